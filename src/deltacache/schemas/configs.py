@@ -1,0 +1,108 @@
+"""Configs of models and training. Frozen values that check themselves; presets are YAML files of these."""
+
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import DeltacacheError
+
+PresetName = Literal["released", "paper", "tiny"]
+_PRESETS = Path(__file__).parent / "presets"
+
+
+class TokenizerModelConfig(Frozen):
+    """DeltaTok (method section 1). ``hidden_size`` comes from the features."""
+
+    num_heads: int = 12
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    qk_norm: bool = True
+    gated_attention: bool = True
+    mlp: Literal["gelu", "swiglu"] = "swiglu"
+    frame_compression: Literal["off", "learned", "zeros"] = "off"
+    rope_theta: float = 100.0
+    rope_rescale: float | None = Field(
+        default=2.0, description="train mode: coordinates x [1/r, r]; null for none"
+    )
+    layer_scale_init: float = 1e-5
+
+
+class WorldModelConfig(Frozen):
+    """DeltaWorld's predictor (method section 1). ``hidden_size`` comes from the delta tokens."""
+
+    num_heads: int = 12
+    num_layers: int = 12
+    mlp_ratio: float = 4.0
+    query: Literal["noise", "learned"] = "noise"
+    noise_std: float = 0.02
+    layer_scale_init: float = 1e-5
+
+
+class TrainingConfig(Frozen):
+    """The loop: what both trainers share."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(default=5000, ge=0)
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float | None = Field(default=None, gt=0)
+    seed: int = Field(default=0, ge=0)
+    save_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    keep: int = Field(default=2, ge=1, description="checkpoints kept")
+
+
+class TokenizerConfig(Frozen):
+    """``train-tokenizer``: a preset, after the command line's changes."""
+
+    model: TokenizerModelConfig
+    training: TrainingConfig
+    loss: Literal["mse", "log_cosh"] = "log_cosh"
+    black_first_fraction: float = Field(default=0.0, ge=0, le=1)
+
+
+class WorldConfig(Frozen):
+    """``train-world``: a preset, after the command line's changes."""
+
+    model: WorldModelConfig
+    training: TrainingConfig
+    candidates: int = Field(default=256, ge=1, description="K of best-of-many")
+    smooth_l1_beta: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _one_candidate_without_noise(self) -> Self:
+        if self.model.query == "learned" and self.candidates != 1:
+            raise ValueError("a learned query has one candidate: set candidates to 1")
+        return self
+
+
+ConfigT = TypeVar("ConfigT", bound=Frozen)
+
+
+def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Read one YAML file as ``kind``; unknown or ill-typed fields are refused by name."""
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise DeltacacheError(f"{path} does not exist: give the path of a YAML config") from None
+    except (ValidationError, yaml.YAMLError) as error:
+        raise DeltacacheError(f"{path} is not a valid {kind.__name__}: {error}") from error
+
+
+def tokenizer_preset(name: PresetName) -> TokenizerConfig:
+    """``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
+    return load_config(_PRESETS / f"tokenizer-{name}.yaml", TokenizerConfig)
+
+
+def world_preset(name: PresetName) -> WorldConfig:
+    """``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
+    return load_config(_PRESETS / f"world-{name}.yaml", WorldConfig)
+
+
+def save_config(config: Frozen, path: Path) -> None:
+    """Write the resolved config beside an output, as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

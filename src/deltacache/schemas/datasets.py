@@ -1,0 +1,87 @@
+"""``dataset.json``: what a dataset holds and what it was made from."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deltacache.schemas.fingerprints import fingerprint_of
+
+FORMAT_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """A value that checks itself and refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingSettings(Frozen):
+    """How frames are chosen. Times are seconds."""
+
+    frames: int = Field(default=8, ge=2, le=1024, description="frames a clip")
+    spacing_min_s: float = Field(default=0.04, gt=0)
+    spacing_max_s: float = Field(default=0.3333, gt=0)
+    allow_duplicates: bool = Field(default=True, description="clips shorter than the span repeat frames")
+    augment: bool = Field(default=True, description="random start, spacing, crop and flip; else centred")
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class BackboneCard(Frozen):
+    """Which frozen backbone made the patch tokens."""
+
+    id: str = Field(description="hub id, folder name, or 'tiny'")
+    weights_sha256: str
+    patch_size: int
+    hidden_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+class DatasetCard(Frozen):
+    """The content of ``dataset.json``."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Literal["features", "deltas"]
+    store: Literal["webdataset", "zarr"]
+    dtype: Literal["float16"] = "float16"
+    backbone: BackboneCard
+    tokenizer_fingerprint: str | None = None
+    image_size: int
+    patch_grid: tuple[int, int]
+    hidden_size: int
+    sampling: SamplingSettings
+    black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
+    code_version: str
+
+    @property
+    def features_fingerprint(self) -> str:
+        """What determines the patch tokens: the same whichever store, and for deltas that of their parent."""
+        return fingerprint_of(
+            {
+                "kind": "features",
+                "format_version": self.format_version,
+                "backbone": self.backbone.model_dump(mode="json", exclude={"id"}),
+                "image_size": self.image_size,
+                "dtype": self.dtype,
+                "sampling": self.sampling.model_dump(mode="json"),
+            }
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What determines the numbers of this dataset."""
+        if self.kind == "features":
+            return self.features_fingerprint
+        return fingerprint_of(
+            {"features": self.features_fingerprint, "tokenizer": self.tokenizer_fingerprint}
+        )
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Fingerprints of what this dataset was made from."""
+        if self.kind == "features":
+            return {"backbone": self.backbone.weights_sha256[:16]}
+        return {"features": self.features_fingerprint, "tokenizer": self.tokenizer_fingerprint or ""}

@@ -1,0 +1,50 @@
+"""Errors that are the user's business: one readable message, exit code 1, no traceback.
+
+Anything that is not one of these is a bug of ours and keeps its traceback.
+"""
+
+from enum import StrEnum
+
+
+class DeltacacheError(Exception):
+    """Something was refused or failed. The message names the value, the rule and the way out."""
+
+
+class DatasetError(DeltacacheError):
+    """A dataset folder is missing, damaged, of another kind, or holds something else."""
+
+
+class CheckpointError(DeltacacheError):
+    """A checkpoint is missing, damaged, or its tensors do not fit the model."""
+
+
+class MismatchError(DeltacacheError):
+    """Two things that do not belong together were combined; the message names both fingerprints."""
+
+
+class FailureReason(StrEnum):
+    """Why a video or clip was refused: the closed list of ``failures.parquet``."""
+
+    EMPTY_FILE = "empty_file"  # zero bytes
+    NOT_A_VIDEO = "not_a_video"  # no demuxer recognises the content
+    NO_VIDEO_STREAM = "no_video_stream"  # a media file without pictures (audio only)
+    TRUNCATED = "truncated"  # the header is there, the frames it needs are not
+    CORRUPT_STREAM = "corrupt_stream"  # the decoder reports damage, or frames are missing
+    NO_FRAMES = "no_frames"  # a video stream that decodes to nothing
+    TOO_SHORT = "too_short"  # the sampled span does not fit and duplicates are refused
+    TOO_SMALL = "too_small"  # fewer pixels than a crop needs
+    UNSUPPORTED_CODEC = "unsupported_codec"  # no decoder in this installation
+    DECODER_CRASHED = "decoder_crashed"  # the child process died
+    DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit
+    OUT_OF_MEMORY = "out_of_memory"  # the child process hit its memory limit
+    UNREADABLE = "unreadable"  # the file cannot be opened or read (permissions, I/O)
+    EXCLUDED = "excluded"  # named in the exclude list
+
+
+class VideoRefusedError(DeltacacheError):
+    """One video cannot be used. Costs that video a row in ``failures.parquet``, never the job."""
+
+    def __init__(self, reason: FailureReason, message: str) -> None:
+        super().__init__(f"{reason.value}: {message}")
+        self.reason = reason
+        self.message = message

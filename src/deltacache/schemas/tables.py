@@ -1,0 +1,78 @@
+"""Arrow schemas of every Parquet file the project writes. Column names are fixed: others rely on them."""
+
+import pyarrow as pa
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("video_id", pa.string()),
+        ("video_uri", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("first_view", pa.int32()),
+        ("views", pa.int32()),
+    ]
+)
+"""Which videos form which shard. A row is one video with views ``first_view .. first_view + views - 1``."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video_uri", pa.string()),
+        ("view", pa.int32()),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+        ("frame_indices", pa.list_(pa.int32())),
+        ("timestamps_s", pa.list_(pa.float32())),
+        ("crop", pa.list_(pa.int32())),
+        ("flip", pa.bool_()),
+        ("decoder", pa.string()),
+        ("duplicate_frames", pa.int32()),
+        ("crc32c", pa.uint32()),
+    ]
+)
+"""A row a clip. ``crop`` is top, left, height, width; ``crc32c`` is that of the token array's bytes."""
+
+FAILURES_SCHEMA = pa.schema(
+    [
+        ("video_uri", pa.string()),
+        ("view", pa.int32()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""A row a refused video or clip. ``view`` is null when the whole video was refused."""
+
+_METRIC_FIELDS = [
+    ("run_id", pa.string()),
+    ("method", pa.string()),
+    ("dataset", pa.string()),
+    ("task", pa.string()),
+    ("metric", pa.string()),
+    ("aggregation", pa.string()),
+    ("horizon", pa.int32()),
+    ("horizon_s", pa.float64()),
+    ("context", pa.int32()),
+    ("num_samples", pa.int32()),
+    ("value", pa.float64()),
+    ("ci_low", pa.float64()),
+    ("ci_high", pa.float64()),
+    ("n_sequences", pa.int64()),
+    ("n_targets", pa.int64()),
+    ("image_size", pa.int32()),
+    ("seed", pa.int64()),
+    ("backbone", pa.string()),
+    ("tokenizer", pa.string()),
+    ("world", pa.string()),
+    ("code_version", pa.string()),
+    ("created_at", pa.timestamp("us", tz="UTC")),
+]
+
+METRICS_SCHEMA = pa.schema(_METRIC_FIELDS)
+"""``metrics.parquet``: a row a number."""
+
+SEQUENCES_SCHEMA = pa.schema(
+    [("sequence_id", pa.string())]
+    + [field for field in _METRIC_FIELDS if field[0] not in ("ci_low", "ci_high", "n_sequences")]
+)
+"""``sequences.parquet``: the same per sequence, so that two runs can be compared pairwise."""
