@@ -1,0 +1,41 @@
+"""Where the golden numbers and real videos are found; everything else a test needs, it makes itself."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _golden_root() -> Path:
+    return Path(os.environ.get("DELTACACHE_GOLDEN", _ROOT.parent / "shared" / "golden")).resolve()
+
+
+def _require(path: Path) -> Path:
+    """Return ``path``; without it skip, saying why, except in CI, where that is a failure."""
+    if path.exists():
+        return path
+    reason = f"{path} does not exist: set DELTACACHE_GOLDEN to the folder of golden numbers"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Inputs, weights and outputs of the released code."""
+    return _require(_golden_root())
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """Real clips: ``fixture/`` ordinary, ``odd/`` broken or unusual."""
+    return _require(_golden_root().parent / "videos")
+
+
+@pytest.fixture(scope="session")
+def mini_benchmarks() -> Path:
+    """Miniature VSPW, Cityscapes and KITTI trees."""
+    default = _golden_root().parent / "mini"
+    return _require(Path(os.environ.get("DELTACACHE_MINI", default)))
