@@ -1,0 +1,1 @@
+"""Whole runs: the demo's drawn world, and the commands' stages put one after another."""

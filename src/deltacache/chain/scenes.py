@@ -1,0 +1,226 @@
+"""How the junction looks and how the shape moves: pure functions from a scene to pixels.
+
+Lengths and positions are shares of the frame's side, x to the right and y down.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+Outcome = Literal["left", "right"]
+Kind = Literal["disc", "square", "triangle", "diamond"]
+Colour = tuple[int, int, int]
+"""RGB, 0-255."""
+Point = tuple[float, float]
+
+FRAMES = 8
+CONTEXT_FRAMES = 4
+
+_KINDS: tuple[Kind, ...] = ("disc", "square", "triangle", "diamond")
+_SUPERSAMPLING = 4
+_SUBPIXEL_BITS = 4
+_ROAD_HALF_WIDTH = 0.135
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """The colours of one scenery."""
+
+    ground: Colour
+    road: Colour
+    kerb: Colour
+    marking: Colour
+    plant: Colour
+
+
+_PALETTES = (
+    Palette((112, 168, 84), (92, 96, 104), (206, 208, 202), (240, 240, 232), (52, 110, 58)),  # meadow
+    Palette((222, 190, 130), (150, 112, 84), (240, 220, 176), (250, 236, 204), (150, 140, 70)),  # desert
+    Palette((228, 236, 244), (128, 142, 160), (186, 198, 214), (246, 250, 255), (70, 116, 122)),  # snow
+    Palette((38, 46, 78), (70, 70, 96), (112, 112, 150), (244, 214, 120), (26, 78, 84)),  # night
+    Palette((204, 138, 74), (84, 78, 82), (224, 196, 164), (246, 226, 190), (164, 66, 42)),  # autumn
+    Palette((72, 148, 190), (176, 140, 98), (122, 92, 62), (214, 184, 142), (214, 236, 240)),  # harbour
+)
+_BODY_COLOURS: tuple[Colour, ...] = (
+    (226, 50, 56),
+    (250, 204, 40),
+    (30, 200, 214),
+    (214, 66, 190),
+    (250, 250, 250),
+    (26, 26, 34),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that is seen of one video, except which way the shape turns.
+
+    ``speed`` is in sides a frame; ``plants`` are (x, y, radius); ``grain`` seeds the ground's texture.
+    """
+
+    palette: Palette
+    kind: Kind
+    colour: Colour
+    radius: float
+    speed: float
+    junction: Point
+    plants: tuple[tuple[float, float, float], ...]
+    grain: int
+
+    def position(self, frame: int, outcome: Outcome) -> Point:
+        """Centre of the shape; it is at the junction in the last context frame."""
+        x, y = self.junction
+        travelled = self.speed * (frame - (CONTEXT_FRAMES - 1))
+        if travelled <= 0:
+            return x, y - travelled
+        return (x - travelled if outcome == "left" else x + travelled), y
+
+    def heading(self, frame: int, outcome: Outcome) -> float:
+        """Direction of travel in radians, 0 to the right, clockwise."""
+        if frame < CONTEXT_FRAMES:
+            return -np.pi / 2
+        return np.pi if outcome == "left" else 0.0
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw how a scene looks and moves; the way the shape turns is no part of it."""
+    palette = _PALETTES[rng.integers(len(_PALETTES))]
+    junction = (0.5 + rng.uniform(-0.04, 0.04), 0.36 + rng.uniform(-0.03, 0.03))
+    return Scene(
+        palette=palette,
+        kind=_KINDS[rng.integers(len(_KINDS))],
+        colour=_visible_on(palette.road, rng),
+        radius=rng.uniform(0.1, 0.12),
+        speed=rng.uniform(0.11, 0.125),
+        junction=junction,
+        plants=_draw_plants(junction, rng),
+        grain=int(rng.integers(2**31)),
+    )
+
+
+def draw_video(scene: Scene, outcome: Outcome, image_size: int) -> np.ndarray:
+    """Frames (T, S, S, 3) uint8 RGB; the first four do not depend on ``outcome``."""
+    canvas = _Canvas(image_size)
+    _draw_scenery(canvas, scene)
+    scenery = canvas.pixels.copy()
+    frames = np.empty((FRAMES, image_size, image_size, 3), np.uint8)
+    for frame in range(FRAMES):
+        canvas.pixels[...] = scenery
+        _draw_shape(canvas, scene, scene.position(frame, outcome), scene.heading(frame, outcome))
+        frames[frame] = canvas.finish()
+    return frames
+
+
+def _visible_on(road: Colour, rng: np.random.Generator) -> Colour:
+    """A colour that stands out from the road."""
+    distance = [np.abs(np.subtract(colour, road)).sum() for colour in _BODY_COLOURS]
+    visible = [colour for colour, far in zip(_BODY_COLOURS, distance, strict=True) if far > 200]
+    return visible[rng.integers(len(visible))]
+
+
+def _draw_plants(junction: Point, rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
+    """Where plants stand: beside the stem and above the arms, never on the road."""
+    x, y = junction
+    margin = _ROAD_HALF_WIDTH + 0.05
+    regions = (
+        ((0.0, x - margin), (y + margin, 1.0)),
+        ((x + margin, 1.0), (y + margin, 1.0)),
+        ((0.0, 1.0), (0.0, y - margin)),
+    )
+    plants: list[tuple[float, float, float]] = []
+    for (left, right), (top, bottom) in regions:
+        for _ in range(rng.integers(2, 5)):
+            radius = rng.uniform(0.03, 0.06)
+            across = rng.uniform(left, right - radius) if right < 1 else rng.uniform(left + radius, right)
+            down = rng.uniform(top, bottom - radius) if bottom < 1 else rng.uniform(top + radius, bottom)
+            plants.append((across, down, radius))
+    return tuple(plants)
+
+
+class _Canvas:
+    """Draws in shares of the side on a larger picture, which ``finish`` averages down."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.side = image_size * _SUPERSAMPLING
+        self.pixels = np.zeros((self.side, self.side, 3), np.uint8)
+
+    def fixed(self, value: float) -> int:
+        """A share of the side as OpenCV's fixed-point number."""
+        return round(value * self.side * 2**_SUBPIXEL_BITS)
+
+    def polygon(self, points: np.ndarray, colour: Colour) -> None:
+        """Fill a convex polygon of (P, 2) points."""
+        corners = np.array([[self.fixed(x), self.fixed(y)] for x, y in points], np.int32)
+        cv2.fillConvexPoly(self.pixels, corners, colour, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+    def rectangle(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
+        self.polygon(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), colour)
+
+    def disc(self, centre: Point, radius: float, colour: Colour) -> None:
+        at = (self.fixed(centre[0]), self.fixed(centre[1]))
+        cv2.circle(self.pixels, at, self.fixed(radius), colour, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+    def finish(self) -> np.ndarray:
+        """(S, S, 3) uint8."""
+        return cv2.resize(self.pixels, (self.image_size, self.image_size), interpolation=cv2.INTER_AREA)
+
+
+def _shaded(colour: Colour, factor: float) -> Colour:
+    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+    return red, green, blue
+
+
+def _draw_scenery(canvas: _Canvas, scene: Scene) -> None:
+    palette = scene.palette
+    canvas.pixels[...] = palette.ground
+    grain = np.random.default_rng(scene.grain)
+    for x, y, shade in grain.uniform(0, 1, (60, 3)):
+        canvas.disc((x, y), 0.012, _shaded(palette.ground, 0.92 + 0.16 * shade))
+    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH + 0.022, palette.kerb)
+    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH, palette.road)
+    _draw_markings(canvas, scene.junction, palette.marking)
+    for x, y, radius in scene.plants:
+        canvas.disc((x + 0.012, y + 0.016), radius, _shaded(palette.ground, 0.72))
+        canvas.disc((x, y), radius, palette.plant)
+        canvas.disc((x - 0.25 * radius, y - 0.3 * radius), 0.5 * radius, _shaded(palette.plant, 1.25))
+
+
+def _draw_road(canvas: _Canvas, junction: Point, half_width: float, colour: Colour) -> None:
+    x, y = junction
+    canvas.rectangle(0, y - half_width, 1, y + half_width, colour)
+    canvas.rectangle(x - half_width, y, x + half_width, 1, colour)
+
+
+def _draw_markings(canvas: _Canvas, junction: Point, colour: Colour) -> None:
+    """Dashed middle lines that stop short of the junction."""
+    x, y = junction
+    half_length, half_width, first = 0.035, 0.008, _ROAD_HALF_WIDTH + 0.06
+    for step in range(8):
+        along = first + 0.13 * step
+        canvas.rectangle(
+            x - half_width, y + along - half_length, x + half_width, y + along + half_length, colour
+        )
+        for middle in (x - along, x + along):
+            canvas.rectangle(
+                middle - half_length, y - half_width, middle + half_length, y + half_width, colour
+            )
+
+
+def _outline(kind: Kind, centre: Point, radius: float, heading: float) -> np.ndarray:
+    """Corners (P, 2) of a shape of about the area of a disc of ``radius``, turned to ``heading``."""
+    corners = {"square": 4, "triangle": 3, "diamond": 4, "disc": 48}[kind]
+    turn = {"square": np.pi / 4, "triangle": 0.0, "diamond": 0.0, "disc": 0.0}[kind]
+    reach = {"square": 1.2, "triangle": 1.4, "diamond": 1.25, "disc": 1.0}[kind] * radius
+    angles = heading + turn + 2 * np.pi * np.arange(corners) / corners
+    return np.array(centre) + reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _draw_shape(canvas: _Canvas, scene: Scene, centre: Point, heading: float) -> None:
+    x, y = centre
+    shadow, body = _shaded(scene.palette.road, 0.6), scene.colour
+    canvas.polygon(_outline(scene.kind, (x + 0.015, y + 0.02), scene.radius, heading), shadow)
+    canvas.polygon(_outline(scene.kind, centre, scene.radius, heading), _shaded(body, 0.62))
+    canvas.polygon(_outline(scene.kind, centre, scene.radius * 0.84, heading), body)
