@@ -1,0 +1,58 @@
+"""Settings of the offline jobs: what a command line turns into and what is saved beside its output."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from deltacache.schemas.datasets import Frozen, SamplingSettings
+
+DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+
+
+class ClusterSettings(Frozen):
+    """Where the work runs. Changes no number in the output."""
+
+    ray_address: str | None = Field(default=None, description="None starts a local Ray")
+    encoders: int | None = Field(default=None, ge=1, description="None: one a GPU, else half the CPUs")
+    gpus_per_encoder: float | None = Field(default=None, ge=0, description="None: 1 where there are GPUs")
+    decoders: int | None = Field(default=None, ge=1, description="None: the CPUs the encoders leave")
+
+
+class DecodeLimits(Frozen):
+    """What one video may cost before it is given up."""
+
+    timeout_s: float = Field(default=300.0, gt=0)
+    memory_bytes: int = Field(default=8 << 30, gt=0)
+
+
+class ExtractionSettings(Frozen):
+    """From videos to patch tokens."""
+
+    source: str
+    backbone: str = DEFAULT_BACKBONE
+    image_size: int = Field(default=512, ge=16)
+    views: int = Field(default=1, ge=1, le=1000)
+    sampling: SamplingSettings = SamplingSettings()
+    store: Literal["webdataset", "zarr"] = "webdataset"
+    videos_per_shard: int = Field(default=32, ge=1)
+    exclude_list: Path | None = None
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    limits: DecodeLimits = DecodeLimits()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+class TokenizeSettings(Frozen):
+    """From a feature dataset to delta tokens."""
+
+    features: Path
+    tokenizer: Path
+    store: Literal["webdataset", "zarr"] = "webdataset"
+    cluster: ClusterSettings = ClusterSettings()
+
+
+class TokenizeVideosSettings(Frozen):
+    """Straight from videos to delta tokens: patch tokens never touch the disk."""
+
+    videos: ExtractionSettings
+    tokenizer: Path
