@@ -1,1 +1,1 @@
-"""Whole runs: the demo's drawn world, and the commands' stages put one after another."""
+"""The whole way through as one command: what ``deltacache run`` and ``deltacache demo`` call."""

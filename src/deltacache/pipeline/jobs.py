@@ -71,8 +71,8 @@ class FailureBudget:
         if self.exceeded_by(failures.total()):
             raise DeltacacheError(
                 f"{failures.total()} of {self.videos} videos were refused, more than --max-failed-fraction "
-                f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} "
-                "says why each was refused. Mend or remove them, or raise --max-failed-fraction, and run the command again"
+                f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} says why. "
+                "Mend or remove those videos, or raise --max-failed-fraction, and run the command again"
             )
 
 
@@ -100,6 +100,21 @@ def extract_features(settings: ExtractionSettings, out: Path, reporter: Reporter
     build = partial(build_feature_encoder, settings.backbone)
     return _encode_videos(
         _VideoJob("extract-features", settings, settings, card, black, build), out, reporter
+    )
+
+
+def preview_extraction(settings: ExtractionSettings, out: Path) -> str:
+    """What ``extract_features`` would make, as text; writes nothing."""
+    sources = find_videos(settings.source, settings.exclude_list)
+    backbone = load_backbone(settings.backbone)
+    rows, columns = backbone.grid(settings.image_size)
+    clips = len(sources) * settings.views
+    clip_bytes = settings.sampling.frames * rows * columns * backbone.hidden_size * 2
+    shards = -(-len(sources) // settings.videos_per_shard)
+    return (
+        f"{settings.source}: {len(sources)} videos ({sum(s.size_bytes for s in sources) / 1e9:.2f} GB)\n"
+        f"{out}: would hold {clips} clips of {settings.sampling.frames} x {rows * columns} x "
+        f"{backbone.hidden_size} float16 in at least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB"
     )
 
 

@@ -1,8 +1,8 @@
 """``dataset.json``: what a dataset holds and what it was made from."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deltacache.schemas.fingerprints import fingerprint_of
 
@@ -27,6 +27,15 @@ class SamplingSettings(Frozen):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _spacing_in_order(self) -> Self:
+        if self.spacing_min_s > self.spacing_max_s:
+            raise ValueError(
+                f"spacing {self.spacing_min_s:g} {self.spacing_max_s:g}: "
+                "give the shorter time between frames first"
+            )
+        return self
 
 
 class BackboneCard(Frozen):

@@ -1,0 +1,135 @@
+"""``deltacache run CONFIG.yaml``: every stage in turn; finished stages are skipped.
+
+The output folder holds ``features/train``, ``features/test``, ``tokenizer``, ``deltas``, ``worlds/<name>``
+and ``evaluation``. Each stage decides by its own rules whether it is finished, so a stopped chain goes on
+where it was, and a changed setting is refused by the stage it belongs to.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.pipeline.jobs import extract_features, tokenize_features
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
+from deltacache.schemas.progress import Reporter
+from deltacache.train.tokenizer import train_tokenizer
+from deltacache.train.world import train_world
+
+
+class EvaluationPlan(Frozen):
+    """What ``evaluate`` is asked at the end of a chain."""
+
+    context: int = Field(default=4, ge=1)
+    horizons: tuple[int, ...] = (1, 3)
+    samples: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+    futures: Path | None = None
+
+
+class ChainConfig(Frozen):
+    """The content of CONFIG.yaml: the same settings as the single commands take."""
+
+    train_videos: ExtractionSettings
+    test_videos: ExtractionSettings
+    tokenizer: TokenizerConfig
+    worlds: dict[str, WorldConfig] = Field(min_length=1)
+    evaluation: EvaluationPlan = EvaluationPlan()
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPaths:
+    """Where each stage of a chain writes."""
+
+    out: Path
+
+    @property
+    def train_features(self) -> Path:
+        """Patch tokens of the training videos."""
+        return self.out / "features" / "train"
+
+    @property
+    def test_features(self) -> Path:
+        """Patch tokens of the test videos."""
+        return self.out / "features" / "test"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The trained tokenizer."""
+        return self.out / "tokenizer"
+
+    @property
+    def deltas(self) -> Path:
+        """Delta tokens of the training videos."""
+        return self.out / "deltas"
+
+    @property
+    def evaluation(self) -> Path:
+        """Tables and report."""
+        return self.out / "evaluation"
+
+    def world(self, name: str) -> Path:
+        """The trained world model called ``name``."""
+        return self.out / "worlds" / name
+
+
+def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
+    """Run every stage that is not finished yet.
+
+    Raises:
+        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept.
+    """
+    paths = ChainPaths(out)
+    features, test = paths.train_features, paths.test_features
+    with _timed("features of the training videos", reporter):
+        extract_features(config.train_videos, features, reporter)
+    with _timed("features of the test videos", reporter):
+        extract_features(config.test_videos, test, reporter)
+    with _timed("tokenizer", reporter):
+        train_tokenizer(
+            features, paths.tokenizer, config.tokenizer, resume=True, device=config.device, reporter=reporter
+        )
+    with _timed("delta tokens", reporter):
+        job = TokenizeSettings(
+            features=features, tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
+        )
+        tokenize_features(job, paths.deltas, reporter)
+    for name, world in config.worlds.items():
+        with _timed(f"world model {name}", reporter):
+            train_world(
+                paths.deltas, paths.world(name), world, resume=True, device=config.device, reporter=reporter
+            )
+    with _timed("evaluation", reporter):
+        evaluate_clips(_evaluation(config, paths), reporter)
+    return paths
+
+
+def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:
+    return ClipEvaluation(
+        out=paths.evaluation,
+        features=paths.test_features,
+        tokenizer=paths.tokenizer,
+        worlds=tuple(paths.world(name) for name in config.worlds),
+        device=config.device,
+        **config.evaluation.model_dump(),
+    )
+
+
+@contextmanager
+def _timed(name: str, reporter: Reporter) -> Iterator[None]:
+    """Say how long a stage took and the most memory this process has used so far."""
+    start = time.perf_counter()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    reporter.line(
+        f"[{name}: {time.perf_counter() - start:.1f} s, peak memory of this process {peak:.2f} GiB]"
+    )

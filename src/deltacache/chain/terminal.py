@@ -1,0 +1,108 @@
+"""Progress on a terminal, and plain lines where there is none."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from deltacache.schemas.progress import ProgressStage, Reporter
+
+_PLAIN_INTERVAL_S = 15.0
+
+
+def _status_text(status: dict[str, float | str]) -> str:
+    """``loss 0.0123, clips_per_s 12.3`` with as many digits as a person reads."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
+        for name, value in status.items()
+    )
+
+
+class _BarStage:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, items: int = 1, **status: float | str) -> None:
+        self._progress.advance(self._task, items)
+        if status:
+            self._progress.update(self._task, status=_status_text(status))
+
+
+class BarReporter:
+    """One bar a stage; finished bars stay on the screen."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
+        """See ``Reporter``."""
+        columns = (
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", style="dim"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield _BarStage(progress, progress.add_task(name, total=total, completed=done, status=""))
+
+    def line(self, text: str) -> None:
+        """See ``Reporter``."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class _PlainStage:
+    def __init__(self, name: str, total: int | None, done: int) -> None:
+        self._name, self._total, self._done = name, total, done
+        self._start = self._last = time.monotonic()
+        self._status: dict[str, float | str] = {}
+
+    def advance(self, items: int = 1, **status: float | str) -> None:
+        self._done += items
+        self._status = status or self._status
+        if time.monotonic() - self._last > _PLAIN_INTERVAL_S:
+            self._last = time.monotonic()
+            self.say()
+
+    def say(self) -> None:
+        """Print where the stage is."""
+        total = "" if self._total is None else f"/{self._total}"
+        elapsed = time.monotonic() - self._start
+        status = f" ({_status_text(self._status)})" if self._status else ""
+        print(f"{self._name}: {self._done}{total} in {elapsed:.0f} s{status}", flush=True)
+
+
+class PlainReporter:
+    """A line every quarter of a minute and one at the end of a stage."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
+        """See ``Reporter``."""
+        stage = _PlainStage(name, total, done)
+        print(f"{name}: {'starting' if not done else f'continuing at {done}'}", flush=True)
+        yield stage
+        stage.say()
+
+    def line(self, text: str) -> None:
+        """See ``Reporter``."""
+        print(text, flush=True)
+
+
+def terminal_reporter() -> Reporter:
+    """Bars on a terminal, plain lines elsewhere."""
+    return BarReporter(Console()) if sys.stdout.isatty() else PlainReporter()

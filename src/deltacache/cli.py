@@ -1,0 +1,467 @@
+"""The ``deltacache`` command: parse, build, call. What is done lies in the rooms behind it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deltacache import __version__
+from deltacache.schemas.errors import DeltacacheError
+
+app = typer.Typer(
+    help="Cache DINOv3 patch tokens and delta tokens once, then train and evaluate world models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Store(StrEnum):
+    """Shard formats."""
+
+    webdataset = "webdataset"
+    zarr = "zarr"
+
+
+class Dtype(StrEnum):
+    """Stored precision of patch tokens."""
+
+    float16 = "float16"
+
+
+class Preset(StrEnum):
+    """Recipes in ``schemas/presets``."""
+
+    released = "released"
+    paper = "paper"
+    tiny = "tiny"
+
+
+class Query(StrEnum):
+    """What the world model's queries start from."""
+
+    noise = "noise"
+    learned = "learned"
+
+
+_state = {"debug": False}
+
+SourceArg = Annotated[
+    str, typer.Argument(help="Folder (searched recursively), glob, or text/CSV/Parquet list of videos.")
+]
+OutArg = Annotated[Path, typer.Argument(help="Output folder; an unfinished one is continued.")]
+BackboneOpt = Annotated[
+    str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
+]
+ImageSizeOpt = Annotated[int, typer.Option(min=16, help="Side of the square frames in pixels.")]
+FramesOpt = Annotated[int, typer.Option(min=2, help="Frames a clip.")]
+ViewsOpt = Annotated[int, typer.Option(min=1, help="Clips a video, each with its own crop, flip and times.")]
+SpacingOpt = Annotated[
+    tuple[float, float], typer.Option(help="Shortest and longest time between frames in seconds.")
+]
+AugmentOpt = Annotated[
+    bool, typer.Option("--augment/--no-augment", help="Random start, spacing, crop and flip; else centred.")
+]
+DuplicatesOpt = Annotated[
+    bool,
+    typer.Option(
+        "--duplicates/--no-duplicates", help="Repeat frames of short videos, or refuse them (too_short)."
+    ),
+]
+StoreOpt = Annotated[Store, typer.Option(help="Shard format.")]
+DtypeOpt = Annotated[Dtype, typer.Option(help="Stored precision.")]
+ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
+SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
+ExcludeOpt = Annotated[Path | None, typer.Option(help="Text file of videos to leave out, one a line.")]
+FailedOpt = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop with exit code 1 when more of the videos are refused.")
+]
+TimeoutOpt = Annotated[float, typer.Option(min=0.1, help="Seconds that one video may take to decode.")]
+DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
+AddressOpt = Annotated[
+    str | None, typer.Option(help="Ray cluster to run on. [default: a local Ray that starts by itself]")
+]
+EncodersOpt = Annotated[int | None, typer.Option(min=1, help="Encoder processes. [default: one a GPU]")]
+GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [default: 1 if there are any]")]
+DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
+PresetOpt = Annotated[Preset, typer.Option(help="Recipe to start from.")]
+StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
+BatchOpt = Annotated[int | None, typer.Option(min=1, help="Samples a step. [default: the preset's]")]
+TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
+SaveOpt = Annotated[
+    int | None, typer.Option(min=1, help="Steps between checkpoints. [default: the preset's]")
+]
+ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
+DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TokenizerOpt = Annotated[
+    Path | None, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a refused command.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+@app.command("extract-features")
+def extract_features(
+    source: SourceArg,
+    out: OutArg,
+    backbone: BackboneOpt = None,
+    image_size: ImageSizeOpt = 512,
+    frames: FramesOpt = 8,
+    views: ViewsOpt = 1,
+    spacing: SpacingOpt = (0.04, 0.3333),
+    augment: AugmentOpt = True,
+    duplicates: DuplicatesOpt = True,
+    store: StoreOpt = Store.webdataset,
+    dtype: DtypeOpt = Dtype.float16,  # one value so far, checked by the parser
+    videos_per_shard: ShardOpt = 32,
+    seed: SeedOpt = 0,
+    exclude_list: ExcludeOpt = None,
+    max_failed_fraction: FailedOpt = 0.05,
+    decode_timeout: TimeoutOpt = 300.0,
+    dry_run: DryRunOpt = False,
+    ray_address: AddressOpt = None,
+    encoders: EncodersOpt = None,
+    gpus_per_encoder: GpusOpt = None,
+    decoders: DecodersOpt = None,
+) -> None:
+    """Decode videos and cache the patch tokens of a frozen backbone.
+
+    Example: deltacache extract-features videos/ features/ --backbone tiny --image-size 256 --views 2
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline import jobs
+
+    settings = _extraction(locals())
+    if dry_run:
+        terminal_reporter().line(jobs.preview_extraction(settings, out))
+        return
+    jobs.extract_features(settings, out, terminal_reporter())
+
+
+@app.command("train-tokenizer")
+def train_tokenizer(
+    features: Annotated[Path, typer.Argument(help="Feature dataset.")],
+    out: OutArg,
+    preset: PresetOpt = Preset.released,
+    steps: StepsOpt = None,
+    batch_size: BatchOpt = None,
+    seed: TrainSeedOpt = None,
+    save_every: SaveOpt = None,
+    resume: ResumeOpt = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Train DeltaTok: one token for the change between two frames.
+
+    Example: deltacache train-tokenizer features/ tokenizer/ --preset tiny --steps 2000
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.schemas.configs import tokenizer_preset
+    from deltacache.train.tokenizer import train_tokenizer as train
+
+    config = tokenizer_preset(preset.value)
+    training = _changed(config.training, steps=steps, batch_size=batch_size, seed=seed, save_every=save_every)
+    config = _changed(config, training=training)
+    train(features, out, config, resume=resume, device=device, reporter=terminal_reporter())
+
+
+@app.command()
+def tokenize(
+    source: Annotated[str, typer.Argument(help="Feature dataset, or videos as for extract-features.")],
+    out: OutArg,
+    tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
+    backbone: BackboneOpt = None,
+    image_size: ImageSizeOpt = 512,
+    frames: FramesOpt = 8,
+    views: ViewsOpt = 1,
+    spacing: SpacingOpt = (0.04, 0.3333),
+    augment: AugmentOpt = True,
+    duplicates: DuplicatesOpt = True,
+    store: StoreOpt = Store.webdataset,
+    videos_per_shard: ShardOpt = 32,
+    seed: SeedOpt = 0,
+    exclude_list: ExcludeOpt = None,
+    max_failed_fraction: FailedOpt = 0.05,
+    decode_timeout: TimeoutOpt = 300.0,
+    ray_address: AddressOpt = None,
+    encoders: EncodersOpt = None,
+    gpus_per_encoder: GpusOpt = None,
+    decoders: DecodersOpt = None,
+) -> None:
+    """Turn a feature dataset, or videos directly, into delta tokens.
+
+    From videos it takes the flags of extract-features, and patch tokens never touch the disk.
+
+    Example: deltacache tokenize features/ deltas/ --tokenizer tokenizer/
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline import jobs
+    from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
+
+    settings = _extraction(locals())
+    if (Path(source) / "dataset.json").is_file():
+        job = TokenizeSettings(
+            features=Path(source), tokenizer=tokenizer, store=store.value, cluster=settings.cluster
+        )
+        jobs.tokenize_features(job, out, terminal_reporter())
+    else:
+        videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer)
+        jobs.tokenize_videos(videos, out, terminal_reporter())
+
+
+@app.command("train-world")
+def train_world(
+    deltas: Annotated[Path, typer.Argument(help="Delta dataset.")],
+    out: OutArg,
+    preset: PresetOpt = Preset.released,
+    query: Annotated[Query, typer.Option(help="Noise (best of many), or one learned query.")] = Query.noise,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
+    ] = None,
+    steps: StepsOpt = None,
+    batch_size: BatchOpt = None,
+    seed: TrainSeedOpt = None,
+    save_every: SaveOpt = None,
+    resume: ResumeOpt = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Train DeltaWorld on delta tokens: predict the next token, best of K candidates.
+
+    Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.schemas.configs import world_preset
+    from deltacache.train.world import train_world as train
+
+    config = world_preset(preset.value)
+    training = _changed(config.training, steps=steps, batch_size=batch_size, seed=seed, save_every=save_every)
+    if query is Query.learned and candidates is None:
+        candidates = 1
+    model = _changed(config.model, query=query.value)
+    config = _changed(config, training=training, model=model, candidates=candidates)
+    train(deltas, out, config, resume=resume, device=device, reporter=terminal_reporter())
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet, sequences.parquet, report.html.")],
+    data: Annotated[list[str], typer.Option(help="NAME=PATH; clips=FEATURES is a feature dataset.")],
+    tokenizer: TokenizerOpt = None,
+    world: Annotated[list[Path] | None, typer.Option(help="Output of train-world; may be repeated.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
+    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
+    samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
+    seed: SeedOpt = 0,
+    futures: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet (video_uri, scene, outcome): adds mode coverage.")
+    ] = None,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Score reconstructions and sampled futures; writes Parquet tables and a report.
+
+    Example: deltacache evaluate results/ --data clips=features/ --tokenizer tokenizer/ --world world/
+    """
+    from deltacache.chain.results import evaluate_and_show
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.evaluate.settings import clip_evaluation
+
+    name, path = _named_path(data)
+    settings = clip_evaluation(
+        out=out,
+        features=path,
+        dataset=name,
+        tokenizer=tokenizer,
+        worlds=tuple(world or ()),
+        context=context,
+        horizons=_horizons(horizons),
+        samples=samples,
+        seed=seed,
+        futures=futures,
+        device=device,
+    )
+    evaluate_and_show(settings, terminal_reporter())
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Output of evaluate.")],
+) -> None:
+    """Write report.html again from an evaluation's tables.
+
+    Example: deltacache report results/
+    """
+    from deltacache.evaluate.report import write_report
+
+    typer.echo(f"report: {write_report(out)}")
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Dataset, training output or evaluation.")]) -> None:
+    """Say what something is, what it was made from and how large it is.
+
+    Example: deltacache inspect features/
+    """
+    from deltacache.chain.results import describe_output
+
+    typer.echo(describe_output(path))
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Feature or delta dataset.")]) -> None:
+    """Read every shard of a dataset and check sizes, checksums, index and receipts.
+
+    Example: deltacache verify features/
+    """
+    from deltacache.pipeline.verification import verify_dataset
+
+    problems = verify_dataset(path)
+    for problem in problems:
+        typer.echo(str(problem))
+    if problems:
+        raise DeltacacheError(
+            f"{path}: {len(problems)} problems, listed above. Remove the receipts of the damaged shards and "
+            "run the command that made the dataset again: it makes just those anew"
+        )
+    typer.echo(f"{path}: no damage found")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML of the whole chain; see docs/chain.md.")],
+    out: OutArg,
+) -> None:
+    """Run the whole chain; finished stages are skipped.
+
+    Example: deltacache run chain.yaml out/
+    """
+    from deltacache.chain.results import show_results
+    from deltacache.chain.run import ChainConfig, run_chain
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.schemas.configs import load_config
+
+    reporter = terminal_reporter()
+    paths = run_chain(load_config(config, ChainConfig), out, reporter)
+    show_results(paths.evaluation, reporter)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Output folder; an unfinished demo is continued.")],
+    seed: SeedOpt = 0,
+) -> None:
+    """Run the whole chain on videos it draws itself: tiny models, CPU, minutes.
+
+    Example: deltacache demo demo-output/
+    """
+    from deltacache.chain.demo import run_demo
+    from deltacache.chain.terminal import terminal_reporter
+
+    run_demo(out, seed, terminal_reporter())
+
+
+def _extraction(flags: dict[str, Any]) -> Any:
+    """Settings of extract-features from the flags of a command."""
+    from deltacache.schemas.datasets import SamplingSettings
+    from deltacache.schemas.jobs import (
+        DEFAULT_BACKBONE,
+        ClusterSettings,
+        DecodeLimits,
+        ExtractionSettings,
+    )
+
+    with _usage_errors():
+        return ExtractionSettings(
+            source=flags["source"],
+            backbone=flags["backbone"] or DEFAULT_BACKBONE,
+            image_size=flags["image_size"],
+            views=flags["views"],
+            sampling=SamplingSettings(
+                frames=flags["frames"],
+                spacing_min_s=flags["spacing"][0],
+                spacing_max_s=flags["spacing"][1],
+                allow_duplicates=flags["duplicates"],
+                augment=flags["augment"],
+                seed=flags["seed"],
+            ),
+            store=flags["store"].value,
+            videos_per_shard=flags["videos_per_shard"],
+            exclude_list=flags["exclude_list"],
+            max_failed_fraction=flags["max_failed_fraction"],
+            limits=DecodeLimits(timeout_s=flags["decode_timeout"]),
+            cluster=ClusterSettings(
+                ray_address=flags["ray_address"],
+                encoders=flags["encoders"],
+                gpus_per_encoder=flags["gpus_per_encoder"],
+                decoders=flags["decoders"],
+            ),
+        )
+
+
+def _changed(config: Any, **changes: Any) -> Any:
+    """The config with the given (not None) fields changed, checked again."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    with _usage_errors():
+        return type(config).model_validate({**dict(config), **given})
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Values that a config refuses are wrong usage: exit code 2."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, each['loc']))} {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        ]
+        raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
+
+
+def _named_path(data: list[str]) -> tuple[str, Path]:
+    if len(data) != 1 or not data[0].startswith("clips="):
+        raise typer.BadParameter(f"--data {' '.join(data)}: give clips=PATH of one feature dataset")
+    return "clips", Path(data[0].removeprefix("clips="))
+
+
+def _horizons(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--horizons {text}: give whole numbers such as 1,3") from None
+
+
+def main() -> None:
+    """Entry point: exit code 0 done, 1 refused or failed with one readable message, 2 wrong usage."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except DeltacacheError as error:
+        if _state["debug"]:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it was (training: with --resume)", err=True)
+        sys.exit(130)
