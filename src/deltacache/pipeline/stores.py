@@ -1,0 +1,116 @@
+"""The seam between datasets and the two ways of keeping shards, and what both have in common.
+
+T frames, N patches, D hidden.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from deltacache.pipeline.checksums import crc32c_of_array
+from deltacache.pipeline.receipts import FileRecord, StoredClip
+from deltacache.schemas.clips import DeltaClip, FeatureClip
+from deltacache.schemas.datasets import DatasetCard
+
+TIMESTAMPS = "timestamps_s"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """What a store wrote: the parts of a receipt that it knows. ``files`` are relative to the shards' folder."""
+
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    arrays: dict[str, dict[str, int]] = field(default_factory=dict)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ShardReader(Protocol):
+    """One finished shard, open for reading. Raises DatasetError for what is missing or malformed."""
+
+    def array(self, clip_id: str, name: str, rows: slice) -> np.ndarray:
+        """Rows (frames) of one array of one clip; may be a read-only view of the file. Not yet verified."""
+        ...
+
+
+class ShardStore(Protocol):
+    """One way of keeping shards in a folder."""
+
+    def write(self, folder: Path, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
+        """Write a shard whole and durably; without clips, nothing. Replaces what has its name."""
+        ...
+
+    def open(self, folder: Path, shard_id: str) -> ShardReader:
+        """Open a finished shard whose files have been checked for their size."""
+        ...
+
+
+def shard_store(card: DatasetCard) -> ShardStore:
+    """The store that ``dataset.json`` names. Only Zarr needs the zarr package."""
+    if card.store == "zarr":
+        from deltacache.pipeline.zarr_store import ZarrStore
+
+        return ZarrStore(card)
+    from deltacache.pipeline.webdataset_store import WebDatasetStore
+
+    return WebDatasetStore(card)
+
+
+def token_array(card: DatasetCard) -> str:
+    """Name of the array that a clip is about."""
+    return "patch_tokens" if card.kind == "features" else "delta_tokens"
+
+
+def token_shape(card: DatasetCard) -> tuple[int, ...]:
+    """(T, N, D) of features, (T, D) of deltas."""
+    frames, (rows, columns) = card.sampling.frames, card.patch_grid
+    patches = (rows * columns,) if card.kind == "features" else ()
+    return (frames, *patches, card.hidden_size)
+
+
+def tokens_of(clip: FeatureClip | DeltaClip) -> np.ndarray:
+    """The clip's token array, C-contiguous."""
+    tokens = clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
+    return np.ascontiguousarray(tokens)
+
+
+def checked_clips(
+    card: DatasetCard, shard_id: str, clips: Iterable[StoredClip], written: WrittenShard
+) -> Iterator[tuple[StoredClip, np.ndarray]]:
+    """Pass on clips with their tokens as the card wants them, and note each in ``written``.
+
+    Raises:
+        ValueError: a clip of another kind or shape, or one id twice.
+    """
+    kind = FeatureClip if card.kind == "features" else DeltaClip
+    for stored in clips:
+        clip = stored.clip
+        if not isinstance(clip, kind) or clip.clip_id in written.arrays:
+            raise ValueError(f"shard {shard_id}: {clip!r} is not a {kind.__name__} or came twice")
+        tokens = tokens_of(clip)
+        if tokens.shape != token_shape(card):
+            raise ValueError(f"shard {shard_id}: {clip!r} must have the shape {token_shape(card)}")
+        crcs = {token_array(card): crc32c_of_array(tokens), TIMESTAMPS: crc32c_of_array(clip.timestamps_s)}
+        written.arrays[clip.clip_id] = crcs
+        written.clips.append(_index_row(stored, shard_id, len(written.clips), crcs[token_array(card)]))
+        yield stored, tokens
+
+
+def _index_row(stored: StoredClip, shard_id: str, row: int, crc: int) -> dict[str, Any]:
+    crop = stored.crop
+    return {
+        "clip_id": stored.clip.clip_id,
+        "video_uri": stored.video_uri,
+        "view": stored.view,
+        "shard": shard_id,
+        "row": row,
+        "frame_indices": [int(index) for index in stored.frame_indices],
+        "timestamps_s": stored.clip.timestamps_s.tolist(),
+        "crop": [crop.top, crop.left, crop.height, crop.width],
+        "flip": bool(stored.flip),
+        "decoder": stored.decoder,
+        "duplicate_frames": int(stored.duplicate_frames),
+        "crc32c": crc,
+    }
