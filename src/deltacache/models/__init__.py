@@ -1,0 +1,1 @@
+"""Backbone, DeltaTok and DeltaWorld: single-device torch modules that take plain arguments."""

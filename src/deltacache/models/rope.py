@@ -1,0 +1,61 @@
+"""Rotary position embeddings: 2-D on patches (DINOv3) and 1-D on seconds (DeltaWorld)."""
+
+# B batch, T tokens, N patches, R rotated dims of a head
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SLOWEST_EXPONENT, _FASTEST_EXPONENT = -2.0, 2.0  # periods of 10^-2 to 10^2 seconds
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of one position each, broadcastable to (..., tokens, R)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotate(states: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the first R dims of ``states`` (..., tokens, head_dim); dim i pairs with dim i + R/2.
+
+    Dims beyond R carry no position and pass unchanged.
+    """
+    cos, sin = (part.to(states.dtype) for part in rotation)
+    rotated_dims = cos.shape[-1]
+    turning, still = states[..., :rotated_dims], states[..., rotated_dims:]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+
+
+def patch_rotation(
+    grid: tuple[int, int], head_dim: int, theta: float, scale: Tensor | None = None
+) -> Rotation:
+    """Rotation (N, head_dim) of the patch centres in [-1, 1], rows first (DINOv3).
+
+    ``scale`` multiplies the coordinates; it also says on which device the result lies.
+    """
+    device = scale.device if scale is not None else None
+    rows, columns = (((torch.arange(n, device=device) + 0.5) / n) * 2.0 - 1.0 for n in grid)
+    centres = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    if scale is not None:
+        centres = centres * scale
+    frequencies = theta ** -torch.arange(0, 1, 4 / head_dim, device=device)
+    angles = 2.0 * math.pi * centres[:, :, None] * frequencies
+    angles = angles.flatten(1).tile(2)
+    return Rotation(angles.cos(), angles.sin())
+
+
+def time_rotation(seconds: Tensor, head_dim: int) -> Rotation:
+    """Rotation (B, 1, T, R) of times (B, T) in seconds, R = the largest multiple of 6 within ``head_dim``.
+
+    Multiples of 6 keep R divisible by the three axes of the patch variant of this predictor.
+    """
+    half = head_dim // 6 * 3
+    exponents = torch.linspace(_SLOWEST_EXPONENT, _FASTEST_EXPONENT, half, device=seconds.device)
+    angles = 2.0 * math.pi * seconds[:, None, :, None] / 10.0**exponents
+    angles = angles.tile(2)
+    return Rotation(angles.cos(), angles.sin())
