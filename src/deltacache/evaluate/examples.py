@@ -1,0 +1,161 @@
+"""A few sequences with their sampled futures, kept beside the tables for the report's pictures.
+
+``examples/<clip_id>.npz`` holds arrays, ``examples/<clip_id>.frames.npy`` a clip's pixels once someone has
+given them. Neither is pickled.
+
+Shapes: T frames (context and longest horizon H), F true futures, s samples kept, S all samples, N patches,
+D hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from deltacache.schemas.errors import DatasetError
+
+_SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class ExampleWorld:
+    """What one world model predicted for the sequence.
+
+    Attributes:
+        samples: (s, H, N, D) float16.
+        mean: (N, D) float16 at the longest horizon: features averaged over all S samples.
+        best: index of the sample with the lowest smooth-L1 at the longest horizon.
+        reached: (S,) index of the true future that each sample reaches there, -1 for none.
+    """
+
+    method: str
+    fingerprint: str
+    samples: np.ndarray
+    mean: np.ndarray
+    best: int
+    reached: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence.
+
+    Attributes:
+        title: the clip, or the scene it stands for.
+        clip_ids: of the F true futures; the first is the sequence itself.
+        outcomes: names of the true futures, empty strings when there is only the recorded one.
+        patch_tokens: (T, N, D) float16, true.
+        futures: (F, H, N, D) float16, true.
+        reconstruction: (H, N, D) float16, closed loop, or no frames without a tokenizer.
+        seconds: (T,) since the first frame.
+        grid: rows and columns of patches.
+    """
+
+    title: str
+    clip_ids: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    context: int
+    grid: tuple[int, int]
+    seconds: np.ndarray
+    patch_tokens: np.ndarray
+    futures: np.ndarray
+    reconstruction: np.ndarray
+    worlds: tuple[ExampleWorld, ...]
+
+
+def save_example(example: Example, folder: Path) -> Path:
+    """Write ``folder/<first clip_id>.npz``."""
+    arrays: dict[str, np.ndarray] = {
+        "title": np.array(example.title),
+        "clip_ids": np.array(example.clip_ids),
+        "outcomes": np.array(example.outcomes),
+        "context": np.array(example.context),
+        "grid": np.array(example.grid),
+        "seconds": example.seconds,
+        "patch_tokens": example.patch_tokens,
+        "futures": example.futures,
+        "reconstruction": example.reconstruction,
+        "worlds": np.array([world.fingerprint for world in example.worlds], dtype=np.str_),
+    }
+    for world in example.worlds:
+        arrays |= {
+            f"{world.fingerprint}_method": np.array(world.method),
+            f"{world.fingerprint}_samples": world.samples,
+            f"{world.fingerprint}_mean": world.mean,
+            f"{world.fingerprint}_best": np.array(world.best),
+            f"{world.fingerprint}_reached": world.reached,
+        }
+    path = folder / f"{example.clip_ids[0]}{_SUFFIX}"
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+    return path
+
+
+def load_examples(folder: Path) -> list[Example]:
+    """Read all examples of a folder, sorted by title; none if it is not there.
+
+    Raises:
+        DatasetError: one is damaged.
+    """
+    examples = [_load(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))]
+    return sorted(examples, key=lambda example: example.title)
+
+
+def _load(path: Path) -> Example:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Example(
+                title=str(arrays["title"]),
+                clip_ids=tuple(arrays["clip_ids"].tolist()),
+                outcomes=tuple(arrays["outcomes"].tolist()),
+                context=int(arrays["context"]),
+                grid=(int(arrays["grid"][0]), int(arrays["grid"][1])),
+                seconds=arrays["seconds"],
+                patch_tokens=arrays["patch_tokens"],
+                futures=arrays["futures"],
+                reconstruction=arrays["reconstruction"],
+                worlds=tuple(_load_world(arrays, name) for name in arrays["worlds"].tolist()),
+            )
+    except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        raise DatasetError(f"{path} is damaged ({error}): run evaluate again") from error
+
+
+def _load_world(arrays: np.lib.npyio.NpzFile, name: str) -> ExampleWorld:
+    return ExampleWorld(
+        method=str(arrays[f"{name}_method"]),
+        fingerprint=name,
+        samples=arrays[f"{name}_samples"],
+        mean=arrays[f"{name}_mean"],
+        best=int(arrays[f"{name}_best"]),
+        reached=arrays[f"{name}_reached"],
+    )
+
+
+def save_frames(folder: Path, clip_id: str, frames: np.ndarray) -> None:
+    """Keep a clip's pixels (T, H, W, 3) uint8."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"{clip_id}: frames are {frames.dtype}{frames.shape}, must be uint8(T, H, W, 3)")
+    np.save(folder / f"{clip_id}.frames.npy", frames, allow_pickle=False)
+
+
+def load_frames(folder: Path, clip_id: str) -> np.ndarray | None:
+    """Pixels (T, H, W, 3) that were kept, or ``None``.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    path = folder / f"{clip_id}.frames.npy"
+    if not path.exists():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DatasetError(f"{path} is damaged ({error}): delete it") from error
+
+
+def spread(rows: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most ``count`` of ``rows``, evenly over the list."""
+    if count >= len(rows):
+        return tuple(rows)
+    return tuple(rows[round(position)] for position in np.linspace(0, len(rows) - 1, count))

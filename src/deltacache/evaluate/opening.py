@@ -1,0 +1,94 @@
+"""An evaluation's inputs, opened and checked before anything is computed or written."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from deltacache import __version__
+from deltacache.evaluate.examples import spread
+from deltacache.evaluate.inputs import Models, choose_device, load_models
+from deltacache.evaluate.modes import find_scenes, read_futures
+from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.rows import RunStamp
+from deltacache.evaluate.scenes import CheckedScene, check_scenes
+from deltacache.evaluate.sequences import SequenceList, choose_sequences
+from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.pipeline.dataset import Dataset, open_dataset
+from deltacache.schemas.fingerprints import fingerprint_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation whose inputs have been opened and checked."""
+
+    settings: ClipEvaluation
+    dataset: Dataset
+    models: Models
+    protocol: Protocol
+    sequences: SequenceList
+    scenes: dict[int, CheckedScene]
+    notes: tuple[str, ...]
+    stamp: RunStamp
+    device: torch.device
+
+    @property
+    def example_rows(self) -> tuple[int, ...]:
+        """Sequences to keep for the report: scenes if there are any."""
+        return spread(tuple(self.scenes) or self.sequences.rows, self.settings.examples)
+
+
+def open_run(settings: ClipEvaluation) -> Run:
+    """Open what ``settings`` names; see ``evaluate_clips`` for what is refused."""
+    dataset = open_dataset(settings.features, "features")
+    device = choose_device(settings.device)
+    models = load_models(settings, dataset.card, device)
+    protocol = Protocol(
+        context=settings.context,
+        horizons=settings.horizons,
+        seed=settings.seed,
+        grid=dataset.card.patch_grid,
+        black=torch.from_numpy(dataset.black_patch_tokens).to(device).float(),
+    )
+    sequences = choose_sequences(dataset.index, settings.frames, str(settings.features))
+    scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
+    stamp = _stamp(settings, dataset, models)
+    all_notes = (*sequences.notes, *notes)
+    return Run(settings, dataset, models, protocol, sequences, scenes, all_notes, stamp, device)
+
+
+def _open_scenes(
+    settings: ClipEvaluation, dataset: Dataset, sequences: SequenceList, protocol: Protocol
+) -> tuple[dict[int, CheckedScene], tuple[str, ...]]:
+    if settings.futures is None:
+        return {}, ()
+    found = find_scenes(read_futures(settings.futures), sequences.first_of_video, settings.futures)
+    checked, notes = check_scenes(dataset, found.scenes, protocol)
+    return checked, (*found.notes, *notes)
+
+
+def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunStamp:
+    """``run_id`` follows from the numbers that went in: not from paths, the device or the clock."""
+    card = dataset.card
+    numbers = settings.model_dump(
+        mode="json", exclude={"out", "features", "tokenizer", "worlds", "futures", "device"}
+    )
+    made_from = {
+        "settings": numbers,
+        "features": card.fingerprint,
+        "clips": dataset.index.select(["clip_id", "crc32c"]).to_pylist(),
+        "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
+        "worlds": [world.method.world for world in models.worlds],
+        "futures": read_futures(settings.futures) if settings.futures else None,
+        "code_version": __version__,
+    }
+    return RunStamp(
+        run_id=fingerprint_of(made_from),
+        dataset=settings.dataset,
+        context=settings.context,
+        image_size=card.image_size,
+        seed=settings.seed,
+        backbone=f"{card.backbone.id}@{card.backbone.weights_sha256[:16]}",
+        code_version=__version__,
+        created_at=datetime.now(UTC),
+    )

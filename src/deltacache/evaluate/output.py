@@ -1,0 +1,134 @@
+"""The folder of an evaluation: whose it is, what is in it, and whether it is finished."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltacache.pipeline.atomic import (
+    is_temporary,
+    remove,
+    remove_leftovers,
+    replacing,
+    sync_folder,
+    temporary_path,
+)
+from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
+
+CONFIG = "config.yaml"
+METRICS = "metrics.parquet"
+SEQUENCES = "sequences.parquet"
+NOTES = "notes.json"
+EXAMPLES = "examples"
+CURVES = "curves"
+REPORT = "report.html"
+_OURS = frozenset({CONFIG, METRICS, SEQUENCES, NOTES, EXAMPLES, CURVES, REPORT})
+
+
+def finished_run(out: Path) -> str | None:
+    """``run_id`` of the evaluation that ``out`` holds, or ``None``.
+
+    Raises:
+        DatasetError: ``out`` is a file, or holds something else.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DatasetError(f"{out} is a file: the output must be a folder; choose another one")
+    strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
+    if strangers:
+        raise DatasetError(
+            f"{out} holds something else ({', '.join(strangers[:5])}): the output must be a new or empty folder, "
+            "or that of an earlier evaluation; choose another one"
+        )
+    if not ((out / METRICS).exists() and (out / SEQUENCES).exists()):
+        return None
+    run_ids = read_metrics(out)["run_id"].unique().to_pylist()
+    return run_ids[0] if len(run_ids) == 1 else None
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or is_temporary(name)
+
+
+def read_metrics(out: Path) -> pa.Table:
+    """The table of a finished evaluation; ``out`` may be the folder or the file.
+
+    Raises:
+        DatasetError: it is not there, damaged, or has other columns.
+    """
+    return _read(out / METRICS if out.is_dir() else out, METRICS_SCHEMA)
+
+
+def read_sequences(out: Path) -> pa.Table:
+    """The scores of single sequences; see ``read_metrics``."""
+    return _read(out / SEQUENCES if out.is_dir() else out, SEQUENCES_SCHEMA)
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist: run evaluate first, or give its output folder") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error}): run evaluate again into a new folder"
+        ) from error
+    if table.schema != schema:
+        raise DatasetError(
+            f"{path} has the columns {', '.join(table.column_names)}, not those of evaluate: "
+            "give the output folder of an evaluation"
+        )
+    return table
+
+
+def read_notes(out: Path) -> list[str]:
+    """What the evaluation said about its data, such as sequences left out."""
+    path = out / NOTES
+    try:
+        return [str(note) for note in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}): run evaluate again into a new folder") from error
+
+
+def write_notes(out: Path, notes: Iterable[str]) -> None:
+    """Keep ``notes`` for the report."""
+    with replacing(out / NOTES) as temporary:
+        temporary.write_text(json.dumps(list(notes), indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it takes the place of ``final`` when the block ends without error."""
+    remove_leftovers(final.parent)
+    temporary = temporary_path(final)
+    temporary.mkdir()
+    try:
+        yield temporary
+        remove(final)
+        temporary.replace(final)
+    finally:
+        remove(temporary)
+    sync_folder(final.parent)
+
+
+def keep_curves(out: Path, models: Iterable[tuple[str, Path]]) -> None:
+    """Copy the training curves of ``models`` (name, path) that lie in a training output."""
+    with new_folder(out / CURVES) as folder:
+        for name, path in models:
+            curves = find_curves(path)
+            if curves is not None:
+                shutil.copyfile(curves, folder / f"{name}.parquet")
+
+
+def find_curves(model: Path) -> Path | None:
+    """``curves.parquet`` of the training output that ``model`` is or lies in."""
+    candidates = [model, *model.resolve().parents[:2]]
+    return next((each / "curves.parquet" for each in candidates if (each / "curves.parquet").is_file()), None)

@@ -1,0 +1,115 @@
+"""From one batch of sequences to scores, and to examples for the report.
+
+Shapes: S samples, H longest horizon, D hidden.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltacache.evaluate.examples import Example, ExampleWorld, save_example
+from deltacache.evaluate.inputs import Tokenizer, World
+from deltacache.evaluate.modes import NOTHING_REACHED
+from deltacache.evaluate.opening import Run
+from deltacache.evaluate.predictions import bounds, reconstructions, score_predictions
+from deltacache.evaluate.rollouts import JudgedSamples, judge_samples, roll_out, score_samples
+from deltacache.evaluate.rows import Score
+from deltacache.evaluate.scenes import CheckedScene, read_futures_of, score_modes
+from deltacache.evaluate.sequences import ClipBatch
+
+_EXAMPLE_SAMPLES = 8
+_EXAMPLE_BYTES = 32 << 20
+"""An example keeps this many bytes of each world model's samples, and at least ``_EXAMPLE_SAMPLES``."""
+
+
+@torch.inference_mode()
+def score_batch(run: Run, batch: ClipBatch, examples: Path) -> list[Score]:
+    """Every method's scores on the sequences of ``batch``; some are kept in the folder ``examples``."""
+    protocol, tokenizer = run.protocol, run.models.tokenizer
+    scores: list[Score] = []
+    for method, predictions in bounds(batch, protocol):
+        scores.extend(score_predictions(method, predictions, batch, protocol))
+    rollouts: list[tuple[World, Tensor]] = []
+    if tokenizer is not None:
+        deltas = tokenizer.model.encode_clip(batch.tokens, protocol.black, protocol.grid)
+        for method, predictions in reconstructions(tokenizer, batch, deltas, protocol):
+            scores.extend(score_predictions(method, predictions, batch, protocol))
+        rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
+    for position in range(len(batch.rows)):
+        futures = [(world, each[position]) for world, each in rollouts]
+        scores.extend(_score_futures(run, batch, position, futures, examples))
+    return scores
+
+
+def _score_futures(
+    run: Run, batch: ClipBatch, position: int, rollouts: list[tuple[World, Tensor]], examples: Path
+) -> Iterator[Score]:
+    """Score the sampled futures (S, H, D) of one sequence, and keep them if it is an example."""
+    row, clip = batch.rows[position], batch.own[position]
+    checked = run.scenes.get(row)
+    wanted = row in run.example_rows
+    futures = None
+    if checked is not None:
+        futures = read_futures_of(run.dataset, checked.scene, run.protocol, run.device)
+    judgements: list[tuple[World, JudgedSamples]] = []
+    for world, deltas in rollouts:
+        keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
+        judged = judge_samples(_tokenizer(run), clip, deltas, run.protocol, futures, keep if wanted else 0)
+        judgements.append((world, judged))
+        seconds = batch.seconds[position]
+        yield from score_samples(world, judged, batch.clip_ids[position], seconds, run.protocol)
+        if checked is not None and judged.distances is not None:
+            yield from score_modes(world, checked, judged.distances, run.protocol)
+    if wanted:
+        save_example(_example(run, batch, position, judgements), examples)
+
+
+def _tokenizer(run: Run) -> Tokenizer:
+    if run.models.tokenizer is None:
+        raise TypeError("a world model needs a tokenizer")  # ClipEvaluation has refused this
+    return run.models.tokenizer
+
+
+def _example(
+    run: Run, batch: ClipBatch, position: int, judgements: list[tuple[World, JudgedSamples]]
+) -> Example:
+    row, protocol = batch.rows[position], run.protocol
+    clip = batch.own[position]
+    checked = run.scenes.get(row)
+    rows = checked.scene.rows if checked else (row,)
+    futures = [run.dataset.read(each).patch_tokens[protocol.context : protocol.frames] for each in rows]
+    longest = protocol.horizons[-1]
+    reconstruction = clip[:0]
+    if run.models.tokenizer is not None:
+        model = run.models.tokenizer.model
+        reconstruction = model.reconstruct_closed_loop(clip[None], protocol.black, protocol.grid, longest)[0]
+    return Example(
+        title=checked.scene.name if checked else batch.clip_ids[position],
+        clip_ids=tuple(run.dataset.clip_ids[each] for each in rows),
+        outcomes=checked.scene.outcomes if checked else ("",),
+        context=protocol.context,
+        grid=protocol.grid,
+        seconds=batch.seconds[position].cpu().numpy(),
+        patch_tokens=clip.half().cpu().numpy(),
+        futures=np.stack(futures),
+        reconstruction=reconstruction.half().cpu().numpy(),
+        worlds=tuple(_example_world(world, judged, checked) for world, judged in judgements),
+    )
+
+
+def _example_world(world: World, judged: JudgedSamples, checked: CheckedScene | None) -> ExampleWorld:
+    samples = len(judged.metrics)
+    reached = np.full(samples, NOTHING_REACHED)
+    if checked is not None and judged.distances is not None:
+        reached = checked.reached(judged.distances, -1)
+    return ExampleWorld(
+        method=world.method.name,
+        fingerprint=world.method.world or "",
+        samples=judged.kept,
+        mean=judged.mean[-1],
+        best=int(judged.metrics[:, -1, 0].argmin()),
+        reached=reached,
+    )
