@@ -1,0 +1,210 @@
+"""Which frames, which part of the picture, mirrored or not: pure functions of times and numbers.
+
+No file is opened here and no global random state is used. Times are seconds.
+
+One clip of four frames, three spacings and the start fraction f::
+
+    frames of the video   |  |  |  |   |  |  |  |  |  |   |  |  |  |  |  |  |  |  |
+    time                  0                                                   t[-1]
+                          |-f * room-|
+                                     |-- d0 --|- d1 -|---- d2 ----|
+    wanted times                     x        x      x            x
+    nearest frames                   ^        ^     ^             ^     -> indices
+
+The span is the sum of the spacings, ``room = t[-1] - span``. A span that does not fit leaves no room: it
+starts at 0, and the wanted times past the end all meet the last frame, which then repeats.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from deltacache.schemas.clips import CropBox
+from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+_CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSample:
+    """What one view of one video shows.
+
+    Attributes:
+        frame_indices: T indices in presentation order, non-decreasing.
+        timestamps_s: (T,) float32, the real times of those frames from the first frame of the video.
+        crop: the part of the upright frame that is kept, the same for all T frames.
+        duplicate_frames: how many of the T frames repeat the one before.
+    """
+
+    frame_indices: tuple[int, ...]
+    timestamps_s: np.ndarray
+    crop: CropBox
+    flip: bool
+    duplicate_frames: int
+
+
+def clip_indices(
+    timestamps_s: Sequence[float] | np.ndarray, *, spacings_s: Sequence[float], start_fraction: float
+) -> list[int]:
+    """Indices of the frames nearest to the wanted times; of two equally near, the earlier.
+
+    Args:
+        timestamps_s: (frames,) non-decreasing, at least one; time 0 is where the earliest clip starts.
+        spacings_s: (T-1,) time from each frame of the clip to the next.
+        start_fraction: 0 starts at time 0, 1 ends at the last frame.
+
+    Returns:
+        T indices.
+    """
+    times = np.asarray(timestamps_s, dtype=np.float64)
+    if times.size == 0:
+        raise ValueError("a clip needs at least one frame to sample from")
+    offsets = np.concatenate([[0.0], np.cumsum(np.asarray(spacings_s, dtype=np.float64))])
+    room = max(0.0, times[-1] - offsets[-1])
+    return _nearest(times, start_fraction * room + offsets)
+
+
+def _nearest(times: np.ndarray, wanted: np.ndarray) -> list[int]:
+    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    before = after - 1
+    after = np.minimum(after, len(times) - 1)  # one frame: both sides are it
+    nearer_before = wanted - times[before] <= times[after] - wanted
+    return np.where(nearer_before, before, after).tolist()
+
+
+def middle_clip_indices(*, frame_count: int, fps: float, num_frames: int, stride_s: float) -> list[int]:
+    """``num_frames`` indices around the middle of a video of constant rate, a whole stride apart.
+
+    Args:
+        fps: frames a second.
+        stride_s: wanted time between frames; rounded to a whole number of frames, at least one.
+
+    Raises:
+        ValueError: the video is too short for it.
+    """
+    step = max(1, round(stride_s * fps))
+    first = frame_count // 2 - num_frames // 2 * step
+    last = first + (num_frames - 1) * step
+    if first < 0 or last >= frame_count:
+        raise ValueError(
+            f"{num_frames} frames {step} apart do not fit around the middle of {frame_count} frames"
+        )
+    return list(range(first, last + 1, step))
+
+
+def draw_view(
+    video_id: str,
+    view: int,
+    timestamps_s: np.ndarray,
+    height: int,
+    width: int,
+    settings: SamplingSettings,
+) -> ViewSample:
+    """Draw one view from (seed, video id, view) alone, never from worker, order or clock.
+
+    Args:
+        timestamps_s: (frames,) float32, seconds from the first frame, non-decreasing.
+        height: of the upright frame, pixels.
+        width: of the upright frame, pixels.
+
+    Raises:
+        VideoRefusedError: ``too_short``, when frames would repeat and ``allow_duplicates`` is off.
+    """
+    rng = _generator(settings.seed, video_id, view)
+    count = settings.frames - 1
+    if settings.augment:
+        spread = settings.spacing_max_s - settings.spacing_min_s
+        spacings = settings.spacing_min_s + spread * rng.random(count)
+        start_fraction = rng.random()
+        crop = random_crop(height, width, settings.crop_scale, settings.crop_ratio, rng)
+        flip = bool(rng.random() < settings.flip_probability)
+    else:
+        spacings = np.full(count, (settings.spacing_min_s + settings.spacing_max_s) / 2)
+        start_fraction = van_der_corput(view + 1)
+        crop, flip = central_square(height, width), False
+    times = np.asarray(timestamps_s, dtype=np.float32)
+    times = times - times[0]
+    indices = clip_indices(times, spacings_s=spacings.tolist(), start_fraction=start_fraction)
+    duplicates = sum(a == b for a, b in pairwise(indices))
+    if not settings.allow_duplicates:
+        _refuse_repeats(times, float(spacings.sum()), duplicates)
+    return ViewSample(tuple(indices), times[indices], crop, flip, duplicates)
+
+
+def _refuse_repeats(timestamps_s: np.ndarray, span_s: float, duplicates: int) -> None:
+    duration = float(timestamps_s[-1])
+    if span_s > duration:
+        raise VideoRefusedError(
+            FailureReason.TOO_SHORT,
+            f"the sampled span of {span_s:.3f} s does not fit into {duration:.3f} s "
+            f"({len(timestamps_s)} frames): allow duplicates or sample a shorter span",
+        )
+    if duplicates:
+        raise VideoRefusedError(
+            FailureReason.TOO_SHORT,
+            f"{duplicates} sampled frames would repeat, the spacing being finer than the video's "
+            f"{len(timestamps_s)} frames in {duration:.3f} s: allow duplicates or sample more coarsely",
+        )
+
+
+def _generator(seed: int, video_id: str, view: int) -> np.random.Generator:
+    # Only .random() is drawn from it: that stream has never changed between numpy releases.
+    digest = hashlib.sha256(f"{seed}/{video_id}/{view}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+def van_der_corput(n: int) -> float:
+    """The n-th number of the base-2 sequence 1/2, 1/4, 3/4, 1/8, ... (n from 1).
+
+    Every prefix is spread evenly over (0, 1), so later views fill gaps and move no earlier one.
+    """
+    value, weight = 0.0, 0.5
+    while n:
+        value += weight * (n & 1)
+        n, weight = n >> 1, weight / 2
+    return value
+
+
+def central_square(height: int, width: int) -> CropBox:
+    """The largest centred square."""
+    side = min(height, width)
+    return CropBox((height - side) // 2, (width - side) // 2, side, side)
+
+
+def random_crop(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> CropBox:
+    """A crop of random area and aspect, as torchvision's RandomResizedCrop draws it.
+
+    Args:
+        scale: range of the share of the frame's area, drawn uniformly.
+        ratio: range of width / height, drawn uniformly in the logarithm.
+
+    Returns:
+        The first of ten draws that fits, else the largest centred crop whose aspect is allowed.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.random() * (height - crop_height + 1))
+            left = int(rng.random() * (width - crop_width + 1))
+            return CropBox(top, left, crop_height, crop_width)
+    return _central_crop(height, width, ratio)
+
+
+def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> CropBox:
+    crop_height = min(height, max(1, round(width / ratio[0])))
+    crop_width = min(width, max(1, round(height * ratio[1])))
+    return CropBox((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
