@@ -151,14 +151,14 @@ def encode_videos(
     placement: Placement,
 ) -> Iterator[ShardResult]:
     """Decode, encode and commit shards; yields a result as each is committed, in no fixed order."""
-    rows = [{"shard_id": task.shard_id, "task": _task_text(task, paths)} for task in tasks]
+    rows: list[Row] = [{"shard_id": task.shard_id, "task": _task_text(task, paths)} for task in tasks]
 
     def decode_row(row: Row) -> Row:
         return to_row(_decode_text(str(row["task"]), decode), decode)
 
     pixels = _rows(rows).map(decode_row, num_cpus=_DECODE_CPUS, concurrency=placement.decoders)
     done = pixels.map(
-        _Encode,
+        _Encode,  # pyright: ignore[reportArgumentType] - Ray's types leave out classes of callables
         fn_constructor_args=(root, card, build, placement.device),
         **_encoder_resources(placement),
     )
@@ -170,7 +170,9 @@ def encode_shards(
 ) -> Iterator[ShardResult]:
     """Apply ``build()`` to every shard id on the encoders; yields results as they are committed."""
     done = _rows([{"shard_id": shard_id} for shard_id in shard_ids]).map(
-        _Apply, fn_constructor_args=(build, placement.device), **_encoder_resources(placement)
+        _Apply,  # pyright: ignore[reportArgumentType] - as above
+        fn_constructor_args=(build, placement.device),
+        **_encoder_resources(placement),
     )
     yield from _results(done)
 
@@ -183,7 +185,8 @@ def _encoder_resources(placement: Placement) -> dict[str, Any]:
     }
 
 
-def _rows(rows: list[dict[str, str]]) -> Dataset:
+def _rows(rows: list[Row]) -> Dataset:
+    # One block a row, or several shards would become one task.
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 

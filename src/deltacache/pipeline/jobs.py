@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.compute as pc
 
 import deltacache
 from deltacache.models.backbone import Backbone, load_backbone
@@ -219,7 +218,7 @@ def _finish(out: Path, throughput: Throughput | None, reporter: Reporter) -> Job
     reasons = Counter(dataset.failures["reason"].to_pylist())
     summary = JobSummary(
         clips=len(dataset),
-        videos=pc.count_distinct(dataset.index["video_uri"]).as_py(),
+        videos=len(dataset.index["video_uri"].unique()),
         new_clips=throughput.clips if throughput else 0,
         failures=reasons,
     )

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.compute as pc
+import numpy as np
 
 from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.deltatok import DeltaTok
@@ -12,7 +12,7 @@ from deltacache.pipeline.dataset import Dataset, open_dataset, write_shard
 from deltacache.pipeline.encoders import build_delta_encoder
 from deltacache.pipeline.receipts import StoredClip
 from deltacache.pipeline.shard_work import ShardResult
-from deltacache.schemas.clips import CropBox, FeatureClip
+from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import MismatchError
 
@@ -40,17 +40,15 @@ def build_shard_tokenizer(
 ) -> Callable[[str], ShardResult]:
     """Load what a worker needs and return the function from shard id to committed shard."""
     dataset = open_dataset(features, "features")
+    shards = np.asarray(dataset.index["shard"].to_pylist())
     encoder = build_delta_encoder(tokenizer, dataset.black_patch_tokens, card.patch_grid, device, None)
 
     def tokenize_shard(shard_id: str) -> ShardResult:
         start = time.perf_counter()
-        clips = _clips_of_shard(dataset, shard_id)
+        clips = [(_read(dataset, clip), clip) for clip in np.flatnonzero(shards == shard_id).tolist()]
         failures = dataset.failures_of(shard_id)
         read = time.perf_counter()
-        deltas = [
-            StoredClip(clip=encoder.encode_features(clip), **about)  # pyright: ignore[reportArgumentType]
-            for clip, about in clips
-        ]
+        deltas = [_stored(encoder.encode_features(clip), dataset, position) for clip, position in clips]
         encoded = time.perf_counter()
         receipt = write_shard(out, card, shard_id, deltas, failures)
         return ShardResult(
@@ -68,19 +66,22 @@ def build_shard_tokenizer(
     return tokenize_shard
 
 
-def _clips_of_shard(dataset: Dataset, shard_id: str) -> list[tuple[FeatureClip, dict[str, object]]]:
-    rows = pc.indices_nonzero(pc.equal(dataset.index["shard"], shard_id)).to_pylist()
-    pairs = []
-    for position in rows:
-        row = dataset.index.slice(position, 1).to_pylist()[0]
-        about = {
-            "video_uri": row["video_uri"],
-            "view": row["view"],
-            "frame_indices": tuple(row["frame_indices"]),
-            "crop": CropBox(*row["crop"]),
-            "flip": row["flip"],
-            "decoder": row["decoder"],
-            "duplicate_frames": row["duplicate_frames"],
-        }
-        pairs.append((dataset.read(position), about))
-    return pairs
+def _read(dataset: Dataset, position: int) -> FeatureClip:
+    clip = dataset.read(position)
+    assert isinstance(clip, FeatureClip)  # the dataset was opened as features
+    return clip
+
+
+def _stored(clip: DeltaClip, dataset: Dataset, position: int) -> StoredClip:
+    """The delta clip under everything that the index says of its feature clip."""
+    row = dataset.index.slice(position, 1).to_pylist()[0]
+    return StoredClip(
+        clip=clip,
+        video_uri=row["video_uri"],
+        view=row["view"],
+        frame_indices=tuple(row["frame_indices"]),
+        crop=CropBox(*row["crop"]),
+        flip=row["flip"],
+        decoder=row["decoder"],
+        duplicate_frames=row["duplicate_frames"],
+    )
