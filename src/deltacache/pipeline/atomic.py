@@ -1,7 +1,7 @@
 """Files that are there whole or not at all: written aside in the same folder, flushed, renamed.
 
 Temporary names carry the host and process of the attempt, so that leftovers of dead ones can be told from
-files that somebody is writing now; nothing of that gets into a file.
+what somebody is writing now; nothing of that gets into a file.
 """
 
 import os
@@ -14,22 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deltacache.pipeline.checksums import crc32c_of_text
+
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}-.+", re.DOTALL)
 _ABANDONED_AFTER_S = 24 * 3600.0
-
-
-def _host() -> str:
-    """Eight hex digits for this machine and process namespace, within which process ids mean something."""
-    namespace = Path("/proc/self/ns/pid")
-    inside = os.readlink(namespace) if namespace.is_symlink() else ""
-    return f"{hash_text(socket.gethostname() + inside):08x}"
-
-
-def hash_text(text: str) -> int:
-    """A 32-bit hash of ``text`` that does not change between processes."""
-    from crc32c import crc32c
-
-    return crc32c(text.encode())
 
 
 def temporary_path(final: Path) -> Path:
@@ -42,8 +30,15 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def sync_file(path: Path) -> None:
-    """Make the content of ``path`` survive a power cut."""
+def _host() -> str:
+    """Eight hex digits for this machine and process namespace, within which process ids mean something."""
+    namespace = Path("/proc/self/ns/pid")
+    inside = str(namespace.readlink()) if namespace.is_symlink() else ""
+    return f"{crc32c_of_text(socket.gethostname() + inside):08x}"
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,13 +46,8 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
-    sync_file(folder)
-
-
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all it holds, if it is there."""
+    """Remove a file, or a folder with all it holds, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -68,16 +58,16 @@ def remove(path: Path) -> None:
 def replacing(final: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it becomes ``final`` when the block ends without error.
 
-    The block must flush what it writes; this syncs the file and the folder.
+    The block must close the file; this syncs it and its folder.
     """
     temporary = temporary_path(final)
     try:
         yield temporary
-        sync_file(temporary)
+        sync(temporary)
         temporary.replace(final)
     finally:
         remove(temporary)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def write_bytes(final: Path, content: bytes) -> None:
@@ -86,22 +76,18 @@ def write_bytes(final: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_if_changed(final: Path, content: bytes) -> bool:
-    """Write ``final`` unless it holds ``content`` already; whether it was written."""
-    if final.is_file() and final.stat().st_size == len(content) and final.read_bytes() == content:
-        return False
-    write_bytes(final, content)
-    return True
+def write_if_changed(final: Path, content: bytes) -> None:
+    """Write ``final`` whole or not at all, unless it holds ``content`` already."""
+    if not final.is_file() or final.stat().st_size != len(content) or final.read_bytes() != content:
+        write_bytes(final, content)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what dead attempts left in ``folder``; what a living process may be writing stays.
 
-    An attempt on another host is taken for dead after a day. Being wrong costs that attempt an error, never data:
-    its rename finds nothing.
+    An attempt on another host is taken for dead after a day. Being wrong costs that attempt an error, never
+    data: its rename finds nothing.
     """
-    if not folder.is_dir():
-        return
     here = _host()
     for entry in os.scandir(folder):
         match = _TEMPORARY.fullmatch(entry.name)
@@ -120,6 +106,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # somebody else's process has this id
         return True
     return True

@@ -6,6 +6,7 @@ CRC-32C finds accidents, not forgery; processors compute it in hardware, faster 
 import io
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from crc32c import crc32c
@@ -14,15 +15,44 @@ from numpy.lib import format as npy_format
 _CHUNK_BYTES = 1 << 22
 
 
+class ChecksummedFile:
+    """A file being written, with the size and CRC-32C of what it holds so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes = 0
+        self.crc32c = 0
+
+    def write(self, buffer: bytes | memoryview) -> None:
+        """Append bytes; a memoryview must be of bytes (format ``B``)."""
+        self._file.write(buffer)
+        self.crc32c = crc32c(buffer, self.crc32c)
+        self.bytes += len(buffer)
+
+
+def byte_view(array: np.ndarray) -> memoryview:
+    """The values of a C-contiguous array as bytes, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
 def crc32c_of_array(array: np.ndarray) -> int:
-    """CRC-32C of the array's values in C order; copies only what is not contiguous."""
-    return crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    """CRC-32C of the values in C order; of an array whose rows lie apart no more than a row is copied."""
+    if array.flags.c_contiguous:
+        return crc32c(byte_view(array))
+    value = 0
+    for row in array:
+        value = crc32c(byte_view(np.ascontiguousarray(row)), value)
+    return value
 
 
 def crc32c_of_npy(array: np.ndarray) -> int:
     """CRC-32C of the ``.npy`` file that ``array`` makes."""
-    values = np.ascontiguousarray(array)
-    return crc32c(values.reshape(-1).view(np.uint8).data, crc32c(npy_header(values)))
+    return crc32c(npy_bytes(array))
+
+
+def crc32c_of_text(text: str) -> int:
+    """CRC-32C of the UTF-8 bytes of ``text``."""
+    return crc32c(text.encode("utf-8", "surrogateescape"))
 
 
 def crc32c_of_file(path: Path) -> int:

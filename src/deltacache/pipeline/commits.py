@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from deltacache.pipeline.atomic import remove_leftovers, write_if_changed
 from deltacache.pipeline.plan import read_plan, shard_tasks
-from deltacache.pipeline.preparation import SHARDS, read_card
+from deltacache.pipeline.preparation import read_card
 from deltacache.pipeline.receipts import (
     RECEIPTS,
+    SHARDS,
     Failure,
     Receipt,
     StoredClip,
@@ -37,9 +38,10 @@ _ROW_GROUP = 1 << 16
 def write_shard(
     root: Path, card: DatasetCard, shard_id: str, clips: Iterable[StoredClip], failures: list[Failure]
 ) -> Receipt:
-    """Commit one shard: files written aside, flushed and renamed, then the receipt. Equal clips give equal bytes.
+    """Commit one shard: files written aside, flushed and renamed, then the receipt.
 
-    A shard that has its receipt is left as it is. Without clips only the receipt is written.
+    Equal clips give equal bytes. A shard that has its receipt is left as it is. Without clips only the receipt
+    is written.
 
     Raises:
         MismatchError: the shard was finished for a dataset of another fingerprint.
@@ -57,6 +59,9 @@ def write_shard(
         arrays=written.arrays,
         clips=tuple(written.clips),
         failures=tuple(failures),
+        token_file=f"{SHARDS}/{written.token_file}" if written.token_file else "",
+        token_offsets=tuple(written.token_offsets),
+        frame_stride=written.frame_stride,
     )
     write_receipt(root, receipt)
     return receipt
@@ -66,8 +71,8 @@ def _checked_receipt(root: Path, shard_id: str, card: DatasetCard) -> Receipt:
     receipt = read_receipt(root, shard_id)
     if receipt.fingerprint != card.fingerprint:
         raise MismatchError(
-            f"{receipt_path(root, shard_id)} belongs to a dataset with fingerprint {receipt.fingerprint}, but this "
-            f"one has {card.fingerprint}: remove the receipt and run the command that made the dataset again"
+            f"{receipt_path(root, shard_id)} belongs to a dataset with fingerprint {receipt.fingerprint}, but "
+            f"this one has {card.fingerprint}: remove it and run the command that made the dataset again"
         )
     return receipt
 

@@ -3,10 +3,9 @@
 The write side is imported from here too. C clips, T frames, N patches, D hidden.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -15,10 +14,11 @@ import pyarrow.parquet as pq
 
 from deltacache.pipeline.checksums import crc32c_of_array
 from deltacache.pipeline.commits import FAILURES_FILE, INDEX_FILE, finish_dataset, write_shard
+from deltacache.pipeline.mapped import MappedFiles
 from deltacache.pipeline.plan import read_plan, write_plan
-from deltacache.pipeline.preparation import SHARDS, prepare_dataset, read_black, read_card
-from deltacache.pipeline.receipts import Failure, finished_shards, read_receipt
-from deltacache.pipeline.stores import ShardReader, shard_store, token_array, token_shape
+from deltacache.pipeline.preparation import prepare_dataset, read_black, read_card
+from deltacache.pipeline.receipts import Failure, Receipt, finished_shards, read_receipt
+from deltacache.pipeline.stores import token_shape
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DatasetError
@@ -37,12 +37,7 @@ __all__ = [
     "write_shard",
 ]
 
-_OPEN_SHARDS = 64
-"""Each open shard holds a file descriptor."""
-_WAY_OUT = (
-    "`deltacache verify` lists all damage; remove the receipts of damaged shards and run the command that made the "
-    "dataset again"
-)
+_REMAKE = "remove the receipt of that shard and run the command that made the dataset again"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -57,14 +52,20 @@ class DeltaArrays:
 
     delta_tokens: np.ndarray
     timestamps_s: np.ndarray
-    clip_ids: tuple[str, ...]
+    clip_ids: list[str]
 
     def __repr__(self) -> str:
         return f"DeltaArrays(delta_tokens={self.delta_tokens.shape})"
 
 
 class Dataset:
-    """A finished dataset, open for reading clips in any order. Safe to use from several threads."""
+    """A finished dataset, open for reading clips in any order, from several threads if need be.
+
+    Attributes:
+        index: a row a clip; shards follow each other in the plan's order.
+        black_patch_tokens: (N, D) float16, of an all-black frame.
+        timestamps_s: (C, T) float32, seconds from the first frame of each video.
+    """
 
     def __init__(
         self, root: Path, card: DatasetCard, index: pa.Table, black_patch_tokens: np.ndarray
@@ -72,110 +73,111 @@ class Dataset:
         """Use ``open_dataset``."""
         self.root = root
         self.card = card
-        self.index = index
+        self.index = index.combine_chunks()
         self.black_patch_tokens = black_patch_tokens
-        self.clip_ids: list[str] = index["clip_id"].to_pylist()
-        self._shards: list[str] = index["shard"].to_pylist()
-        self._crcs = index["crc32c"].to_numpy()
-        self._timestamps = _timestamps(index, card, root)
-        self._store = shard_store(card)
-        self._readers: OrderedDict[str, ShardReader] = OrderedDict()
-        self._lock = Lock()
+        self.timestamps_s = _timestamps(self.index, card, root)
+        self._shard_ids, self._starts = _runs(self.index, root)
+        self._shard_of = np.repeat(np.arange(len(self._shard_ids), dtype=np.int32), np.diff(self._starts))
+        self._crcs = self.index["crc32c"].to_numpy()
+        self._offsets = np.full(len(self), -1, dtype=np.int64)
+        self._layouts: dict[int, tuple[Path, int]] = {}  # shard -> file of the tokens, bytes between frames
         self._verified = np.zeros(len(self), dtype=bool)
+        self._files = MappedFiles()
 
     def __len__(self) -> int:
-        return len(self.clip_ids)
+        return self.index.num_rows
 
     def __repr__(self) -> str:
         return f"Dataset({self.root}, {self.card.kind}, clips={len(self)}, clip={token_shape(self.card)})"
 
-    def __getstate__(self) -> tuple[Path, DatasetCard, pa.Table, np.ndarray]:
-        return self.root, self.card, self.index, self.black_patch_tokens
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path, DatasetCard, pa.Table, np.ndarray]]:
+        return Dataset, (self.root, self.card, self.index, self.black_patch_tokens)
 
-    def __setstate__(self, state: tuple[Path, DatasetCard, pa.Table, np.ndarray]) -> None:
-        self.__init__(*state)
-
-    @property
-    def timestamps_s(self) -> np.ndarray:
-        """(C, T) float32, seconds from the first frame of each video."""
-        return self._timestamps
+    @cached_property
+    def clip_ids(self) -> list[str]:
+        """Ids in the order of the index."""
+        return self.index["clip_id"].to_pylist()
 
     @property
     def failures(self) -> pa.Table:
         """The refused videos and clips: ``failures.parquet``."""
-        return _read_table(self.root / FAILURES_FILE, FAILURES_SCHEMA)
+        return read_table(self.root / FAILURES_FILE, FAILURES_SCHEMA)
 
     def failures_of(self, shard_id: str) -> list[Failure]:
         """The refused videos and clips of one shard."""
         return list(read_receipt(self.root, shard_id).failures)
 
+    def clips_of(self, shard_id: str) -> range:
+        """Positions of the clips of one shard; empty when it has none."""
+        if shard_id not in self._shard_ids:
+            return range(0)
+        shard = self._shard_ids.index(shard_id)
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
     def read(self, clip: int) -> FeatureClip | DeltaClip:
-        """One clip; its tokens may be a read-only view of the file. Verified every time.
+        """One clip, verified every time; its tokens are a read-only view of the file.
 
         Raises:
             DatasetError: the shard is missing, short or altered.
         """
         position = range(len(self))[clip]
-        tokens = self._verified_tokens(position)
-        timestamps = self._timestamps[position]
+        tokens = self._verify(position)
         if self.card.kind == "features":
-            return FeatureClip(self.clip_ids[position], tokens, timestamps)
-        return DeltaClip(self.clip_ids[position], tokens, timestamps)
+            return FeatureClip(self._clip_id(position), tokens, self.timestamps_s[position])
+        return DeltaClip(self._clip_id(position), tokens, self.timestamps_s[position])
 
     def read_frames(self, clip: int, start: int, stop: int) -> np.ndarray:
-        """Tokens of frames ``start .. stop - 1``: (stop - start, N, D) float16, or (stop - start, D) for deltas.
+        """Tokens of frames ``start .. stop - 1``: (stop - start, N, D) float16, of deltas (stop - start, D).
 
-        May be a read-only view of the file. The whole clip is verified the first time.
+        A read-only view of the file. The whole clip is verified the first time.
 
         Raises:
             DatasetError: the shard is missing, short or altered.
         """
         position = range(len(self))[clip]
-        frames = self.card.sampling.frames
-        if not 0 <= start <= stop <= frames:
-            raise IndexError(f"frames {start}..{stop} of a clip of {frames}")
-        if not self._verified[position]:
-            return self._verified_tokens(position)[start:stop]
-        return self._tokens(position, slice(start, stop))
+        if not 0 <= start <= stop <= self.card.sampling.frames:
+            raise IndexError(f"frames {start}..{stop} of a clip of {self.card.sampling.frames}")
+        tokens = self._tokens(position) if self._verified[position] else self._verify(position)
+        return tokens[start:stop]
 
-    def _verified_tokens(self, position: int) -> np.ndarray:
-        tokens = self._tokens(position, slice(None))
+    def _clip_id(self, position: int) -> str:
+        return self.index["clip_id"][position].as_py()
+
+    def _verify(self, position: int) -> np.ndarray:
+        tokens = self._tokens(position)
         crc, expected = crc32c_of_array(tokens), int(self._crcs[position])
         if crc != expected:
-            raise self._damaged(
-                position, f"its tokens have crc32c {crc:08x}, but the index says {expected:08x}"
-            )
+            raise self._damaged(position, f"its tokens have crc32c {crc:08x}, must be {expected:08x}")
         self._verified[position] = True
         return tokens
 
-    def _tokens(self, position: int, frames: slice) -> np.ndarray:
-        shape = token_shape(self.card)
+    def _tokens(self, position: int) -> np.ndarray:
+        """All frames of a clip as a view, not verified."""
         try:
-            tokens = self._reader(self._shards[position]).array(
-                self.clip_ids[position], token_array(self.card), frames
-            )
-        except DatasetError as error:
+            if self._offsets[position] < 0:
+                self._locate(int(self._shard_of[position]))
+            path, frame_stride = self._layouts[int(self._shard_of[position])]
+            offset = int(self._offsets[position])
+            return self._files.float16(path, offset, token_shape(self.card), frame_stride)
+        except (OSError, ValueError, DatasetError) as error:
             raise self._damaged(position, str(error)) from error
-        if tokens.dtype != np.float16 or tokens.shape[1:] != shape[1:]:
-            raise self._damaged(
-                position, f"its tokens are {tokens.dtype}{tokens.shape}, must be float16{shape}"
-            )
-        return tokens
 
-    def _reader(self, shard_id: str) -> ShardReader:
-        with self._lock:
-            reader = self._readers.pop(shard_id, None)
-            if reader is None:
-                _check_files(self.root, shard_id)
-                reader = self._store.open(self.root / SHARDS, shard_id)
-            self._readers[shard_id] = reader
-            if len(self._readers) > _OPEN_SHARDS:
-                self._readers.popitem(last=False)
-            return reader
+    def _locate(self, shard: int) -> None:
+        """Look up where the clips of a shard lie, once its files are known to be whole."""
+        receipt = read_receipt(self.root, self._shard_ids[shard])
+        check_sizes(self.root, receipt)
+        clips = slice(int(self._starts[shard]), int(self._starts[shard + 1]))
+        if [row["clip_id"] for row in receipt.clips] != self.index["clip_id"][clips].to_pylist():
+            raise DatasetError(f"the receipt of shard {receipt.shard_id} lists other clips than the index")
+        self._layouts[shard] = self.root / receipt.token_file, receipt.frame_stride
+        self._offsets[clips] = receipt.token_offsets
 
     def _damaged(self, position: int, what: str) -> DatasetError:
-        shard, clip_id = self._shards[position], self.clip_ids[position]
-        return DatasetError(f"{self.root}: clip {clip_id} of shard {shard} is damaged: {what}. {_WAY_OUT}")
+        shard_id = self._shard_ids[int(self._shard_of[position])]
+        return DatasetError(
+            f"{self.root}: clip {self._clip_id(position)} of shard {shard_id} is damaged: {what}. "
+            f"`deltacache verify` lists all damage; {_REMAKE}"
+        )
 
 
 def open_dataset(root: Path, kind: Literal["features", "deltas"] | None = None) -> Dataset:
@@ -190,7 +192,7 @@ def open_dataset(root: Path, kind: Literal["features", "deltas"] | None = None) 
         raise DatasetError(
             f"{root} holds {card.kind}, but {kind} are needed: give a dataset made by deltacache {command}"
         )
-    return Dataset(root, card, _read_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+    return Dataset(root, card, read_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
 
 
 def load_deltas(root: Path) -> DeltaArrays:
@@ -200,39 +202,70 @@ def load_deltas(root: Path) -> DeltaArrays:
         DatasetError: not a finished delta dataset, or a shard is missing, short or altered.
     """
     dataset = open_dataset(root, "deltas")
+    frames = dataset.card.sampling.frames
     tokens = np.empty((len(dataset), *token_shape(dataset.card)), dtype=np.float16)
     for position in range(len(dataset)):
-        tokens[position] = dataset.read_frames(position, 0, tokens.shape[1])
-    return DeltaArrays(tokens, dataset.timestamps_s, tuple(dataset.clip_ids))
+        tokens[position] = dataset.read_frames(position, 0, frames)
+    return DeltaArrays(tokens, dataset.timestamps_s, dataset.clip_ids)
 
 
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read one of the dataset's tables.
+
+    Raises:
+        DatasetError: it is missing, unreadable, or has other columns.
+    """
     if not path.exists():
         raise DatasetError(
             f"{path} does not exist: the dataset is not finished, run the command that makes it again"
         )
     try:
-        return pq.read_table(path, schema=schema)
-    except (pa.ArrowInvalid, OSError) as error:
+        with pq.ParquetFile(path) as file:  # read_table would take folders named a=b for columns
+            table = file.read()
+        if not table.schema.equals(schema):
+            raise pa.ArrowInvalid(f"its columns are {table.schema.names}, must be {schema.names}")
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{path} is damaged ({error}): remove it and run the command that made the dataset again"
         ) from error
+    return table
 
 
-def _timestamps(index: pa.Table, card: DatasetCard, root: Path) -> np.ndarray:
-    column = index["timestamps_s"].combine_chunks()
-    values = column.flatten().to_numpy()
-    shape = (len(column), card.sampling.frames)
-    if values.size != shape[0] * shape[1]:
-        raise DatasetError(f"{root / INDEX_FILE} is damaged: not every clip has {shape[1]} times. {_WAY_OUT}")
-    return values.reshape(shape)
+def check_sizes(root: Path, receipt: Receipt) -> None:
+    """Refuse missing and short files before anybody can take them for zeros.
 
-
-def _check_files(root: Path, shard_id: str) -> None:
-    """Refuse missing and short files before a reader can take them for zeros."""
-    for name, record in read_receipt(root, shard_id).files.items():
+    Raises:
+        DatasetError: a file of the shard is missing or has another size.
+    """
+    for name, record in receipt.files.items():
         path = root / name
         size = path.stat().st_size if path.is_file() else None
         if size != record.bytes:
             held = "is missing" if size is None else f"has {size} bytes"
             raise DatasetError(f"{path} {held}, but its receipt says {record.bytes} bytes")
+
+
+def _runs(index: pa.Table, root: Path) -> tuple[list[str], np.ndarray]:
+    """Ids of the shards in the index, and where the clips of each begin (and the last ends)."""
+    shards = index["shard"].combine_chunks().dictionary_encode()
+    if isinstance(shards, pa.ChunkedArray):
+        shards = shards.unify_dictionaries().combine_chunks()
+    codes = shards.indices.to_numpy(zero_copy_only=False)
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    if len(begins) != len(shards.dictionary) or index["shard"].null_count:
+        raise DatasetError(
+            f"{root / INDEX_FILE} is damaged: the clips of a shard are not together. Remove it and run the "
+            "command that made the dataset again"
+        )
+    return shards.dictionary.to_pylist(), np.append(begins, len(codes))
+
+
+def _timestamps(index: pa.Table, card: DatasetCard, root: Path) -> np.ndarray:
+    column = index["timestamps_s"].combine_chunks()
+    values, shape = column.flatten().to_numpy(), (len(column), card.sampling.frames)
+    if values.size != shape[0] * shape[1]:
+        raise DatasetError(
+            f"{root / INDEX_FILE} is damaged: a clip does not have {shape[1]} times. Remove it and run the "
+            "command that made the dataset again"
+        )
+    return values.reshape(shape)

@@ -44,7 +44,7 @@ class ShardTask:
 
 
 def shard_id_of(ordinal: int, videos: Iterable[PlannedVideo]) -> str:
-    """The ordinal and eight hex digits of what is in the shard: sortable, and it tells another content apart."""
+    """The ordinal and eight hex digits of what is in the shard, so that other content has another id."""
     content = [[v.video_id, v.video_uri, v.size_bytes, v.first_view, v.views] for v in videos]
     return f"{ordinal:05d}-{fingerprint_of({'ordinal': ordinal, 'videos': content})[:8]}"
 
@@ -123,8 +123,8 @@ def _missing(tasks: list[ShardTask], videos: Iterable[VideoSource], views: int) 
 def _check_size(video: VideoSource, planned: int | None) -> None:
     if planned is not None and planned != video.size_bytes:
         raise DatasetError(
-            f"{video.video_uri} has {video.size_bytes} bytes, but {planned} when it was planned: a video must not "
-            "change behind its name. Put the old file back, or give the new one another name"
+            f"{video.video_uri} has {video.size_bytes} bytes, but {planned} when it was planned: a video must "
+            "not change behind its name. Put the old file back, or give the new one another name"
         )
 
 
@@ -156,9 +156,13 @@ def read_plan(root: Path) -> pa.Table:
     if not path.exists():
         return PLAN_SCHEMA.empty_table()
     try:
-        return pq.read_table(path, schema=PLAN_SCHEMA)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}): restore it from a copy") from error
+        with pq.ParquetFile(path) as file:  # read_table would take folders named a=b for columns
+            plan = file.read()
+        if not plan.schema.equals(PLAN_SCHEMA):
+            raise pa.ArrowInvalid(f"its columns are {plan.schema.names}, must be {PLAN_SCHEMA.names}")
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
+    return plan
 
 
 def write_plan(root: Path, plan: pa.Table) -> None:

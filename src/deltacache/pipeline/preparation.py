@@ -10,16 +10,15 @@ from pydantic import ValidationError
 
 from deltacache.pipeline.atomic import is_temporary, remove_leftovers, write_bytes
 from deltacache.pipeline.checksums import crc32c_of_npy, npy_bytes, npy_view
-from deltacache.pipeline.receipts import RECEIPTS
+from deltacache.pipeline.receipts import RECEIPTS, SHARDS
 from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json
 
 CARD_FILE = "dataset.json"
 BLACK_FILE = "black_patch_tokens.npy"
-SHARDS = "shards"
 _NOT_SETTINGS = frozenset({"code_version", "black_crc32c", "backbone.id"})
-"""What may differ when a dataset is continued: who wrote it, and what the backbone's weights determine anyway."""
+"""What may differ when a dataset is continued: who wrote it, and what the backbone's weights determine."""
 
 
 def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarray) -> None:
@@ -42,6 +41,7 @@ def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarra
         root.mkdir(parents=True, exist_ok=True)
         write_bytes(root / CARD_FILE, card_bytes(card))
     if not (root / BLACK_FILE).exists():
+        _check_same_black(root, card)
         write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
     for folder in (root, root / SHARDS, root / RECEIPTS):
         folder.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def read_card(root: Path) -> DatasetCard:
         fingerprint, parents = body.pop("fingerprint"), body.pop("parents")
     except FileNotFoundError:
         raise DatasetError(
-            f"{root} is not a dataset, it has no {CARD_FILE}: give a folder made by extract-features or tokenize"
+            f"{root} is not a dataset, it has no {CARD_FILE}: give one made by extract-features or tokenize"
         ) from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error!r}): restore it from a copy") from error
@@ -81,8 +81,8 @@ def read_card(root: Path) -> DatasetCard:
         raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
     if (fingerprint, parents) != (card.fingerprint, card.parents):
         raise DatasetError(
-            f"{path} says fingerprint {fingerprint}, but its settings give {card.fingerprint}: it was changed after "
-            "the dataset was made. Restore it from a copy"
+            f"{path} says fingerprint {fingerprint}, but its settings give {card.fingerprint}: it was changed "
+            "after the dataset was made. Restore it from a copy"
         )
     return card
 
@@ -115,6 +115,14 @@ def _check_black(black: np.ndarray, card: DatasetCard) -> None:
     if crc32c_of_npy(black) != card.black_crc32c:
         raise ValueError(
             f"card.black_crc32c is {card.black_crc32c}, but the array's is {crc32c_of_npy(black)}"
+        )
+
+
+def _check_same_black(root: Path, card: DatasetCard) -> None:
+    if read_card(root).black_crc32c != card.black_crc32c:
+        raise DatasetError(
+            f"{root / BLACK_FILE} is missing, and this machine computes other values than the one that made the "
+            "dataset: restore it from a copy, or run the command there"
         )
 
 

@@ -3,17 +3,19 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deltacache.pipeline.atomic import hash_text, write_bytes
+from deltacache.pipeline.atomic import write_bytes
+from deltacache.pipeline.checksums import crc32c_of_text
 from deltacache.pipeline.plan import check_shard_id
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.fingerprints import canonical_json
 
 RECEIPTS = "receipts"
+SHARDS = "shards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,9 @@ class Receipt:
         files: by path relative to the dataset's folder; none when every video was refused.
         arrays: CRC-32C of the values of every array, by clip id and array name.
         clips: rows of the index.
+        token_file: the file with the token arrays; empty without clips.
+        token_offsets: where in that file the tokens of each clip begin, in bytes.
+        frame_stride: bytes from one frame of a clip to the next.
     """
 
     shard_id: str
@@ -66,6 +71,20 @@ class Receipt:
     arrays: Mapping[str, Mapping[str, int]]
     clips: tuple[dict[str, Any], ...]
     failures: tuple[Failure, ...]
+    token_file: str
+    token_offsets: tuple[int, ...]
+    frame_stride: int
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            if len(parts) < 2 or parts[0] != SHARDS or ".." in parts or "\\" in name:
+                raise ValueError(f"file {name!r} is not below {SHARDS}/")
+        if self.clips and self.token_file not in self.files:
+            raise ValueError(f"token file {self.token_file!r} is none of its files")
+        ids = [row["clip_id"] for row in self.clips]
+        if len(self.token_offsets) != len(ids) or list(self.arrays) != ids:
+            raise ValueError("its clips, arrays and offsets are not of the same clips")
 
     @property
     def total_bytes(self) -> int:
@@ -83,14 +102,17 @@ def finished_shards(root: Path) -> set[str]:
     folder = root / RECEIPTS
     if not folder.is_dir():
         return set()
-    names = (entry.name for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
     return {name[:-5] for name in names if name.endswith(".json") and not name.startswith(".")}
 
 
 def receipt_bytes(receipt: Receipt) -> bytes:
     """The receipt as JSON with a checksum of itself: equal receipts give equal bytes."""
     body = asdict(receipt)
-    return canonical_json(body | {"receipt_crc32c": hash_text(canonical_json(body))}).encode() + b"\n"
+    # A list of pairs, not an object: the order of the clips is kept, and checked on reading.
+    body["arrays"] = list(body["arrays"].items())
+    return canonical_json(body | {"receipt_crc32c": crc32c_of_text(canonical_json(body))}).encode() + b"\n"
 
 
 def write_receipt(root: Path, receipt: Receipt) -> None:
@@ -104,35 +126,32 @@ def read_receipt(root: Path, shard_id: str) -> Receipt:
     """The receipt of a finished shard.
 
     Raises:
-        DatasetError: it is missing or damaged.
+        DatasetError: it is missing, damaged, or of another shard.
     """
     path = receipt_path(root, shard_id)
     try:
-        return parse_receipt(path.read_bytes(), path)
-    except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error.strerror}), and without its receipt shard {shard_id} does not count: "
-            "run the command that made the dataset again"
-        ) from error
-
-
-def parse_receipt(content: bytes, path: Path) -> Receipt:
-    """Read a receipt's bytes; ``path`` is for messages and must be named after its shard.
-
-    Raises:
-        DatasetError: damaged, or of another shard.
-    """
-    try:
-        body = json.loads(content)
-        if body.pop("receipt_crc32c") != hash_text(canonical_json(body)):
-            raise ValueError("its checksum does not match")
-        files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
-        failures = tuple(Failure(**failure) for failure in body.pop("failures"))
-        receipt = Receipt(**body | {"files": files, "failures": failures, "clips": tuple(body["clips"])})
-        if receipt.shard_id != path.stem:
+        receipt = _parse(path.read_bytes())
+        if receipt.shard_id != shard_id:
             raise ValueError(f"it is the receipt of shard {receipt.shard_id}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path} is missing, and without its receipt shard {shard_id} does not count: "
+            "run the command that made the dataset again"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{path} is damaged ({error}): remove it and run the command that made the dataset again"
         ) from error
     return receipt
+
+
+def _parse(content: bytes) -> Receipt:
+    body = json.loads(content)
+    if body.pop("receipt_crc32c") != crc32c_of_text(canonical_json(body)):
+        raise ValueError("its checksum does not match")
+    body["files"] = {name: FileRecord(**record) for name, record in body["files"].items()}
+    body["arrays"] = dict(body["arrays"])
+    body["failures"] = tuple(Failure(**failure) for failure in body["failures"])
+    for name in ("clips", "token_offsets"):
+        body[name] = tuple(body[name])
+    return Receipt(**{field.name: body[field.name] for field in fields(Receipt)})

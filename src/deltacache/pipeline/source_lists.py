@@ -16,8 +16,8 @@ _COLUMNS = ("video_uri", "path")
 def read_list(path: Path) -> list[str]:
     """The entries of a list, in its order; empty ones are left out.
 
-    CSV and Parquet: column ``video_uri``, else ``path``, else the first. A CSV file without one of these names in
-    its first row has no header. In text files, lines that begin with ``#`` are comments.
+    CSV and Parquet: column ``video_uri``, else ``path``, else the first. A CSV file without one of these names
+    in its first row has no header. In text files, lines that begin with ``#`` are comments.
 
     Raises:
         DeltacacheError: the list cannot be read or is empty.
@@ -50,9 +50,10 @@ def _read(path: Path) -> list[str]:
 
 
 def _column_of(path: Path) -> list[str]:
-    names = pq.read_schema(path).names
-    name = next((name for name in _COLUMNS if name in names), names[0] if names else "")
-    column = pq.read_table(path, columns=[name]).column(name)
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        name = next((name for name in _COLUMNS if name in names), names[0] if names else "")
+        column = file.read([name]).column(name)
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         raise pa.ArrowTypeError(f"column {name} holds {column.type}, must be strings")
     return [entry for entry in column.to_pylist() if entry is not None]

@@ -7,14 +7,19 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from deltacache.pipeline.source_lists import LIST_SUFFIXES, read_list
 from deltacache.schemas.errors import DeltacacheError
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
-)
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+})
+# fmt: on
 _FRAME = re.compile(r".*_(?P<seconds>[0-9]+(?:\.[0-9]+)?)\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
+_Inode: TypeAlias = tuple[int, int]
 _REMOTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+]+)://", re.IGNORECASE)
 
 
@@ -26,7 +31,7 @@ class VideoSource:
         video_id: readable and unique, safe in file names; from ``video_uri`` alone.
         video_uri: relative to the folder searched (posix), or as it stands in the list.
         path: where to read it: a file, or a folder of frames.
-        size_bytes: of the file or of all frames together; 0 when it cannot be read, which decoding will refuse.
+        size_bytes: of the file, or of all frames together; 0 for a link or a list's entry that leads nowhere.
     """
 
     video_id: str
@@ -92,7 +97,7 @@ def _refuse_remote(source: str) -> None:
 
 
 def _videos_in(folder: Path) -> list[VideoSource]:
-    videos = list(_walk(folder, folder))
+    videos = list(_walk(folder, folder, set()))
     if not videos:
         raise DeltacacheError(
             f"{folder} holds no video: it must have files such as *.mp4 or *.mkv, or folders of frames named "
@@ -124,44 +129,50 @@ def _listed(entry: str, path: Path) -> VideoSource:
 
 
 def _matches(pattern: str) -> list[VideoSource]:
-    fixed = Path(*_fixed_parts(pattern))
+    """What a glob matches; a folder that it matches is searched like any other."""
+    parts = Path(pattern).parts
+    magic = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:magic])
     found: list[VideoSource] = []
-    for match in sorted(glob.iglob(pattern, recursive=True)):
-        path = Path(match)
+    seen: set[_Inode] = set()
+    for path in sorted(base.glob(str(Path(*parts[magic:])))):
         if path.is_dir():
-            found.extend(_walk(path, fixed))
+            found.extend(_walk(path, base, seen))
         elif path.suffix.lower() in VIDEO_SUFFIXES:
-            found.append(_source(path.relative_to(fixed).as_posix(), path))
+            found.append(_source(path.relative_to(base).as_posix(), path))
     if not found:
-        raise DeltacacheError(f"{pattern} matches no video: quote the pattern, and ** for any depth")
+        raise DeltacacheError(
+            f"{pattern} matches no video: it must match files such as *.mp4, or folders that hold some"
+        )
     return found
 
 
-def _fixed_parts(pattern: str) -> list[str]:
-    parts = Path(pattern).parts
-    magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return list(parts[:magic])
+def _walk(folder: Path, base: Path, seen: set[_Inode]) -> Iterator[VideoSource]:
+    """Videos and folders of frames under ``folder``; uris are relative to ``base``.
 
-
-def _walk(folder: Path, base: Path) -> Iterator[VideoSource]:
-    """Videos and folders of frames under ``folder``; each real folder once, so that links cannot loop."""
-    pending, seen = [folder], set()
-    while pending:
-        current = pending.pop()
+    Each folder is visited once, by its real place if it has one below ``folder``, so that links cannot loop.
+    """
+    real, links = [folder], list[Path]()
+    while real or links:
+        current = real.pop() if real else links.pop()
         stat = current.stat()
         if (stat.st_dev, stat.st_ino) in seen:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         files, folders = _entries(current)
-        if any(frame_seconds(name) is not None for name in files):
-            uri = current.relative_to(base).as_posix()
-            yield _source(current.resolve().name if uri == "." else uri, current)
-        for name in files:
-            path = current / name
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                yield _source(path.relative_to(base).as_posix(), path)
-        # Real folders come off the stack before links, so that a video is named by its real place.
-        pending.extend(sorted(folders, key=lambda path: (not path.is_symlink(), path.name), reverse=True))
+        yield from _videos_of(current, files, base)
+        for path in reversed(folders):
+            (links if path.is_symlink() else real).append(path)
+
+
+def _videos_of(folder: Path, files: list[str], base: Path) -> Iterator[VideoSource]:
+    videos = [name for name in files if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
+    if not videos and any(frame_seconds(name) is not None for name in files):
+        uri = folder.relative_to(base).as_posix()
+        yield _source(folder.resolve().name if uri == "." else uri, folder)
+    for name in videos:
+        path = folder / name
+        yield _source(path.relative_to(base).as_posix(), path)
 
 
 def _entries(folder: Path) -> tuple[list[str], list[Path]]:
@@ -181,7 +192,7 @@ def _entries(folder: Path) -> tuple[list[str], list[Path]]:
         raise DeltacacheError(
             f"{folder} cannot be listed ({error.strerror}): make it readable, or move it out of the source"
         ) from error
-    return sorted(files), folders
+    return sorted(files), sorted(folders)
 
 
 def _source(uri: str, path: Path) -> VideoSource:
@@ -194,7 +205,7 @@ def _size_bytes(path: Path) -> int:
             return path.stat().st_size
         frames = (entry for entry in os.scandir(path) if frame_seconds(entry.name) is not None)
         return sum(frame.stat().st_size for frame in frames)
-    except OSError:  # a broken link, or a list's entry that is not there: the decoder says why it is refused
+    except OSError:  # not an error of the whole source: decoding refuses this one and says why
         return 0
 
 
@@ -203,7 +214,7 @@ def _read_exclude_list(path: Path) -> set[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DeltacacheError(
-            f"exclude list {path} cannot be read ({error}): it must be a text file with an id, stem or uri a line"
+            f"exclude list {path} cannot be read ({error}): it must be UTF-8 text with an id, stem or uri a line"
         ) from error
     return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 

@@ -1,5 +1,6 @@
 """The seam between datasets and the two ways of keeping shards, and what both have in common.
 
+A store writes; reading needs none, for receipts say where in which file the tokens of each clip begin.
 T frames, N patches, D hidden.
 """
 
@@ -18,37 +19,34 @@ from deltacache.schemas.datasets import DatasetCard
 TIMESTAMPS = "timestamps_s"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WrittenShard:
-    """What a store wrote: the parts of a receipt that it knows. ``files`` are relative to the shards' folder."""
+    """What a store writes, filled in while it does: the parts of a receipt that it knows.
+
+    File names are relative to the folder of the shards. For the rest see ``Receipt``.
+    """
 
     files: dict[str, FileRecord] = field(default_factory=dict)
     arrays: dict[str, dict[str, int]] = field(default_factory=dict)
     clips: list[dict[str, Any]] = field(default_factory=list)
-
-
-class ShardReader(Protocol):
-    """One finished shard, open for reading. Raises DatasetError for what is missing or malformed."""
-
-    def array(self, clip_id: str, name: str, rows: slice) -> np.ndarray:
-        """Rows (frames) of one array of one clip; may be a read-only view of the file. Not yet verified."""
-        ...
+    token_file: str = ""
+    token_offsets: list[int] = field(default_factory=list)
+    frame_stride: int = 0
 
 
 class ShardStore(Protocol):
     """One way of keeping shards in a folder."""
 
     def write(self, folder: Path, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
-        """Write a shard whole and durably; without clips, nothing. Replaces what has its name."""
-        ...
+        """Write a shard durably under its own name, whole or not at all; without clips, nothing.
 
-    def open(self, folder: Path, shard_id: str) -> ShardReader:
-        """Open a finished shard whose files have been checked for their size."""
+        Takes one clip after the other and keeps none.
+        """
         ...
 
 
 def shard_store(card: DatasetCard) -> ShardStore:
-    """The store that ``dataset.json`` names. Only Zarr needs the zarr package."""
+    """The store that ``dataset.json`` names. Only Zarr needs its package."""
     if card.store == "zarr":
         from deltacache.pipeline.zarr_store import ZarrStore
 
@@ -64,22 +62,16 @@ def token_array(card: DatasetCard) -> str:
 
 
 def token_shape(card: DatasetCard) -> tuple[int, ...]:
-    """(T, N, D) of features, (T, D) of deltas."""
+    """Of one clip: (T, N, D) of features, (T, D) of deltas."""
     frames, (rows, columns) = card.sampling.frames, card.patch_grid
     patches = (rows * columns,) if card.kind == "features" else ()
     return (frames, *patches, card.hidden_size)
 
 
-def tokens_of(clip: FeatureClip | DeltaClip) -> np.ndarray:
-    """The clip's token array, C-contiguous."""
-    tokens = clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
-    return np.ascontiguousarray(tokens)
-
-
 def checked_clips(
     card: DatasetCard, shard_id: str, clips: Iterable[StoredClip], written: WrittenShard
 ) -> Iterator[tuple[StoredClip, np.ndarray]]:
-    """Pass on clips with their tokens as the card wants them, and note each in ``written``.
+    """Pass on clips with their tokens, C-contiguous and as the card wants them; note each in ``written``.
 
     Raises:
         ValueError: a clip of another kind or shape, or one id twice.
@@ -89,9 +81,12 @@ def checked_clips(
         clip = stored.clip
         if not isinstance(clip, kind) or clip.clip_id in written.arrays:
             raise ValueError(f"shard {shard_id}: {clip!r} is not a {kind.__name__} or came twice")
-        tokens = tokens_of(clip)
+        tokens = clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
         if tokens.shape != token_shape(card):
-            raise ValueError(f"shard {shard_id}: {clip!r} must have the shape {token_shape(card)}")
+            raise ValueError(
+                f"shard {shard_id}: the tokens of {clip!r} must have the shape {token_shape(card)}"
+            )
+        tokens = np.ascontiguousarray(tokens)
         crcs = {token_array(card): crc32c_of_array(tokens), TIMESTAMPS: crc32c_of_array(clip.timestamps_s)}
         written.arrays[clip.clip_id] = crcs
         written.clips.append(_index_row(stored, shard_id, len(written.clips), crcs[token_array(card)]))

@@ -1,24 +1,33 @@
-"""Shards as sub-groups of one Zarr v3 group: ``shards/shard-<id>/{patch_tokens|delta_tokens,timestamps_s}``.
+"""Shards as sub-groups of one Zarr v3 group: ``shards/shard-<id>/`` with arrays ``patch_tokens`` or
+``delta_tokens``, and ``timestamps_s``, one row a clip.
 
-Each array is one shard file of the sharding codec, written whole; an inner chunk is one frame, uncompressed, with
-its crc32c. T frames, N patches, D hidden.
+Each array is one shard file of the sharding codec. The zarr package writes the metadata; the shard files are
+laid out here, as the codec's specification says and in the order of the clips, so that a shard larger than
+memory can be written clip by clip and its frames read without a copy. An inner chunk is a frame of patch
+tokens, else a clip: raw little-endian values and their crc32c. Chunks of zeros are written like all others.
+C clips, T frames, N patches, D hidden.
 """
 
 import os
+import struct
 from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
+from crc32c import crc32c
+from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
-from deltacache.pipeline.atomic import remove, sync_file, sync_folder, temporary_path
-from deltacache.pipeline.checksums import crc32c_of_file
+from deltacache.pipeline.atomic import remove, sync, temporary_path
+from deltacache.pipeline.checksums import ChecksummedFile, byte_view, crc32c_of_file
 from deltacache.pipeline.receipts import FileRecord, StoredClip
-from deltacache.pipeline.stores import TIMESTAMPS, WrittenShard, checked_clips, token_array
+from deltacache.pipeline.stores import TIMESTAMPS, WrittenShard, checked_clips, token_array, token_shape
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import DatasetError
+
+_CRC = struct.Struct("<I")
 
 
 class ZarrStore:
@@ -30,53 +39,106 @@ class ZarrStore:
     def write(self, folder: Path, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
         """See ``ShardStore``."""
         written = WrittenShard()
-        pairs = list(checked_clips(self._card, shard_id, clips, written))
-        if not pairs:
+        pairs = checked_clips(self._card, shard_id, clips, written)
+        first = next(pairs, None)
+        if first is None:
             return written
         _ensure_root(folder)
-        final = folder / group_name(shard_id)
+        final = folder / f"shard-{shard_id}"
         temporary = temporary_path(final)
         try:
-            self._write_group(temporary, pairs)
-            written.files.update(_sync(temporary, final.name))
-            remove(final)
-            temporary.rename(final)
+            data = self._write_data(temporary, chain([first], pairs), written)
+            self._write_metadata(temporary, list(written.arrays))
+            written.files = {
+                f"{final.name}/{name}": record for name, record in _sync(temporary, data).items()
+            }
+            _put_in_place(temporary, final, written.files)
         finally:
             remove(temporary)
-        sync_folder(folder)
+        sync(folder)
+        written.token_file = f"{final.name}/{_data_file(token_array(self._card), len(self._shape))}"
         return written
 
-    def _write_group(self, path: Path, pairs: list[tuple[StoredClip, np.ndarray]]) -> None:
-        attributes = {"clip_ids": [stored.clip.clip_id for stored, _ in pairs]}
-        group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
-        _write_array(group, token_array(self._card), [tokens for _, tokens in pairs])
-        _write_array(group, TIMESTAMPS, [stored.clip.timestamps_s for stored, _ in pairs])
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return token_shape(self._card)
 
-    def open(self, folder: Path, shard_id: str) -> "ZarrShard":
-        """See ``ShardStore``."""
-        return ZarrShard(folder / group_name(shard_id))
+    def _write_data(
+        self, group: Path, pairs: Iterable[tuple[StoredClip, np.ndarray]], written: WrittenShard
+    ) -> dict[str, FileRecord]:
+        """Write the shard files of both arrays, a clip at a time."""
+        token_file, times_file = (
+            _data_file(token_array(self._card), len(self._shape)),
+            _data_file(TIMESTAMPS, 1),
+        )
+        with ExitStack() as stack:
+            tokens_out = _ShardFile(stack, group / token_file)
+            times_out = _ShardFile(stack, group / times_file)
+            for stored, tokens in pairs:
+                written.token_offsets.append(tokens_out.bytes)
+                for chunk in tokens if tokens.ndim == 3 else [tokens]:
+                    tokens_out.add(chunk)
+                times_out.add(np.ascontiguousarray(stored.clip.timestamps_s))
+            records = {token_file: tokens_out.finish(), times_file: times_out.finish()}
+        between = _CRC.size if len(self._shape) == 3 else 0
+        written.frame_stride = 2 * int(np.prod(self._shape[1:])) + between
+        return records
+
+    def _write_metadata(self, path: Path, clip_ids: list[str]) -> None:
+        group = zarr.create_group(LocalStore(path), zarr_format=3, attributes={"clip_ids": clip_ids})
+        chunk = (1, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        _create_array(group, token_array(self._card), "float16", (len(clip_ids), *self._shape), chunk)
+        times = self._shape[:1]
+        _create_array(group, TIMESTAMPS, "float32", (len(clip_ids), *times), times)
 
 
-def group_name(shard_id: str) -> str:
-    """Name of the sub-group of a shard."""
-    return f"shard-{shard_id}"
-
-
-def _write_array(group: zarr.Group, name: str, clips: list[np.ndarray]) -> None:
-    shape = (len(clips), *clips[0].shape)
-    array = group.create_array(
+def _create_array(
+    group: zarr.Group, name: str, dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...]
+) -> None:
+    """Write the metadata of an array of one shard. Its data lie there already."""
+    group.create_array(
         name,
+        dtype=dtype,
         shape=shape,
-        dtype=clips[0].dtype,
-        chunks=(1, 1, *shape[2:]),
         shards=shape,
+        chunks=(1, *chunk),
         filters=None,
+        serializer=BytesCodec(endian="little"),
         compressors=[Crc32cCodec()],
         fill_value=0,
-        # All-zero frames must be on disk like all others, so that what is absent can only be damage.
-        config={"write_empty_chunks": True},
     )
-    array[...] = np.stack(clips)
+
+
+def _data_file(array: str, clip_dimensions: int) -> str:
+    return "/".join([array, "c", *("0" for _ in range(1 + clip_dimensions))])
+
+
+class _ShardFile:
+    """One shard of the sharding codec: chunks as they come, then their offsets and sizes, then a checksum."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        path.parent.mkdir(parents=True)
+        self._written = ChecksummedFile(stack.enter_context(path.open("xb")))
+        self._index: list[tuple[int, int]] = []
+
+    @property
+    def bytes(self) -> int:
+        """How much was written so far."""
+        return self._written.bytes
+
+    def add(self, chunk: np.ndarray) -> None:
+        """Append the next chunk, in C order of the array's chunk grid."""
+        start, values = self.bytes, byte_view(chunk)
+        self._written.write(values)
+        self._written.write(_CRC.pack(crc32c(values)))
+        self._index.append((start, self.bytes - start))
+
+    def finish(self) -> FileRecord:
+        """Write the index and say what was written."""
+        index = np.asarray(self._index, dtype="<u8").tobytes()
+        self._written.write(index)
+        self._written.write(_CRC.pack(crc32c(index)))
+        return FileRecord(self._written.bytes, self._written.crc32c)
 
 
 def _ensure_root(folder: Path) -> None:
@@ -90,33 +152,40 @@ def _ensure_root(folder: Path) -> None:
             remove(temporary)
 
 
-def _sync(group: Path, name: str) -> dict[str, FileRecord]:
-    """Flush every file of a group to disk; their sizes and checksums by path below the shards' folder."""
-    files = {}
-    for parent, _, names in os.walk(group):
-        for file in sorted(names):
-            path = Path(parent) / file
-            sync_file(path)
-            relative = f"{name}/{path.relative_to(group).as_posix()}"
-            files[relative] = FileRecord(path.stat().st_size, crc32c_of_file(path))
-        sync_folder(Path(parent))
-    return dict(sorted(files.items()))
+def _sync(group: Path, known: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    """Flush every file and folder of a group to disk; the files by path below it."""
+    records = {}
+    for parent, _, names in os.walk(group, topdown=False):
+        for name in names:
+            path = Path(parent, name)
+            sync(path)
+            relative = path.relative_to(group).as_posix()
+            records[relative] = known.get(relative) or _record(path)
+        sync(Path(parent))
+    return dict(sorted(records.items()))
 
 
-class ZarrShard:
-    """One sub-group, open for reading."""
+def _record(path: Path) -> FileRecord:
+    return FileRecord(path.stat().st_size, crc32c_of_file(path))
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+def _put_in_place(temporary: Path, final: Path, files: dict[str, FileRecord]) -> None:
+    """Rename a group to its name. An equal one that another attempt left there may be in use: it stays."""
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        if _holds(final, files):
+            return
+        aside = temporary_path(final)
+        final.rename(aside)
         try:
-            self._group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
-            self._rows = {clip_id: row for row, clip_id in enumerate(self._group.attrs["clip_ids"])}  # pyright: ignore
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} cannot be read as a Zarr group ({error})") from error
+            temporary.rename(final)
+        finally:
+            remove(aside)
 
-    def array(self, clip_id: str, name: str, rows: slice) -> np.ndarray:
-        """See ``ShardReader``."""
-        try:
-            return np.asarray(self._group[name][self._rows[clip_id], rows])  # pyright: ignore
-        except (OSError, ValueError, KeyError) as error:
-            raise DatasetError(f"{self._path} has no readable {name} of {clip_id} ({error})") from error
+
+def _holds(final: Path, files: dict[str, FileRecord]) -> bool:
+    paths = {f"{final.name}/{p.relative_to(final).as_posix()}": p for p in final.rglob("*") if p.is_file()}
+    return paths.keys() == files.keys() and all(_record(path) == files[name] for name, path in paths.items())
