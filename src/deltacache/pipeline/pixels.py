@@ -1,0 +1,60 @@
+"""The pixels behind cached clips, decoded again from the videos: datasets store tokens, people look at frames."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deltacache.pipeline.dataset import Dataset
+from deltacache.pipeline.decode import VideoJob
+from deltacache.pipeline.decode_child import ChildDecoder
+from deltacache.pipeline.sources import find_videos
+from deltacache.schemas.configs import load_config
+from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
+from deltacache.schemas.jobs import ExtractionSettings
+
+
+def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs of clip id and its pixels (T, S, S, 3) uint8, for the clips whose videos are still there.
+
+    Where the videos lie is read from the ``config.yaml`` that extraction left in the dataset.
+    """
+    settings = _extraction_of(dataset.root)
+    if settings is None:
+        return
+    rows = {clip_id: position for position, clip_id in enumerate(dataset.clip_ids)}
+    paths = _paths(settings)
+    with ChildDecoder(settings.limits.timeout_s, settings.limits.memory_bytes) as decoder:
+        for clip_id in clip_ids:
+            row = dataset.index.slice(rows[clip_id], 1).to_pylist()[0]
+            path = paths.get(row["video_uri"])
+            if path is None:
+                continue
+            job = VideoJob(
+                path=path,
+                video_uri=row["video_uri"],
+                video_id=clip_id.rpartition("-v")[0],
+                first_view=row["view"],
+                views=1,
+                image_size=settings.image_size,
+                sampling=settings.sampling,
+            )
+            try:
+                decoded = decoder.decode(job)
+            except VideoRefusedError:
+                continue  # the video changed since: a picture less, no number touched
+            for clip in decoded:
+                if list(clip.frame_indices) == row["frame_indices"]:
+                    yield clip_id, clip.pixels
+
+
+def _extraction_of(root: Path) -> ExtractionSettings | None:
+    config = root / "config.yaml"
+    return load_config(config, ExtractionSettings) if config.is_file() else None
+
+
+def _paths(settings: ExtractionSettings) -> dict[str, str]:
+    try:
+        return {video.video_uri: str(video.path) for video in find_videos(settings.source, None)}
+    except DeltacacheError:
+        return {}  # the folder is gone
