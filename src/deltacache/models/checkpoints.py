@@ -1,0 +1,218 @@
+"""Write and read checkpoints of DeltaTok and DeltaWorld: our folders and the released files, strictly."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deltacache.models.arguments import tokenizer_arguments, world_arguments
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.weights import weights_fingerprint
+from deltacache.schemas.errors import CheckpointError
+
+__all__ = ["LoadedModel", "load_tokenizer", "load_world", "save_model", "weights_fingerprint"]
+
+Kind = Literal["tokenizer", "world"]
+ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+Arguments = Mapping[str, Any]
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_RELEASED_FILES = ("pytorch_model.bin", "last.ckpt")
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(Generic[ModelT]):
+    """A model in eval mode, float32, on the CPU; ``metadata`` is what its config.json says.
+
+    The fingerprint depends on the weights alone: a released file and our copy of it have the same.
+    """
+
+    model: ModelT
+    fingerprint: str
+    metadata: Mapping[str, Any]
+
+
+def save_model(folder: Path, model: DeltaTok | DeltaWorld, kind: Kind, metadata: Mapping[str, Any]) -> None:
+    """Write config.json and model.safetensors into ``folder``; equal weights give equal bytes.
+
+    Plain writes: a caller that needs all or nothing writes to a temporary folder and renames it.
+    """
+    state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = {"kind": kind, "arguments": model.arguments, "fingerprint": weights_fingerprint(state_dict)}
+    if taken := config.keys() & metadata.keys():
+        raise ValueError(f"metadata must not name {sorted(taken)}: these describe the model")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state_dict, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps({**config, **metadata}, indent=2) + "\n")
+
+
+def load_tokenizer(path: Path, arguments: Arguments | None = None) -> LoadedModel[DeltaTok]:
+    """Read a DeltaTok from a checkpoint folder, a training output (its newest checkpoint) or a released file.
+
+    Released files (``pytorch_model.bin``, a Lightning ``last.ckpt``, or safetensors) carry no config:
+    their arguments are read off names and shapes, and ``arguments`` settles what those do not tell
+    (``num_heads`` without gate and QK-norm, ``frame_compression``). Anything missing, unexpected,
+    misshapen or damaged is a ``CheckpointError``.
+    """
+    return _load(path, "tokenizer", DeltaTok, tokenizer_arguments, arguments)
+
+
+def load_world(path: Path, arguments: Arguments | None = None) -> LoadedModel[DeltaWorld]:
+    """Read a DeltaWorld, as ``load_tokenizer`` does; ``arguments`` may settle ``num_heads``."""
+    return _load(path, "world", DeltaWorld, world_arguments, arguments)
+
+
+def _load(
+    path: Path,
+    kind: Kind,
+    model_class: type[ModelT],
+    infer: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]],
+    arguments: Arguments | None,
+) -> LoadedModel[ModelT]:
+    place = _locate(path)
+    config: dict[str, Any] = {}
+    if place.is_dir():
+        if arguments is not None:
+            raise ValueError(f"{place} has its own arguments in {CONFIG_FILE}: give none")
+        config = _read_config(place, kind)
+        state_dict = _read_safetensors(place / WEIGHTS_FILE)
+    else:
+        state_dict = _read_released(place)
+        try:
+            inferred = infer({name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+        except CheckpointError as error:
+            raise CheckpointError(f"{place} {error}") from None
+        config = {"kind": kind, "arguments": {**inferred, **(arguments or {})}}
+    model = _build(model_class, config["arguments"], place)
+    _fill(model, state_dict, place)
+    fingerprint = weights_fingerprint(model.state_dict())
+    if fingerprint != config.get("fingerprint", fingerprint):
+        raise CheckpointError(
+            f"{place / WEIGHTS_FILE} has the fingerprint {fingerprint}, but {CONFIG_FILE} says "
+            f"{config['fingerprint']}: the weights were damaged or exchanged; take another checkpoint"
+        )
+    return LoadedModel(model, fingerprint, {**config, "arguments": model.arguments})
+
+
+def _locate(path: Path) -> Path:
+    """The checkpoint folder or weights file that ``path`` means."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a checkpoint folder, a training output or a file")
+    if path.is_file():
+        return path
+    for place in (path, *_steps_newest_first(path / "checkpoints"), *_steps_newest_first(path)):
+        if (place / CONFIG_FILE).is_file() and (place / WEIGHTS_FILE).is_file():
+            return place
+    for name in _RELEASED_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path} holds no checkpoint: expected {CONFIG_FILE} and {WEIGHTS_FILE}, checkpoints/step-*, "
+        f"or {' or '.join(_RELEASED_FILES)}"
+    )
+
+
+def _steps_newest_first(folder: Path) -> list[Path]:
+    """``step-<number>`` folders; temporary names of unfinished ones do not match."""
+    if not folder.is_dir():
+        return []
+    steps = [place for place in folder.iterdir() if re.fullmatch(r"step-\d+", place.name)]
+    return sorted(steps, key=lambda place: int(place.name.removeprefix("step-")), reverse=True)
+
+
+def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): take another checkpoint") from error
+    if not isinstance(config, dict) or not {"kind", "arguments", "fingerprint"} <= config.keys():
+        raise CheckpointError(f"{path} is not a checkpoint's: it must hold kind, arguments and fingerprint")
+    if config["kind"] != kind:
+        raise CheckpointError(f"{folder} holds a {config['kind']}, but a {kind} is needed: give its path")
+    return config
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}): fetch it again"
+        ) from error
+
+
+def _read_released(path: Path) -> dict[str, Tensor]:
+    """Parameters by name, of a safetensors file, a ``pytorch_model.bin`` or a Lightning checkpoint."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The first line only: torch goes on to recommend loading without the check, which would run code.
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path} is damaged, or holds Python objects besides tensors, which are never run ({reason}): "
+            "fetch it again, or save its state_dict alone as safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged or no PyTorch file ({error}): fetch it again") from error
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise CheckpointError(f"{path} holds no parameters by name: expected a state_dict")
+    return state_dict
+
+
+def _build(model_class: type[ModelT], arguments: Arguments, place: Path) -> ModelT:
+    """An empty model: on the meta device, initialisation costs nothing and draws no random numbers."""
+    try:
+        with torch.device("meta"):
+            return model_class(**arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{place} asks for a {model_class.__name__} that cannot be built ({error}): "
+            "give its arguments, or take another checkpoint"
+        ) from error
+
+
+def _fill(model: DeltaTok | DeltaWorld, state_dict: Mapping[str, Tensor], place: Path) -> None:
+    """Load strictly, in float32; what does not fit is listed before anything is assigned."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    misshapen = [
+        f"{name} is {tuple(state_dict[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in state_dict and tuple(state_dict[name].shape) != shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state_dict],
+        "unexpected": [name for name in state_dict if name not in expected],
+        "misshapen": misshapen,
+    }
+    if any(problems.values()):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in model.arguments.items())
+        lines = [f"  {_listed(word, names)}" for word, names in problems.items() if names]
+        raise CheckpointError(
+            f"{place} does not fit {type(model).__name__}({arguments}):\n" + "\n".join(lines) + "\n"
+            "Give a checkpoint of this model, or the arguments that made this one."
+        )
+    weights = {
+        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
+    }
+    model.load_state_dict(weights, assign=True)
+    model.eval()
+
+
+def _listed(word: str, names: list[str]) -> str:
+    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{len(names)} {word}: {', '.join(names[:_NAMES_SHOWN])}{more}"
