@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deltacache.pipeline.checksums import crc32c_of_text
+from deltacache.schemas.errors import DatasetError
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}-.+", re.DOTALL)
 _ABANDONED_AFTER_S = 24 * 3600.0
@@ -52,6 +53,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def readable_errors(target: Path) -> Iterator[None]:
+    """Turn what the system refuses while ``target`` is written into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"{target} cannot be written ({error.strerror or error}): what was finished is kept. Make room, or give "
+            "write permission, and run the command again"
+        ) from error
 
 
 @contextmanager

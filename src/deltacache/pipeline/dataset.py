@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deltacache.pipeline.checksums import crc32c_of_array
-from deltacache.pipeline.commits import FAILURES_FILE, INDEX_FILE, finish_dataset, write_shard
+from deltacache.pipeline.commits import write_shard
+from deltacache.pipeline.finishing import FAILURES_FILE, INDEX_FILE, finish_dataset, read_table
 from deltacache.pipeline.mapped import MappedFiles
 from deltacache.pipeline.plan import read_plan, write_plan
 from deltacache.pipeline.preparation import prepare_dataset, read_black, read_card
@@ -207,28 +207,6 @@ def load_deltas(root: Path) -> DeltaArrays:
     for position in range(len(dataset)):
         tokens[position] = dataset.read_frames(position, 0, frames)
     return DeltaArrays(tokens, dataset.timestamps_s, dataset.clip_ids)
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read one of the dataset's tables.
-
-    Raises:
-        DatasetError: it is missing, unreadable, or has other columns.
-    """
-    if not path.exists():
-        raise DatasetError(
-            f"{path} does not exist: the dataset is not finished, run the command that makes it again"
-        )
-    try:
-        with pq.ParquetFile(path) as file:  # read_table would take folders named a=b for columns
-            table = file.read()
-        if not table.schema.equals(schema):
-            raise pa.ArrowInvalid(f"its columns are {table.schema.names}, must be {schema.names}")
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} is damaged ({error}): remove it and run the command that made the dataset again"
-        ) from error
-    return table
 
 
 def check_sizes(root: Path, receipt: Receipt) -> None:

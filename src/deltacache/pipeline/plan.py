@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltacache.pipeline.atomic import write_if_changed
+from deltacache.pipeline.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.sources import VideoSource
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.fingerprints import fingerprint_of
@@ -180,4 +180,5 @@ def write_plan(root: Path, plan: pa.Table) -> None:
     if plan.num_rows > written.num_rows or not (root / PLAN_FILE).exists():
         stream = io.BytesIO()
         pq.write_table(plan, stream)
-        write_if_changed(root / PLAN_FILE, stream.getvalue())
+        with readable_errors(root / PLAN_FILE):
+            write_if_changed(root / PLAN_FILE, stream.getvalue())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from deltacache.pipeline.atomic import is_temporary, remove_leftovers, write_bytes
+from deltacache.pipeline.atomic import is_temporary, readable_errors, remove_leftovers, write_bytes
 from deltacache.pipeline.checksums import crc32c_of_npy, npy_bytes, npy_view
 from deltacache.pipeline.receipts import RECEIPTS, SHARDS
 from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard
@@ -34,18 +34,20 @@ def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarra
         MismatchError: it is a dataset with other settings; the message names each.
     """
     _check_black(black_patch_tokens, card)
-    if (root / CARD_FILE).exists():
+    exists = (root / CARD_FILE).exists()
+    if exists:
         _check_same_settings(root, read_card(root), card)
     else:
         _check_empty(root)
-        root.mkdir(parents=True, exist_ok=True)
-        write_bytes(root / CARD_FILE, card_bytes(card))
-    if not (root / BLACK_FILE).exists():
-        _check_same_black(root, card)
-        write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
-    for folder in (root, root / SHARDS, root / RECEIPTS):
-        folder.mkdir(exist_ok=True)
-        remove_leftovers(folder)
+    with readable_errors(root):
+        for folder in (root, root / SHARDS, root / RECEIPTS):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+        if not exists:
+            write_bytes(root / CARD_FILE, card_bytes(card))
+        if not (root / BLACK_FILE).exists():
+            _check_same_black(root, card)
+            write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
 
 
 def card_bytes(card: DatasetCard) -> bytes:

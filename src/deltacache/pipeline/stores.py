@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltacache.pipeline.checksums import crc32c_of_array
-from deltacache.pipeline.receipts import FileRecord, StoredClip
+from deltacache.pipeline.receipts import FileRecord, Receipt, StoredClip
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 
@@ -34,6 +34,15 @@ class WrittenShard:
     frame_stride: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes that a file (relative to the dataset's folder) must hold at an offset."""
+
+    file: str
+    offset: int
+    content: bytes
+
+
 class ShardStore(Protocol):
     """One way of keeping shards in a folder."""
 
@@ -42,6 +51,10 @@ class ShardStore(Protocol):
 
         Takes one clip after the other and keeps none.
         """
+        ...
+
+    def surroundings(self, receipt: Receipt, row: int, tokens: np.ndarray) -> Iterator[Stretch]:
+        """What must lie around the tokens of one clip; with ``tokens``, these are all its bytes."""
         ...
 
 

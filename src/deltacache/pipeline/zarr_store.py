@@ -8,12 +8,13 @@ tokens, else a clip: raw little-endian values and their crc32c. Chunks of zeros 
 C clips, T frames, N patches, D hidden.
 """
 
+import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import zarr
@@ -22,9 +23,16 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from deltacache.pipeline.atomic import remove, sync, temporary_path
-from deltacache.pipeline.checksums import ChecksummedFile, byte_view, crc32c_of_file
-from deltacache.pipeline.receipts import FileRecord, StoredClip
-from deltacache.pipeline.stores import TIMESTAMPS, WrittenShard, checked_clips, token_array, token_shape
+from deltacache.pipeline.checksums import ChecksummedFile, byte_view, crc32c_of_array, crc32c_of_file
+from deltacache.pipeline.receipts import FileRecord, Receipt, StoredClip
+from deltacache.pipeline.stores import (
+    TIMESTAMPS,
+    Stretch,
+    WrittenShard,
+    checked_clips,
+    token_array,
+    token_shape,
+)
 from deltacache.schemas.datasets import DatasetCard
 
 _CRC = struct.Struct("<I")
@@ -59,6 +67,23 @@ class ZarrStore:
         written.token_file = f"{final.name}/{_data_file(token_array(self._card), len(self._shape))}"
         return written
 
+    def surroundings(self, receipt: Receipt, row: int, tokens: np.ndarray) -> Iterator[Stretch]:
+        """See ``ShardStore``."""
+        times = np.asarray(receipt.clips[row][TIMESTAMPS], np.float32).tobytes()
+        group = "/".join(PurePosixPath(receipt.token_file).parts[:2])
+        content = times + _CRC.pack(crc32c(times))
+        yield Stretch(f"{group}/{_data_file(TIMESTAMPS, 1)}", row * len(content), content)
+        offset = receipt.token_offsets[row]
+        for chunk in self._chunks(tokens):
+            offset += chunk.nbytes
+            yield Stretch(receipt.token_file, offset, _CRC.pack(crc32c_of_array(chunk)))
+            offset += _CRC.size
+
+    @staticmethod
+    def _chunks(tokens: np.ndarray) -> Iterable[np.ndarray]:
+        """Inner chunks of one clip: its frames (N, D), or all its delta tokens (T, D)."""
+        return tokens if tokens.ndim == 3 else [tokens]
+
     @property
     def _shape(self) -> tuple[int, ...]:
         return token_shape(self._card)
@@ -76,12 +101,12 @@ class ZarrStore:
             times_out = _ShardFile(stack, group / times_file)
             for stored, tokens in pairs:
                 written.token_offsets.append(tokens_out.bytes)
-                for chunk in tokens if tokens.ndim == 3 else [tokens]:
+                for chunk in self._chunks(tokens):
                     tokens_out.add(chunk)
                 times_out.add(np.ascontiguousarray(stored.clip.timestamps_s))
             records = {token_file: tokens_out.finish(), times_file: times_out.finish()}
         between = _CRC.size if len(self._shape) == 3 else 0
-        written.frame_stride = 2 * int(np.prod(self._shape[1:])) + between
+        written.frame_stride = 2 * math.prod(self._shape[1:]) + between
         return records
 
     def _write_metadata(self, path: Path, clip_ids: list[str]) -> None:
