@@ -81,13 +81,13 @@ class DeltaTok(nn.Module):
         self, previous: Tensor, current: Tensor, grid: Grid, generator: torch.Generator | None = None
     ) -> Tensor:
         """Delta tokens (B, D) of the step from ``previous`` to ``current``, both (B, N, D)."""
-        return self._encode(previous, current, self._rotation(grid, generator))
+        return self._encode(previous, current, self._rotation(current, grid, generator))
 
     def decode(
         self, delta: Tensor, previous: Tensor, grid: Grid, generator: torch.Generator | None = None
     ) -> Tensor:
         """Patch tokens (B, N, D) of the frame that follows ``previous`` (B, N, D) by ``delta`` (B, D)."""
-        return self._decode(delta, previous, self._rotation(grid, generator))
+        return self._decode(delta, previous, self._rotation(previous, grid, generator))
 
     def training_loss(
         self,
@@ -98,7 +98,7 @@ class DeltaTok(nn.Module):
         generator: torch.Generator | None = None,
     ) -> TokenizerLoss:
         """Reconstruct ``current`` through one delta token; one RoPE factor for encoder and decoder."""
-        rotation = self._rotation(grid, generator)
+        rotation = self._rotation(current, grid, generator)
         reconstruction = self._decode(self._encode(previous, current, rotation), previous, rotation)
         mse = (reconstruction - current).square().mean()
         trained = mse if loss == "mse" else log_cosh(reconstruction, current).mean()
@@ -167,8 +167,10 @@ class DeltaTok(nn.Module):
             return torch.zeros_like(previous)
         return self.xy_embed.weight[0].expand_as(previous)
 
-    def _rotation(self, grid: Grid, generator: torch.Generator | None) -> Rotation:
-        scale = torch.ones((), device=self.norm.weight.device)
+    def _rotation(self, patch_tokens: Tensor, grid: Grid, generator: torch.Generator | None) -> Rotation:
+        if patch_tokens.shape[-2] != grid[0] * grid[1]:
+            raise ValueError(f"{patch_tokens.shape[-2]} patch tokens are no grid of {grid[0]} x {grid[1]}")
+        scale = torch.ones((), device=patch_tokens.device)
         if self.training and self.rope_rescale is not None and generator is not None:
             exponent = torch.rand((), generator=generator, device=generator.device) * 2.0 - 1.0
             scale = self.rope_rescale ** exponent.to(scale.device)

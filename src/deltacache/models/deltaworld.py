@@ -13,8 +13,9 @@ from deltacache.models.blocks import CrossAttentionBlock, KeysValues, check_head
 from deltacache.models.losses import smooth_l1
 from deltacache.models.rope import Rotation, time_rotation
 
-# Candidates run in chunks whose widest activation stays below this many numbers (256 MiB in float32).
-_WIDEST_ACTIVATION = 2**26
+# Candidates run in chunks whose widest activation stays below this many numbers: a CPU is a third faster
+# when that fits its cache, an accelerator wants large passes and a bound on memory (256 MiB in float32).
+_WIDEST_ON_CPU, _WIDEST_ELSEWHERE = 2**19, 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,15 @@ class DeltaWorld(nn.Module):
         targets = delta_tokens[:, 1:]
         past = self.predictor.remember(delta_tokens[:, :-1], seconds[:, :-1])
         rotation = time_rotation(seconds[:, 1:], self.predictor.head_dim)
-        if self.q_embed is not None:
-            winners = torch.zeros(targets.shape[:2], dtype=torch.long, device=targets.device)
-            queries = self.q_embed.weight.expand_as(targets)
-        else:
-            if noise is None:
-                noise = self._candidates((*targets.shape[:2], candidates, self.hidden_size), generator)
+        if self.q_embed is None:
+            noise = self._candidates((*targets.shape[:2], candidates, self.hidden_size), noise, generator)
             winners = self._winners(noise, rotation, past, targets, beta)
             queries = noise.gather(2, winners[:, :, None, None].expand(-1, -1, 1, self.hidden_size))[:, :, 0]
+        else:
+            if candidates != 1:
+                raise ValueError(f"a learned query has one candidate, not {candidates}")
+            winners = torch.zeros(targets.shape[:2], dtype=torch.long, device=targets.device)
+            queries = self.q_embed.weight.expand_as(targets)
         prediction = self.predictor(queries, rotation, past, _causal(targets))
         return WorldLoss(smooth_l1(prediction, targets, beta).mean(), prediction, winners)
 
@@ -150,10 +152,17 @@ class DeltaWorld(nn.Module):
                 past = _append(past, self.predictor.remember(predicted[-1], now))
         return torch.cat(predicted, dim=1).unflatten(0, (batch, samples))
 
-    def _candidates(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        if generator is None:
-            raise ValueError("a noise query needs noise, or a generator to draw it from")
-        return self.draw_noise(shape, generator)
+    def _candidates(
+        self, shape: tuple[int, ...], noise: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """The given noise (B, P, K, D), or fresh one of that ``shape``."""
+        if noise is None:
+            if generator is None:
+                raise ValueError("a noise query needs noise, or a generator to draw it from")
+            return self.draw_noise(shape, generator)
+        if noise.shape != shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}, expected {shape}: (B, T-1, K, D)")
+        return noise
 
     @torch.no_grad()
     def _winners(
@@ -165,8 +174,10 @@ class DeltaWorld(nn.Module):
         """
         steps = targets.shape[1]
         past = [KeysValues(*(part.detach() for part in block)) for block in past]
+        widest = _WIDEST_ON_CPU if targets.device.type == "cpu" else _WIDEST_ELSEWHERE
+        candidates_a_pass = max(1, widest // (targets.shape[0] * steps * self.mlp_width))
         losses: list[Tensor] = []
-        for chunk in noise.split(max(1, _WIDEST_ACTIVATION // (targets[..., 0].numel() * self.mlp_width)), 2):
+        for chunk in noise.split(candidates_a_pass, dim=2):
             count = chunk.shape[2]
             prediction = self.predictor(
                 chunk.flatten(1, 2),
