@@ -1,0 +1,131 @@
+"""From one video file to the pixels of its clips, in this process.
+
+``decode_child`` runs this in a disposable process; nothing else should decode files that are not trusted.
+
+Shapes: T frames, S image size, H, W of the upright frame.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deltacache.pipeline.decode_folder import FolderSource
+from deltacache.pipeline.decode_log import NativeLog, native_log
+from deltacache.pipeline.decode_sources import FrameSource, SourceFailedError, check_size
+from deltacache.pipeline.sampling import ViewSample, draw_view
+from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
+from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+
+@dataclass(frozen=True, slots=True)
+class VideoJob:
+    """One video and the views wanted of it: ``first_view .. first_view + views - 1``.
+
+    Attributes:
+        path: of a video file or a folder of frames on this machine.
+        image_size: S, the side of the square that every crop is resized to, pixels.
+    """
+
+    path: str
+    video_uri: str
+    video_id: str
+    first_view: int
+    views: int
+    image_size: int
+    sampling: SamplingSettings
+
+
+def decode_video(job: VideoJob) -> list[PixelClip]:
+    """Decode every wanted view of one video; the file is gone through once for all of them.
+
+    Raises:
+        VideoRefusedError: the video cannot be used; the reason is one of the closed list.
+    """
+    with native_log() as log:
+        try:
+            return _decode(job, log)
+        except MemoryError:
+            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, f"{job.path}: no memory left") from None
+
+
+def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
+    failed: SourceFailedError | None = None
+    for source in _sources(job.path, log):
+        try:
+            return _cut_clips(job, source)
+        except SourceFailedError as error:
+            failed = error
+    raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{job.path}: {failed}")
+
+
+def _sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
+    """Ways to decode ``path`` that are exact, the fastest first."""
+    if Path(path).is_dir():
+        yield FolderSource(path)
+        return
+    # Decoders are loaded where videos are decoded, not in every process that names a VideoJob.
+    from deltacache.pipeline.decode_decord import DecordSource, decord_is_exact
+    from deltacache.pipeline.decode_pyav import IndexedPyavSource, SequentialPyavSource
+    from deltacache.pipeline.probe import probe_video
+
+    probe = probe_video(path)
+    if probe.index is not None:
+        if decord_is_exact(probe):
+            yield DecordSource(probe, probe.index, log)
+        yield IndexedPyavSource(probe, probe.index)
+    yield SequentialPyavSource(probe)
+
+
+def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
+    check_size(job.path, source.height, source.width)
+    views = range(job.first_view, job.first_view + job.views)
+    samples = [
+        draw_view(job.video_id, view, source.timestamps_s, source.height, source.width, job.sampling)
+        for view in views
+    ]
+    canvases = _fill(samples, source, job.image_size)
+    return [
+        PixelClip(
+            clip_id=clip_id_of(job.video_id, view),
+            video_uri=job.video_uri,
+            view=view,
+            pixels=pixels,
+            timestamps_s=sample.timestamps_s,
+            frame_indices=sample.frame_indices,
+            crop=sample.crop,
+            flip=sample.flip,
+            decoder=source.decoder,
+            duplicate_frames=sample.duplicate_frames,
+        )
+        for view, sample, pixels in zip(views, samples, canvases, strict=True)
+    ]
+
+
+def _fill(samples: list[ViewSample], source: FrameSource, size: int) -> list[np.ndarray]:
+    """(T, S, S, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
+    canvases = [np.empty((len(sample.frame_indices), size, size, 3), np.uint8) for sample in samples]
+    wanted = sorted({index for sample in samples for index in sample.frame_indices})
+    missing = set(wanted)
+    for frame in source.frames(wanted):
+        missing.remove(frame.index)
+        image = Image.fromarray(frame.rgb)
+        for sample, canvas in zip(samples, canvases, strict=True):
+            positions = [
+                t for t, wanted_index in enumerate(sample.frame_indices) if wanted_index == frame.index
+            ]
+            if positions:
+                canvas[positions] = crop_and_resize(image, sample.crop, size, flip=sample.flip)
+    if missing:
+        raise SourceFailedError(f"{len(missing)} frames did not come out the second time")
+    return canvases
+
+
+def crop_and_resize(image: Image.Image, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
+    """(S, S, 3) uint8: the crop as a square, bilinear with antialiasing (integer arithmetic in Pillow)."""
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return pixels[:, ::-1] if flip else pixels

@@ -1,0 +1,75 @@
+"""Frames through decord: the fast way, taken where it is known to be exact.
+
+decord says nothing of damaged frames, counts packets as frames, and seeks to keyframes that are none; so it is
+given only files for which none of that matters, and what FFmpeg printed meanwhile is looked at.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+if "decord" in sys.modules and "av" not in sys.modules:
+    raise ImportError(
+        "decord was imported before av: decord opens its FFmpeg to the whole process, PyAV would then run on "
+        "that copy and silence the messages by which damage is seen. Import av, or deltacache, first"
+    )
+import av  # noqa: F401  # before decord, see above
+import decord
+import numpy as np
+
+from deltacache.pipeline.decode_log import NativeLog
+from deltacache.pipeline.decode_pyav import IndexedPyavSource
+from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
+from deltacache.pipeline.probe import FrameIndex, VideoProbe, seconds_of
+
+_CODECS = ("h264", "hevc", "vp8")
+_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_THREADS = 1  # several videos are decoded side by side; more threads also broke VP9 1920x800
+
+
+def decord_is_exact(probe: VideoProbe) -> bool:
+    """Whether decord gives this file's frames bit for bit as decoding in sequence does. See docs/decoding.md."""
+    return (
+        probe.codec in _CODECS
+        and probe.pixel_format in _PIXEL_FORMATS
+        and probe.height % 2 == probe.width % 2 == 0
+        and probe.orientation.is_upright
+        and probe.has_duration
+        and probe.index is not None
+        and probe.index.every_keyframe_starts
+    )
+
+
+class DecordSource:
+    """Frames by their number; a seek goes to the keyframe before."""
+
+    def __init__(self, probe: VideoProbe, index: FrameIndex, log: NativeLog) -> None:
+        self._probe, self._index, self._log = probe, index, log
+        self.height, self.width = probe.height, probe.width
+        self.decoder = "decord-seek" if len(index.starts) > 1 else "decord-sequential"
+        self.timestamps_s = seconds_of(probe.path, index.pts, probe.time_base)
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
+        """Upright RGB frames of ``wanted`` (ascending, unique).
+
+        Raises:
+            SourceFailedError: decord cannot open the file, or sees another number or size of frames.
+            VideoRefusedError: FFmpeg complained, and a second look found damage.
+        """
+        mark = self._log.size
+        try:
+            for index, rgb in self._decode(wanted):
+                yield IndexedFrame(index, rgb)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise SourceFailedError(f"decord: {error}") from error
+        if self._log.size > mark:
+            IndexedPyavSource(self._probe, self._index).verify(wanted)
+
+    def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        reader = decord.VideoReader(self._probe.path, num_threads=_THREADS)
+        if len(reader) != len(self._index.pts):
+            raise SourceFailedError(f"decord counts {len(reader)} frames, there are {len(self._index.pts)}")
+        for index in wanted:
+            rgb = reader[index].asnumpy()
+            if rgb.shape != (self.height, self.width, 3):
+                raise SourceFailedError(f"decord gives frames of shape {rgb.shape}")
+            yield index, rgb

@@ -1,0 +1,195 @@
+"""A small process that forks a disposable child for each video: ``python -m deltacache.pipeline.decode_server``.
+
+It imports the decoders once, decodes nothing itself, and has one thread, so forking is cheap and safe. It ends
+when its standard input does, that is, when its owner has gone; the child dies with it.
+
+Standard input brings one message a video, standard output takes one answer each (see ``decode_protocol``).
+"""
+
+import ctypes
+import importlib
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+# Imported before forking, so that no child pays for it: the first three are what decoding imports by the way.
+import av.subtitles.stream  # noqa: F401
+import numpy.ma  # noqa: F401
+import PIL.ImageFile  # noqa: F401
+
+import deltacache.pipeline.decode_decord  # noqa: F401
+from deltacache.pipeline.decode import VideoJob
+from deltacache.pipeline.decode_log import NativeLog, native_log
+from deltacache.pipeline.decode_protocol import (
+    Message,
+    clips_message,
+    job_from_json,
+    parse_message,
+    read_message,
+    refusal_message,
+    write_bytes,
+)
+from deltacache.schemas.clips import PixelClip
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+Decode = Callable[[VideoJob], list[PixelClip]]
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+_NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "MemoryError")
+
+
+class _Channel(NamedTuple):
+    """File descriptors. Requests become readable during decoding only when the owner has gone."""
+
+    requests: int
+    replies: int
+
+
+def main() -> None:
+    """Serve until standard input ends. The argument names the decoding function, ``module:function``."""
+    module, function = sys.argv[1].split(":")
+    decode: Decode = getattr(importlib.import_module(module), function)
+    channel = _Channel(requests=os.dup(0), replies=os.dup(1))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)  # a decoder that prints must not write into the answers
+    try:
+        write_bytes(channel.replies, Message({"status": "ready"}).to_bytes())
+        while True:
+            request = read_message(channel.requests).header
+            answer = _decode_in_child(decode, request, channel)
+            write_bytes(channel.replies, answer.to_bytes())
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel) -> Message:
+    path, timeout_s, memory_bytes = request["job"]["path"], request["timeout_s"], request["memory_bytes"]
+    with native_log() as log:
+        read_end, write_end = os.pipe()
+        server = os.getpid()
+        child = os.fork()
+        if not child:
+            _die_with(server)
+            os.close(channel.requests)
+            os.close(channel.replies)  # or the owner would not see the server's end while this child lives
+            _run_child(decode, request, write_end)
+        os.close(write_end)
+        try:
+            data = _collect(read_end, channel.requests, time.monotonic() + timeout_s, memory_bytes)
+        finally:
+            os.close(read_end)
+            exit_code = _reap(child)
+        if data is None:
+            return _refused(
+                FailureReason.DECODE_TIMEOUT, f"{path}: not decoded within {timeout_s:g} s{_said(log)}"
+            )
+        return parse_message(data) or _explain(path, exit_code, log)
+
+
+def _die_with(server: int) -> None:
+    """Have the kernel kill this child when the server dies, where it can."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
+
+
+def _run_child(decode: Decode, request: dict[str, Any], write_end: int) -> NoReturn:
+    """Decode, write the answer, end. An exception that is no refusal is printed, and the exit code is 1."""
+    exit_code = 1
+    try:
+        answer = _answer(decode, request)
+        write_bytes(write_end, answer.to_bytes())
+        exit_code = 0
+    finally:
+        if exit_code:
+            traceback.print_exc()
+        os._exit(exit_code)  # no cleaning up: the server's own exit handlers are none of ours
+
+
+def _answer(decode: Decode, request: dict[str, Any]) -> Message:
+    job = job_from_json(request["job"])
+    hard = _limit_memory(request["memory_bytes"])
+    try:
+        return clips_message(decode(job))
+    except VideoRefusedError as error:
+        return refusal_message(error)
+    except MemoryError:
+        return _refused(FailureReason.OUT_OF_MEMORY, _memory_message(job.path, request["memory_bytes"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # the answer needs memory as well
+
+
+def _limit_memory(memory_bytes: int) -> int:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return hard
+
+
+def _collect(read_end: int, owner: int, deadline: float, most: int) -> bytearray | None:
+    """What the child writes until it ends; None when it does not end in time.
+
+    Raises:
+        EOFError: the owner has gone.
+    """
+    data = bytearray()
+    while (left := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select([read_end, owner], [], [], left)
+        if owner in ready:
+            raise EOFError("the owner has gone")
+        if ready:
+            chunk = os.read(read_end, 1 << 20)
+            if not chunk or len(data) > most:
+                return data
+            data += chunk
+    return None
+
+
+def _reap(child: int) -> int:
+    """The child's exit code, negative for a signal. Its pipe is closed or it is not wanted any more."""
+    for _ in range(50):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _explain(path: str, exit_code: int, log: NativeLog) -> Message:
+    """Why a child ended without a whole answer."""
+    if exit_code >= 0:
+        return Message({"status": "bug", "traceback": log.text(limit=8000)})
+    name = signal.Signals(-exit_code).name
+    if any(word in log.text(limit=2000) for word in _NO_MEMORY):
+        return _refused(FailureReason.OUT_OF_MEMORY, f"{path}: the decoder ran out of memory{_said(log)}")
+    if -exit_code in (signal.SIGKILL, signal.SIGTERM):
+        return Message({"status": "killed", "signal": name})
+    return _refused(FailureReason.DECODER_CRASHED, f"{path}: the decoder died of {name}{_said(log)}")
+
+
+def _said(log: NativeLog) -> str:
+    lines = log.last_lines()
+    return f"; it said: {lines}" if lines else ""
+
+
+def _memory_message(path: str, memory_bytes: int) -> str:
+    return f"{path}: decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB"
+
+
+def _refused(reason: FailureReason, message: str) -> Message:
+    return refusal_message(VideoRefusedError(reason, message))
+
+
+if __name__ == "__main__":
+    main()

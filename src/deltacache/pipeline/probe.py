@@ -1,0 +1,296 @@
+"""Look into a video file before decoding it: which stream, which frames, where decoding may start.
+
+Every packet is read once, none but the first few are decoded. Nothing the header claims is believed: frames
+are what packets hold.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import DecoderNotFoundError, FFmpegError, PatchWelcomeError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from deltacache.pipeline.decode_orientation import Orientation, orientation_of
+from deltacache.pipeline.decode_packets import PacketFacts, packet_reader
+from deltacache.pipeline.decode_sources import check_size
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+_ATTACHED_PICTURE = 0x400
+_LONGEST_S = 1e7
+
+# Formats that hold other files' names (playlists, concatenations, image sequences) are left out: a video
+# must not make us open anything but itself.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,h264,hevc,m4v,flv,asf,ogg,ivf,nut,"
+    "mxf,rm,dv,mp3,wav,flac,aac"
+)
+_INDEXED_FORMATS = ("mov", "matroska")  # their packets carry presentation times
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A packet at which decoding may start with exact results. Both in units of the stream's time base."""
+
+    pts: int
+    seek_to: int  # what to ask the demuxer for
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Which frame is which, read from packets alone.
+
+    Attributes:
+        pts: presentation times of the frames that are shown, ascending, unique.
+        starts: exact starting points, ascending; the first is that of the first frame.
+        every_keyframe_starts: all packets that the container flags as keyframes are ``starts``, none of them
+            with frames that are shown before it and decoded after it, and far enough apart for any seek.
+    """
+
+    pts: tuple[int, ...]
+    starts: tuple[Start, ...]
+    every_keyframe_starts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VideoProbe:
+    """One video stream that gave a first frame.
+
+    Attributes:
+        container: FFmpeg's name of the format, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
+        height: of the upright frame, pixels; likewise ``width``.
+        time_base: seconds a unit of presentation time.
+        rate: average frames a second, where the container tells.
+        index: None where only decoding tells which frames there are.
+    """
+
+    path: str
+    container: str
+    codec: str
+    pixel_format: str
+    height: int
+    width: int
+    orientation: Orientation
+    time_base: Fraction
+    rate: Fraction | None
+    has_duration: bool
+    index: FrameIndex | None
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its best video stream (FFmpeg's choice, as decord's), decoding with one thread.
+
+    Raises:
+        VideoRefusedError: there is nothing in it to decode, or decoding inside the context fails.
+    """
+    with refusing_damage(path), _open_container(path) as container:
+        stream = container.streams.best("video")
+        if stream is None and container.streams.video:
+            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, f"{path}: no decoder for its video")
+        if not isinstance(stream, VideoStream) or stream.disposition & _ATTACHED_PICTURE:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            raise VideoRefusedError(FailureReason.NO_VIDEO_STREAM, f"{path}: only streams of type {kinds}")
+        stream.thread_type = "NONE"
+        stream.thread_count = 1
+        yield container, stream
+
+
+def _open_container(path: str) -> InputContainer:
+    _check_file(path)
+    try:
+        # Metadata is often not UTF-8; none of it is used.
+        return av.open(path, options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
+    except ValueError as error:  # InvalidDataError, ArgumentError
+        raise _unopened(path) from error
+
+
+def _check_file(path: str) -> None:
+    try:
+        with Path(path).open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise VideoRefusedError(FailureReason.UNREADABLE, f"{path}: {error.strerror or error}") from error
+    if empty:
+        raise VideoRefusedError(FailureReason.EMPTY_FILE, f"{path} has zero bytes")
+
+
+def _unopened(path: str) -> VideoRefusedError:
+    """A file that begins like a video but has no index was cut off before it; the rest is no video."""
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
+        return VideoRefusedError(
+            FailureReason.TRUNCATED, f"{path}: begins as a video, its index is missing or damaged"
+        )
+    return VideoRefusedError(FailureReason.NOT_A_VIDEO, f"{path}: no demuxer recognises its content")
+
+
+@contextmanager
+def refusing_damage(path: str) -> Iterator[None]:
+    """Turn FFmpeg's errors into the refusal of this video."""
+    try:
+        yield
+    except FFmpegError as error:
+        raise VideoRefusedError(_reason_of(error), f"{path}: {error.strerror or error}") from error
+
+
+def _reason_of(error: FFmpegError) -> FailureReason:
+    if isinstance(error, MemoryError):
+        return FailureReason.OUT_OF_MEMORY
+    if isinstance(error, OSError):
+        return FailureReason.UNREADABLE
+    if isinstance(error, DecoderNotFoundError | PatchWelcomeError):
+        return FailureReason.UNSUPPORTED_CODEC
+    return FailureReason.CORRUPT_STREAM
+
+
+def check_frame(path: str, frame: VideoFrame) -> None:
+    """Raise when the decoder itself calls the frame damaged: its pixels are made up from other frames."""
+    if frame.is_corrupt:
+        raise VideoRefusedError(
+            FailureReason.CORRUPT_STREAM, f"{path}: the frame at pts {frame.pts} is damaged"
+        )
+
+
+def probe_video(path: str) -> VideoProbe:
+    """Read all packets of the best video stream and decode its first frame.
+
+    Raises:
+        VideoRefusedError: nothing to decode, structural damage, frames missing at the end, or too small.
+    """
+    with open_video(path) as (container, stream):
+        scan = _Scan(path, stream)
+        for packet in container.demux(stream):
+            scan.add(packet)
+        first = scan.check(container)
+        orientation = orientation_of(first)
+        height, width = orientation.upright_size(first.height, first.width)
+        probe = VideoProbe(
+            path=path,
+            container=container.format.name,
+            codec=stream.codec_context.codec.canonical_name,
+            pixel_format=first.format.name,
+            height=height,
+            width=width,
+            orientation=orientation,
+            time_base=Fraction(stream.time_base or 0),
+            rate=stream.average_rate or stream.guessed_rate,
+            has_duration=container.duration is not None,
+            index=scan.index(container),
+        )
+    check_size(path, height, width)
+    return probe
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    facts: PacketFacts | None
+
+
+class _Scan:
+    """What one pass over the packets collects."""
+
+    def __init__(self, path: str, stream: VideoStream) -> None:
+        self._path, self._stream = path, stream
+        context = stream.codec_context
+        self._read = packet_reader(context.codec.canonical_name, bytes(context.extradata or b""))
+        self._packets: list[_Packet] = []
+        self._first: VideoFrame | None = None
+        self._cut = 0
+        self._irregular = False  # an edit list or a change of headers: only decoding tells what is shown
+
+    def add(self, packet: "Packet[VideoStream]") -> None:
+        """Note one packet; decode until the first frame is out."""
+        if packet.is_corrupt:
+            self._cut += 1
+            return
+        if packet.size:
+            facts = self._read(bytes(packet)) if self._read else None
+            if facts is not None and facts.damage:
+                raise VideoRefusedError(
+                    FailureReason.CORRUPT_STREAM,
+                    f"{self._path}: packet {len(self._packets)} is damaged: {facts.damage}",
+                )
+            self._irregular |= packet.is_discard or packet.has_sidedata("new_extradata")
+            self._packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, facts))
+        if self._first is None:
+            self._first = next(iter(packet.decode()), None)
+
+    def check(self, container: InputContainer) -> VideoFrame:
+        """The first frame, once everything that the container's own table names is there."""
+        if not self._packets and not self._cut:
+            raise VideoRefusedError(
+                FailureReason.NO_FRAMES,
+                f"{self._path}: its header claims {self._stream.frames} frames, the file holds none",
+            )
+        missing = self._missing_frames(container)
+        if missing:
+            message = f"{self._path}: {missing} frames lie past the end of the file"
+            raise VideoRefusedError(FailureReason.TRUNCATED, message)
+        if self._cut:
+            message = f"{self._path}: {self._cut} packets are incomplete"
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message)
+        if self._first is None:
+            raise VideoRefusedError(FailureReason.NO_FRAMES, f"{self._path}: no frame can be decoded")
+        check_frame(self._path, self._first)
+        return self._first
+
+    def _missing_frames(self, container: InputContainer) -> int:
+        if not _is_mov(container):  # only there a table names every packet's place and size
+            return 0
+        return sum(entry.pos + entry.size > container.size for entry in self._stream.index_entries)
+
+    def index(self, container: InputContainer) -> FrameIndex | None:
+        """Frames and starting points, or None when packets do not determine them."""
+        if self._irregular or not container.format.name.startswith(_INDEXED_FORMATS):
+            return None
+        packets = [
+            (packet.pts, packet, packet.facts)
+            for packet in self._packets
+            if packet.pts is not None and packet.facts is not None
+        ]
+        shown = sorted(pts for pts, _, facts in packets if facts.shown)
+        if len(packets) < len(self._packets) or len(set(shown)) < len(shown):
+            return None
+        ships_headers = any(facts.headers != "none" for _, _, facts in packets)
+        starts: list[Start] = []
+        by_dts, leads = _is_mov(container), False
+        for pts, packet, facts in packets:
+            leads |= bool(starts) and pts < starts[-1].pts
+            if packet.is_keyframe and facts.random_access and (not ships_headers or facts.headers == "all"):
+                starts.append(Start(pts, pts if packet.dts is None or not by_dts else packet.dts))
+        if not shown or not starts or starts[0].pts != shown[0] or packets[0][0] != shown[0]:
+            return None
+        plain = len(shown) == len(packets) and len(starts) == sum(p.is_keyframe for p in self._packets)
+        apart = all(before.pts < after.seek_to for before, after in pairwise(starts))
+        return FrameIndex(tuple(shown), tuple(starts), plain and apart and not leads)
+
+
+def _is_mov(container: InputContainer) -> bool:
+    return container.format.name.startswith("mov")
+
+
+def seconds_of(path: str, pts: tuple[int, ...], time_base: Fraction) -> np.ndarray:
+    """(frames,) float32 seconds from the first frame.
+
+    Raises:
+        VideoRefusedError: the video would last longer than any does.
+    """
+    if (pts[-1] - pts[0]) * time_base > _LONGEST_S:
+        raise VideoRefusedError(
+            FailureReason.CORRUPT_STREAM, f"{path}: its frames claim to be {pts[-1] - pts[0]} ticks apart"
+        )
+    numerator, denominator = time_base.as_integer_ratio()  # whole numbers: rounded once, and fast
+    return np.array([(value - pts[0]) * numerator / denominator for value in pts], dtype=np.float32)
