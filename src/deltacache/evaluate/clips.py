@@ -23,7 +23,7 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
     An evaluation that is there already, of the same data, models and settings, is left alone.
 
     Raises:
-        DatasetError: the features or the futures file are missing or damaged, or ``out`` holds something else.
+        DatasetError: the features or the futures file are missing or damaged, or ``out`` holds other things.
         CheckpointError: a model is missing or damaged.
         MismatchError: models, features, settings or futures that do not belong together.
     """

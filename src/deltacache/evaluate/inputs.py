@@ -92,15 +92,15 @@ def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: P
     width = tokenizer.model.hidden_size
     if width != card.hidden_size:
         raise MismatchError(
-            f"{features} holds {card.hidden_size}-wide tokens of {card.backbone.id} at {card.image_size} px, but "
-            f"the tokenizer {path} expects {width}: extract again or load the matching tokenizer"
+            f"{features} holds {card.hidden_size}-wide tokens of {card.backbone.id} at {card.image_size} px, "
+            f"but the tokenizer {path} expects {width}: extract again or load the matching tokenizer"
         )
     made_with, used = tokenizer.metadata.get("backbone_sha256"), card.backbone.weights_sha256
     if made_with is not None and made_with != used:
         raise MismatchError(
-            f"the tokenizer {path} was trained on features of backbone {made_with[:16]}, but {features} was made "
-            f"with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the matching "
-            "tokenizer"
+            f"the tokenizer {path} was trained on features of backbone {made_with[:16]}, but {features} was "
+            f"made with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the "
+            "matching tokenizer"
         )
     grid = tokenizer.metadata.get("patch_grid")
     if grid is not None and tuple(grid) != card.patch_grid:
@@ -127,8 +127,8 @@ def check_world(
     made_with = world.metadata.get("tokenizer_fingerprint")
     if made_with is not None and made_with != tokenizer.fingerprint:
         raise MismatchError(
-            f"the world model {path} was trained on delta tokens of tokenizer {made_with}, but {tokenizer_path} "
-            f"is {tokenizer.fingerprint}: load the tokenizer it was trained with"
+            f"the world model {path} was trained on delta tokens of tokenizer {made_with}, but "
+            f"{tokenizer_path} is {tokenizer.fingerprint}: load the tokenizer it was trained with"
         )
 
 

@@ -146,8 +146,8 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
     )
     if not scenes:
         raise DeltacacheError(
-            f"{path} names {len(futures)} videos, of which {len(futures) - absent} are in this dataset, and no "
-            "scene has two different outcomes among them: give the futures of this dataset's videos"
+            f"{path} names {len(futures)} videos, of which {len(futures) - absent} are in this dataset, "
+            "and no scene has two different outcomes among them: give the futures of this dataset's videos"
         )
     left_out = [
         (absent, "videos of the futures file are not among the sequences"),

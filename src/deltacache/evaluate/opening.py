@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 
 from deltacache import __version__
@@ -20,7 +21,10 @@ from deltacache.schemas.fingerprints import fingerprint_of
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation whose inputs have been opened and checked."""
+    """An evaluation whose inputs have been opened and checked.
+
+    ``example_rows``: sequences to keep for the report; scenes, if there are any.
+    """
 
     settings: ClipEvaluation
     dataset: Dataset
@@ -30,12 +34,8 @@ class Run:
     scenes: dict[int, CheckedScene]
     notes: tuple[str, ...]
     stamp: RunStamp
+    example_rows: frozenset[int]
     device: torch.device
-
-    @property
-    def example_rows(self) -> tuple[int, ...]:
-        """Sequences to keep for the report: scenes if there are any."""
-        return spread(tuple(self.scenes) or self.sequences.rows, self.settings.examples)
 
 
 def open_run(settings: ClipEvaluation) -> Run:
@@ -48,13 +48,22 @@ def open_run(settings: ClipEvaluation) -> Run:
         horizons=settings.horizons,
         seed=settings.seed,
         grid=dataset.card.patch_grid,
-        black=torch.from_numpy(dataset.black_patch_tokens).to(device).float(),
+        black=torch.from_numpy(dataset.black_patch_tokens.astype(np.float32)).to(device),
     )
     sequences = choose_sequences(dataset.index, settings.frames, str(settings.features))
     scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
-    stamp = _stamp(settings, dataset, models)
-    all_notes = (*sequences.notes, *notes)
-    return Run(settings, dataset, models, protocol, sequences, scenes, all_notes, stamp, device)
+    return Run(
+        settings=settings,
+        dataset=dataset,
+        models=models,
+        protocol=protocol,
+        sequences=sequences,
+        scenes=scenes,
+        notes=(*sequences.notes, *notes),
+        stamp=_stamp(settings, dataset, models),
+        example_rows=frozenset(spread(tuple(scenes) or sequences.rows, settings.examples)),
+        device=device,
+    )
 
 
 def _open_scenes(

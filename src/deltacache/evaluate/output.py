@@ -14,7 +14,7 @@ from deltacache.pipeline.atomic import (
     remove,
     remove_leftovers,
     replacing,
-    sync_folder,
+    sync,
     temporary_path,
 )
 from deltacache.schemas.errors import DatasetError
@@ -43,8 +43,8 @@ def finished_run(out: Path) -> str | None:
     strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
     if strangers:
         raise DatasetError(
-            f"{out} holds something else ({', '.join(strangers[:5])}): the output must be a new or empty folder, "
-            "or that of an earlier evaluation; choose another one"
+            f"{out} holds something else ({', '.join(strangers[:5])}): the output must be a new or empty "
+            "folder, or that of an earlier evaluation; choose another one"
         )
     if not ((out / METRICS).exists() and (out / SEQUENCES).exists()):
         return None
@@ -116,7 +116,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         remove(temporary)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def keep_curves(out: Path, models: Iterable[tuple[str, Path]]) -> None:

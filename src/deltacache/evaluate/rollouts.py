@@ -49,7 +49,7 @@ def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
 
 
 def roll_out(world: World, batch: ClipBatch, deltas: Tensor, protocol: Protocol) -> Tensor:
-    """Delta tokens (B, S, H, D) of sampled futures, after the context's delta tokens of ``deltas`` (U, T, D)."""
+    """Delta tokens (B, S, H, D) of sampled futures, after the context's part of ``deltas`` (U, T, D)."""
     clips, width = len(batch.rows), deltas.shape[-1]
     noise = None
     if world.model.q_embed is None:

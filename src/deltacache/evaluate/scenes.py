@@ -15,6 +15,7 @@ from deltacache.evaluate.metrics import token_distance
 from deltacache.evaluate.modes import Scene, balance, coverage, futures_differ, reached_futures
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.rows import Score, Series
+from deltacache.evaluate.sequences import read_features
 from deltacache.pipeline.dataset import Dataset
 from deltacache.schemas.errors import MismatchError
 
@@ -43,7 +44,7 @@ class CheckedScene:
 
 def read_futures_of(dataset: Dataset, scene: Scene, protocol: Protocol, device: torch.device) -> Tensor:
     """(F, K, N, D) float32: the true target frames of a scene."""
-    frames = [dataset.read(row).patch_tokens[protocol.targets] for row in scene.rows]
+    frames = [read_features(dataset, row).patch_tokens[protocol.targets] for row in scene.rows]
     return torch.from_numpy(np.stack(frames)).to(device).float()
 
 
@@ -64,15 +65,15 @@ def check_scenes(
         alike = sum(not each.differ[at] for each in checked.values())
         if alike:
             notes.append(
-                f"{alike} scenes have futures that do not differ yet at horizon {horizon}: not counted in mode "
-                "coverage there"
+                f"{alike} scenes have futures that do not differ yet at horizon {horizon}: not counted "
+                "in mode coverage there"
             )
     return checked, notes
 
 
 def _check_scene(dataset: Dataset, scene: Scene, protocol: Protocol) -> CheckedScene:
-    clips = [dataset.read(row) for row in scene.rows]
-    tokens = [torch.from_numpy(clip.patch_tokens[: protocol.frames]).float() for clip in clips]
+    clips = [read_features(dataset, row) for row in scene.rows]
+    tokens = [torch.from_numpy(clip.patch_tokens[: protocol.frames].astype(np.float32)) for clip in clips]
     seconds = np.stack([clip.timestamps_s[: protocol.frames] for clip in clips]).astype(np.float64)
     seconds -= seconds[:, :1]
     futures = torch.stack([each[protocol.targets] for each in tokens])
@@ -83,8 +84,9 @@ def _check_scene(dataset: Dataset, scene: Scene, protocol: Protocol) -> CheckedS
         _check_context(scene, torch.stack([each[: protocol.context] for each in tokens]), between[-1])
     if np.abs(seconds - seconds[:1]).max() > _SAME_TIME_S:
         raise MismatchError(
-            f"scene {scene.name}: its sequences have frames at different times ({seconds.round(3).tolist()}), so "
-            "their futures cannot be compared: extract them without augmentation"
+            f"scene {scene.name}: its sequences have frames at different times "
+            f"({seconds.round(3).tolist()}), so their futures cannot be compared: extract them without "
+            "augmentation"
         )
     since_context = seconds[0, protocol.targets] - seconds[0, protocol.context - 1]
     return CheckedScene(scene, between, differ, tuple(since_context.tolist()))
@@ -97,9 +99,9 @@ def _check_context(scene: Scene, contexts: Tensor, between: np.ndarray) -> None:
         if apart[future] >= between[0, future] / 2:
             raise MismatchError(
                 f"scene {scene.name}: the contexts of {scene.outcomes[0]} and {scene.outcomes[future]} are "
-                f"{apart[future]:.3g} apart, their futures {between[0, future]:.3g}: sequences of a scene must "
-                "share the context and differ in the future; correct the futures file, or extract without "
-                "augmentation"
+                f"{apart[future]:.3g} apart, their futures {between[0, future]:.3g}: sequences of a scene "
+                "must share the context and differ in the future; correct the futures file, or extract "
+                "without augmentation"
             )
 
 

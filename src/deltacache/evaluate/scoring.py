@@ -80,7 +80,7 @@ def _example(
     clip = batch.own[position]
     checked = run.scenes.get(row)
     rows = checked.scene.rows if checked else (row,)
-    futures = [run.dataset.read(each).patch_tokens[protocol.context : protocol.frames] for each in rows]
+    futures = [run.dataset.read_frames(each, protocol.context, protocol.frames) for each in rows]
     longest = protocol.horizons[-1]
     reconstruction = clip[:0]
     if run.models.tokenizer is not None:

@@ -72,8 +72,8 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
     if not rows:
         raise MismatchError(
-            f"{name} has {len(lengths)} clips of at most {max(lengths, default=0)} frames, but context and longest "
-            f"horizon need {frames}: give a shorter context or horizon, or extract longer clips"
+            f"{name} has {len(lengths)} clips of at most {max(lengths, default=0)} frames, but context and "
+            f"longest horizon need {frames}: give a shorter context or horizon, or extract longer clips"
         )
     first: dict[str, int] = {}
     views = index["view"].to_pylist()
@@ -116,7 +116,7 @@ def read_batches(
         rows = sequences.rows[start : start + BATCH_CLIPS]
         partners = sequences.partners[start : start + BATCH_CLIPS]
         needed = list(dict.fromkeys([*rows, *partners]))
-        held = {row: held.get(row) or _read(dataset, row) for row in needed}
+        held = {row: held.get(row) or read_features(dataset, row) for row in needed}
         tokens = np.stack([held[row].patch_tokens[:frames] for row in needed])
         seconds = np.stack([held[row].timestamps_s[:frames] for row in rows]).astype(np.float64)
         positions = [needed.index(row) for row in partners]
@@ -129,7 +129,8 @@ def read_batches(
         )
 
 
-def _read(dataset: Dataset, row: int) -> FeatureClip:
+def read_features(dataset: Dataset, row: int) -> FeatureClip:
+    """One clip of a feature dataset."""
     clip = dataset.read(row)
     if not isinstance(clip, FeatureClip):
         raise TypeError(f"row {row} of {dataset.root} is no FeatureClip")

@@ -1,0 +1,34 @@
+"""One small world for all tests of a session, and a fresh one for those that change something."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_features import DrawnWorld, draw_world
+
+from deltacache.evaluate.clips import evaluate_clips
+from deltacache.schemas.progress import SilentReporter
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> DrawnWorld:
+    """A world whose evaluation with all models lies in ``root / "out"``; not to be changed."""
+    world = draw_world(tmp_path_factory.mktemp("evaluated"))
+    evaluate_clips(world.settings(), SilentReporter())
+    return world
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> DrawnWorld:
+    """A world of one's own."""
+    return draw_world(tmp_path)

@@ -1,0 +1,345 @@
+"""The tables of an evaluation against obvious loops, one clip and one sample at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from drawn_features import (
+    CONTEXT,
+    FRAMES,
+    GRID,
+    HIDDEN,
+    OUTCOMES,
+    SCENES,
+    DrawnClip,
+    DrawnWorld,
+    black_tokens,
+    draw_clips,
+    timestamps,
+    write_features,
+)
+from torch import Tensor
+
+from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.rollouts import sequence_generator
+from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.models.losses import smooth_l1
+from deltacache.schemas.progress import SilentReporter
+from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
+
+HORIZONS, SAMPLES, SEED = (1, 3), 6, 3
+Row = dict[str, Any]
+
+
+class Lines(SilentReporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def stored_clips() -> dict[str, Tensor]:
+    """Clip id -> (T, N, D), as float16 keeps them."""
+    return {
+        f"{clip.name}-v000": torch.from_numpy(clip.tokens.astype(np.float16)).float() for clip in draw_clips()
+    }
+
+
+def rows_of(table: Path, **columns: object) -> list[Row]:
+    """Rows whose columns have these values."""
+    return [
+        row
+        for row in pq.read_table(table).to_pylist()
+        if all(row[name] == value for name, value in columns.items())
+    ]
+
+
+def values_of(world: DrawnWorld, **columns: object) -> dict[str, float]:
+    """Sequence -> value."""
+    rows = rows_of(world.root / "out" / "sequences.parquet", **columns)
+    values = {row["sequence_id"]: row["value"] for row in rows}
+    assert len(values) == len(rows)
+    return values
+
+
+def loss(prediction: Tensor, target: Tensor) -> float:
+    """Smooth-L1 as the trainers define it."""
+    return smooth_l1(prediction, target, 0.1).mean().item()
+
+
+def roll_out_one_by_one(world: DrawnWorld, clip_id: str) -> Iterator[list[Tensor]]:
+    """Each sample's predicted frames, decoded on their own from the last seen frame."""
+    tokenizer, predictor = load_tokenizer(world.tokenizer).model, load_world(world.noise).model
+    clip = stored_clips()[clip_id]
+    black = torch.from_numpy(black_tokens()).float()
+    deltas = [
+        tokenizer.encode(before[None], after[None], GRID)[0]
+        for before, after in zip([black, *clip[: CONTEXT - 1]], clip[:CONTEXT], strict=True)
+    ]
+    seconds = torch.from_numpy(timestamps()).double()
+    seconds = (seconds - seconds[0]).float()[None]
+    noise = predictor.draw_noise((SAMPLES, 3, HIDDEN), sequence_generator(SEED, clip_id))
+    for sample in range(SAMPLES):
+        known = torch.stack(deltas)[None]
+        frame, frames = clip[None, CONTEXT - 1], []
+        for step in range(3):
+            times = seconds[:, : CONTEXT + step + 1]
+            token = predictor.rollout(known, times, noise[None, sample, None, step, None])[:, 0, 0]
+            frame = tokenizer.decode(token, frame, GRID)
+            frames.append(frame[0])
+            known = torch.cat((known, token[:, None]), 1)
+        yield frames
+
+
+@torch.no_grad()
+def test_best_and_mean_equal_a_loop_over_samples(evaluated: DrawnWorld) -> None:
+    clip_id = "scene2-right-v000"
+    samples = list(roll_out_one_by_one(evaluated, clip_id))
+    for horizon in HORIZONS:
+        target = stored_clips()[clip_id][CONTEXT + horizon - 1]
+        frames = [frames[horizon - 1] for frames in samples]
+        losses = [loss(frame, target) for frame in frames]
+        best = frames[int(np.argmin(losses))]
+        expected = {
+            ("best", "smooth_l1"): min(losses),
+            ("best", "mse"): (best - target).square().mean().item(),
+            ("best", "cosine"): torch.cosine_similarity(best, target, dim=-1).mean().item(),
+            ("mean", "smooth_l1"): loss(torch.stack(frames).mean(0), target),
+        }
+        for (aggregation, metric), value in expected.items():
+            columns = {
+                "method": "deltaworld",
+                "aggregation": aggregation,
+                "metric": metric,
+                "horizon": horizon,
+            }
+            assert values_of(evaluated, **columns)[clip_id] == pytest.approx(value, rel=1e-4)
+        assert np.ptp(losses) > 0.001  # else best would say nothing
+
+
+def test_the_learned_query_gives_one_future(evaluated: DrawnWorld) -> None:
+    rows = rows_of(
+        evaluated.root / "out" / "metrics.parquet", method="deltaworld_discriminative", task="features"
+    )
+    assert {(row["aggregation"], row["num_samples"]) for row in rows} == {("single", 1)}
+    tokenizer, predictor = load_tokenizer(evaluated.tokenizer).model, load_world(evaluated.learned).model
+    clip = stored_clips()["scene0-left-v000"]
+    black, seconds = torch.from_numpy(black_tokens()).float(), torch.from_numpy(timestamps())
+    deltas = tokenizer.encode_clip(clip[None, :CONTEXT], black, GRID)
+    with torch.no_grad():
+        token = predictor.rollout(deltas, (seconds - seconds[0])[None, : CONTEXT + 1])[:, 0, 0]
+        frame = tokenizer.decode(token, clip[None, CONTEXT - 1], GRID)[0]
+    values = values_of(evaluated, method="deltaworld_discriminative", metric="smooth_l1", horizon=1)
+    assert values["scene0-left-v000"] == pytest.approx(loss(frame, clip[CONTEXT]), rel=1e-4)
+
+
+@pytest.mark.parametrize("horizon", HORIZONS)
+def test_bounds_by_hand(evaluated: DrawnWorld, horizon: int) -> None:
+    for metric, value in {"smooth_l1": 0.0, "mse": 0.0, "cosine": 1.0}.items():
+        present = values_of(evaluated, method="present", metric=metric, horizon=horizon)
+        np.testing.assert_allclose(list(present.values()), value, atol=1e-12)
+    copy_last = values_of(evaluated, method="copy_last", metric="mse", horizon=horizon)
+    for clip_id, clip in stored_clips().items():
+        error = clip.numpy()[CONTEXT - 1] - clip.numpy()[CONTEXT + horizon - 1]
+        assert copy_last[clip_id] == pytest.approx(np.mean(error**2), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("horizon", HORIZONS)
+def test_reconstructions_equal_a_loop_over_frames(evaluated: DrawnWorld, horizon: int) -> None:
+    tokenizer = load_tokenizer(evaluated.tokenizer).model
+    clips = list(stored_clips().values())
+    closed = values_of(evaluated, method="deltatok", metric="smooth_l1", horizon=horizon)
+    parallel = values_of(evaluated, method="deltatok_parallel", metric="smooth_l1", horizon=horizon)
+    swapped = values_of(evaluated, method="deltatok_swapped", metric="smooth_l1", horizon=horizon)
+    at = CONTEXT + horizon - 1
+    for position, (clip_id, clip) in enumerate(stored_clips().items()):
+        other = clips[(position + 1) % len(clips)]
+        frame = clip[None, CONTEXT - 1]
+        for step in range(CONTEXT, at + 1):
+            frame = tokenizer.decode(tokenizer.encode(frame, clip[None, step], GRID), frame, GRID)
+        assert closed[clip_id] == pytest.approx(loss(frame[0], clip[at]), rel=1e-4)
+        before = clip[None, at - 1]
+        own = tokenizer.decode(tokenizer.encode(before, clip[None, at], GRID), before, GRID)
+        assert parallel[clip_id] == pytest.approx(loss(own[0], clip[at]), rel=1e-4)
+        token = tokenizer.encode(other[None, at - 1], other[None, at], GRID)
+        assert swapped[clip_id] == pytest.approx(
+            loss(tokenizer.decode(token, before, GRID)[0], clip[at]), rel=1e-4
+        )
+
+
+@torch.no_grad()
+def test_modes_equal_a_loop_over_samples(drawn: DrawnWorld, tmp_path: Path) -> None:
+    """Of scene 0 two samples are the true futures, of scene 1 one is, of the others none."""
+    clips = draw_clips()
+    for position, sample in {0: 0, 1: 1, 2: 4}.items():
+        context_of = f"scene{position // 2}-left-v000"
+        predicted = list(roll_out_one_by_one(drawn, context_of))[sample]
+        clips[position].tokens[CONTEXT:] = torch.stack(predicted).numpy()
+    evaluate_clips(drawn.settings(features=write_features(tmp_path / "reached", clips)), SilentReporter())
+    futures = {f"{clip.name}-v000": torch.from_numpy(clip.tokens).half().float() for clip in clips}
+    for horizon in HORIZONS:
+        columns = {"method": "deltaworld", "horizon": horizon}
+        coverage = values_of(drawn, metric="mode_coverage", **columns)
+        balance = values_of(drawn, metric="mode_balance", **columns)
+        assert [coverage[f"scene{scene}"] for scene in range(SCENES)] == [1.0, 0.0, 0.0, 0.0, 0.0]
+        for scene in range(SCENES):
+            left, right = (futures[f"scene{scene}-{name}-v000"][CONTEXT + horizon - 1] for name in OUTCOMES)
+            counts = [0, 0]
+            for frames in roll_out_one_by_one(drawn, f"scene{scene}-left-v000"):
+                distances = [(frames[horizon - 1] - future).norm().item() for future in (left, right)]
+                if min(distances) < (left - right).norm().item() / 2:
+                    counts[int(np.argmin(distances))] += 1
+            assert balance[f"scene{scene}"] == pytest.approx(2 * min(counts) / max(sum(counts), 1))
+            assert scene > 0 or min(counts) >= 1
+            assert scene != 1 or counts[0] >= 1
+
+
+def test_tables_have_the_agreed_columns_and_say_over_how_many(evaluated: DrawnWorld) -> None:
+    out = evaluated.root / "out"
+    metrics, sequences = pq.read_table(out / "metrics.parquet"), pq.read_table(out / "sequences.parquet")
+    assert metrics.schema.equals(METRICS_SCHEMA)
+    assert sequences.schema.equals(SEQUENCES_SCHEMA)
+    counts = {(row["task"], row["n_sequences"], row["n_targets"]) for row in metrics.to_pylist()}
+    assert counts == {("features", 2 * SCENES, 2 * SCENES), ("modes", SCENES, 2 * SCENES)}
+    # 3 feature metrics at 2 horizons: 5 methods alone, DeltaWorld twice, the learned query once
+    assert metrics.num_rows == 3 * 2 * 8 + 2 * 2 * 2
+    for row in metrics.to_pylist():
+        columns = {name: row[name] for name in ("method", "metric", "aggregation", "horizon", "world")}
+        values = [each["value"] for each in rows_of(out / "sequences.parquet", **columns)]
+        assert row["value"] == pytest.approx(np.mean(values))
+        assert row["ci_low"] - 1e-12 <= row["value"] <= row["ci_high"] + 1e-12
+
+
+def test_horizons_are_also_told_in_seconds(evaluated: DrawnWorld) -> None:
+    times = timestamps().astype(np.float64)
+    for row in rows_of(evaluated.root / "out" / "metrics.parquet"):
+        expected = times[CONTEXT + row["horizon"] - 1] - times[CONTEXT - 1]
+        assert row["horizon_s"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_tables(evaluated: DrawnWorld) -> None:
+    evaluate_clips(evaluated.settings("again"), SilentReporter())
+    for name in ("metrics.parquet", "sequences.parquet"):
+        first, second = (
+            pq.read_table(evaluated.root / out / name).drop_columns(["created_at"])
+            for out in ("out", "again")
+        )
+        assert first.equals(second)
+
+
+def test_another_seed_gives_other_futures_and_the_same_bounds(evaluated: DrawnWorld) -> None:
+    evaluate_clips(evaluated.settings("other-seed", seed=4), SilentReporter())
+    for method, changes in {
+        "deltaworld": True,
+        "deltatok": False,
+        "deltaworld_discriminative": False,
+    }.items():
+        first, second = (
+            [
+                row["value"]
+                for row in rows_of(evaluated.root / out / "sequences.parquet", method=method, task="features")
+            ]
+            for out in ("out", "other-seed")
+        )
+        assert (first != second) is changes
+
+
+def test_numbers_depend_neither_on_the_batch_nor_on_the_order(
+    evaluated: DrawnWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltacache.evaluate.sequences.BATCH_CLIPS", 3)
+    monkeypatch.setattr(
+        "deltacache.evaluate.rollouts._CHUNK_NUMBERS", 2 * 3 * 6 * HIDDEN
+    )  # two samples at a time
+    features = write_features(tmp_path / "reversed", draw_clips()[::-1])
+    evaluate_clips(evaluated.settings("batches", features=features), SilentReporter())
+    for method in ("copy_last", "deltatok", "deltaworld", "deltaworld_discriminative"):
+        columns = {"method": method, "task": "features"}
+        first, second = (
+            {
+                (row["sequence_id"], row["metric"], row["aggregation"], row["horizon"]): row["value"]
+                for row in rows_of(evaluated.root / out / "sequences.parquet", **columns)
+            }
+            for out in ("out", "batches")
+        )
+        assert first.keys() == second.keys()
+        assert second == {key: pytest.approx(value, rel=1e-4) for key, value in first.items()}
+
+
+def test_a_finished_evaluation_is_left_alone_and_another_replaces_it(drawn: DrawnWorld) -> None:
+    settings = drawn.settings(worlds=(), futures=None)
+    metrics = evaluate_clips(settings, SilentReporter())
+    before = metrics.stat().st_mtime_ns
+    reporter = Lines()
+    assert evaluate_clips(settings, reporter) == metrics
+    assert metrics.stat().st_mtime_ns == before
+    assert "already" in reporter.lines[0]
+    (settings.out / "report.html").write_text("of the earlier evaluation")
+    evaluate_clips(settings.model_copy(update={"horizons": (2,)}), SilentReporter())
+    assert {row["horizon"] for row in rows_of(metrics)} == {2}
+    assert not (settings.out / "report.html").exists()
+
+
+def test_without_models_there_are_bounds_alone(drawn: DrawnWorld) -> None:
+    settings = drawn.settings(tokenizer=None, worlds=(), futures=None)
+    rows = rows_of(evaluate_clips(settings, SilentReporter()))
+    assert {row["method"] for row in rows} == {"copy_last", "present"}
+    assert {(row["tokenizer"], row["world"]) for row in rows} == {(None, None)}
+
+
+def test_views_of_one_video_do_not_swap_with_each_other(drawn: DrawnWorld, tmp_path: Path) -> None:
+    tokens = [clip.tokens for clip in draw_clips()[:4]]
+    clips = [DrawnClip(f"video{at // 2}", tokens[at], at % 2) for at in range(4)]
+    features = write_features(tmp_path / "views", clips)
+    settings = drawn.settings(features=features, worlds=(), futures=None)
+    evaluate_clips(settings, SilentReporter())
+    tokenizer = load_tokenizer(drawn.tokenizer).model
+    stored = [torch.from_numpy(each.astype(np.float16)).float()[None] for each in tokens]
+    partners = {"video0-v000": 2, "video0-v001": 2, "video1-v000": 0, "video1-v001": 0}
+    swapped = values_of(drawn, method="deltatok_swapped", metric="smooth_l1", horizon=1)
+    for clip, (clip_id, partner) in zip(stored, partners.items(), strict=True):
+        with torch.no_grad():
+            token = tokenizer.encode(stored[partner][:, CONTEXT - 1], stored[partner][:, CONTEXT], GRID)
+            frame = tokenizer.decode(token, clip[:, CONTEXT - 1], GRID)
+        assert swapped[clip_id] == pytest.approx(loss(frame, clip[:, CONTEXT]), rel=1e-4)
+
+
+def test_futures_that_do_not_differ_yet_are_not_counted(drawn: DrawnWorld, tmp_path: Path) -> None:
+    clips = draw_clips()
+    clips[1].tokens[CONTEXT] = clips[0].tokens[CONTEXT]  # scene 0 parts one step later
+    features = write_features(tmp_path / "late", clips)
+    reporter = Lines()
+    rows = rows_of(evaluate_clips(drawn.settings(features=features), reporter), metric="mode_coverage")
+    assert {(row["horizon"], row["n_sequences"]) for row in rows} == {(1, SCENES - 1), (3, SCENES)}
+    assert any("1 scenes have futures that do not differ yet at horizon 1" in line for line in reporter.lines)
+
+
+def test_the_last_line_says_how_fast_it_was(drawn: DrawnWorld) -> None:
+    reporter = Lines()
+    evaluate_clips(drawn.settings(worlds=(), futures=None), reporter)
+    assert "sequences/s" in reporter.lines[-1]
+    assert "limit: " in reporter.lines[-1]
+
+
+def test_frames_beyond_the_longest_horizon_change_nothing(drawn: DrawnWorld, tmp_path: Path) -> None:
+    clips = draw_clips()
+    for clip in clips:
+        clip.tokens[FRAMES - 1] += 1.0
+    settings = drawn.settings(horizons=(1, 2))
+    evaluate_clips(settings, SilentReporter())
+    other = settings.model_copy(
+        update={"features": write_features(tmp_path / "longer", clips), "out": tmp_path / "other"}
+    )
+    evaluate_clips(other, SilentReporter())
+    first, second = (
+        [row["value"] for row in rows_of(each.out / "sequences.parquet")] for each in (settings, other)
+    )
+    assert first == second

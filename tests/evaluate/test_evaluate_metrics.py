@@ -1,0 +1,68 @@
+"""Feature metrics and bootstrap intervals against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from deltacache.evaluate.bootstrap import bootstrap_intervals, bootstrap_means
+from deltacache.evaluate.metrics import feature_metrics, token_distance
+from deltacache.models.losses import smooth_l1
+
+
+def test_metrics_of_two_patches_by_hand() -> None:
+    target = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    prediction = torch.tensor([[1.0, 0.05], [3.0, 2.0]])
+    # errors 0, 0.05, 3, 0; smooth-L1 with beta 0.1: 0.05^2 / 0.2 = 0.0125 and 3 - 0.05 = 2.95
+    cosines = [1 / np.sqrt(1 + 0.05**2), 2 / np.sqrt(13)]
+    expected = [(0.0125 + 2.95) / 4, (0.0025 + 9) / 4, np.mean(cosines)]
+    np.testing.assert_allclose(feature_metrics(prediction, target).numpy(), expected, rtol=1e-6)
+
+
+def test_metrics_broadcast_the_target_and_use_the_models_smooth_l1() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples, truth = torch.randn(5, 3, 4, 8, generator=generator), torch.randn(3, 4, 8, generator=generator)
+    metrics = feature_metrics(samples, truth)
+    assert metrics.shape == (5, 3, 3)
+    assert metrics.dtype == torch.float64
+    one_by_one = [
+        [smooth_l1(s, t, 0.1).mean().item() for s, t in zip(each, truth, strict=True)] for each in samples
+    ]
+    np.testing.assert_allclose(metrics[..., 0].numpy(), one_by_one, rtol=1e-5)
+    assert torch.equal(metrics[2], feature_metrics(samples[2], truth))
+
+
+def test_the_truth_itself_is_perfect() -> None:
+    truth = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1)).half().float()
+    metrics = feature_metrics(truth, truth)
+    assert torch.equal(metrics[:, :2], torch.zeros(2, 2, dtype=torch.float64))
+    np.testing.assert_allclose(metrics[:, 2].numpy(), 1, atol=1e-12)
+
+
+def test_token_distance_is_over_all_patches() -> None:
+    zeros = torch.zeros(2, 2)
+    assert token_distance(zeros, torch.tensor([[3.0, 0.0], [0.0, 4.0]])).item() == 5.0
+
+
+def test_bootstrap_of_two_sequences_takes_the_three_possible_means() -> None:
+    values = np.array([[0.0, 10.0], [1.0, 10.0]])
+    means = bootstrap_means(values, resamples=4000)
+    share = [np.mean(means[:, 0] == mean) for mean in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(share, [0.25, 0.5, 0.25], atol=0.03)
+    np.testing.assert_array_equal(bootstrap_intervals(values), [[0.0, 1.0], [10.0, 10.0]])
+
+
+def test_bootstrap_is_that_of_an_obvious_loop() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(2.0, 1.0, (200, 1))
+    loop = [np.mean(rng.choice(values[:, 0], 200)) for _ in range(4000)]
+    low, high = bootstrap_intervals(values)[0]
+    assert low < values.mean() < high
+    np.testing.assert_allclose([low, high], np.quantile(loop, [0.025, 0.975]), atol=0.02)
+
+
+def test_bootstrap_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    whole = bootstrap_intervals(values, seed=1)
+    monkeypatch.setattr("deltacache.evaluate.bootstrap._CHUNK_COUNTS", 500)  # ten resamples at a time
+    np.testing.assert_allclose(bootstrap_intervals(values, seed=1), whole, rtol=1e-12)
+    assert not np.allclose(bootstrap_intervals(values, seed=2), whole)

@@ -1,0 +1,117 @@
+"""Which futures the samples reach, and how futures files are matched with sequences."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltacache.evaluate.modes import (
+    balance,
+    coverage,
+    find_scenes,
+    futures_differ,
+    reached_futures,
+    read_futures,
+)
+from deltacache.schemas.errors import DatasetError, DeltacacheError
+
+HEADER = "video_uri,scene,outcome\n"
+
+
+def test_reaching_needs_the_nearest_future_and_less_than_half_the_distance() -> None:
+    between = np.array([[0.0, 10.0], [10.0, 0.0]])
+    distances = np.array([[1.0, 9.5], [5.0, 5.1], [4.99, 6.0], [20.0, 12.0], [9.0, 2.0]])
+    assert reached_futures(distances, between).tolist() == [0, -1, 0, -1, 1]
+
+
+def test_three_futures_on_a_line_have_their_own_separations() -> None:
+    places = np.array([0.0, 4.0, 20.0])
+    between = np.abs(places[:, None] - places[None])
+    samples = np.array([1.9, 2.1, 6.1, 13.0, 27.9])
+    # around 20 the nearest future is 16 away, so 8 count; around 0 and 4 only 2
+    assert reached_futures(np.abs(samples[:, None] - places[None]), between).tolist() == [0, 1, -1, 2, 2]
+
+
+def test_coverage_needs_every_future() -> None:
+    assert coverage(np.array([0, 1, -1, 0]), 2) == 1.0
+    assert coverage(np.array([0, 0, -1]), 2) == 0.0
+    assert coverage(np.array([-1, -1]), 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reached", "futures", "expected"),
+    [
+        ([0, 1, 1, 0], 2, 1.0),
+        ([0, 1, 1, 1], 2, 0.5),
+        ([0, 0, -1], 2, 0.0),
+        ([-1, -1], 2, 0.0),
+        ([0, 1, 2, 2, 2, -1], 3, 0.6),
+    ],
+)
+def test_balance_is_the_normalised_minimum_count(reached: list[int], futures: int, expected: float) -> None:
+    assert balance(np.array(reached), futures) == pytest.approx(expected)
+
+
+def test_futures_that_differ_by_rounding_alone_do_not_differ() -> None:
+    lengths = np.array([100.0, 100.0])
+    assert futures_differ(np.array([[0.0, 1.0], [1.0, 0.0]]), lengths)
+    assert not futures_differ(np.array([[0.0, 0.05], [0.05, 0.0]]), lengths)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_futures_are_read_as_text(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"futures{suffix}"
+    columns = {"video_uri": ["a.mp4", "b.mp4"], "scene": ["007", "007"], "outcome": ["1", "2"]}
+    if suffix == ".csv":
+        path.write_text(HEADER + "a.mp4,007,1\nb.mp4,007,2\n")
+    else:
+        pq.write_table(pa.table(columns), path)
+    assert read_futures(path) == pa.table(columns).to_pylist()
+
+
+def test_scenes_need_two_outcomes_and_the_rest_is_counted() -> None:
+    rows = [
+        ("a", "s", "left"),
+        ("b", "s", "right"),
+        ("c", "s", "left"),
+        ("d", "t", "left"),
+        ("gone", "u", "x"),
+    ]
+    futures = [dict(zip(("video_uri", "scene", "outcome"), row, strict=True)) for row in rows]
+    found = find_scenes(futures, {"a": 4, "b": 2, "c": 3, "d": 0}, Path("f.csv"))
+    assert [(scene.name, scene.rows, scene.outcomes) for scene in found.scenes] == [
+        ("s", (4, 2), ("left", "right"))
+    ]
+    assert [note.split()[0] for note in found.notes] == ["1", "1", "1"]
+
+
+def test_futures_of_other_videos_are_refused() -> None:
+    futures = [{"video_uri": "x", "scene": "s", "outcome": "left"}]
+    with pytest.raises(DeltacacheError, match="names 1 videos, of which 0 are in this dataset"):
+        find_scenes(futures, {"a": 0}, Path("f.csv"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("video_uri,scene\na,b\n", "outcome is missing"),
+        (HEADER + "a,s,\n", "empty cells"),
+        ("", "no readable CSV"),
+        (HEADER + "a,s\n", "no readable CSV"),
+    ],
+)
+def test_bad_futures_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "futures.csv"
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read_futures(path)
+
+
+def test_missing_and_damaged_futures_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.csv does not exist"):
+        read_futures(tmp_path / "gone.csv")
+    (tmp_path / "futures.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DatasetError, match="no readable CSV or Parquet"):
+        read_futures(tmp_path / "futures.parquet")
