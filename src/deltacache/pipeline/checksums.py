@@ -52,7 +52,7 @@ def crc32c_of_npy(array: np.ndarray) -> int:
 
 def crc32c_of_text(text: str) -> int:
     """CRC-32C of the UTF-8 bytes of ``text``."""
-    return crc32c(text.encode("utf-8", "surrogateescape"))
+    return crc32c(text.encode())
 
 
 def crc32c_of_file(path: Path) -> int:

@@ -40,11 +40,12 @@ def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarra
     else:
         _check_empty(root)
     with readable_errors(root):
-        for folder in (root, root / SHARDS, root / RECEIPTS):
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
+        root.mkdir(parents=True, exist_ok=True)
         if not exists:
             write_bytes(root / CARD_FILE, card_bytes(card))
+        for folder in (root, root / SHARDS, root / RECEIPTS):
+            folder.mkdir(exist_ok=True)
+            remove_leftovers(folder)
         if not (root / BLACK_FILE).exists():
             _check_same_black(root, card)
             write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))

@@ -43,7 +43,7 @@ class VideoSource:
 def video_id_of(video_uri: str) -> str:
     """A slug of the stem (at most 40 characters) and ten hex digits of the SHA-256 of the uri."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(video_uri).stem).strip("-")[:40].strip("-")
-    digest = hashlib.sha256(video_uri.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    digest = hashlib.sha256(video_uri.encode()).hexdigest()[:10]
     return f"{slug or 'video'}-{digest}"
 
 
@@ -196,6 +196,10 @@ def _entries(folder: Path) -> tuple[list[str], list[Path]]:
 
 
 def _source(uri: str, path: Path) -> VideoSource:
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise DeltacacheError(f"the name {uri!r} is not UTF-8, which tables need: rename it") from None
     return VideoSource(video_id_of(uri), uri, str(path), _size_bytes(path))
 
 

@@ -1,0 +1,214 @@
+"""Receipts and the protocol around them: what is not committed does not exist."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, videos_named
+
+from deltacache.pipeline.atomic import remove_leftovers, temporary_path
+from deltacache.pipeline.checksums import crc32c_of_text
+from deltacache.pipeline.dataset import (
+    finish_dataset,
+    finished_shards,
+    open_dataset,
+    prepare_dataset,
+    write_shard,
+)
+from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks, write_plan
+from deltacache.pipeline.receipts import FileRecord, StoredClip, read_receipt, receipt_bytes
+from deltacache.schemas.errors import DatasetError, MismatchError
+from deltacache.schemas.fingerprints import canonical_json
+
+pytestmark = pytest.mark.parametrize("store", ["webdataset", "zarr"])
+
+
+def prepared(root: Path, store: str) -> ShardTask:
+    prepare_dataset(root, small_card("features", store), BLACK)
+    plan = extend_plan(None, videos_named("a", "b"), 2, 2)
+    write_plan(root, plan)
+    return shard_tasks(plan)[0]
+
+
+def hidden(root: Path) -> list[str]:
+    return [path.name for path in root.rglob("*") if path.name.startswith(".")]
+
+
+def test_receipt_says_what_the_shard_holds(tmp_path: Path, store: str) -> None:
+    task = prepared(tmp_path, store)
+    card = small_card("features", store)
+    clips, failures = shard_of("features", task)
+    receipt = write_shard(tmp_path, card, task.shard_id, iter(clips), failures)
+    assert read_receipt(tmp_path, task.shard_id) == receipt
+    assert receipt.fingerprint == card.fingerprint
+    assert list(receipt.arrays) == [stored.clip.clip_id for stored in clips]
+    sizes = {name: (tmp_path / name).stat().st_size for name in receipt.files}
+    assert sizes == {name: record.bytes for name, record in receipt.files.items()}
+    assert receipt.total_bytes == sum(sizes.values())
+    on_disk = {f"shards/{name}" for name in all_bytes(tmp_path / "shards")} - {"shards/zarr.json"}
+    assert on_disk == set(receipt.files)
+
+
+def test_a_shard_whose_videos_all_failed_has_a_receipt_and_no_files(tmp_path: Path, store: str) -> None:
+    make_dataset(tmp_path, "features", store, "broken-a", "broken-b")
+    (shard_id,) = finished_shards(tmp_path)
+    receipt = read_receipt(tmp_path, shard_id)
+    assert (receipt.files, receipt.clips, len(receipt.failures)) == ({}, (), 2)
+    dataset = open_dataset(tmp_path)
+    assert len(dataset) == 0
+    assert dataset.failures["video_uri"].to_pylist() == ["broken-a", "broken-b"]
+    assert all_bytes(tmp_path / "shards") == {}
+
+
+def test_interrupted_shard_leaves_nothing_that_counts(tmp_path: Path, store: str) -> None:
+    root, whole = tmp_path / "interrupted", tmp_path / "whole"
+    task = prepared(root, store)
+    clips, _ = shard_of("features", task)
+
+    def interrupted() -> Iterator[StoredClip]:
+        yield from clips[:2]
+        raise KeyboardInterrupt
+
+    card = small_card("features", store)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(root, card, task.shard_id, interrupted(), [])
+    assert finished_shards(root) == set()
+    assert hidden(root) == []
+    write_shard(root, card, task.shard_id, clips, [])
+    finish_dataset(root)
+    make_dataset(whole, "features", store, "a", "b")
+    assert all_bytes(root) == all_bytes(whole)
+
+
+def test_renamed_shard_without_receipt_is_made_again(tmp_path: Path, store: str) -> None:
+    make_dataset(tmp_path, "features", store, "a", "b")
+    before = all_bytes(tmp_path)
+    (shard_id,) = finished_shards(tmp_path)
+    (tmp_path / "receipts" / f"{shard_id}.json").unlink()
+    assert finished_shards(tmp_path) == set()
+    victim = max(
+        (tmp_path / "shards").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
+    victim.chmod(0o644)
+    victim.write_bytes(b"from another attempt")
+    make_dataset(tmp_path, "features", store, "a", "b")
+    assert all_bytes(tmp_path) == before
+
+
+def test_second_writer_of_a_finished_shard_changes_nothing(tmp_path: Path, store: str) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a", "b")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    receipt = write_shard(tmp_path, small_card("features", store), task.shard_id, [], [])
+    assert len(receipt.clips) == 4
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_two_writers_of_one_shard_at_once_agree(tmp_path: Path, store: str) -> None:
+    task = prepared(tmp_path, store)
+    card = small_card("features", store)
+    clips, _ = shard_of("features", task)
+
+    def overtaken() -> Iterator[StoredClip]:
+        yield clips[0]
+        write_shard(tmp_path, card, task.shard_id, clips, [])
+        yield from clips[1:]
+
+    write_shard(tmp_path, card, task.shard_id, overtaken(), [])
+    assert hidden(tmp_path) == []
+    finish_dataset(tmp_path)
+    assert [open_dataset(tmp_path).read(row).clip_id for row in range(4)] == [s.clip.clip_id for s in clips]
+
+
+def test_leftovers_of_dead_attempts_go_and_those_of_living_ones_stay(tmp_path: Path, store: str) -> None:
+    make_dataset(tmp_path, "features", store, "a")
+    living = temporary_path(tmp_path / "shards" / "x.tar")
+    dead = living.with_name(living.name.replace(f"-{os.getpid()}-", "-4194304-"))
+    host = living.name.split("-")[1]
+    elsewhere, long_ago = (living.with_name(living.name.replace(host, h)) for h in ("00000000", "11111111"))
+    for path in (living, elsewhere, long_ago):
+        path.write_bytes(b"half")
+    os.utime(long_ago, (0, 0))
+    dead.mkdir()
+    (dead / "zarr.json").write_bytes(b"half")
+    finish_dataset(tmp_path)
+    assert set(hidden(tmp_path)) == {living.name, elsewhere.name}
+    assert not dead.exists()
+    remove_leftovers(tmp_path / "shards")
+    assert living.exists()
+
+
+def test_receipt_of_another_dataset_is_refused(tmp_path: Path, store: str) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a")
+    path = tmp_path / "receipts" / f"{task.shard_id}.json"
+    path.write_bytes(receipt_bytes(replace(read_receipt(tmp_path, task.shard_id), fingerprint="f" * 16)))
+    with pytest.raises(MismatchError, match=r"fingerprint ffffffffffffffff, but this one has [0-9a-f]{16}"):
+        finish_dataset(tmp_path)
+
+
+def test_receipt_that_the_plan_does_not_have_is_refused(tmp_path: Path, store: str) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a")
+    path = tmp_path / "receipts" / f"{task.shard_id}.json"
+    path.rename(path.with_name("00001-00000000.json"))
+    with pytest.raises(
+        DatasetError, match=r"00001-00000000\.json is of a shard that plan\.parquet does not have"
+    ):
+        finish_dataset(tmp_path)
+
+
+def test_damaged_receipts_are_refused(tmp_path: Path, store: str) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a")
+    path = tmp_path / "receipts" / f"{task.shard_id}.json"
+    whole = path.read_bytes()
+    body = json.loads(whole)
+    changed = json.dumps(body | {"shard_id": "00007-01234567"}).encode()
+    for content in (b"", whole[:-30], whole.replace(b"pyav", b"pyaw"), changed, b"[]", b"{}", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"is damaged .*remove it and run the command"):
+            read_receipt(tmp_path, task.shard_id)
+    path.unlink()
+    with pytest.raises(DatasetError, match="is missing, and without its receipt shard"):
+        read_receipt(tmp_path, task.shard_id)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.tar", "shards/../../outside.tar", "/etc/passwd", "index.parquet", ""]
+)
+def test_files_outside_the_shards_folder_are_refused(tmp_path: Path, store: str, name: str) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a")
+    receipt = read_receipt(tmp_path, task.shard_id)
+    with pytest.raises(ValueError, match="is not below shards/"):
+        replace(receipt, files={**receipt.files, name: FileRecord(1, 1)})
+    body = json.loads(receipt_bytes(receipt))
+    del body["receipt_crc32c"]
+    body["files"][name] = {"bytes": 1, "crc32c": 1}
+    forged = canonical_json(body | {"receipt_crc32c": crc32c_of_text(canonical_json(body))})
+    (tmp_path / "receipts" / f"{task.shard_id}.json").write_text(forged)
+    with pytest.raises(DatasetError, match="is not below shards/"):
+        open_dataset(tmp_path).read(0)
+
+
+def test_clips_of_another_shape_kind_or_twice_are_bugs(tmp_path: Path, store: str) -> None:
+    task = prepared(tmp_path, store)
+    card = small_card("features", store)
+    clips, _ = shard_of("features", task)
+    deltas, _ = shard_of("deltas", task)
+    for bad in ([clips[0], clips[0]], deltas):
+        with pytest.raises(ValueError, match=task.shard_id):
+            write_shard(tmp_path, card, task.shard_id, bad, [])
+    narrow = small_card("features", store, hidden_size=2, patch_grid=(3, 4))
+    with pytest.raises(ValueError, match=r"must have the shape \(3, 12, 2\)"):
+        write_shard(tmp_path, narrow, task.shard_id, clips, [])
+    assert hidden(tmp_path) == []
+    assert finished_shards(tmp_path) == set()
+
+
+def test_output_that_cannot_be_written_is_one_readable_error(tmp_path: Path, store: str) -> None:
+    task = prepared(tmp_path, store)
+    clips, _ = shard_of("features", task)
+    (tmp_path / "shards").rmdir()
+    (tmp_path / "shards").write_bytes(b"a file where the folder should be")
+    with pytest.raises(DatasetError, match=r"cannot be written .*what was finished is kept"):
+        write_shard(tmp_path, small_card("features", store), task.shard_id, clips, [])
