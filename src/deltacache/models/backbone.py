@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from deltacache.models.weights import weights_sha256
+from deltacache.models.weights import tensors_sha256
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.id = name
-        self.weights_sha256 = weights_sha256(model.state_dict())
+        self.weights_sha256 = tensors_sha256(model.state_dict().values())
         self.patch_size = _one_number(model.config.patch_size)
         self.hidden_size: int = model.config.hidden_size
         self.image_mean, self.image_std = normalisation

@@ -94,9 +94,9 @@ class DeltaWorld(nn.Module):
         initialise(self)
 
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Noise queries of ``shape`` (..., D), drawn where the generator lives, on the model's device."""
+        """Noise queries of ``shape`` (..., D), drawn where the generator lives, then moved to the model."""
         noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-        return (noise * self.noise_std).to(self.predictor.head.weight.device)
+        return (noise * self.noise_std).to(self.predictor.head.weight)
 
     def training_loss(
         self,
