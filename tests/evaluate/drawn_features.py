@@ -88,10 +88,10 @@ def write_features(root: Path, clips: Iterable[DrawnClip], card: DatasetCard | N
     """Write a feature dataset of one shard, in the order of the clips."""
     card = card or drawn_card()
     clips = list(clips)
-    names = list(dict.fromkeys(clip.name for clip in clips))
+    names = list(dict.fromkeys(clip.name for clip in clips)) or ["refused"]
     videos = [VideoSource(name, f"{name}.mp4", f"/videos/{name}.mp4", 1) for name in names]
     prepare_dataset(root, card, black_tokens(card.hidden_size))
-    plan = extend_plan(None, videos, max(clip.view for clip in clips) + 1, len(videos))
+    plan = extend_plan(None, videos, max((clip.view for clip in clips), default=0) + 1, len(videos))
     write_plan(root, plan)
     (task,) = shard_tasks(plan)
     write_shard(root, card, task.shard_id, [_stored(clip, card) for clip in clips], [])

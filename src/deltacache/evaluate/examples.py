@@ -104,7 +104,7 @@ def load_examples(folder: Path) -> list[Example]:
 
 def _load(path: Path) -> Example:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Example(
                 title=str(arrays["title"]),
                 clip_ids=tuple(arrays["clip_ids"].tolist()),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltacache.pipeline.dataset import Dataset
 from deltacache.schemas.clips import FeatureClip
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import DatasetError, MismatchError
 
 BATCH_CLIPS = 8
 
@@ -65,14 +65,17 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     clips following the last.
 
     Raises:
+        DatasetError: there are no clips.
         MismatchError: all clips are too short.
     """
     lengths = [len(times) for times in index["timestamps_s"].to_pylist()]
     uris = index["video_uri"].to_pylist()
     rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
+    if not lengths:
+        raise DatasetError(f"{name} holds no clips: its failures.parquet says what was refused and why")
     if not rows:
         raise MismatchError(
-            f"{name} has {len(lengths)} clips of at most {max(lengths, default=0)} frames, but context and "
+            f"{name} has {len(lengths)} clips of at most {max(lengths)} frames, but context and "
             f"longest horizon need {frames}: give a shorter context or horizon, or extract longer clips"
         )
     first: dict[str, int] = {}

@@ -1,0 +1,177 @@
+"""What an evaluation refuses: the message names the values, and nothing is written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_features import (
+    BACKBONE,
+    FRAMES,
+    DrawnClip,
+    DrawnWorld,
+    draw_clips,
+    save_tokenizer,
+    save_world,
+    write_features,
+    write_futures,
+)
+
+from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.inputs import choose_device
+from deltacache.evaluate.settings import clip_evaluation
+from deltacache.models.checkpoints import load_tokenizer
+from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.progress import SilentReporter
+
+
+def refused(drawn: DrawnWorld, error: type[DeltacacheError], message: str, **changes: object) -> None:
+    """Evaluating with ``changes`` fails like this and leaves no output."""
+    settings = drawn.settings(**changes)
+    with pytest.raises(error, match=message):
+        evaluate_clips(settings, SilentReporter())
+    assert not (drawn.root / "out").exists()
+
+
+def test_tokenizer_of_another_width(drawn: DrawnWorld) -> None:
+    wide = save_tokenizer(drawn.root / "wide", hidden=64)
+    refused(
+        drawn,
+        MismatchError,
+        r"32-wide tokens of drawn at 32 px, .*wide expects 64",
+        tokenizer=wide,
+        worlds=(),
+        futures=None,
+    )
+
+
+def test_tokenizer_of_another_backbone(drawn: DrawnWorld) -> None:
+    other = save_tokenizer(drawn.root / "other", backbone_sha256="c" * 64)
+    message = f"backbone {'c' * 16}, but .*{BACKBONE[:16]}"
+    refused(drawn, MismatchError, message, tokenizer=other, worlds=(), futures=None)
+
+
+def test_tokenizer_of_another_patch_grid(drawn: DrawnWorld) -> None:
+    other = save_tokenizer(drawn.root / "other", patch_grid=[4, 6])
+    message = r"4 x 6 patches a frame, but .* has 2 x 3"
+    refused(drawn, MismatchError, message, tokenizer=other, worlds=(), futures=None)
+
+
+def test_a_tokenizer_that_says_nothing_of_its_making_needs_the_width_alone(drawn: DrawnWorld) -> None:
+    released = save_tokenizer(drawn.root / "released", backbone_sha256=None, patch_grid=None)  # pyright: ignore
+    evaluate_clips(drawn.settings(tokenizer=released, worlds=(), futures=None), SilentReporter())
+    assert (drawn.root / "out" / "metrics.parquet").exists()
+
+
+def test_world_model_of_another_tokenizer(drawn: DrawnWorld) -> None:
+    other = save_tokenizer(drawn.root / "other", seed=5)
+    fingerprints = [load_tokenizer(path).fingerprint for path in (drawn.tokenizer, other)]
+    assert fingerprints[0] != fingerprints[1]
+    message = f"tokenizer {fingerprints[0]}, but .* is {fingerprints[1]}"
+    refused(drawn, MismatchError, message, tokenizer=other)
+
+
+def test_world_model_of_another_width(drawn: DrawnWorld) -> None:
+    wide = save_world(drawn.root / "wide", "", hidden=64)
+    refused(drawn, MismatchError, "64-wide delta tokens, but those of .* are 32 wide", worlds=(wide,))
+
+
+def test_the_same_world_model_twice(drawn: DrawnWorld) -> None:
+    refused(drawn, DeltacacheError, "the same world model", worlds=(drawn.noise, drawn.noise))
+
+
+def test_clips_shorter_than_context_and_horizon(drawn: DrawnWorld) -> None:
+    message = f"10 clips of at most {FRAMES} frames, but context and longest horizon need 8"
+    refused(drawn, MismatchError, message, horizons=(1, 4))
+
+
+def test_a_tokenizer_or_features_in_the_wrong_place(drawn: DrawnWorld) -> None:
+    refused(drawn, CheckpointError, "holds a world, but a tokenizer is needed", tokenizer=drawn.noise)
+    refused(drawn, DatasetError, "is not a dataset", features=drawn.tokenizer)
+    refused(drawn, CheckpointError, "does not exist", worlds=(drawn.root / "gone",))
+
+
+def test_damaged_features(drawn: DrawnWorld) -> None:
+    (shard,) = (drawn.features / "shards").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match="damaged"):
+        evaluate_clips(drawn.settings(futures=None), SilentReporter())
+    assert list((drawn.root / "out").iterdir()) == []
+
+
+def test_damaged_weights(drawn: DrawnWorld) -> None:
+    weights = drawn.noise / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(drawn, CheckpointError, "damaged")
+
+
+def test_an_output_that_holds_something_else(drawn: DrawnWorld) -> None:
+    message = "holds something else .*config.json, model.safetensors"
+    with pytest.raises(DatasetError, match=message):
+        evaluate_clips(drawn.settings("tokenizer"), SilentReporter())
+    with pytest.raises(DatasetError, match="is a file"):
+        evaluate_clips(drawn.settings("futures.csv"), SilentReporter())
+    assert sorted(path.name for path in drawn.tokenizer.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_scenes_that_do_not_share_their_context(drawn: DrawnWorld) -> None:
+    clips = draw_clips()
+    crossed = [
+        DrawnClip(f"scene0-{side}", clip.tokens)
+        for side, clip in zip(("left", "right"), clips[::2], strict=False)
+    ]
+    features = write_features(drawn.root / "crossed", crossed)
+    futures = write_futures(drawn.root / "crossed.csv", crossed)
+    refused(
+        drawn,
+        MismatchError,
+        "scene scene0: the contexts of left and right",
+        features=features,
+        futures=futures,
+    )
+
+
+def test_contexts_that_differ_by_compression_alone_pass(drawn: DrawnWorld) -> None:
+    clips = draw_clips()
+    clips[1].tokens[:4] += 0.01 * np.random.default_rng(0).normal(size=clips[1].tokens[:4].shape)
+    features = write_features(drawn.root / "noisy", clips)
+    assert evaluate_clips(drawn.settings(features=features), SilentReporter()).exists()
+
+
+def test_features_without_clips(drawn: DrawnWorld) -> None:
+    features = write_features(drawn.root / "empty", [])
+    refused(drawn, DatasetError, "empty holds no clips", features=features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 0}, r"samples: .*greater than or equal to 1 \(got 0\)"),
+        ({"horizons": (0, 1)}, "horizon 0 is not after the context"),
+        ({"horizons": ()}, "horizons"),
+        ({"context": 0}, "context"),
+        ({"tokenizer": None}, "give the tokenizer"),
+        ({"worlds": (), "futures": "f.csv"}, "give a world model"),
+        ({"sample": 3}, "sample: Extra inputs are not permitted"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    fields = {"out": "out", "features": "features", "tokenizer": "tokenizer", "worlds": ("world",)}
+    with pytest.raises(DeltacacheError, match=message):
+        clip_evaluation(**(fields | changes))
+
+
+def test_horizons_are_sorted_and_counted_once() -> None:
+    settings = clip_evaluation(out=Path("out"), features=Path("features"), horizons=(3, 1, 3))
+    assert settings.horizons == (1, 3)
+    assert settings.frames == 7
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(DeltacacheError, match="'cuda' needs a GPU"):
+        choose_device("cuda")
+    with pytest.raises(DeltacacheError, match="'tpu' is not known"):
+        choose_device("tpu")

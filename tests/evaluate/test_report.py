@@ -1,0 +1,193 @@
+"""The page stands alone, its pictures show something, and they show the right thing."""
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from drawn_features import FRAMES, SCENES, DrawnWorld
+from PIL import Image
+
+from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.examples import load_examples
+from deltacache.evaluate.output import find_curves
+from deltacache.evaluate.pictures import change_picture, fit_projection
+from deltacache.evaluate.report import ReportInput, clips_to_show, write_report
+from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.progress import SilentReporter
+
+VOID = {"meta", "img", "source", "br"}
+
+
+class Page(HTMLParser):
+    """Collects pictures and text, and checks that tags are closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text())
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))))
+
+
+def frames_of(clip_id: str) -> np.ndarray:
+    """Frames (T, 24, 24, 3) that differ between clips and over time."""
+    rng = np.random.default_rng(sum(clip_id.encode()))
+    return rng.integers(0, 256, (FRAMES, 24, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def out(evaluated: DrawnWorld, tmp_path: Path) -> Path:
+    """A copy of an evaluation, with training curves."""
+    folder = Path(shutil.copytree(evaluated.root / "out", tmp_path / "out"))
+    steps = list(range(10, 1010, 10))
+    curve = {"step": steps, "loss": [1 / step for step in steps], "mse": [2 / step for step in steps]}
+    for name in ("tokenizer", *(world.fingerprint for world in load_examples(folder / "examples")[0].worlds)):
+        pq.write_table(pa.table(curve), folder / "curves" / f"{name}.parquet")
+    return folder
+
+
+def test_the_page_needs_nothing_but_itself(out: Path) -> None:
+    page = Page(write_report(out))
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)
+    text = (out / "report.html").read_text()
+    assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+    assert len(text) < 15_000_000
+
+
+def test_every_picture_has_an_alt_text_and_content(out: Path) -> None:
+    page = Page(write_report(ReportInput(out, frames_of)))
+    assert all(image["alt"] for image in page.images)
+    pngs = [image for image in page.images if (image["src"] or "").startswith("data:image/png")]
+    charts = [image for image in page.images if (image["src"] or "").startswith("data:image/svg")]
+    constant = [image["alt"] for image in pngs if np.ptp(pixels_of(image["src"] or "")) == 0]
+    # only the last seen frame does not differ from itself, and earlier ones of the first scene may
+    assert all((alt or "").startswith("where the seen frame") for alt in constant)
+    assert len(charts) == 3 + 2  # feature metrics, and the curves of the tokenizer and of the world models
+    for chart in charts:
+        svg = base64.b64decode((chart["src"] or "").split(",", 1)[1]).decode()
+        assert svg.count("<path") > 10
+
+
+def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
+    text = Page(write_report(out)).text
+    for row in pq.read_table(out / "metrics.parquet").to_pylist():
+        assert any(f"{row['value']:.{digits}f}" in text for digits in (3, 4, 5, 6))
+    for words in ("DeltaWorld, best of 6", "DeltaWorld, learned query", "DeltaTok, another clip", "scene0"):
+        assert words in text
+    assert f"of {SCENES} scenes" in text
+
+
+def test_examples_show_every_future_and_sample(out: Path) -> None:
+    page = Page(
+        write_report(ReportInput(out, {clip_id: frames_of(clip_id) for clip_id in clips_to_show(out)}))
+    )
+    alts = [image["alt"] or "" for image in page.images]
+    examples = load_examples(out / "examples")
+    assert len(examples) == 2
+    assert sum(alt.startswith("features of future") for alt in alts) == 2 * 6
+    assert sum(alt.startswith("features of the average of 6 futures") for alt in alts) == 2
+    assert sum(alt.startswith("true frame at") for alt in alts) == 2 * 2
+    shown = [
+        pixels_of(image["src"] or "")
+        for image in page.images
+        if (image["alt"] or "").startswith("true frame")
+    ]
+    expected = [frames_of(clip_id)[-1] for example in examples for clip_id in example.clip_ids]
+    assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
+
+
+def test_pixels_are_kept_for_the_next_report(out: Path) -> None:
+    first = write_report(ReportInput(out, frames_of)).read_bytes()
+    assert b"true frame at" in first
+    assert write_report(out).read_bytes() == first
+
+
+def test_text_from_outside_is_escaped(drawn: DrawnWorld) -> None:
+    settings = drawn.settings(dataset="<script>alert(1)</script>", worlds=(), futures=None)
+    evaluate_clips(settings, SilentReporter())
+    assert "<script>" not in write_report(settings.out).read_text()
+
+
+def test_without_models_there_is_still_a_page(drawn: DrawnWorld) -> None:
+    settings = drawn.settings(tokenizer=None, worlds=(), futures=None, examples=1)
+    evaluate_clips(settings, SilentReporter())
+    text = Page(write_report(settings.out)).text
+    assert "Copy of the last frame" in text
+    assert "Training" not in text
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(drawn: DrawnWorld) -> None:
+    with pytest.raises(DatasetError, match=r"metrics\.parquet does not exist"):
+        write_report(drawn.features)
+
+
+@pytest.mark.parametrize("name", ["metrics.parquet", "curves/tokenizer.parquet"])
+def test_damaged_tables_are_refused(out: Path, name: str) -> None:
+    (out / name).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=name.rsplit("/", maxsplit=1)[-1]):
+        write_report(out)
+
+
+def test_damaged_examples_are_refused(out: Path) -> None:
+    path = next((out / "examples").glob("*.npz"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DatasetError, match=path.name):
+        write_report(out)
+
+
+def test_equal_features_have_equal_colours_and_predictions_do_not_move_them() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(5, 6, 32)) @ rng.normal(size=(32, 32))
+    projection = fit_projection([true])
+    picture = projection.picture(true[0], (2, 3))
+    assert picture.shape == (2, 3, 3)
+    assert np.array_equal(picture, fit_projection([true]).picture(true[0].copy(), (2, 3)))
+    # the first axis is the direction in which true features vary most
+    centred = true.reshape(-1, 32) - true.reshape(-1, 32).mean(0)
+    largest = np.linalg.svd(centred, compute_uv=False)[0]
+    assert np.linalg.norm(centred @ projection.axes[0]) == pytest.approx(largest, rel=1e-4)
+
+
+def test_change_is_opaque_where_a_patch_moved_most() -> None:
+    before = np.zeros((6, 4))
+    tokens = before.copy()
+    tokens[4, 1], tokens[2, 0] = 3.0, 1.5
+    alpha = change_picture(tokens, before, (2, 3), largest=3.0)[..., 3]
+    assert alpha.tolist() == [[0, 0, 128], [0, 255, 0]]
+
+
+def test_curves_are_found_from_any_part_of_a_training_output(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000500"
+    checkpoint.mkdir(parents=True)
+    assert find_curves(checkpoint) is None
+    curves = tmp_path / "run" / "curves.parquet"
+    curves.touch()
+    assert find_curves(checkpoint) == curves
+    assert find_curves(tmp_path / "run") == curves
