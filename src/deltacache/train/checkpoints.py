@@ -1,0 +1,124 @@
+"""Checkpoints of a run: written aside, flushed, renamed, so that ``step-XXXXXXXX`` is always complete."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, save_model
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.deltaworld import DeltaWorld
+from deltacache.pipeline.atomic import remove, sync, temporary_path
+from deltacache.pipeline.checksums import crc32c_of_file
+from deltacache.schemas.errors import CheckpointError, MismatchError
+
+STATE_FILE = "training_state.pt"
+STATE_FORMAT = 1
+_FINISHED = re.compile(r"step-\d{8,}")
+ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Generic[ModelT]):
+    """A checkpoint read back: ``step`` optimizer steps are done."""
+
+    folder: Path
+    step: int
+    model: ModelT
+    metadata: Mapping[str, Any]
+    optimizer_state: dict[str, Any]
+
+
+def finished_checkpoints(out: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in (out / "checkpoints").glob("step-*") if _FINISHED.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps is."""
+    return out / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    out: Path,
+    kind: Kind,
+    model: DeltaTok | DeltaWorld,
+    optimizer: torch.optim.Optimizer,
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write ``checkpoints/step-<metadata["step"]>``; it appears under its name only when complete."""
+    final = checkpoint_folder(out, metadata["step"])
+    new = temporary_path(final)
+    new.mkdir()
+    state = {"format_version": STATE_FORMAT, "step": metadata["step"], "optimizer": optimizer.state_dict()}
+    torch.save(state, new / STATE_FILE)
+    checksum = crc32c_of_file(new / STATE_FILE)
+    save_model(new, model, kind, {**metadata, "training_state_crc32c": checksum})
+    for part in new.iterdir():
+        sync(part)
+    sync(new)
+    new.rename(final)
+    sync(final.parent)
+    return final
+
+
+def delete_old(out: Path, keep: int) -> None:
+    """Keep the newest ``keep`` checkpoints. A crash here leaves no folder that looks complete and is not."""
+    for path in finished_checkpoints(out)[:-keep]:
+        doomed = temporary_path(path)
+        path.rename(doomed)
+        remove(doomed)
+
+
+def load_newest(out: Path, kind: Kind, load: Callable[[Path], LoadedModel[ModelT]]) -> Resumed[ModelT] | None:
+    """Read the newest checkpoint, which must be of ``kind``; ``None`` if there is none.
+
+    Raises:
+        MismatchError: it is of the other kind.
+        CheckpointError: it is damaged; says which one it is and what to do. Older ones are not taken
+            silently, since that would repeat and overwrite finished work.
+    """
+    finished = finished_checkpoints(out)
+    if not finished:
+        return None
+    newest = finished[-1]
+    try:
+        _check_kind(newest, kind)
+        return _load(newest, load(newest))
+    except CheckpointError as error:
+        before = finished[-2].name if len(finished) > 1 else "none, so that training starts again"
+        raise CheckpointError(
+            f"{newest} is damaged and cannot be resumed: {error}. Delete that folder to go on from the one "
+            f"before it (the previous is {before})"
+        ) from error
+
+
+def _check_kind(folder: Path, kind: Kind) -> None:
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} cannot be read: {error!r}") from error
+    if found != kind:
+        raise MismatchError(f"{folder} is of a {found}, not of a {kind}: choose another output folder")
+
+
+def _load(folder: Path, loaded: LoadedModel[ModelT]) -> Resumed[ModelT]:
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    # PyTorch's reader does not check the checksums of its own zip format
+    if crc32c_of_file(path) != loaded.metadata.get("training_state_crc32c"):
+        raise CheckpointError(f"the checksum of {path} differs from the one in config.json")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if state["format_version"] != STATE_FORMAT:
+        raise CheckpointError(f"{path} has format {state['format_version']}, this code reads {STATE_FORMAT}")
+    return Resumed(folder, state["step"], loaded.model, loaded.metadata, state["optimizer"])

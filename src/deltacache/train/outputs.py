@@ -1,0 +1,94 @@
+"""The output folder of a run: whose it is, and whether a run may start or go on in it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.deltaworld import DeltaWorld
+from deltacache.pipeline.atomic import is_temporary, remove_leftovers
+from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.train.checkpoints import Resumed, finished_checkpoints, load_newest
+
+FREE_ON_RESUME = frozenset({"training.steps", "training.save_every", "training.log_every", "training.keep"})
+"""What may change between a run and its continuation: none of these changes what a step computes."""
+
+_OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard"})
+ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+
+
+def claim_output(
+    out: Path,
+    kind: Kind,
+    load: Callable[[Path], LoadedModel[ModelT]],
+    metadata: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> Resumed[ModelT] | None:
+    """Make sure that ``out`` may be written, and return what to go on from (``None``: start at step 0).
+
+    ``metadata`` is what this run would write into a checkpoint; it must agree with what is there.
+
+    Raises:
+        DeltacacheError: the folder holds something else, or checkpoints and ``resume`` is false.
+        CheckpointError: the newest checkpoint is damaged.
+        MismatchError: the run there was of the other trainer, or had another config or other data.
+    """
+    _check_ours(out)
+    if not resume and finished_checkpoints(out):
+        raise DeltacacheError(
+            f"{out} already holds checkpoints up to {finished_checkpoints(out)[-1].name}: "
+            "add --resume or choose another folder"
+        )
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)  # first, so that an interrupted start is known
+    for folder in (out, out / "checkpoints"):
+        remove_leftovers(folder)
+    resumed = load_newest(out, kind, load)
+    if resumed is not None:
+        _check_same_run(resumed, metadata)
+    return resumed
+
+
+def _check_ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DeltacacheError(f"{out} is a file: the output must be a folder; choose another one")
+    names = {path.name for path in out.iterdir() if not is_temporary(path.name)} if out.exists() else set()
+    strangers = sorted(names - _OURS)
+    if strangers or (names and not (out / "checkpoints").is_dir()):
+        raise DeltacacheError(
+            f"{out} holds something else ({', '.join(strangers or sorted(names))}): the output must be a new "
+            "or empty folder, or that of a run to go on with; choose another one"
+        )
+
+
+def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> None:
+    before, now = flatten(resumed.metadata["config"]), flatten(metadata["config"])
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME)
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise MismatchError(
+            f"{resumed.folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
+            "the same one; put these back or choose another output folder"
+        )
+    for name in sorted(metadata.keys() & resumed.metadata.keys() - {"config", "code_version"}):
+        if metadata[name] != resumed.metadata[name]:
+            raise MismatchError(
+                f"{resumed.folder} was trained on other data ({name} was {resumed.metadata[name]}, now "
+                f"{metadata[name]}): --resume goes on with the same data; give those or choose "
+                "another output folder"
+            )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

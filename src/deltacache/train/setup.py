@@ -1,0 +1,137 @@
+"""What both trainers do before the loop: device, data checks, output folder, seeded weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from deltacache import __version__
+from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.deltaworld import DeltaWorld
+from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.dataset import Dataset, open_dataset
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig, save_config
+from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.progress import Reporter
+from deltacache.train.checkpoints import Resumed
+from deltacache.train.loop import Run
+from deltacache.train.order import seed_of
+from deltacache.train.outputs import claim_output
+
+ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        DeltacacheError: another name, or no CUDA device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeltacacheError(f"device {name!r} is not known: give auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeltacacheError(
+            "device 'cuda' needs a GPU that PyTorch can use, and there is none: give auto or cpu"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def open_training_data(root: Path, kind: Literal["features", "deltas"]) -> Dataset:
+    """Open a dataset that can be trained on.
+
+    Raises:
+        DatasetError: it is not a dataset of this kind, or holds no clips.
+    """
+    dataset = open_dataset(root, kind)
+    if len(dataset) == 0:
+        raise DatasetError(
+            f"{root} holds no clips: training needs at least one; {root / 'failures.parquet'} says what was "
+            "refused and why, so run the command that made this dataset again with readable videos"
+        )
+    return dataset
+
+
+def check_width(root: Path, hidden_size: int, num_heads: int, *, multiple: int) -> None:
+    """Refuse tokens that do not split into heads of a width that rotary positions can use.
+
+    Raises:
+        MismatchError: the width of a head is not a whole multiple of ``multiple``.
+    """
+    if hidden_size % num_heads or (hidden_size // num_heads) % multiple:
+        raise MismatchError(
+            f"{root} holds {hidden_size}-wide tokens, and the config has {num_heads} heads: a head must be a "
+            f"whole multiple of {multiple} wide; change model.num_heads or choose another preset"
+        )
+
+
+@dataclass(frozen=True)
+class Output(Generic[ModelT]):
+    """The output folder of a run, made ready."""
+
+    out: Path
+    config: TokenizerConfig | WorldConfig
+    metadata: Mapping[str, Any]
+    resumed: Resumed[ModelT] | None
+
+    @property
+    def finished(self) -> Path | None:
+        """The newest checkpoint if it has all the steps already."""
+        if self.resumed is None or self.resumed.step < self.config.training.steps:
+            return None
+        return self.resumed.folder
+
+    def model(self, build: Callable[[], ModelT]) -> ModelT:
+        """The resumed model, or a new one whose random weights depend on the seed alone."""
+        if self.resumed is not None:
+            return self.resumed.model
+        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
+            torch.default_generator.manual_seed(seed_of("weights", self.config.training.seed))
+            return build()
+
+    def run(self, reporter: Reporter) -> Run:
+        """Begin: the resolved config is saved beside what follows."""
+        with replacing(self.out / "config.yaml") as temporary:
+            save_config(self.config, temporary)
+        if self.resumed is None:
+            return Run(self.out, self.config.training, self.metadata, reporter)
+        step, optimizer_state = self.resumed.step, self.resumed.optimizer_state
+        return Run(self.out, self.config.training, self.metadata, reporter, step, optimizer_state)
+
+
+def open_output(
+    out: Path,
+    dataset: Dataset,
+    config: TokenizerConfig | WorldConfig,
+    kind: Kind,
+    load: Callable[[Path], LoadedModel[ModelT]],
+    *,
+    resume: bool,
+) -> Output[ModelT]:
+    """Claim ``out`` for training on ``dataset``; see ``claim_output`` for what is refused."""
+    metadata = run_metadata(dataset, config)
+    return Output(out, config, metadata, claim_output(out, kind, load, metadata, resume=resume))
+
+
+def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:
+    """What ``config.json`` of a checkpoint says about its making, except for the step."""
+    card = dataset.card
+    metadata = {
+        "config": config.model_dump(mode="json"),
+        "data_fingerprint": card.fingerprint,
+        "features_fingerprint": card.features_fingerprint,
+        "clips": {"count": len(dataset), "fingerprint": fingerprint_of({"clip_ids": dataset.clip_ids})},
+        "backbone_sha256": card.backbone.weights_sha256,
+        "patch_grid": list(card.patch_grid),
+        "hidden_size": card.hidden_size,
+        "image_size": card.image_size,
+        "code_version": __version__,
+    }
+    if card.kind == "deltas":
+        metadata["tokenizer_fingerprint"] = card.tokenizer_fingerprint
+    return metadata

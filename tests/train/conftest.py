@@ -1,0 +1,29 @@
+"""Datasets that several tests only read, and how they run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import drawn_deltas, drawn_features, write_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from more; and the bits of a sum may depend on how it is split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of six frames."""
+    return write_dataset(tmp_path_factory.mktemp("features") / "data", "features", drawn_features(12, 6))
+
+
+@pytest.fixture(scope="session")
+def deltas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of six delta tokens."""
+    return write_dataset(tmp_path_factory.mktemp("deltas") / "data", "deltas", drawn_deltas(12, 6))

@@ -1,0 +1,122 @@
+"""Small datasets whose tokens are drawn, not extracted, and configs that train on them in seconds."""
+
+# C clips, T frames, N patches, D hidden
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deltacache.pipeline.checksums import crc32c_of_npy
+from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.plan import extend_plan, shard_tasks
+from deltacache.pipeline.receipts import StoredClip
+from deltacache.pipeline.sources import VideoSource
+from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
+from deltacache.schemas.configs import (
+    TokenizerConfig,
+    TokenizerModelConfig,
+    TrainingConfig,
+    WorldConfig,
+    WorldModelConfig,
+)
+from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+
+HIDDEN, GRID = 16, (2, 2)
+PATCHES = GRID[0] * GRID[1]
+
+
+def black_tokens() -> np.ndarray:
+    """(N, D) float16."""
+    return np.full((PATCHES, HIDDEN), -0.5, dtype=np.float16)
+
+
+def drawn_features(clips: int, frames: int, seed: int = 0) -> np.ndarray:
+    """(C, T, N, D) float16: at each step all patches move along one of four directions, by chance.
+
+    The frame before says nothing about the move, so only a token of the pair can.
+    """
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=(clips, 1, PATCHES, HIDDEN))
+    directions = rng.normal(size=(4, HIDDEN))
+    moves = directions[rng.integers(0, 4, (clips, frames))][:, :, None]
+    moves[:, 0] = 0
+    return (start + np.cumsum(moves, axis=1)).astype(np.float16)
+
+
+def drawn_deltas(clips: int, frames: int, seed: int = 0) -> np.ndarray:
+    """(C, T, D) float16: each token is one of two opposite vectors by chance, with a little noise."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=HIDDEN)
+    signs = rng.choice([-1.0, 1.0], size=(clips, frames, 1))
+    return (signs * direction + 0.05 * rng.normal(size=(clips, frames, HIDDEN))).astype(np.float16)
+
+
+def drawn_card(kind: Literal["features", "deltas"], frames: int) -> DatasetCard:
+    """A card for tokens of nothing real."""
+    backbone = BackboneCard(
+        id="drawn",
+        weights_sha256="0" * 64,
+        patch_size=16,
+        hidden_size=HIDDEN,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.25, 0.25, 0.25),
+    )
+    return DatasetCard(
+        kind=kind,
+        store="webdataset",
+        backbone=backbone,
+        tokenizer_fingerprint="f" * 16 if kind == "deltas" else None,
+        image_size=16 * GRID[0],
+        patch_grid=GRID,
+        hidden_size=HIDDEN,
+        sampling=SamplingSettings(frames=frames),
+        black_crc32c=crc32c_of_npy(black_tokens()),
+        code_version="0",
+    )
+
+
+def write_dataset(root: Path, kind: Literal["features", "deltas"], tokens: np.ndarray, seed: int = 0) -> Path:
+    """Write (C, T, ...) tokens as a finished dataset of several shards, a clip a video."""
+    frames = tokens.shape[1]
+    card = drawn_card(kind, frames)
+    prepare_dataset(root, card, black_tokens())
+    videos = [
+        VideoSource(f"video{i:03d}", f"video{i:03d}.mp4", f"video{i:03d}.mp4", 1) for i in range(len(tokens))
+    ]
+    plan = extend_plan(None, videos, views=1, videos_per_shard=5)
+    write_plan(root, plan)
+    clip_of = FeatureClip if kind == "features" else DeltaClip
+    rng = np.random.default_rng(seed)
+    for task in shard_tasks(plan):
+        stored = []
+        for video in task.videos:
+            times = 3.0 + np.cumsum(rng.uniform(0.04, 0.33, frames)).astype(np.float32)
+            clip = clip_of(clip_id_of(video.video_id, 0), tokens[int(video.video_id[5:])], times)
+            indices = tuple(range(frames))
+            stored.append(
+                StoredClip(clip, video.video_uri, 0, indices, CropBox(0, 0, 32, 32), False, "drawn", 0)
+            )
+        write_shard(root, card, task.shard_id, stored, [])
+    finish_dataset(root)
+    return root
+
+
+def tokenizer_config(black_first_fraction: float = 0.25, **training: object) -> TokenizerConfig:
+    """A small tokenizer; keywords change the training."""
+    model = TokenizerModelConfig(num_heads=2, encoder_layers=1, decoder_layers=1, layer_scale_init=0.1)
+    return TokenizerConfig(
+        model=model, training=_training(training), black_first_fraction=black_first_fraction
+    )
+
+
+def world_config(query: Literal["noise", "learned"] = "noise", **training: object) -> WorldConfig:
+    """A small world model; keywords change the training."""
+    model = WorldModelConfig(num_heads=2, num_layers=2, query=query, layer_scale_init=0.1)
+    return WorldConfig(model=model, training=_training(training), candidates=8 if query == "noise" else 1)
+
+
+def _training(changes: dict[str, object]) -> TrainingConfig:
+    default = {"steps": 8, "batch_size": 5, "learning_rate": 3e-3, "warmup_steps": 3, "weight_decay": 0.01}
+    default |= {"gradient_clip": 1.0, "seed": 7, "save_every": 4, "log_every": 2}
+    return TrainingConfig.model_validate(default | changes)

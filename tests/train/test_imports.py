@@ -1,0 +1,19 @@
+import subprocess
+import sys
+
+BLOCKED_IMPORTS = """
+import importlib, pkgutil, sys
+for name in ("ray", "decord", "zarr", "webdataset", "av"):
+    sys.modules[name] = None  # importing it raises ImportError
+import deltacache.models, deltacache.train
+for package in (deltacache.models, deltacache.train):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+"""
+
+
+def test_models_and_trainers_import_on_a_bare_machine() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED_IMPORTS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,216 @@
+"""Both trainers from a dataset to a checkpoint."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from drawn import drawn_card, drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
+
+from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.progress import SilentReporter
+from deltacache.train import data, train_tokenizer, train_world
+from deltacache.train.checkpoints import finished_checkpoints
+from deltacache.train.tokenizer import TokenizerTask
+
+
+@dataclass
+class Lines(SilentReporter):
+    """Remembers what was said."""
+
+    said: list[str] = field(default_factory=list)
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the two trainers, on small data."""
+
+    kind: str
+    train: Callable[..., Path]
+    config: Callable[..., Any]
+    load: Callable[[Path], Any]
+    root: Path
+
+    def run(self, out: Path, *, resume: bool = False, reporter: Any = None, **training: Any) -> Path:
+        config = self.config(**training)
+        return self.train(
+            self.root, out, config, resume=resume, device="cpu", reporter=reporter or SilentReporter()
+        )
+
+    def weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        return self.load(checkpoint).model.state_dict()
+
+
+@pytest.fixture(params=["tokenizer", "world"])
+def case(request: pytest.FixtureRequest, features: Path, deltas: Path) -> Case:
+    if request.param == "tokenizer":
+        return Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
+    return Case("world", train_world, world_config, load_world, deltas)
+
+
+def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def curves(out: Path) -> dict[str, list[float]]:
+    return pq.read_table(out / "curves.parquet").to_pydict()
+
+
+def test_a_run_leaves_everything_that_is_promised(case: Case, tmp_path: Path) -> None:
+    reporter = Lines()
+    checkpoint = case.run(tmp_path / "out", reporter=reporter)
+    assert checkpoint == tmp_path / "out/checkpoints/step-00000008"
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "training_state.pt",
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard")
+    }
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text()) == case.config().model_dump(mode="json")
+    assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
+    assert len(reporter.said) == 1
+    assert reporter.said[0].startswith(f"train {case.kind}: 8 steps, ")
+    assert "clips/s" in reporter.said[0]
+    assert "% of the time waiting for data" in reporter.said[0]
+
+
+def test_curves_have_a_row_at_each_interval_and_each_save(case: Case, tmp_path: Path) -> None:
+    case.run(tmp_path / "out", log_every=3, save_every=5)
+    table = curves(tmp_path / "out")
+    assert table["step"] == [3, 5, 6, 8]
+    assert table["learning_rate"] == pytest.approx([2e-3, 3e-3, 3e-3, 3e-3])
+    timing = {"learning_rate", "gradient_norm", "step_time_s", "data_wait_s", "clips_per_s"}
+    assert timing | {"step", "loss"} <= table.keys()
+    assert all(
+        0 <= wait < step for wait, step in zip(table["data_wait_s"], table["step_time_s"], strict=True)
+    )
+
+
+def test_metadata_says_what_the_model_was_made_from(case: Case, tmp_path: Path) -> None:
+    metadata = case.load(case.run(tmp_path / "out")).metadata
+    card = drawn_card("features" if case.kind == "tokenizer" else "deltas", 6)
+    assert metadata["step"] == 8
+    assert metadata["config"] == case.config().model_dump(mode="json")
+    assert metadata["data_fingerprint"] == card.fingerprint
+    assert metadata["features_fingerprint"] == card.features_fingerprint
+    assert metadata["backbone_sha256"] == card.backbone.weights_sha256
+    assert metadata.get("tokenizer_fingerprint") == card.tokenizer_fingerprint
+    assert (metadata["patch_grid"], metadata["hidden_size"], metadata["image_size"]) == ([2, 2], 16, 32)
+    assert metadata["clips"]["count"] == 12
+
+
+def test_only_the_asked_number_of_checkpoints_is_kept(case: Case, tmp_path: Path) -> None:
+    case.run(tmp_path / "out", save_every=2, keep=3)
+    names = [path.name for path in sorted((tmp_path / "out/checkpoints").iterdir())]
+    assert names == ["step-00000004", "step-00000006", "step-00000008"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(case: Case, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = case.weights(case.run(tmp_path / "a"))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert_equal_weights(first, case.weights(case.run(tmp_path / "b")))
+    assert torch.equal(torch.get_rng_state(), state)
+    other = case.weights(case.run(tmp_path / "c", seed=8))
+    assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("proj.weight"))
+
+
+@pytest.mark.parametrize("stopped", [1, 4, 5])
+def test_a_resumed_run_is_bitwise_the_unbroken_one(case: Case, tmp_path: Path, stopped: int) -> None:
+    unbroken = case.weights(case.run(tmp_path / "unbroken"))
+    case.run(tmp_path / "resumed", steps=stopped)
+    resumed = case.weights(case.run(tmp_path / "resumed", resume=True))
+    assert_equal_weights(unbroken, resumed)
+
+
+def test_curves_of_a_resumed_run_are_those_of_the_unbroken_one(case: Case, tmp_path: Path) -> None:
+    case.run(tmp_path / "unbroken")
+    case.run(tmp_path / "resumed", steps=4)
+    case.run(tmp_path / "resumed", resume=True)
+    unbroken, resumed = curves(tmp_path / "unbroken"), curves(tmp_path / "resumed")
+    for name in ("step", "loss", "gradient_norm", "learning_rate"):
+        assert unbroken[name] == resumed[name]
+
+
+def test_streamed_features_train_the_same_weights(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
+    resident = case.weights(case.run(tmp_path / "resident"))
+    monkeypatch.setattr(data, "memory_bytes", lambda: 0)
+    assert_equal_weights(resident, case.weights(case.run(tmp_path / "streamed")))
+
+
+def test_resuming_a_finished_run_returns_at_once(case: Case, tmp_path: Path) -> None:
+    checkpoint = case.run(tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    reporter = Lines()
+    assert case.run(tmp_path / "out", resume=True, reporter=reporter) == checkpoint
+    assert reporter.said == [f"train {case.kind}: {checkpoint} has all its steps, nothing to do"]
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
+
+def test_resume_without_a_checkpoint_starts(case: Case, tmp_path: Path) -> None:
+    fresh = case.weights(case.run(tmp_path / "fresh", resume=True))
+    assert_equal_weights(fresh, case.weights(case.run(tmp_path / "plain")))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TokenizerTask.training_loss
+
+    def poisoned(self: TokenizerTask, batch: Any, step: int) -> Any:
+        loss, scalars = original(self, batch, step)
+        return (loss * float("nan") if step == 6 else loss), scalars
+
+    monkeypatch.setattr(TokenizerTask, "training_loss", poisoned)
+    case = Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
+    with pytest.raises(DeltacacheError, match="step 7 has loss nan"):
+        case.run(tmp_path / "out")
+    (kept,) = finished_checkpoints(tmp_path / "out")
+    assert kept.name == "step-00000004"
+    monkeypatch.undo()
+    resumed = case.weights(case.run(tmp_path / "out", resume=True))
+    assert_equal_weights(resumed, case.weights(case.run(tmp_path / "unbroken")))
+
+
+def test_the_tokenizer_learns_what_only_the_token_can_tell(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "features", "features", drawn_features(40, 6))
+    config = tokenizer_config(0.0, steps=300, batch_size=32, save_every=300, log_every=50, learning_rate=1e-2)
+    train_tokenizer(root, tmp_path / "out", config, resume=False, device="cpu", reporter=SilentReporter())
+    table = curves(tmp_path / "out")
+    assert table["mse"][-1] < 0.2 * table["copy_last_mse"][-1]
+
+
+def test_best_of_many_learns_both_futures_and_one_query_their_mean(tmp_path: Path) -> None:
+    deltas = write_dataset(tmp_path / "deltas", "deltas", drawn_deltas(40, 6))
+    last_loss = {}
+    for query in ("noise", "learned"):
+        config = world_config(query, steps=150, batch_size=32, save_every=150, log_every=50)
+        out = tmp_path / query
+        train_world(deltas, out, config, resume=False, device="cpu", reporter=SilentReporter())
+        last_loss[query] = curves(out)["loss"][-1]
+    assert last_loss["noise"] < 0.2 * last_loss["learned"]
+
+
+def test_state_holds_nothing_but_numbers_and_tensors(case: Case, tmp_path: Path) -> None:
+    checkpoint = case.run(tmp_path / "out")
+    state = torch.load(checkpoint / "training_state.pt", weights_only=True)
+    assert state["step"] == 8
+    assert json.loads((checkpoint / "config.json").read_text())["kind"] == case.kind
