@@ -64,7 +64,7 @@ def test_all_ordinary_clips_are_extracted(real_features: Path) -> None:
         clip = dataset.read(position)
         assert clip.patch_tokens.shape == (8, 256, dataset.card.hidden_size)
         assert np.isfinite(clip.patch_tokens).all()
-        assert clip.patch_tokens.std() > 0.1
+        assert clip.patch_tokens.astype(np.float32).std() > 0.1
 
 
 def test_plain_webdataset_reads_the_shards(real_features: Path) -> None:

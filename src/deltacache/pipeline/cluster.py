@@ -19,6 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 import deltacache
+from deltacache.pipeline.decode_log import native_log
 from deltacache.pipeline.encoders import ClipEncoder
 from deltacache.pipeline.plan import PlannedVideo, ShardTask
 from deltacache.pipeline.shard_work import (
@@ -56,16 +57,19 @@ class Placement:
 
 @contextmanager
 def cluster(settings: ClusterSettings) -> Iterator[Placement]:
-    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards."""
-    _connect(settings)
-    try:
-        yield _place(settings, ray.cluster_resources())
-    finally:
-        ray.shutdown()
+    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards.
+
+    Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
+    """
+    with native_log():
+        _connect(settings)
+        try:
+            yield _place(settings, ray.cluster_resources())
+        finally:
+            ray.shutdown()
 
 
 def _connect(settings: ClusterSettings) -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address is None:
