@@ -54,7 +54,7 @@ def decode_video(job: VideoJob) -> list[PixelClip]:
 
 def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
     failed: SourceFailedError | None = None
-    for source in _sources(job.path, log):
+    for source in frame_sources(job.path, log):
         try:
             return _cut_clips(job, source)
         except SourceFailedError as error:
@@ -62,7 +62,7 @@ def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
     raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{job.path}: {failed}")
 
 
-def _sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
+def frame_sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
     """Ways to decode ``path`` that are exact, the fastest first."""
     if Path(path).is_dir():
         yield FolderSource(path)
@@ -112,20 +112,23 @@ def _fill(samples: list[ViewSample], source: FrameSource, size: int) -> list[np.
     missing = set(wanted)
     for frame in source.frames(wanted):
         missing.remove(frame.index)
-        image = Image.fromarray(frame.rgb)
         for sample, canvas in zip(samples, canvases, strict=True):
             positions = [
                 t for t, wanted_index in enumerate(sample.frame_indices) if wanted_index == frame.index
             ]
             if positions:
-                canvas[positions] = crop_and_resize(image, sample.crop, size, flip=sample.flip)
+                canvas[positions] = crop_and_resize(frame.rgb, sample.crop, size, flip=sample.flip)
     if missing:
         raise SourceFailedError(f"{len(missing)} frames did not come out the second time")
     return canvases
 
 
-def crop_and_resize(image: Image.Image, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
-    """(S, S, 3) uint8: the crop as a square, bilinear with antialiasing (integer arithmetic in Pillow)."""
-    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
+    """(S, S, 3) uint8: the crop as a square, bilinear with antialiasing (integer arithmetic in Pillow).
+
+    Cut first, so that nothing outside the crop bleeds in, as it does with Pillow's ``resize(box=)``.
+    """
+    cut = rgb[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    image = Image.fromarray(np.ascontiguousarray(cut))
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     return pixels[:, ::-1] if flip else pixels

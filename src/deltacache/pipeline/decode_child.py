@@ -54,6 +54,11 @@ class ChildDecoder:
     ) -> None:
         self.close()
 
+    @property
+    def server_pid(self) -> int | None:
+        """The process id of the running server, for whoever watches or kills it."""
+        return self._server.pid if self._server else None
+
     def close(self) -> None:
         """End the server and whatever it is decoding."""
         if self._server is not None:
@@ -127,6 +132,11 @@ class _Server:
                 log.seek(0)
                 said = log.read()[-4000:].decode(errors="replace")
                 raise RuntimeError(f"the decode server did not start: {said or error}") from error
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
 
     def ask(self, request: Message, timeout_s: float) -> Message:
         """Send one request and wait for its answer.

@@ -21,8 +21,9 @@ from deltacache.pipeline.decode_pyav import IndexedPyavSource
 from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
 from deltacache.pipeline.probe import FrameIndex, VideoProbe, seconds_of
 
-_CODECS = ("h264", "hevc", "vp8")
+_CODECS = ("h264", "vp8")
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_SMALLEST_WIDTH = 128  # below, the padding of a line can pass for a fourth colour
 _THREADS = 1  # several videos are decoded side by side; more threads also broke VP9 1920x800
 
 
@@ -31,7 +32,9 @@ def decord_is_exact(probe: VideoProbe) -> bool:
     return (
         probe.codec in _CODECS
         and probe.pixel_format in _PIXEL_FORMATS
+        and not probe.interlaced
         and probe.height % 2 == probe.width % 2 == 0
+        and probe.width >= _SMALLEST_WIDTH
         and probe.orientation.is_upright
         and probe.has_duration
         and probe.index is not None

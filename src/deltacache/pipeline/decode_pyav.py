@@ -156,6 +156,8 @@ class _RgbConverter:
             )
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        except MemoryError:
+            raise
         except (FFmpegError, ValueError) as error:
             raise VideoRefusedError(
                 FailureReason.UNSUPPORTED_CODEC,

@@ -9,6 +9,7 @@ Standard input brings one message a video, standard output takes one answer each
 import ctypes
 import importlib
 import os
+import re
 import resource
 import select
 import signal
@@ -16,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 # Imported before forking, so that no child pays for it: the first three are what decoding imports by the way.
@@ -121,9 +123,11 @@ def _answer(decode: Decode, request: dict[str, Any]) -> Message:
     try:
         return clips_message(decode(job))
     except VideoRefusedError as error:
+        if error.reason is FailureReason.CORRUPT_STREAM and _was_near(request["memory_bytes"]):
+            return _out_of_memory(job.path, request["memory_bytes"])
         return refusal_message(error)
     except MemoryError:
-        return _refused(FailureReason.OUT_OF_MEMORY, _memory_message(job.path, request["memory_bytes"]))
+        return _out_of_memory(job.path, request["memory_bytes"])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # the answer needs memory as well
 
@@ -134,6 +138,21 @@ def _limit_memory(memory_bytes: int) -> int:
     soft = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     return hard
+
+
+def _was_near(memory_bytes: int) -> bool:
+    """Whether the address space came close to its limit: FFmpeg calls many a failed allocation bad data."""
+    if sys.platform != "linux":
+        return False
+    peak = re.search(r"VmPeak:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return peak is not None and int(peak[1]) * 1024 > 0.9 * memory_bytes
+
+
+def _out_of_memory(path: str, memory_bytes: int) -> Message:
+    return _refused(
+        FailureReason.OUT_OF_MEMORY,
+        f"{path}: decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB",
+    )
 
 
 def _collect(read_end: int, owner: int, deadline: float, most: int) -> bytearray | None:
@@ -181,10 +200,6 @@ def _explain(path: str, exit_code: int, log: NativeLog) -> Message:
 def _said(log: NativeLog) -> str:
     lines = log.last_lines()
     return f"; it said: {lines}" if lines else ""
-
-
-def _memory_message(path: str, memory_bytes: int) -> str:
-    return f"{path}: decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB"
 
 
 def _refused(reason: FailureReason, message: str) -> Message:

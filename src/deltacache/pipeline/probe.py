@@ -76,6 +76,7 @@ class VideoProbe:
     container: str
     codec: str
     pixel_format: str
+    interlaced: bool
     height: int
     width: int
     orientation: Orientation
@@ -179,6 +180,7 @@ def probe_video(path: str) -> VideoProbe:
             container=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
             pixel_format=first.format.name,
+            interlaced=first.interlaced_frame,
             height=height,
             width=width,
             orientation=orientation,
