@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def _read_released(path: Path) -> dict[str, Tensor]:
     """Parameters by name, of a safetensors file, a ``pytorch_model.bin`` or a Lightning checkpoint."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    _check_records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -171,6 +173,20 @@ def _read_released(path: Path) -> dict[str, Tensor]:
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise CheckpointError(f"{path} holds no parameters by name: expected a state_dict")
     return state_dict
+
+
+def _check_records(path: Path) -> None:
+    """Compare the checksums that ``torch.save`` writes: ``torch.load`` takes flipped bytes as they are.
+
+    Files from before PyTorch 1.6 are no zip archives and are refused with everything else that is none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or no PyTorch file ({error}): fetch it again") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum; fetch it again")
 
 
 def _build(model_class: type[ModelT], arguments: Arguments, place: Path) -> ModelT:
