@@ -274,6 +274,17 @@ def test_numbers_depend_neither_on_the_batch_nor_on_the_order(
         assert second == {key: pytest.approx(value, rel=1e-4) for key, value in first.items()}
 
 
+def test_more_samples_add_to_those_of_fewer(evaluated: DrawnWorld) -> None:
+    evaluate_clips(evaluated.settings("more", samples=SAMPLES + 3), SilentReporter())
+    columns = {"method": "deltaworld", "aggregation": "best", "metric": "smooth_l1"}
+    few, many = (
+        [row["value"] for row in rows_of(evaluated.root / out / "sequences.parquet", **columns)]
+        for out in ("out", "more")
+    )
+    assert all(more <= fewer * (1 + 1e-5) for fewer, more in zip(few, many, strict=True))
+    assert any(more < fewer * 0.999 for fewer, more in zip(few, many, strict=True))
+
+
 def test_a_finished_evaluation_is_left_alone_and_another_replaces_it(drawn: DrawnWorld) -> None:
     settings = drawn.settings(worlds=(), futures=None)
     metrics = evaluate_clips(settings, SilentReporter())

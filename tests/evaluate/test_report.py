@@ -99,7 +99,7 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     text = Page(write_report(out)).text
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
         assert any(f"{row['value']:.{digits}f}" in text for digits in (3, 4, 5, 6))
-    for words in ("DeltaWorld, best of 6", "DeltaWorld, learned query", "DeltaTok, another clip", "scene0"):
+    for words in ("DeltaWorld, best of 6", "DeltaWorld, learned query", "DeltaTok, swapped token", "scene0"):
         assert words in text
     assert f"of {SCENES} scenes" in text
 

@@ -8,14 +8,15 @@ from typing import Any
 import pyarrow as pa
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 METHOD_LABELS = {
     "copy_last": "Copy of the last frame",
     "present": "True future (bound)",
     "deltatok": "DeltaTok, closed loop",
-    "deltatok_parallel": "DeltaTok, from true pairs",
-    "deltatok_swapped": "DeltaTok, another clip's token",
+    "deltatok_parallel": "DeltaTok, parallel",
+    "deltatok_swapped": "DeltaTok, swapped token",
     "deltaworld": "DeltaWorld",
     "deltaworld_discriminative": "DeltaWorld, learned query",
 }
@@ -27,6 +28,9 @@ METRIC_LABELS = {
     "mode_balance": "Mode balance",
 }
 HIGHER_IS_BETTER = frozenset({"cosine", "mode_coverage", "mode_balance"})
+
+
+_MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,24 +146,23 @@ def rich_tables(metrics: pa.Table) -> list[Table]:
     """A table a metric, for a terminal."""
     tables = []
     for panel in panels(metrics):
+        intervals = len(panel.horizons) <= _MOST_WITH_INTERVALS
         table = Table(
-            title=f"{panel.dataset}: {panel.title}",
+            title=escape(f"{panel.dataset}: {panel.title}"),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
+            show_edge=False,
         )
         table.add_column("method", no_wrap=True)
         for column in range(len(panel.horizons)):
-            table.add_column(panel.heading(column), justify="right")
+            table.add_column(panel.heading(column), justify="right", no_wrap=True)
         for line in panel.lines:
             texts = [panel.text(cell) for cell in line.cells]
-            table.add_row(line.label, *(f"{value} [dim]{_escape(interval)}[/]" for value, interval in texts))
+            cells = [f"{value} [dim]{escape(interval) if intervals else ''}[/]" for value, interval in texts]
+            table.add_row(escape(line.label), *cells)
         tables.append(table)
     return tables
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def plain_text(metrics: pa.Table) -> str:
@@ -185,7 +188,7 @@ def print_metrics(metrics: pa.Table, console: Console) -> None:
     """Print tables on a terminal, aligned text elsewhere; what brackets mean comes last."""
     if console.is_terminal:
         for table in rich_tables(metrics):
-            console.print(table)
+            console.print(table, "")
     else:
         console.print(plain_text(metrics), markup=False, highlight=False, soft_wrap=True)
     console.print(caption(metrics), markup=False, highlight=False, soft_wrap=True)

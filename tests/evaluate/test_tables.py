@@ -1,0 +1,82 @@
+"""Metric tables as a person reads them: what is in which cell, with and without a terminal."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from drawn_features import SCENES, DrawnWorld
+from rich.console import Console
+
+from deltacache.evaluate.report import findings
+from deltacache.evaluate.tables import Cell, Line, Panel, panels, plain_text, print_metrics
+
+
+def made_panel(*values: float) -> Panel:
+    cells = tuple(Cell(value, value / 2, value * 2, 7, 0.2 * (1 + at)) for at, value in enumerate(values))
+    lines = (
+        Line("copy_last", "single", "Copy", cells),
+        Line("deltaworld", "best", "Best", (cells[0],) + (None,) * (len(cells) - 1)),
+    )
+    return Panel("clips", "features", "smooth_l1", tuple(range(1, len(values) + 1)), lines)
+
+
+def test_numbers_keep_four_digits_of_the_largest() -> None:
+    assert made_panel(0.012345).text(made_panel(0.012345).cells[0]) == ("0.01235", "[0.00617, 0.02469]")
+    assert made_panel(12.3456).text(made_panel(12.3456).cells[0])[0] == "12.346"
+    assert made_panel(0.0).text(made_panel(0.0).cells[0])[0] == "0.000"
+
+
+def test_horizons_say_steps_and_seconds() -> None:
+    panel = made_panel(0.5, 1.0)
+    assert [panel.heading(column) for column in range(2)] == ["1 step (0.20 s)", "2 steps (0.40 s)"]
+
+
+def test_plain_text_is_aligned(evaluated: DrawnWorld) -> None:
+    metrics = pq.read_table(evaluated.root / "out" / "metrics.parquet")
+    blocks = plain_text(metrics).split("\n\n")
+    assert [block.split("\n")[0] for block in blocks] == [
+        f"clips: {panel.title}" for panel in panels(metrics)
+    ]
+    for block in blocks:
+        assert len({len(line) for line in block.split("\n")[1:]}) == 1
+    value = next(
+        row["value"] for row in metrics.to_pylist() if row["aggregation"] == "best" and row["horizon"] == 3
+    )
+    line = next(line for line in blocks[0].split("\n") if "best of 6" in line)
+    assert line.split("  ")[-1].strip().startswith(f"{value:.4f} [")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_number_is_printed_within_80_columns(evaluated: DrawnWorld, terminal: bool) -> None:
+    metrics = pq.read_table(evaluated.root / "out" / "metrics.parquet")
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80, no_color=True, color_system=None)
+    print_metrics(metrics, console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for panel in panels(metrics):
+        for line in panel.lines:
+            for cell in line.cells:
+                assert " ".join(panel.text(cell)) in text
+    assert f"Over {2 * SCENES} sequences and {SCENES} scenes" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_two_models_of_one_kind_are_told_apart(evaluated: DrawnWorld) -> None:
+    metrics = pq.read_table(evaluated.root / "out" / "metrics.parquet")
+    rows = [row | {"method": row["method"].removesuffix("_discriminative")} for row in metrics.to_pylist()]
+    tables = panels(pa.Table.from_pylist(rows, schema=metrics.schema))
+    (coverage,) = [panel for panel in tables if panel.metric == "mode_coverage"]
+    assert len({line.label for line in coverage.lines}) == 2
+
+
+def test_findings_are_the_tables_numbers_in_words(evaluated: DrawnWorld) -> None:
+    tables = panels(pq.read_table(evaluated.root / "out" / "metrics.parquet"))
+    sentences = findings(tables)
+    assert len(sentences) == 4
+    best = next(line for line in tables[0].lines if line.aggregation == "best")
+    assert f"best future {tables[0].text(best.cells[0])[0]}" in sentences[0]
+    assert f"in 0 % of {SCENES} scenes" in sentences[-1]
+
+
+def test_findings_without_a_world_model_are_silent() -> None:
+    assert findings((made_panel(0.5),)) == []
