@@ -1,5 +1,6 @@
 """Datasets: starting, continuing, refusing, reading and loading them."""
 
+import gc
 import json
 import pickle
 import threading
@@ -252,6 +253,10 @@ def test_views_outlive_their_file_being_let_go(tmp_path: Path, monkeypatch: pyte
     fresh = open_dataset(tmp_path)
     for clip, view in enumerate(views):
         np.testing.assert_array_equal(view, fresh.read_frames(clip, 0, FRAMES))
+    del views, view, dataset
+    gc.collect()
+    targets = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert sum("shards" in target for target in targets) <= 2
     with pytest.raises(ValueError, match="size of buffer"):
         MappedFiles().float16(tmp_path / "dataset.json", 0, (10_000, 4), 8)
 

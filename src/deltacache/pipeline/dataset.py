@@ -77,6 +77,7 @@ class Dataset:
         self.black_patch_tokens = black_patch_tokens
         self.timestamps_s = _timestamps(self.index, card, root)
         self._shard_ids, self._starts = _runs(self.index, root)
+        self._shards = {shard_id: shard for shard, shard_id in enumerate(self._shard_ids)}
         self._shard_of = np.repeat(np.arange(len(self._shard_ids), dtype=np.int32), np.diff(self._starts))
         self._crcs = self.index["crc32c"].to_numpy()
         self._offsets = np.full(len(self), -1, dtype=np.int64)
@@ -109,9 +110,9 @@ class Dataset:
 
     def clips_of(self, shard_id: str) -> range:
         """Positions of the clips of one shard; empty when it has none."""
-        if shard_id not in self._shard_ids:
+        shard = self._shards.get(shard_id)
+        if shard is None:
             return range(0)
-        shard = self._shard_ids.index(shard_id)
         return range(int(self._starts[shard]), int(self._starts[shard + 1]))
 
     def read(self, clip: int) -> FeatureClip | DeltaClip:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from crc32c import crc32c
+
 from deltacache.pipeline.atomic import write_bytes
-from deltacache.pipeline.checksums import crc32c_of_text
 from deltacache.pipeline.plan import check_shard_id
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip
 from deltacache.schemas.errors import DatasetError
@@ -16,6 +17,7 @@ from deltacache.schemas.fingerprints import canonical_json
 
 RECEIPTS = "receipts"
 SHARDS = "shards"
+_SEAL = b',"receipt_crc32c":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ def receipt_bytes(receipt: Receipt) -> bytes:
     body = asdict(receipt)
     # A list of pairs, not an object: the order of the clips is kept, and checked on reading.
     body["arrays"] = list(body["arrays"].items())
-    return canonical_json(body | {"receipt_crc32c": crc32c_of_text(canonical_json(body))}).encode() + b"\n"
+    return _sealed(canonical_json(body).encode())
+
+
+def _sealed(body: bytes) -> bytes:
+    return body[:-1] + _SEAL + f"{crc32c(body)}}}\n".encode()
 
 
 def write_receipt(root: Path, receipt: Receipt) -> None:
@@ -146,9 +152,10 @@ def read_receipt(root: Path, shard_id: str) -> Receipt:
 
 
 def _parse(content: bytes) -> Receipt:
-    body = json.loads(content)
-    if body.pop("receipt_crc32c") != crc32c_of_text(canonical_json(body)):
+    unsealed = content.rpartition(_SEAL)[0] + b"}"
+    if _sealed(unsealed) != content:
         raise ValueError("its checksum does not match")
+    body = json.loads(unsealed)
     body["files"] = {name: FileRecord(**record) for name, record in body["files"].items()}
     body["arrays"] = dict(body["arrays"])
     body["failures"] = tuple(Failure(**failure) for failure in body["failures"])
