@@ -173,5 +173,6 @@ def test_what_does_not_fit_is_refused(clip, noise):
         world.rollout(deltas[:, :3], seconds, noise[:, :1])
     with pytest.raises(ValueError, match="takes no noise"):
         learned.rollout(deltas[:, :3], seconds, noise[:, :2])
-    with pytest.raises(ValueError, match="24 does not split into 5 heads"):
-        DeltaWorld(HIDDEN, 5, 1)
+    for heads in (5, 6, 8):  # no divisor, too narrow, odd
+        with pytest.raises(ValueError, match=f"24 does not split into {heads} heads"):
+            DeltaWorld(HIDDEN, heads, 1)

@@ -163,9 +163,10 @@ def test_tokens_that_are_no_such_grid_are_refused(clip):
         _tokenizer().encode(frames[:, 0], frames[:, 1], (2, 2))
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="16 does not split into 3 heads"):
-        DeltaTok(HIDDEN, 3, 1, 1)
+@pytest.mark.parametrize("heads", [0, 3, 8])
+def test_heads_that_the_rotation_cannot_turn_are_refused(heads):
+    with pytest.raises(ValueError, match=f"16 does not split into {heads} heads of a multiple of 4"):
+        DeltaTok(HIDDEN, heads, 1, 1)
 
 
 def test_sixteen_bit_autocast_runs(clip):

@@ -241,9 +241,9 @@ def _tiny_backbone() -> Backbone:
 def _tiny_weights(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Uniform weights that keep the size of what passes through; norms 1, biases 0, LayerScale 0.3.
 
-    Tokens then say above all what their own patch shows (moving a shape by one patch changes them by 0.7
-    of their spread) and a little what surrounds them and where they are, as trained features do. With the
-    usual std of 0.02, a model this narrow passes on almost nothing but the patch itself. Uniform, because
+    Tokens then say above all what their own patch shows and a little what surrounds them and where they
+    are, as trained features do. With the usual std of 0.02, a model this narrow passes on almost nothing
+    but the patch itself. Uniform, because
     that comes from integers exactly: a normal draw may differ in the last bit between processors, and so
     would the hash.
     """

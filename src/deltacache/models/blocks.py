@@ -164,10 +164,14 @@ def split_heads(states: Tensor, num_heads: int) -> Tensor:
     return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def check_heads(hidden_size: int, num_heads: int) -> None:
-    """Refuse a width that does not split into heads of an even size."""
-    if num_heads < 1 or hidden_size % (2 * num_heads):
-        raise ValueError(f"hidden size {hidden_size} does not split into {num_heads} heads of an even size")
+def check_heads(hidden_size: int, num_heads: int, *, multiple: int, least: int) -> None:
+    """Refuse a width that does not split into heads which the rotation can turn."""
+    head_dim, rest = divmod(hidden_size, max(1, num_heads))
+    if num_heads < 1 or rest or head_dim % multiple or head_dim < least:
+        raise ValueError(
+            f"hidden size {hidden_size} does not split into {num_heads} heads of a multiple of {multiple} "
+            f"and at least {least} dims"
+        )
 
 
 def initialise(module: nn.Module) -> None:

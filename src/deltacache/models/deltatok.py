@@ -48,7 +48,7 @@ class DeltaTok(nn.Module):
         layer_scale_init: float = 1e-5,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
+        check_heads(hidden_size, num_heads, multiple=4, least=4)
         self.arguments: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_heads": num_heads,
@@ -65,16 +65,11 @@ class DeltaTok(nn.Module):
         self.hidden_size, self.head_dim = hidden_size, hidden_size // num_heads
         self.frame_compression = frame_compression
         self.rope_theta, self.rope_rescale = rope_theta, rope_rescale
-
-        def block() -> SelfAttentionBlock:
-            attention = SelfAttention(hidden_size, num_heads, qk_norm=qk_norm, gated=gated_attention)
-            return SelfAttentionBlock(hidden_size, attention, make_mlp(hidden_size, mlp), layer_scale_init)
-
         self.z_embed = nn.Embedding(1, hidden_size)
         self.xy_embed = nn.Embedding(2, hidden_size)  # one vector for the previous frame, one for the current
-        self.encoder_blocks = nn.ModuleList(block() for _ in range(encoder_layers))
+        self.encoder_blocks = nn.ModuleList(self._block() for _ in range(encoder_layers))
         self.norm = nn.LayerNorm(hidden_size)
-        self.decoder_blocks = nn.ModuleList(block() for _ in range(decoder_layers))
+        self.decoder_blocks = nn.ModuleList(self._block() for _ in range(decoder_layers))
         initialise(self)
 
     def encode(
@@ -140,6 +135,14 @@ class DeltaTok(nn.Module):
             current = self.decode(delta, current, grid)
             frames.append(current)
         return torch.stack(frames, dim=1)
+
+    def _block(self) -> SelfAttentionBlock:
+        asked = self.arguments
+        attention = SelfAttention(
+            self.hidden_size, asked["num_heads"], qk_norm=asked["qk_norm"], gated=asked["gated_attention"]
+        )
+        mlp = make_mlp(self.hidden_size, asked["mlp"])
+        return SelfAttentionBlock(self.hidden_size, attention, mlp, asked["layer_scale_init"])
 
     def _encode(self, previous: Tensor, current: Tensor, rotation: Rotation) -> Tensor:
         token = self.z_embed.weight.expand(len(current), 1, -1)

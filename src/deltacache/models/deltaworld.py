@@ -77,7 +77,7 @@ class DeltaWorld(nn.Module):
         layer_scale_init: float = 1e-5,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
+        check_heads(hidden_size, num_heads, multiple=2, least=6)
         self.arguments: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_heads": num_heads,
