@@ -4,6 +4,7 @@ decord says nothing of damaged frames, counts packets as frames, and seeks to ke
 given only files for which none of that matters, and what FFmpeg printed meanwhile is looked at.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -21,8 +22,8 @@ from deltacache.pipeline.decode_pyav import IndexedPyavSource
 from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
 from deltacache.pipeline.probe import FrameIndex, VideoProbe, seconds_of
 
-_CODECS = ("h264", "vp8")
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_FILTER_LINE = re.compile(r"\[(in|out|Parsed_\w+|auto_\w+) @ 0x")
 _SMALLEST_WIDTH = 128  # below, the padding of a line can pass for a fourth colour
 _THREADS = 1  # several videos are decoded side by side; more threads also broke VP9 1920x800
 
@@ -30,7 +31,7 @@ _THREADS = 1  # several videos are decoded side by side; more threads also broke
 def decord_is_exact(probe: VideoProbe) -> bool:
     """Whether decord gives this file's frames bit for bit as decoding in sequence does. See docs/decoding.md."""
     return (
-        probe.codec in _CODECS
+        probe.codec == "h264"
         and probe.pixel_format in _PIXEL_FORMATS
         and not probe.interlaced
         and probe.height % 2 == probe.width % 2 == 0
@@ -40,6 +41,11 @@ def decord_is_exact(probe: VideoProbe) -> bool:
         and probe.index is not None
         and probe.index.every_keyframe_starts
     )
+
+
+def _complaints(text: str) -> list[str]:
+    """Lines of FFmpeg's log, without those of the filters that convert pixels: they remark on mere colour tags."""
+    return [line for line in text.splitlines() if not _FILTER_LINE.match(line)]
 
 
 class DecordSource:
@@ -58,13 +64,14 @@ class DecordSource:
             SourceFailedError: decord cannot open the file, or sees another number or size of frames.
             VideoRefusedError: FFmpeg complained, and a second look found damage.
         """
+        decord.logging.set_level(decord.logging.INFO)  # "concealing errors" is no more than information
         mark = self._log.size
         try:
             for index, rgb in self._decode(wanted):
                 yield IndexedFrame(index, rgb)
         except (decord.DECORDError, RuntimeError) as error:
             raise SourceFailedError(f"decord: {error}") from error
-        if self._log.size > mark:
+        if _complaints(self._log.text(mark)):
             IndexedPyavSource(self._probe, self._index).verify(wanted)
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

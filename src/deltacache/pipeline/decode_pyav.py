@@ -17,6 +17,7 @@ from deltacache.pipeline.probe import (
     VideoProbe,
     check_frame,
     open_video,
+    packets_of,
     seconds_of,
 )
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -52,7 +53,7 @@ class IndexedPyavSource:
             is_first = True
             for start, indices in self._runs(wanted):
                 if not (is_first and start is self._index.starts[0]):
-                    _seek(container, stream, start)
+                    container.seek(start.seek_to, stream=stream)
                 is_first = False
                 yield from self._run(container, stream, start, indices)
 
@@ -68,30 +69,31 @@ class IndexedPyavSource:
     def _run(
         self, container: InputContainer, stream: VideoStream, start: Start, indices: list[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        left = {self._index.pts[index]: index for index in indices}
-        last = self._index.pts[indices[-1]]
-        for frame in _frames_from(container, stream, start):
+        left, expected = set(indices), self._index.pts.index(start.pts)
+        for frame in self._frames_from(container, stream, start):
             check_frame(self._probe.path, frame)
-            if frame.pts in left:
-                yield left.pop(frame.pts), frame
-            if frame.pts is None or frame.pts >= last:
+            if frame.pts is not None and frame.pts < start.pts:
+                continue  # shown before the starting point, decoded after it
+            if frame.pts != self._index.pts[expected]:
                 break
-        if left:
-            raise SourceFailedError(f"{len(left)} frames did not come out at their presentation times")
+            if expected in left:
+                left.remove(expected)
+                yield expected, frame
+            if not left:
+                return
+            expected += 1
+        raise SourceFailedError(f"{self._probe.path}: frame {expected} does not come out at its time")
 
-
-def _seek(container: InputContainer, stream: VideoStream, start: Start) -> None:
-    container.seek(start.seek_to, stream=stream)
-
-
-def _frames_from(container: InputContainer, stream: VideoStream, start: Start) -> Iterator[VideoFrame]:
-    """Decode from where the demuxer stands, which must not be after ``start``."""
-    is_first = True
-    for packet in container.demux(stream):
-        if is_first and (packet.pts is None or packet.pts > start.pts):
-            raise SourceFailedError(f"a seek to pts {start.pts} led to {packet.pts}")
-        is_first = False
-        yield from packet.decode()
+    def _frames_from(
+        self, container: InputContainer, stream: VideoStream, start: Start
+    ) -> Iterator[VideoFrame]:
+        """Decode from where the demuxer stands, which must not be after ``start``."""
+        is_first = True
+        for packet in packets_of(self._probe.path, container, stream):
+            if is_first and (packet.pts is None or packet.pts > start.pts):
+                raise SourceFailedError(f"a seek to pts {start.pts} led to {packet.pts}")
+            is_first = False
+            yield from packet.decode()
 
 
 class SequentialPyavSource:
@@ -134,9 +136,12 @@ class SequentialPyavSource:
 
     def _decode(self) -> Iterator[tuple[int, VideoFrame]]:
         with open_video(self._probe.path) as (container, stream):
-            for index, frame in enumerate(container.decode(stream)):
-                check_frame(self._probe.path, frame)
-                yield index, frame
+            index = 0
+            for packet in packets_of(self._probe.path, container, stream):
+                for frame in packet.decode():
+                    check_frame(self._probe.path, frame)
+                    yield index, frame
+                    index += 1
 
 
 class _RgbConverter:

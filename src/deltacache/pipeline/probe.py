@@ -94,15 +94,28 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         VideoRefusedError: there is nothing in it to decode, or decoding inside the context fails.
     """
     with refusing_damage(path), _open_container(path) as container:
+        if not len(container.streams):
+            raise _unopened(path)
         stream = container.streams.best("video")
         if stream is None and container.streams.video:
             raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, f"{path}: no decoder for its video")
         if not isinstance(stream, VideoStream) or stream.disposition & _ATTACHED_PICTURE:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             raise VideoRefusedError(FailureReason.NO_VIDEO_STREAM, f"{path}: only streams of type {kinds}")
+        if stream.codec_context is None:  # a codec that this FFmpeg has no name for
+            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, f"{path}: its video codec is unknown")
         stream.thread_type = "NONE"
         stream.thread_count = 1
         yield container, stream
+
+
+def packets_of(path: str, container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
+    """The packets of ``stream`` in decoding order, then an empty one that drains the decoder."""
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:  # PyAV's, when a packet belongs to a stream that opening did not find
+        message = f"{path}: a stream appears in the middle of the file"
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
 
 
 def _open_container(path: str) -> InputContainer:
@@ -141,17 +154,27 @@ def refusing_damage(path: str) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
-        raise VideoRefusedError(_reason_of(error), f"{path}: {error.strerror or error}") from error
+        raise VideoRefusedError(_reason_of(path, error), f"{path}: {error.strerror or error}") from error
 
 
-def _reason_of(error: FFmpegError) -> FailureReason:
+def _reason_of(path: str, error: FFmpegError) -> FailureReason:
     if isinstance(error, MemoryError):
         return FailureReason.OUT_OF_MEMORY
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not _is_readable(path):  # FFmpeg says "I/O error" of bad data too
         return FailureReason.UNREADABLE
     if isinstance(error, DecoderNotFoundError | PatchWelcomeError):
         return FailureReason.UNSUPPORTED_CODEC
     return FailureReason.CORRUPT_STREAM
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def check_frame(path: str, frame: VideoFrame) -> None:
@@ -170,7 +193,7 @@ def probe_video(path: str) -> VideoProbe:
     """
     with open_video(path) as (container, stream):
         scan = _Scan(path, stream)
-        for packet in container.demux(stream):
+        for packet in packets_of(path, container, stream):
             scan.add(packet)
         first = scan.check(container)
         orientation = orientation_of(first)
