@@ -6,6 +6,7 @@ T frames, N patches, D hidden.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 
 TIMESTAMPS = "timestamps_s"
+_STORES = {
+    "webdataset": ("deltacache.pipeline.webdataset_store", "WebDatasetStore"),
+    "zarr": ("deltacache.pipeline.zarr_store", "ZarrStore"),
+}
 
 
 @dataclass(slots=True)
@@ -59,14 +64,12 @@ class ShardStore(Protocol):
 
 
 def shard_store(card: DatasetCard) -> ShardStore:
-    """The store that ``dataset.json`` names. Only Zarr needs its package."""
-    if card.store == "zarr":
-        from deltacache.pipeline.zarr_store import ZarrStore
+    """The store that ``dataset.json`` names.
 
-        return ZarrStore(card)
-    from deltacache.pipeline.webdataset_store import WebDatasetStore
-
-    return WebDatasetStore(card)
+    It is looked up by name when something is written: what only reads must not depend on zarr.
+    """
+    module, name = _STORES[card.store]
+    return getattr(import_module(module), name)(card)
 
 
 def token_array(card: DatasetCard) -> str:
