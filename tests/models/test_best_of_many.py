@@ -64,7 +64,10 @@ def test_winners_and_predictions_equal_a_loop_over_everything(clip, noise):
 
 def test_only_the_winners_get_gradients(clip, noise):
     world, (deltas, seconds) = _world(), clip
+    with_gradients: list[bool] = []
+    world.predictor.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
     result = world.training_loss(deltas, seconds, candidates=CANDIDATES, beta=BETA, noise=noise)
+    assert with_gradients == [False, True]
     result.loss.backward()
     touched = noise.grad.abs().sum(-1) > 0
     won = torch.nn.functional.one_hot(result.winners, CANDIDATES).bool()
@@ -106,6 +109,17 @@ def test_only_time_differences_matter(clip, noise):
 
     torch.testing.assert_close(predict(seconds + 1024.0), predict(seconds))
     assert (predict(seconds * 1.5) - predict(seconds)).abs().max() > 0.01
+
+
+def test_late_clips_keep_their_digits(clip, noise):
+    world, (deltas, _) = _world().float(), clip
+    seconds = (torch.arange(FRAMES) * 0.25).expand(BATCH, -1)  # exact in float32, also an hour later
+
+    def predict(times):
+        given = {"candidates": CANDIDATES, "beta": BETA, "noise": noise.detach().float()}
+        return world.training_loss(deltas.float(), times, **given).prediction
+
+    assert torch.equal(predict(seconds + 4096.0 + 1 / 64), predict(seconds))
 
 
 def test_rollout_equals_growing_the_context_by_hand(clip):
