@@ -274,6 +274,16 @@ def test_numbers_depend_neither_on_the_batch_nor_on_the_order(
         assert second == {key: pytest.approx(value, rel=1e-4) for key, value in first.items()}
 
 
+def test_noise_depends_on_the_seed_and_the_clip() -> None:
+    draws = {
+        (seed, clip_id): torch.randn(4, generator=sequence_generator(seed, clip_id)).tolist()
+        for seed in (0, 1)
+        for clip_id in ("a-v000", "b-v000")
+    }
+    assert len({tuple(draw) for draw in draws.values()}) == 4
+    assert torch.randn(4, generator=sequence_generator(1, "a-v000")).tolist() == draws[1, "a-v000"]
+
+
 def test_more_samples_add_to_those_of_fewer(evaluated: DrawnWorld) -> None:
     evaluate_clips(evaluated.settings("more", samples=SAMPLES + 3), SilentReporter())
     columns = {"method": "deltaworld", "aggregation": "best", "metric": "smooth_l1"}

@@ -123,6 +123,20 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
     assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
 
 
+def test_true_futures_are_shown_under_their_names(out: Path) -> None:
+    page, examples = Page(write_report(out)), load_examples(out / "examples")
+    projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
+    for at, name in enumerate(("left", "right")):
+        alt = f"features of the true frame at +0.60 s ({name}) as colours"
+        shown = [pixels_of(image["src"] or "") for image in page.images if image["alt"] == alt]
+        expected = [projection.picture(each.futures[at, -1], each.grid) for each in examples]
+        assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
+    for example in examples:
+        assert example.outcomes == ("left", "right")
+        assert np.array_equal(example.futures[0], example.patch_tokens[example.context :])
+        assert example.seconds[0] == 0
+
+
 def test_pixels_are_kept_for_the_next_report(out: Path) -> None:
     first = write_report(ReportInput(out, frames_of)).read_bytes()
     assert b"true frame at" in first

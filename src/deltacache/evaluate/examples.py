@@ -27,7 +27,8 @@ class ExampleWorld:
         samples: (s, H, N, D) float16.
         mean: (N, D) float16 at the longest horizon: features averaged over all S samples.
         best: index of the sample with the lowest smooth-L1 at the longest horizon.
-        reached: (S,) index of the true future that each sample reaches there, -1 for none.
+        nearest: (S,) index of the true future that each sample is nearest to there; -1 where only one is known.
+        reached: (S,) the same where the sample reaches it, else -1.
     """
 
     method: str
@@ -35,6 +36,7 @@ class ExampleWorld:
     samples: np.ndarray
     mean: np.ndarray
     best: int
+    nearest: np.ndarray
     reached: np.ndarray
 
 
@@ -85,6 +87,7 @@ def save_example(example: Example, folder: Path) -> Path:
             f"{world.fingerprint}_samples": world.samples,
             f"{world.fingerprint}_mean": world.mean,
             f"{world.fingerprint}_best": np.array(world.best),
+            f"{world.fingerprint}_nearest": world.nearest,
             f"{world.fingerprint}_reached": world.reached,
         }
     path = folder / f"{example.clip_ids[0]}{_SUFFIX}"
@@ -128,6 +131,7 @@ def _load_world(arrays: np.lib.npyio.NpzFile, name: str) -> ExampleWorld:
         samples=arrays[f"{name}_samples"],
         mean=arrays[f"{name}_mean"],
         best=int(arrays[f"{name}_best"]),
+        nearest=arrays[f"{name}_nearest"],
         reached=arrays[f"{name}_reached"],
     )
 

@@ -144,7 +144,7 @@ def _svg(draw: Callable[[Axes, _Theme], None], theme: _Theme) -> str:
     settings: dict[Any, Any] = {
         "svg.fonttype": "path",
         "svg.hashsalt": "deltacache",
-        "font.size": 9,
+        "font.size": 10,
         "text.color": theme.text,
         "axes.labelcolor": theme.text,
         "xtick.color": theme.text,
@@ -153,7 +153,7 @@ def _svg(draw: Callable[[Axes, _Theme], None], theme: _Theme) -> str:
         "grid.color": theme.faint,
     }
     with rc_context(settings):
-        figure = Figure(figsize=(4.8, 3.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 4.1), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
@@ -161,7 +161,7 @@ def _svg(draw: Callable[[Axes, _Theme], None], theme: _Theme) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, theme)
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
         )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -67,9 +67,8 @@ def write_report(run: ReportInput | Path) -> Path:
         facts=_facts(metrics),
         findings=findings(tables),
         notes=output.read_notes(run.out),
-        features=[panel for panel in tables if panel.task == "features"],
+        features=[(panel, metric_chart(panel)) for panel in tables if panel.task == "features"],
         modes=[panel for panel in tables if panel.task == "modes"],
-        charts=[metric_chart(panel) for panel in tables if panel.task == "features"],
         curves=_curve_charts(run.out / output.CURVES, metrics),
         examples=example_views(examples, lambda clip_id: load_frames(folder, clip_id)),
     )
@@ -160,13 +159,12 @@ def _loss_sentence(panel: Panel, column: int) -> str:
 
 
 def _mode_sentence(panel: Panel, line: Line) -> str:
-    cell = line.cells[-1]
-    if cell is None:
-        return ""
-    return (
-        f"{line.label}: reaches every true future in {100 * cell.value:.0f} % of {cell.sequences} scenes, "
-        f"{panel.heading(len(line.cells) - 1)} ahead."
-    )
+    shares = [
+        f"in {100 * cell.value:.0f} % of {cell.sequences} scenes {panel.heading(column)} ahead"
+        for column, cell in enumerate(line.cells)
+        if cell is not None
+    ]
+    return f"{line.label}: reaches every true future {', '.join(shares)}."
 
 
 def _curve_charts(folder: Path, metrics: pa.Table) -> list[Chart]:

@@ -102,8 +102,9 @@ def _example(
 
 def _example_world(world: World, judged: JudgedSamples, checked: CheckedScene | None) -> ExampleWorld:
     samples = len(judged.metrics)
-    reached = np.full(samples, NOTHING_REACHED)
+    nearest = reached = np.full(samples, NOTHING_REACHED)
     if checked is not None and judged.distances is not None:
+        nearest = judged.distances[:, -1].argmin(1)
         reached = checked.reached(judged.distances, -1)
     return ExampleWorld(
         method=world.method.name,
@@ -111,5 +112,6 @@ def _example_world(world: World, judged: JudgedSamples, checked: CheckedScene | 
         samples=judged.kept,
         mean=judged.mean[-1],
         best=int(judged.metrics[:, -1, 0].argmin()),
+        nearest=nearest,
         reached=reached,
     )

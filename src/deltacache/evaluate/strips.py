@@ -101,7 +101,9 @@ def _view(example: Example, painter: _Painter, frames: PixelLookup) -> ExampleVi
 def _times(example: Example) -> list[str]:
     """Seconds of every frame from the last seen one."""
     since = example.seconds - example.seconds[example.context - 1]
-    return [f"{each:+.2f} s".replace("-", "\N{MINUS SIGN}") for each in since]
+    times = [f"{each:+.2f} s".replace("-", "\N{MINUS SIGN}") for each in since]
+    times[example.context - 1] = "last seen"
+    return times
 
 
 def _future_names(example: Example) -> list[str]:
@@ -138,13 +140,13 @@ def _feature_strip(example: Example, painter: _Painter) -> Strip:
     if len(example.reconstruction):
         tokens = example.reconstruction[-1]
         tiles.append(Tile("predicted", "through DeltaTok", painter.both(tokens, "DeltaTok's reconstruction")))
-    note = "Below each: where it differs from the last seen frame, darker where it differs more."
+    note = "Below each: where it differs from the last seen frame, stronger where it differs more."
     return Strip("Features", note, tuple(tiles))
 
 
 def _world_strip(example: Example, world: ExampleWorld, painter: _Painter) -> Strip:
     names = [outcome for outcome in example.outcomes if outcome]
-    shown = sorted(range(len(world.samples)), key=lambda at: (_rank(world.reached[at]), at))
+    shown = sorted(range(len(world.samples)), key=lambda at: (world.nearest[at], world.reached[at] < 0, at))
     tiles = [_sample_tile(world, at, names, painter) for at in shown]
     if len(world.reached) > 1:
         pictures = painter.both(world.mean, f"the average of {len(world.reached)} futures")
@@ -155,16 +157,12 @@ def _world_strip(example: Example, world: ExampleWorld, painter: _Painter) -> St
     return Strip(f"{title} at {_times(example)[-1]}", _tally(world, names, len(shown)), tuple(tiles))
 
 
-def _rank(reached: int) -> float:
-    return reached if reached >= 0 else np.inf
-
-
 def _sample_tile(world: ExampleWorld, at: int, names: Sequence[str], painter: _Painter) -> Tile:
     number = f"future {at + 1}" if len(world.reached) > 1 else "the future"
     caption = number
     if names:
-        reached = int(world.reached[at])
-        caption = names[reached] if reached >= 0 else "neither"
+        outcome = names[int(world.nearest[at])]
+        caption = f"reaches {outcome}" if world.reached[at] >= 0 else f"nearest {outcome}"
     mark = "closest" if at == world.best and len(world.reached) > 1 else ""
     return Tile("predicted", caption, painter.both(world.samples[at][-1], f"{number} ({caption})"), mark)
 
@@ -172,9 +170,12 @@ def _sample_tile(world: ExampleWorld, at: int, names: Sequence[str], painter: _P
 def _tally(world: ExampleWorld, names: Sequence[str], shown: int) -> str:
     parts = []
     if names:
-        counts = Counter(world.reached.tolist())
-        texts = [f"{counts[at]} {name}" for at, name in enumerate(names)]
-        parts.append(f"Reached: {', '.join(texts)}, {counts[-1]} neither.")
+        nearest, reached = Counter(world.nearest.tolist()), Counter(world.reached.tolist())
+        near = [f"{nearest[at]} to {name}" for at, name in enumerate(names)]
+        there = [f"{reached[at]} reach {name}" for at, name in enumerate(names)]
+        parts.append(f"Nearest: {', '.join(near)}. Close enough: {', '.join(there)}.")
+    if len(world.reached) > 1:
+        parts.append(f"Closest: the lowest loss to {names[0] if names else 'what came'}.")
     if shown < len(world.reached):
         parts.append(f"The first {shown} are shown.")
     return " ".join(parts)

@@ -72,7 +72,9 @@ class Panel:
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point: four that count for the largest value."""
+        """Digits behind the point: four that count for the largest value, two for shares of scenes."""
+        if self.task == "modes":
+            return 2
         largest = max(abs(cell.value) for cell in self.cells)
         return 3 if largest == 0 else min(8, max(3, 3 - math.floor(math.log10(largest))))
 
