@@ -136,7 +136,7 @@ def _check_empty(root: Path) -> None:
     if held:
         raise DatasetError(
             f"{root} is not empty and not a dataset (it holds {sorted(held)[0]!r}, but no {CARD_FILE}): "
-            "give a new or empty folder; nothing was changed"
+            "give another folder, new or empty; nothing was changed"
         )
 
 
