@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global figures
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from deltacache.evaluate.pictures import data_uri
 from deltacache.evaluate.tables import Line, Panel
@@ -114,7 +114,8 @@ def curve_chart(title: str, curves: Mapping[str, tuple[Curve, str]]) -> Chart:
                 steps, values, label=label, color=colour, linewidth=1.4, linestyle=_STYLES[position % 8]
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("training step")
