@@ -139,9 +139,10 @@ def test_every_ordinary_clip_is_decoded(real_videos: Path, name: str) -> None:
 def test_files_without_trustworthy_frames_are_refused(
     real_videos: Path, name: str, reason: FailureReason
 ) -> None:
-    with pytest.raises(VideoRefusedError, match=name) as refused:
+    with pytest.raises(VideoRefusedError) as refused:
         decode_video(job_of(real_videos / "odd" / name))
     assert refused.value.reason is reason
+    assert str(real_videos) not in refused.value.message  # the same wherever the collection lies
 
 
 @pytest.mark.parametrize(("name", "truth"), ACCEPTED.items())

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from video_maker import write_video
 
+from deltacache.pipeline.decode_container import open_video
 from deltacache.pipeline.decode_decord import decord_is_exact
 from deltacache.pipeline.decode_packets import packet_reader
-from deltacache.pipeline.probe import FrameIndex, open_video, probe_video, seconds_of
+from deltacache.pipeline.probe import FrameIndex, probe_video, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _CLOSED = "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:threads=1"
@@ -167,11 +168,9 @@ def test_metadata_need_not_be_text(tmp_path: Path) -> None:
 def test_seconds_are_exact_for_long_videos_and_absurd_times_refused() -> None:
     base = Fraction(1, 30000)
     pts = (100, 100 + 1001, 100 + 30000 * 3600)
-    np.testing.assert_array_equal(
-        seconds_of("a.mp4", pts, base), np.array([0, 1001 / 30000, 3600], dtype=np.float32)
-    )
+    np.testing.assert_array_equal(seconds_of(pts, base), np.array([0, 1001 / 30000, 3600], dtype=np.float32))
     with pytest.raises(VideoRefusedError, match="ticks apart"):
-        seconds_of("a.mp4", (0, 1 << 62), base)
+        seconds_of((0, 1 << 62), base)
 
 
 AVCC = b"\1\x64\0\x0b\xff\xe1\0\0"  # 4-byte lengths

@@ -5,9 +5,10 @@
 Shapes: T frames, S image size, H, W of the upright frame.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,10 +16,14 @@ from PIL import Image
 from deltacache.pipeline.decode_folder import FolderSource
 from deltacache.pipeline.decode_log import NativeLog, native_log
 from deltacache.pipeline.decode_sources import FrameSource, SourceFailedError, check_size
+from deltacache.pipeline.decode_twice import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
 from deltacache.pipeline.sampling import ViewSample, draw_view
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+if TYPE_CHECKING:
+    from deltacache.pipeline.probe import VideoProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def decode_video(job: VideoJob) -> list[PixelClip]:
         try:
             return _decode(job, log)
         except MemoryError:
-            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, f"{job.path}: no memory left") from None
+            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, "no memory left") from None
 
 
 def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
@@ -59,7 +64,7 @@ def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
             return _cut_clips(job, source)
         except SourceFailedError as error:
             failed = error
-    raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{job.path}: {failed}")
+    raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{failed}")
 
 
 def frame_sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
@@ -73,15 +78,22 @@ def frame_sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
     from deltacache.pipeline.probe import probe_video
 
     probe = probe_video(path)
-    if probe.index is not None:
+    index = probe.index
+    if index is not None:
         if decord_is_exact(probe):
-            yield DecordSource(probe, probe.index, log)
-        yield IndexedPyavSource(probe, probe.index)
-    yield SequentialPyavSource(probe)
+            yield DecordSource(probe, index, log)
+        yield _trusted(probe, lambda held: IndexedPyavSource(probe, index, held_frames=held))
+    yield _trusted(probe, lambda held: SequentialPyavSource(probe, held_frames=held))
+
+
+def _trusted(probe: "VideoProbe", make: Callable[[int], FrameSource]) -> FrameSource:
+    if probe.codec in CODECS_THAT_HIDE_DAMAGE:
+        return TwiceDecodedSource(make)
+    return make(0)
 
 
 def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
-    check_size(job.path, source.height, source.width)
+    check_size(source.height, source.width)
     views = range(job.first_view, job.first_view + job.views)
     samples = [
         draw_view(job.video_id, view, source.timestamps_s, source.height, source.width, job.sampling)

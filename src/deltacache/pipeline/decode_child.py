@@ -81,9 +81,7 @@ class ChildDecoder:
                 raise refusal_of(answer)
             if status == "bug":
                 raise RuntimeError(f"decoding {job.path} failed:\n{answer.header['traceback']}")
-        raise VideoRefusedError(
-            FailureReason.DECODER_CRASHED, f"{job.path}: its process was killed {_ATTEMPTS} times"
-        )
+        raise VideoRefusedError(FailureReason.DECODER_CRASHED, f"its process was killed {_ATTEMPTS} times")
 
     def _ask(self, job: VideoJob) -> Message:
         """Ask the server, starting one if need be; a dead server's answer is ``killed``."""
@@ -99,7 +97,7 @@ class ChildDecoder:
             return Message({"status": "killed"})
         except TimeoutError as error:
             self.close()
-            raise VideoRefusedError(FailureReason.DECODE_TIMEOUT, f"{job.path}: {error}") from error
+            raise VideoRefusedError(FailureReason.DECODE_TIMEOUT, f"{error}") from error
         except BaseException:  # interrupted halfway: the next answer would be that of this video
             self.close()
             raise

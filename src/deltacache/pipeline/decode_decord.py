@@ -7,6 +7,7 @@ given only files for which none of that matters, and what FFmpeg printed meanwhi
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 if "decord" in sys.modules and "av" not in sys.modules:
     raise ImportError(
@@ -55,7 +56,7 @@ class DecordSource:
         self._probe, self._index, self._log = probe, index, log
         self.height, self.width = probe.height, probe.width
         self.decoder = "decord-seek" if len(index.starts) > 1 else "decord-sequential"
-        self.timestamps_s = seconds_of(probe.path, index.pts, probe.time_base)
+        self.timestamps_s = seconds_of(index.pts, probe.time_base)
 
     def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
         """Upright RGB frames of ``wanted`` (ascending, unique).
@@ -75,7 +76,7 @@ class DecordSource:
             IndexedPyavSource(self._probe, self._index).verify(wanted)
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        reader = decord.VideoReader(self._probe.path, num_threads=_THREADS)
+        reader = decord.VideoReader(str(Path(self._probe.path).absolute()), num_threads=_THREADS)
         if len(reader) != len(self._index.pts):
             raise SourceFailedError(f"decord counts {len(reader)} frames, there are {len(self._index.pts)}")
         for index in wanted:

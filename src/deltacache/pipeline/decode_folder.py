@@ -26,18 +26,17 @@ class FolderSource:
     decoder = "frames"
 
     def __init__(self, path: str) -> None:
-        self._path = path
         try:
             timed = frame_times(Path(path))
         except OSError as error:
-            raise VideoRefusedError(FailureReason.UNREADABLE, f"{path}: {error.strerror}") from error
+            raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror}") from error
         if not timed:
             raise VideoRefusedError(
-                FailureReason.NO_FRAMES, f"{path}: no file is named <anything>_<seconds>.jpg or .png"
+                FailureReason.NO_FRAMES, "no file is named <anything>_<seconds>.jpg or .png"
             )
         times = np.array([time for time, _ in timed])
         if (np.diff(times) <= 0).any():
-            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{path}: two frames have the same time")
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, "two frames have the same time")
         self._files = [file for _, file in timed]
         self.timestamps_s = (times - times[0]).astype(np.float32)
         self.height, self.width = self._read(0).shape[:2]
@@ -49,7 +48,7 @@ class FolderSource:
             if rgb.shape != (self.height, self.width, 3):
                 raise VideoRefusedError(
                     FailureReason.CORRUPT_STREAM,
-                    f"{self._files[index]}: {rgb.shape[1]}x{rgb.shape[0]} pixels, the first frame has "
+                    f"{self._files[index].name}: {rgb.shape[1]}x{rgb.shape[0]} pixels, the first frame has "
                     f"{self.width}x{self.height}",
                 )
             yield IndexedFrame(index, rgb)
@@ -62,9 +61,11 @@ class FolderSource:
                 with Image.open(file, formats=("JPEG", "PNG")) as image:
                     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except (UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{file}: {error}") from error
+            message = f"{file.name} is not a readable picture"
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, f"{file}: {error}") from error
+            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, f"{file.name}: {error}") from error
         except OSError as error:  # Pillow's word for a damaged picture too
             reason = FailureReason.UNREADABLE if error.errno else FailureReason.CORRUPT_STREAM
-            raise VideoRefusedError(reason, f"{file}: {error}") from error
+            message = f"{file.name}: {error.strerror or 'the picture is damaged'}"
+            raise VideoRefusedError(reason, message) from error

@@ -4,12 +4,14 @@ decord reports damage nowhere else, so the text is evidence as well as noise.
 """
 
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _STDERR = 2
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _lock = threading.RLock()
 
 
@@ -32,7 +34,8 @@ class NativeLog:
 
     def last_lines(self, count: int = 3) -> str:
         """The last lines in one, for a message."""
-        lines = [line.strip() for line in self.text(limit=2000).splitlines() if line.strip()]
+        text = _ADDRESS.sub("", self.text(limit=2000))  # so that the same failure says the same
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         return " | ".join(lines[-count:])
 
 

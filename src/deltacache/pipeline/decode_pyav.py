@@ -1,5 +1,11 @@
-"""Frames through PyAV: in sequence or after a seek, with every sign of damage looked at."""
+"""Frames through PyAV: in sequence or after a seek, with every sign of damage looked at.
 
+Decoders reuse the memory of frames that nobody holds, and some show it where a damaged file leaves pixels
+undefined (VP8 does, without a word). So a frame is let go before the next is decoded, as a plain loop does:
+then even those pixels are the ones that decoding in sequence gives.
+"""
+
+from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -10,27 +16,24 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from deltacache.pipeline.decode_container import check_frame, open_video, packets_of
 from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
-from deltacache.pipeline.probe import (
-    FrameIndex,
-    Start,
-    VideoProbe,
-    check_frame,
-    open_video,
-    packets_of,
-    seconds_of,
-)
+from deltacache.pipeline.probe import FrameIndex, Start, VideoProbe, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 
 class IndexedPyavSource:
-    """Frames by their presentation time, from the nearest exact starting point."""
+    """Frames by their presentation time, from the nearest exact starting point.
 
-    def __init__(self, probe: VideoProbe, index: FrameIndex) -> None:
-        self._probe, self._index = probe, index
+    Args:
+        held_frames: how many of the last frames not to let go; changes no pixel of a sound file.
+    """
+
+    def __init__(self, probe: VideoProbe, index: FrameIndex, *, held_frames: int = 0) -> None:
+        self._probe, self._index, self._held_frames = probe, index, held_frames
         self.height, self.width = probe.height, probe.width
         self.decoder = "pyav-seek" if len(index.starts) > 1 else "pyav-sequential"
-        self.timestamps_s = seconds_of(probe.path, index.pts, probe.time_base)
+        self.timestamps_s = seconds_of(index.pts, probe.time_base)
 
     def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
         """Upright RGB frames of ``wanted`` (ascending, unique).
@@ -41,7 +44,9 @@ class IndexedPyavSource:
         """
         convert = _RgbConverter(self._probe)
         for index, frame in self._decode(wanted):
-            yield IndexedFrame(index, convert(frame))
+            rgb = convert(frame)
+            del frame  # see the module's docstring
+            yield IndexedFrame(index, rgb)
 
     def verify(self, wanted: Sequence[int]) -> None:
         """Decode what ``frames`` would, without converting it. Raises as it does."""
@@ -70,8 +75,10 @@ class IndexedPyavSource:
         self, container: InputContainer, stream: VideoStream, start: Start, indices: list[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
         left, expected = set(indices), self._index.pts.index(start.pts)
+        held = deque[VideoFrame](maxlen=self._held_frames)
         for frame in self._frames_from(container, stream, start):
-            check_frame(self._probe.path, frame)
+            check_frame(frame)
+            held.append(frame)
             if frame.pts is not None and frame.pts < start.pts:
                 continue  # shown before the starting point, decoded after it
             if frame.pts != self._index.pts[expected]:
@@ -82,14 +89,14 @@ class IndexedPyavSource:
             if not left:
                 return
             expected += 1
-        raise SourceFailedError(f"{self._probe.path}: frame {expected} does not come out at its time")
+        raise SourceFailedError(f"frame {expected} does not come out at its time")
 
     def _frames_from(
         self, container: InputContainer, stream: VideoStream, start: Start
     ) -> Iterator[VideoFrame]:
         """Decode from where the demuxer stands, which must not be after ``start``."""
         is_first = True
-        for packet in packets_of(self._probe.path, container, stream):
+        for packet in packets_of(container, stream):
             if is_first and (packet.pts is None or packet.pts > start.pts):
                 raise SourceFailedError(f"a seek to pts {start.pts} led to {packet.pts}")
             is_first = False
@@ -104,25 +111,23 @@ class SequentialPyavSource:
 
     decoder = "pyav-sequential"
 
-    def __init__(self, probe: VideoProbe) -> None:
-        self._probe = probe
+    def __init__(self, probe: VideoProbe, *, held_frames: int = 0) -> None:
+        self._probe, self._held_frames = probe, held_frames
         self.height, self.width = probe.height, probe.width
         self.timestamps_s = self._survey()
 
     def _survey(self) -> np.ndarray:
         pts: list[int | None] = [frame.pts for _, frame in self._decode()]
         if not pts:
-            raise VideoRefusedError(FailureReason.NO_FRAMES, f"{self._probe.path}: no frame can be decoded")
+            raise VideoRefusedError(FailureReason.NO_FRAMES, "no frame can be decoded")
         known = [value for value in pts if value is not None]
         ascending = len(known) == len(pts) and all(np.diff(np.array(known, dtype=object)) > 0)
         if ascending:
-            return seconds_of(self._probe.path, tuple(known), self._probe.time_base)
+            return seconds_of(tuple(known), self._probe.time_base)
         # Such as AVI, which holds no presentation times: frames follow each other at the container's rate.
         if not self._probe.rate:
-            raise VideoRefusedError(
-                FailureReason.CORRUPT_STREAM, f"{self._probe.path}: neither frame times nor a frame rate"
-            )
-        return seconds_of(self._probe.path, tuple(range(len(pts))), 1 / Fraction(self._probe.rate))
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, "neither frame times nor a frame rate")
+        return seconds_of(tuple(range(len(pts))), 1 / Fraction(self._probe.rate))
 
     def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
         """Upright RGB frames of ``wanted`` (ascending, unique), decoding from the first frame on."""
@@ -130,16 +135,19 @@ class SequentialPyavSource:
         for index, frame in self._decode():
             if index in left:
                 left.remove(index)
-                yield IndexedFrame(index, convert(frame))
+                rgb = convert(frame)
+                del frame  # see the module's docstring
+                yield IndexedFrame(index, rgb)
             if not left:
                 return
 
     def _decode(self) -> Iterator[tuple[int, VideoFrame]]:
         with open_video(self._probe.path) as (container, stream):
-            index = 0
-            for packet in packets_of(self._probe.path, container, stream):
+            index, held = 0, deque[VideoFrame](maxlen=self._held_frames)
+            for packet in packets_of(container, stream):
                 for frame in packet.decode():
-                    check_frame(self._probe.path, frame)
+                    check_frame(frame)
+                    held.append(frame)
                     yield index, frame
                     index += 1
 
@@ -156,8 +164,7 @@ class _RgbConverter:
         if size != (self._probe.height, self._probe.width):
             raise VideoRefusedError(
                 FailureReason.CORRUPT_STREAM,
-                f"{self._probe.path}: frames change size from {self._probe.width}x{self._probe.height} "
-                f"to {size[1]}x{size[0]}",
+                f"frames change size from {self._probe.width}x{self._probe.height} to {size[1]}x{size[0]}",
             )
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
@@ -166,6 +173,6 @@ class _RgbConverter:
         except (FFmpegError, ValueError) as error:
             raise VideoRefusedError(
                 FailureReason.UNSUPPORTED_CODEC,
-                f"{self._probe.path}: no conversion of {frame.format.name} to RGB: {error}",
+                f"no conversion of {frame.format.name} to RGB: {error}",
             ) from error
         return self._probe.orientation.upright(rgb.to_ndarray())

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel) -> Message:
-    path, timeout_s, memory_bytes = request["job"]["path"], request["timeout_s"], request["memory_bytes"]
+    timeout_s, memory_bytes = request["timeout_s"], request["memory_bytes"]
     with native_log() as log:
         read_end, write_end = os.pipe()
         server = os.getpid()
@@ -90,10 +90,8 @@ def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel)
             os.close(read_end)
             exit_code = _reap(child)
         if data is None:
-            return _refused(
-                FailureReason.DECODE_TIMEOUT, f"{path}: not decoded within {timeout_s:g} s{_said(log)}"
-            )
-        return parse_message(data) or _explain(path, exit_code, log)
+            return _refused(FailureReason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s{_said(log)}")
+        return parse_message(data) or _explain(exit_code, log)
 
 
 def _die_with(server: int) -> None:
@@ -124,10 +122,10 @@ def _answer(decode: Decode, request: dict[str, Any]) -> Message:
         return clips_message(decode(job))
     except VideoRefusedError as error:
         if error.reason is FailureReason.CORRUPT_STREAM and _was_near(request["memory_bytes"]):
-            return _out_of_memory(job.path, request["memory_bytes"])
+            return _out_of_memory(request["memory_bytes"])
         return refusal_message(error)
     except MemoryError:
-        return _out_of_memory(job.path, request["memory_bytes"])
+        return _out_of_memory(request["memory_bytes"])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # the answer needs memory as well
 
@@ -148,10 +146,10 @@ def _was_near(memory_bytes: int) -> bool:
     return peak is not None and int(peak[1]) * 1024 > 0.9 * memory_bytes
 
 
-def _out_of_memory(path: str, memory_bytes: int) -> Message:
+def _out_of_memory(memory_bytes: int) -> Message:
     return _refused(
         FailureReason.OUT_OF_MEMORY,
-        f"{path}: decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB",
+        f"decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB",
     )
 
 
@@ -185,16 +183,16 @@ def _reap(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _explain(path: str, exit_code: int, log: NativeLog) -> Message:
+def _explain(exit_code: int, log: NativeLog) -> Message:
     """Why a child ended without a whole answer."""
     if exit_code >= 0:
         return Message({"status": "bug", "traceback": log.text(limit=8000)})
     name = signal.Signals(-exit_code).name
     if any(word in log.text(limit=2000) for word in _NO_MEMORY):
-        return _refused(FailureReason.OUT_OF_MEMORY, f"{path}: the decoder ran out of memory{_said(log)}")
+        return _refused(FailureReason.OUT_OF_MEMORY, f"the decoder ran out of memory{_said(log)}")
     if -exit_code in (signal.SIGKILL, signal.SIGTERM):
         return Message({"status": "killed", "signal": name})
-    return _refused(FailureReason.DECODER_CRASHED, f"{path}: the decoder died of {name}{_said(log)}")
+    return _refused(FailureReason.DECODER_CRASHED, f"the decoder died of {name}{_said(log)}")
 
 
 def _said(log: NativeLog) -> str:

@@ -41,10 +41,10 @@ class SourceFailedError(Exception):
     """This way of decoding does not give what the file holds; a more careful one may."""
 
 
-def check_size(path: str, height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
     """Raise ``too_small`` when the shorter side of the upright frame is less than 16 pixels."""
     if min(height, width) < _SMALLEST_SIDE:
         raise VideoRefusedError(
             FailureReason.TOO_SMALL,
-            f"{path}: {width}x{height} pixels, the shorter side must have at least {_SMALLEST_SIDE}",
+            f"{width}x{height} pixels, the shorter side must have at least {_SMALLEST_SIDE}",
         )

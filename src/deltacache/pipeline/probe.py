@@ -4,35 +4,24 @@ Every packet is read once, none but the first few are decoded. Nothing the heade
 are what packets hold.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
-import av
 import numpy as np
 from av.container import InputContainer
-from av.error import DecoderNotFoundError, FFmpegError, PatchWelcomeError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from deltacache.pipeline.decode_container import check_frame, is_mov, open_video, packets_of
 from deltacache.pipeline.decode_orientation import Orientation, orientation_of
 from deltacache.pipeline.decode_packets import PacketFacts, packet_reader
 from deltacache.pipeline.decode_sources import check_size
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
-_ATTACHED_PICTURE = 0x400
 _LONGEST_S = 1e7
 
-# Formats that hold other files' names (playlists, concatenations, image sequences) are left out: a video
-# must not make us open anything but itself.
-_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,h264,hevc,m4v,flv,asf,ogg,ivf,nut,"
-    "mxf,rm,dv,mp3,wav,flac,aac"
-)
 _INDEXED_FORMATS = ("mov", "matroska")  # their packets carry presentation times
 
 
@@ -86,105 +75,6 @@ class VideoProbe:
     index: FrameIndex | None
 
 
-@contextmanager
-def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream (FFmpeg's choice, as decord's), decoding with one thread.
-
-    Raises:
-        VideoRefusedError: there is nothing in it to decode, or decoding inside the context fails.
-    """
-    with refusing_damage(path), _open_container(path) as container:
-        if not len(container.streams):
-            raise _unopened(path)
-        stream = container.streams.best("video")
-        if stream is None and container.streams.video:
-            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, f"{path}: no decoder for its video")
-        if not isinstance(stream, VideoStream) or stream.disposition & _ATTACHED_PICTURE:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-            raise VideoRefusedError(FailureReason.NO_VIDEO_STREAM, f"{path}: only streams of type {kinds}")
-        if stream.codec_context is None:  # a codec that this FFmpeg has no name for
-            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, f"{path}: its video codec is unknown")
-        stream.thread_type = "NONE"
-        stream.thread_count = 1
-        yield container, stream
-
-
-def packets_of(path: str, container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
-    """The packets of ``stream`` in decoding order, then an empty one that drains the decoder."""
-    try:
-        yield from container.demux(stream)
-    except IndexError as error:  # PyAV's, when a packet belongs to a stream that opening did not find
-        message = f"{path}: a stream appears in the middle of the file"
-        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
-
-
-def _open_container(path: str) -> InputContainer:
-    _check_file(path)
-    try:
-        # Metadata is often not UTF-8; none of it is used.
-        return av.open(path, options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
-    except ValueError as error:  # InvalidDataError, ArgumentError
-        raise _unopened(path) from error
-
-
-def _check_file(path: str) -> None:
-    try:
-        with Path(path).open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise VideoRefusedError(FailureReason.UNREADABLE, f"{path}: {error.strerror or error}") from error
-    if empty:
-        raise VideoRefusedError(FailureReason.EMPTY_FILE, f"{path} has zero bytes")
-
-
-def _unopened(path: str) -> VideoRefusedError:
-    """A file that begins like a video but has no index was cut off before it; the rest is no video."""
-    with Path(path).open("rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
-        return VideoRefusedError(
-            FailureReason.TRUNCATED, f"{path}: begins as a video, its index is missing or damaged"
-        )
-    return VideoRefusedError(FailureReason.NOT_A_VIDEO, f"{path}: no demuxer recognises its content")
-
-
-@contextmanager
-def refusing_damage(path: str) -> Iterator[None]:
-    """Turn FFmpeg's errors into the refusal of this video."""
-    try:
-        yield
-    except FFmpegError as error:
-        raise VideoRefusedError(_reason_of(path, error), f"{path}: {error.strerror or error}") from error
-
-
-def _reason_of(path: str, error: FFmpegError) -> FailureReason:
-    if isinstance(error, MemoryError):
-        return FailureReason.OUT_OF_MEMORY
-    if isinstance(error, OSError) and not _is_readable(path):  # FFmpeg says "I/O error" of bad data too
-        return FailureReason.UNREADABLE
-    if isinstance(error, DecoderNotFoundError | PatchWelcomeError):
-        return FailureReason.UNSUPPORTED_CODEC
-    return FailureReason.CORRUPT_STREAM
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            while file.read(1 << 20):
-                pass
-    except OSError:
-        return False
-    return True
-
-
-def check_frame(path: str, frame: VideoFrame) -> None:
-    """Raise when the decoder itself calls the frame damaged: its pixels are made up from other frames."""
-    if frame.is_corrupt:
-        raise VideoRefusedError(
-            FailureReason.CORRUPT_STREAM, f"{path}: the frame at pts {frame.pts} is damaged"
-        )
-
-
 def probe_video(path: str) -> VideoProbe:
     """Read all packets of the best video stream and decode its first frame.
 
@@ -192,8 +82,8 @@ def probe_video(path: str) -> VideoProbe:
         VideoRefusedError: nothing to decode, structural damage, frames missing at the end, or too small.
     """
     with open_video(path) as (container, stream):
-        scan = _Scan(path, stream)
-        for packet in packets_of(path, container, stream):
+        scan = _Scan(stream)
+        for packet in packets_of(container, stream):
             scan.add(packet)
         first = scan.check(container)
         orientation = orientation_of(first)
@@ -212,7 +102,7 @@ def probe_video(path: str) -> VideoProbe:
             has_duration=container.duration is not None,
             index=scan.index(container),
         )
-    check_size(path, height, width)
+    check_size(height, width)
     return probe
 
 
@@ -227,8 +117,8 @@ class _Packet:
 class _Scan:
     """What one pass over the packets collects."""
 
-    def __init__(self, path: str, stream: VideoStream) -> None:
-        self._path, self._stream = path, stream
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
         context = stream.codec_context
         self._read = packet_reader(context.codec.canonical_name, bytes(context.extradata or b""))
         self._packets: list[_Packet] = []
@@ -246,7 +136,7 @@ class _Scan:
             if facts is not None and facts.damage:
                 raise VideoRefusedError(
                     FailureReason.CORRUPT_STREAM,
-                    f"{self._path}: packet {len(self._packets)} is damaged: {facts.damage}",
+                    f"packet {len(self._packets)} is damaged: {facts.damage}",
                 )
             self._irregular |= packet.is_discard or packet.has_sidedata("new_extradata")
             self._packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, facts))
@@ -258,22 +148,22 @@ class _Scan:
         if not self._packets and not self._cut:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES,
-                f"{self._path}: its header claims {self._stream.frames} frames, the file holds none",
+                f"its header claims {self._stream.frames} frames, the file holds none",
             )
         missing = self._missing_frames(container)
         if missing:
-            message = f"{self._path}: {missing} frames lie past the end of the file"
+            message = f"{missing} frames lie past the end of the file"
             raise VideoRefusedError(FailureReason.TRUNCATED, message)
         if self._cut:
-            message = f"{self._path}: {self._cut} packets are incomplete"
+            message = f"{self._cut} packets are incomplete"
             raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message)
         if self._first is None:
-            raise VideoRefusedError(FailureReason.NO_FRAMES, f"{self._path}: no frame can be decoded")
-        check_frame(self._path, self._first)
+            raise VideoRefusedError(FailureReason.NO_FRAMES, "no frame can be decoded")
+        check_frame(self._first)
         return self._first
 
     def _missing_frames(self, container: InputContainer) -> int:
-        if not _is_mov(container):  # only there a table names every packet's place and size
+        if not is_mov(container):  # only there a table names every packet's place and size
             return 0
         return sum(entry.pos + entry.size > container.size for entry in self._stream.index_entries)
 
@@ -291,7 +181,7 @@ class _Scan:
             return None
         ships_headers = any(facts.headers != "none" for _, _, facts in packets)
         starts: list[Start] = []
-        by_dts, leads = _is_mov(container), False
+        by_dts, leads = is_mov(container), False
         for pts, packet, facts in packets:
             leads |= bool(starts) and pts < starts[-1].pts
             if packet.is_keyframe and facts.random_access and (not ships_headers or facts.headers == "all"):
@@ -303,11 +193,7 @@ class _Scan:
         return FrameIndex(tuple(shown), tuple(starts), plain and apart and not leads)
 
 
-def _is_mov(container: InputContainer) -> bool:
-    return container.format.name.startswith("mov")
-
-
-def seconds_of(path: str, pts: tuple[int, ...], time_base: Fraction) -> np.ndarray:
+def seconds_of(pts: tuple[int, ...], time_base: Fraction) -> np.ndarray:
     """(frames,) float32 seconds from the first frame.
 
     Raises:
@@ -315,7 +201,7 @@ def seconds_of(path: str, pts: tuple[int, ...], time_base: Fraction) -> np.ndarr
     """
     if (pts[-1] - pts[0]) * time_base > _LONGEST_S:
         raise VideoRefusedError(
-            FailureReason.CORRUPT_STREAM, f"{path}: its frames claim to be {pts[-1] - pts[0]} ticks apart"
+            FailureReason.CORRUPT_STREAM, f"its frames claim to be {pts[-1] - pts[0]} ticks apart"
         )
     numerator, denominator = time_base.as_integer_ratio()  # whole numbers: rounded once, and fast
     return np.array([(value - pts[0]) * numerator / denominator for value in pts], dtype=np.float32)

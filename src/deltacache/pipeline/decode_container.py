@@ -1,0 +1,126 @@
+"""Opening a file that nobody vouches for, and FFmpeg's errors as refusals."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import DecoderNotFoundError, FFmpegError, PatchWelcomeError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+_ATTACHED_PICTURE = 0x400
+# Formats that hold other files' names (playlists, concatenations, image sequences) are left out: a video
+# must not make us open anything but itself.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,h264,hevc,m4v,flv,asf,ogg,ivf,nut,"
+    "mxf,rm,dv,mp3,wav,flac,aac"
+)
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its best video stream (FFmpeg's choice, as decord's), decoding with one thread.
+
+    Raises:
+        VideoRefusedError: there is nothing in it to decode, or decoding inside the context fails.
+    """
+    with refusing_damage(path), _open_container(path) as container:
+        if not len(container.streams):
+            raise _unopened(path)
+        stream = container.streams.best("video")
+        if stream is None and container.streams.video:
+            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, "no decoder for its video")
+        if not isinstance(stream, VideoStream) or stream.disposition & _ATTACHED_PICTURE:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            raise VideoRefusedError(FailureReason.NO_VIDEO_STREAM, f"only streams of type {kinds}")
+        if stream.codec_context is None:  # a codec that this FFmpeg has no name for
+            raise VideoRefusedError(FailureReason.UNSUPPORTED_CODEC, "its video codec is unknown")
+        stream.thread_type = "NONE"
+        stream.thread_count = 1
+        yield container, stream
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
+    """The packets of ``stream`` in decoding order, then an empty one that drains the decoder."""
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:  # PyAV's, when a packet belongs to a stream that opening did not find
+        message = "a stream appears in the middle of the file"
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
+
+
+def _open_container(path: str) -> InputContainer:
+    _check_file(path)
+    try:
+        # Metadata is often not UTF-8; none of it is used. An absolute path never reads as a protocol.
+        return av.open(
+            str(Path(path).absolute()), options={"format_whitelist": _FORMATS}, metadata_errors="ignore"
+        )
+    except ValueError as error:  # InvalidDataError, ArgumentError
+        raise _unopened(path) from error
+
+
+def _check_file(path: str) -> None:
+    try:
+        with Path(path).open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror or error}") from error
+    if empty:
+        raise VideoRefusedError(FailureReason.EMPTY_FILE, "the file has zero bytes")
+
+
+def _unopened(path: str) -> VideoRefusedError:
+    """A file that begins like a video but has no index was cut off before it; the rest is no video."""
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
+        return VideoRefusedError(
+            FailureReason.TRUNCATED, "begins as a video, its index is missing or damaged"
+        )
+    return VideoRefusedError(FailureReason.NOT_A_VIDEO, "no demuxer recognises its content")
+
+
+@contextmanager
+def refusing_damage(path: str) -> Iterator[None]:
+    """Turn FFmpeg's errors into the refusal of this video."""
+    try:
+        yield
+    except FFmpegError as error:
+        raise VideoRefusedError(_reason_of(path, error), f"{error.strerror or error}") from error
+
+
+def _reason_of(path: str, error: FFmpegError) -> FailureReason:
+    if isinstance(error, MemoryError):
+        return FailureReason.OUT_OF_MEMORY
+    if isinstance(error, OSError) and not _is_readable(path):  # FFmpeg says "I/O error" of bad data too
+        return FailureReason.UNREADABLE
+    if isinstance(error, DecoderNotFoundError | PatchWelcomeError):
+        return FailureReason.UNSUPPORTED_CODEC
+    return FailureReason.CORRUPT_STREAM
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
+
+
+def check_frame(frame: VideoFrame) -> None:
+    """Raise when the decoder itself calls the frame damaged: its pixels are made up from other frames."""
+    if frame.is_corrupt:
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"the frame at pts {frame.pts} is damaged")
+
+
+def is_mov(container: InputContainer) -> bool:
+    """MP4, MOV and their kin: they hold a table of every packet's place and size."""
+    return container.format.name.startswith("mov")
