@@ -17,7 +17,6 @@ from drawn_features import (
 )
 
 from deltacache.evaluate.clips import evaluate_clips
-from deltacache.evaluate.inputs import choose_device
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
@@ -166,12 +165,3 @@ def test_horizons_are_sorted_and_counted_once() -> None:
     settings = clip_evaluation(out=Path("out"), features=Path("features"), horizons=(3, 1, 3))
     assert settings.horizons == (1, 3)
     assert settings.frames == 7
-
-
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(DeltacacheError, match="'cuda' needs a GPU"):
-        choose_device("cuda")
-    with pytest.raises(DeltacacheError, match="'tpu' is not known"):
-        choose_device("tpu")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from drawn import drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
 
+from deltacache.models.devices import choose_device
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train import train_tokenizer, train_world
-from deltacache.train.setup import choose_device
 
 
 def tokenizer(features: Path, out: Path, config: TokenizerConfig | None = None, **options: Any) -> Path:

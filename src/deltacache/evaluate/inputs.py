@@ -48,20 +48,6 @@ class Models:
     worlds: tuple[World, ...]
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one.
-
-    Raises:
-        DeltacacheError: another name, or no CUDA device here.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise DeltacacheError(f"device {name!r} is not known: give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeltacacheError("device 'cuda' needs a GPU that PyTorch can use: give auto or cpu")
-    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
-
-
 def load_models(settings: ClipEvaluation, card: DatasetCard, device: torch.device) -> Models:
     """Load what ``settings`` names.
 

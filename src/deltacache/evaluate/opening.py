@@ -8,13 +8,14 @@ import torch
 
 from deltacache import __version__
 from deltacache.evaluate.examples import spread
-from deltacache.evaluate.inputs import Models, choose_device, load_models
+from deltacache.evaluate.inputs import Models, load_models
 from deltacache.evaluate.modes import find_scenes, read_futures
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.rows import RunStamp
 from deltacache.evaluate.scenes import CheckedScene, check_scenes
 from deltacache.evaluate.sequences import SequenceList, choose_sequences
 from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.models.devices import choose_device
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.schemas.fingerprints import fingerprint_of
 

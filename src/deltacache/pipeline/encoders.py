@@ -16,6 +16,7 @@ import torch
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.devices import choose_device
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
 
 
@@ -25,13 +26,6 @@ class ClipEncoder(Protocol):
     def encode(self, clip: PixelClip) -> FeatureClip | DeltaClip:
         """Tokens of one clip, float16, on the host."""
         ...
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def patch_tokens_of(backbone: Backbone, pixels: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -97,7 +91,7 @@ class DeltaEncoder:
 
 def build_feature_encoder(backbone: str, device: str) -> FeatureEncoder:
     """Load what a worker needs to extract features."""
-    return FeatureEncoder(load_backbone(backbone), pick_device(device))
+    return FeatureEncoder(load_backbone(backbone), choose_device(device))
 
 
 def build_delta_encoder(
@@ -108,6 +102,6 @@ def build_delta_encoder(
         load_tokenizer(tokenizer).model,
         black_patch_tokens,
         grid,
-        pick_device(device),
+        choose_device(device),
         load_backbone(backbone) if backbone else None,
     )

@@ -14,7 +14,7 @@ from deltacache.models.deltaworld import DeltaWorld
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, save_config
-from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import Resumed
@@ -23,23 +23,6 @@ from deltacache.train.order import seed_of
 from deltacache.train.outputs import claim_output
 
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
-
-    Raises:
-        DeltacacheError: another name, or no CUDA device here.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise DeltacacheError(f"device {name!r} is not known: give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeltacacheError(
-            "device 'cuda' needs a GPU that PyTorch can use, and there is none: give auto or cpu"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def open_training_data(root: Path, kind: Literal["features", "deltas"]) -> Dataset:

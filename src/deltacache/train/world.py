@@ -8,13 +8,14 @@ from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.devices import choose_device
 from deltacache.pipeline.dataset import DeltaArrays, load_deltas
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import DeltaBatch, delta_batches
 from deltacache.train.loop import train
 from deltacache.train.order import step_generator
-from deltacache.train.setup import check_width, choose_device, open_output, open_training_data
+from deltacache.train.setup import check_width, open_output, open_training_data
 
 
 class WorldTask:
