@@ -47,9 +47,7 @@ def deltacache() -> Command:
 
 
 @pytest.fixture(scope="session")
-def real_features(
-    deltacache: Command, real_videos: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def real_features(deltacache: Command, real_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 12 ordinary clips at 256 px, 8 frames, 2 views, in tar shards of 4 videos."""
     out = tmp_path_factory.mktemp("real") / "features"
     deltacache(

@@ -111,9 +111,7 @@ def test_killed_and_started_again_with_other_workers_gives_the_same_bytes(
 
 def test_zarr_holds_the_same_numbers(deltacache, real_videos: Path, real_features: Path, tmp_path) -> None:
     out = tmp_path / "features"
-    deltacache(
-        "extract-features", real_videos / "fixture", out, *FLAGS, "--store", "zarr"
-    ).done()
+    deltacache("extract-features", real_videos / "fixture", out, *FLAGS, "--store", "zarr").done()
     tar, zarrs = open_dataset(real_features, "features"), open_dataset(out, "features")
     assert tar.card.fingerprint == zarrs.card.fingerprint
     assert tar.clip_ids == zarrs.clip_ids
@@ -159,9 +157,7 @@ def test_one_frame_and_low_rate_are_refused_when_duplicates_are(
         "--no-duplicates", "--max-failed-fraction", 0.1,
     )  # fmt: skip
     outcome.refused("--max-failed-fraction 0.1", "failures.parquet")
-    reasons = {
-        row["video_uri"]: row["reason"] for row in pq.read_table(out / "failures.parquet").to_pylist()
-    }
+    reasons = {row["video_uri"]: row["reason"] for row in pq.read_table(out / "failures.parquet").to_pylist()}
     assert reasons["oneframe_h264_320x240.mp4"] == "too_short"
     assert reasons["oneframe_real_720p.mp4"] == "too_short"
     assert len(open_dataset(out)) > 0, "what was finished is kept"
