@@ -48,7 +48,7 @@ class DatasetDescription:
         lines = [
             f"{self.root}: {card.kind} in {card.store} shards, {state}",
             f"  holds        {self.clips} clips of {self.videos} videos in {self.shards} of {self.planned_shards} "
-            f"shards, {self.bytes / 1e9:.3f} GB",
+            f"shards, {_size(self.bytes)}",
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
             f"  backbone     {card.backbone.id}, {card.image_size} px, {rows} x {columns} patches, "
@@ -58,6 +58,10 @@ class DatasetDescription:
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
         ]
         return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def describe(root: Path) -> DatasetDescription:
