@@ -118,5 +118,5 @@ def world_config(query: Literal["noise", "learned"] = "noise", **training: objec
 
 def _training(changes: dict[str, object]) -> TrainingConfig:
     default = {"steps": 8, "batch_size": 5, "learning_rate": 3e-3, "warmup_steps": 3, "weight_decay": 0.01}
-    default |= {"gradient_clip": 1.0, "seed": 7, "save_every": 4, "log_every": 2}
+    default |= {"gradient_clip": 0.1, "seed": 7, "save_every": 4, "log_every": 2}
     return TrainingConfig.model_validate(default | changes)

@@ -1,7 +1,8 @@
 """Both trainers from a dataset to a checkpoint."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from drawn import drawn_card, drawn_deltas, drawn_features, tokenizer_config, wo
 
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.progress import SilentReporter
+from deltacache.schemas.progress import ProgressStage, SilentReporter
 from deltacache.train import data, train_tokenizer, train_world
 from deltacache.train.checkpoints import finished_checkpoints
 from deltacache.train.tokenizer import TokenizerTask
@@ -22,9 +23,19 @@ from deltacache.train.tokenizer import TokenizerTask
 
 @dataclass
 class Lines(SilentReporter):
-    """Remembers what was said."""
+    """Remembers what was said and shown."""
 
     said: list[str] = field(default_factory=list)
+    stages: list[tuple[str, int | None, int]] = field(default_factory=list)
+    advances: list[tuple[int, dict[str, float | str]]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
+        self.stages.append((name, total, done))
+        yield self
+
+    def advance(self, items: int = 1, **status: float | str) -> None:
+        self.advances.append((items, status))
 
     def line(self, text: str) -> None:
         self.said.append(text)
@@ -126,6 +137,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(case: Case
     assert torch.equal(torch.get_rng_state(), state)
     other = case.weights(case.run(tmp_path / "c", seed=8))
     assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("proj.weight"))
+
+
+def test_the_bar_reaches_its_end_also_after_a_stop(case: Case, tmp_path: Path) -> None:
+    for resume, steps, done in ((False, 5, 0), (True, 9, 5)):
+        reporter = Lines()
+        case.run(tmp_path / "out", resume=resume, steps=steps, reporter=reporter)
+        assert reporter.stages == [(f"train {case.kind}", steps, done)]
+        assert done + sum(items for items, _ in reporter.advances) == steps
+        assert all(status.keys() == {"loss", "step", "data_wait"} for _, status in reporter.advances)
 
 
 @pytest.mark.parametrize("stopped", [1, 4, 5])

@@ -62,6 +62,11 @@ class Run:
     first_step: int = 0
     optimizer_state: dict[str, Any] | None = None
 
+    def save(self, task: TrainingTask[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Write the checkpoint after ``step`` steps, then delete those that are not to be kept."""
+        save_checkpoint(self.out, task.kind, task.model, optimizer, {**self.metadata, "step": step})
+        delete_old(self.out, self.config.keep)
+
 
 def train(task: TrainingTask[BatchT], run: Run) -> Path:
     """Train from ``run.first_step`` to ``run.config.steps`` and return the last checkpoint.
@@ -72,7 +77,6 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     config = run.config
     steps = range(run.first_step, config.steps)
     parameters = [p for p in task.model.parameters() if p.requires_grad]
-    device = parameters[0].device
     optimizer = make_optimizer(task.model, run)
     meter = Meter(run.first_step, config.batch_size)
     with (
@@ -83,7 +87,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         for step in steps:
             with meter.waiting():
                 batch = next(batches)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with forward_precision(parameters[0].device):
                 loss, scalars = task.training_loss(batch, step)
             optimizer.zero_grad()
             loss.backward()
@@ -91,7 +95,6 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
             rate = set_rate(optimizer, warmup_constant(step, config.learning_rate, config.warmup_steps))
             optimizer.step()
             meter.add({"loss": loss.detach(), **scalars, "gradient_norm": norm})
-
             done = step + 1
             save = done % config.save_every == 0 or done == config.steps
             if save or done % config.log_every == 0:
@@ -100,12 +103,16 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
                 show(stage, meter, row)
                 if save:
                     log.save()
-                    save_checkpoint(run.out, task.kind, task.model, optimizer, {**run.metadata, "step": done})
-                    delete_old(run.out, config.keep)
+                    run.save(task, optimizer, done)
                 meter.restart_clock()
         log.plot()
     run.reporter.line(f"train {task.kind}: {meter.summary()}")
     return checkpoint_folder(run.out, config.steps)
+
+
+def forward_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is fast: on CUDA. Weights, gradients and optimizer stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
