@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def _connect(settings: ClusterSettings) -> None:
     context.execution_no_progress_timeout_s = -1  # a large shard may well take longer than Ray's 30 minutes
 
 
-def _place(settings: ClusterSettings, resources: dict[str, float]) -> Placement:
+def _place(settings: ClusterSettings, resources: Mapping[str, float]) -> Placement:
     cpus, gpus = resources.get("CPU", 2.0), resources.get("GPU", 0.0)
     per_encoder = settings.gpus_per_encoder
     if per_encoder is None:

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.deltatok import DeltaTok
 from deltacache.pipeline.dataset import Dataset, open_dataset, write_shard
@@ -40,12 +38,11 @@ def build_shard_tokenizer(
 ) -> Callable[[str], ShardResult]:
     """Load what a worker needs and return the function from shard id to committed shard."""
     dataset = open_dataset(features, "features")
-    shards = np.asarray(dataset.index["shard"].to_pylist())
     encoder = build_delta_encoder(tokenizer, dataset.black_patch_tokens, card.patch_grid, device, None)
 
     def tokenize_shard(shard_id: str) -> ShardResult:
         start = time.perf_counter()
-        clips = [(_read(dataset, clip), clip) for clip in np.flatnonzero(shards == shard_id).tolist()]
+        clips = [(_read(dataset, clip), clip) for clip in dataset.clips_of(shard_id)]
         failures = dataset.failures_of(shard_id)
         read = time.perf_counter()
         deltas = [_stored(encoder.encode_features(clip), dataset, position) for clip, position in clips]

@@ -38,7 +38,6 @@ class FailureReason(StrEnum):
     DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit
     OUT_OF_MEMORY = "out_of_memory"  # the child process hit its memory limit
     UNREADABLE = "unreadable"  # the file cannot be opened or read (permissions, I/O)
-    EXCLUDED = "excluded"  # named in the exclude list
 
 
 class VideoRefusedError(DeltacacheError):
