@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from deltacache.pipeline.decode_container import check_frame, open_video, packets_of
 from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
-from deltacache.pipeline.probe import FrameIndex, Start, VideoProbe, seconds_of
+from deltacache.pipeline.probe import FrameIndex, VideoProbe, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 
@@ -57,14 +57,14 @@ class IndexedPyavSource:
         with open_video(self._probe.path) as (container, stream):
             is_first = True
             for start, indices in self._runs(wanted):
-                if not (is_first and start is self._index.starts[0]):
-                    container.seek(start.seek_to, stream=stream)
+                if not (is_first and start == self._index.starts[0]):
+                    container.seek(start, stream=stream)
                 is_first = False
                 yield from self._run(container, stream, start, indices)
 
-    def _runs(self, wanted: Sequence[int]) -> Iterator[tuple[Start, list[int]]]:
+    def _runs(self, wanted: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Group the wanted frames by the latest starting point not after them."""
-        firsts = np.array([start.pts for start in self._index.starts])
+        firsts = np.array(self._index.starts)
         pts = np.array([self._index.pts[index] for index in wanted])
         positions = np.searchsorted(firsts, pts, side="right") - 1
         for position in sorted(set(positions.tolist())):
@@ -72,14 +72,14 @@ class IndexedPyavSource:
             yield self._index.starts[position], [wanted[place] for place in run]
 
     def _run(
-        self, container: InputContainer, stream: VideoStream, start: Start, indices: list[int]
+        self, container: InputContainer, stream: VideoStream, start: int, indices: list[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        left, expected = set(indices), self._index.pts.index(start.pts)
+        left, expected = set(indices), self._index.pts.index(start)
         held = deque[VideoFrame](maxlen=self._held_frames)
         for frame in self._frames_from(container, stream, start):
             check_frame(frame)
             held.append(frame)
-            if frame.pts is not None and frame.pts < start.pts:
+            if frame.pts is not None and frame.pts < start:
                 continue  # shown before the starting point, decoded after it
             if frame.pts != self._index.pts[expected]:
                 break
@@ -92,13 +92,13 @@ class IndexedPyavSource:
         raise SourceFailedError(f"frame {expected} does not come out at its time")
 
     def _frames_from(
-        self, container: InputContainer, stream: VideoStream, start: Start
+        self, container: InputContainer, stream: VideoStream, start: int
     ) -> Iterator[VideoFrame]:
         """Decode from where the demuxer stands, which must not be after ``start``."""
         is_first = True
         for packet in packets_of(container, stream):
-            if is_first and (packet.pts is None or packet.pts > start.pts):
-                raise SourceFailedError(f"a seek to pts {start.pts} led to {packet.pts}")
+            if is_first and (packet.pts is None or packet.pts > start):
+                raise SourceFailedError(f"a seek to pts {start} led to {packet.pts}")
             is_first = False
             yield from packet.decode()
 

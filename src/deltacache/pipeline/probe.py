@@ -6,7 +6,6 @@ are what packets hold.
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 from av.container import InputContainer
@@ -26,26 +25,19 @@ _INDEXED_FORMATS = ("mov", "matroska")  # their packets carry presentation times
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """A packet at which decoding may start with exact results. Both in units of the stream's time base."""
-
-    pts: int
-    seek_to: int  # what to ask the demuxer for
-
-
-@dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Which frame is which, read from packets alone.
+    """Which frame is which, read from packets alone. Times are in units of the stream's time base.
 
     Attributes:
         pts: presentation times of the frames that are shown, ascending, unique.
-        starts: exact starting points, ascending; the first is that of the first frame.
-        every_keyframe_starts: all packets that the container flags as keyframes are ``starts``, none of them
-            with frames that are shown before it and decoded after it, and far enough apart for any seek.
+        starts: presentation times of the frames at which decoding may start with exact results, ascending;
+            the first is the first frame.
+        every_keyframe_starts: all packets that the container flags as keyframes are ``starts``, and no frame
+            is shown before such a packet and decoded after it.
     """
 
     pts: tuple[int, ...]
-    starts: tuple[Start, ...]
+    starts: tuple[int, ...]
     every_keyframe_starts: bool
 
 
@@ -109,7 +101,6 @@ def probe_video(path: str) -> VideoProbe:
 @dataclass(frozen=True, slots=True)
 class _Packet:
     pts: int | None
-    dts: int | None
     is_keyframe: bool
     facts: PacketFacts | None
 
@@ -139,7 +130,7 @@ class _Scan:
                     f"packet {len(self._packets)} is damaged: {facts.damage}",
                 )
             self._irregular |= packet.is_discard or packet.has_sidedata("new_extradata")
-            self._packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, facts))
+            self._packets.append(_Packet(packet.pts, packet.is_keyframe, facts))
         if self._first is None:
             self._first = next(iter(packet.decode()), None)
 
@@ -180,17 +171,16 @@ class _Scan:
         if len(packets) < len(self._packets) or len(set(shown)) < len(shown):
             return None
         ships_headers = any(facts.headers != "none" for _, _, facts in packets)
-        starts: list[Start] = []
-        by_dts, leads = is_mov(container), False
+        starts: list[int] = []
+        leads = False
         for pts, packet, facts in packets:
-            leads |= bool(starts) and pts < starts[-1].pts
+            leads |= bool(starts) and pts < starts[-1]
             if packet.is_keyframe and facts.random_access and (not ships_headers or facts.headers == "all"):
-                starts.append(Start(pts, pts if packet.dts is None or not by_dts else packet.dts))
-        if not shown or not starts or starts[0].pts != shown[0] or packets[0][0] != shown[0]:
+                starts.append(pts)
+        if not shown or not starts or starts[0] != shown[0] or packets[0][0] != shown[0]:
             return None
         plain = len(shown) == len(packets) and len(starts) == sum(p.is_keyframe for p in self._packets)
-        apart = all(before.pts < after.seek_to for before, after in pairwise(starts))
-        return FrameIndex(tuple(shown), tuple(starts), plain and apart and not leads)
+        return FrameIndex(tuple(shown), tuple(sorted(starts)), plain and not leads)
 
 
 def seconds_of(pts: tuple[int, ...], time_base: Fraction) -> np.ndarray:
