@@ -40,17 +40,20 @@ def open_training_data(root: Path, kind: Literal["features", "deltas"]) -> Datas
     return dataset
 
 
-def check_width(root: Path, hidden_size: int, num_heads: int, *, multiple: int) -> None:
-    """Refuse tokens that do not split into heads of a width that rotary positions can use.
+def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | DeltaWorld]) -> None:
+    """Refuse tokens that the config's model cannot take, before anything is written.
 
     Raises:
-        MismatchError: the width of a head is not a whole multiple of ``multiple``.
+        MismatchError: the width does not split into the config's heads.
     """
-    if hidden_size % num_heads or (hidden_size // num_heads) % multiple:
+    try:
+        with torch.device("meta"):  # shapes only
+            build()
+    except ValueError as error:
         raise MismatchError(
-            f"{root} holds {hidden_size}-wide tokens, and the config has {num_heads} heads: a head must be a "
-            f"whole multiple of {multiple} wide; change model.num_heads or choose another preset"
-        )
+            f"{dataset.root} holds {dataset.card.hidden_size}-wide tokens, which the config's model cannot take "
+            f"({error}): change model.num_heads or choose another preset"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, open_pairs, pair_batches
 from deltacache.train.loop import train
 from deltacache.train.order import step_generator
-from deltacache.train.setup import check_width, open_output, open_training_data
+from deltacache.train.setup import check_fits, open_output, open_training_data
 
 
 class TokenizerTask:
@@ -67,11 +67,14 @@ def train_tokenizer(
     """
     target = choose_device(device)
     dataset = open_training_data(features, "features")
-    hidden_size = dataset.card.hidden_size
-    check_width(features, hidden_size, config.model.num_heads, multiple=4)
+
+    def build() -> DeltaTok:
+        return DeltaTok(dataset.card.hidden_size, **config.model.model_dump())
+
+    check_fits(dataset, build)
     output = open_output(out, dataset, config, "tokenizer", load_tokenizer, resume=resume)
     if output.finished is not None:
         reporter.line(f"train tokenizer: {output.finished} has all its steps, nothing to do")
         return output.finished
-    model = output.model(lambda: DeltaTok(hidden_size, **config.model.model_dump()))
+    model = output.model(build)
     return train(TokenizerTask(model, dataset, config, target), output.run(reporter))

@@ -15,7 +15,7 @@ from deltacache.schemas.progress import Reporter
 from deltacache.train.data import DeltaBatch, delta_batches
 from deltacache.train.loop import train
 from deltacache.train.order import step_generator
-from deltacache.train.setup import check_width, open_output, open_training_data
+from deltacache.train.setup import check_fits, open_output, open_training_data
 
 
 class WorldTask:
@@ -62,11 +62,14 @@ def train_world(
     """
     target = choose_device(device)
     dataset = open_training_data(deltas, "deltas")
-    hidden_size = dataset.card.hidden_size
-    check_width(deltas, hidden_size, config.model.num_heads, multiple=2)
+
+    def build() -> DeltaWorld:
+        return DeltaWorld(dataset.card.hidden_size, **config.model.model_dump())
+
+    check_fits(dataset, build)
     output = open_output(out, dataset, config, "world", load_world, resume=resume)
     if output.finished is not None:
         reporter.line(f"train world: {output.finished} has all its steps, nothing to do")
         return output.finished
-    model = output.model(lambda: DeltaWorld(hidden_size, **config.model.model_dump()))
+    model = output.model(build)
     return train(WorldTask(model, load_deltas(deltas), config, target), output.run(reporter))
