@@ -12,7 +12,7 @@ from PIL import Image
 from video_maker import write_video
 
 from deltacache.pipeline.decode_container import open_video
-from deltacache.pipeline.decode_decord import decord_is_exact
+from deltacache.pipeline.decode_decord import complaints, decord_is_exact
 from deltacache.pipeline.decode_packets import packet_reader
 from deltacache.pipeline.probe import FrameIndex, probe_video, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -253,3 +253,14 @@ def test_decord_must_not_be_loaded_before_pyav() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "decord was imported before av" in ended.stderr
+
+
+def test_remarks_of_filters_are_no_complaints() -> None:
+    """A complaint costs a second decoding, so clean files must not cause any."""
+    remark = "[in @ 0x5f] Changing video frame properties on the fly is not supported by all filters.\n"
+    remark += (
+        "[swscaler @ 0x7f0694391680] deprecated pixel format used, make sure you did set range correctly\n"
+    )
+    assert complaints(remark) == []
+    damage = "[h264 @ 0x55c33b608f80] concealing 171 DC, 171 AC, 171 MV errors in B frame"
+    assert complaints(remark + damage) == [damage]

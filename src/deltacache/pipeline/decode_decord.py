@@ -24,7 +24,7 @@ from deltacache.pipeline.decode_sources import IndexedFrame, SourceFailedError
 from deltacache.pipeline.probe import FrameIndex, VideoProbe, seconds_of
 
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
-_FILTER_LINE = re.compile(r"\[(in|out|Parsed_\w+|auto_\w+) @ 0x")
+_FILTER_LINE = re.compile(r"\[(in|out|swscaler|Parsed_\w+|auto_\w+) @ 0x")
 _SMALLEST_WIDTH = 128  # below, the padding of a line can pass for a fourth colour
 _THREADS = 1  # several videos are decoded side by side; more threads also broke VP9 1920x800
 
@@ -44,7 +44,7 @@ def decord_is_exact(probe: VideoProbe) -> bool:
     )
 
 
-def _complaints(text: str) -> list[str]:
+def complaints(text: str) -> list[str]:
     """Lines of FFmpeg's log, without those of the filters that convert pixels: they remark on mere colour tags."""
     return [line for line in text.splitlines() if not _FILTER_LINE.match(line)]
 
@@ -72,7 +72,7 @@ class DecordSource:
                 yield IndexedFrame(index, rgb)
         except (decord.DECORDError, RuntimeError) as error:
             raise SourceFailedError(f"decord: {error}") from error
-        if _complaints(self._log.text(mark)):
+        if complaints(self._log.text(mark)):
             IndexedPyavSource(self._probe, self._index).verify(wanted)
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
