@@ -97,9 +97,9 @@ def frames_of(path: Path, wanted: Sequence[int]) -> dict[int, np.ndarray]:
 
 
 def test_the_fixture_is_the_one_these_tests_name(real_videos: Path) -> None:
-    assert sorted(FIXTURE) == sorted(file.name for file in (real_videos / "fixture").iterdir())
-    odd = sorted(file.name for file in (real_videos / "odd").iterdir())
-    assert sorted([*REFUSED, *ACCEPTED]) == odd
+    """A file that is there and not named would go untested."""
+    assert {file.name for file in (real_videos / "fixture").iterdir()} <= set(FIXTURE)
+    assert {file.name for file in (real_videos / "odd").iterdir()} <= {*REFUSED, *ACCEPTED}
 
 
 @pytest.mark.parametrize("name", FIXTURE)

@@ -91,6 +91,9 @@ def test_every_way_gives_the_frame_that_was_asked_for(tmp_path: Path, name: str)
                 frames = list(source.frames(wanted))
                 assert [frame.index for frame in frames] == wanted
                 assert [read_number(frame.rgb) for frame in frames] == wanted
+        some = [[frame.rgb for frame in source.frames([3, 11, 29])] for source in sources]
+        for other in some[1:]:
+            np.testing.assert_array_equal(other, some[0])
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
