@@ -455,6 +455,8 @@ def _horizons(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Entry point: exit code 0 done, 1 refused or failed with one readable message, 2 wrong usage."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Idle threads of a parallel sum sleep instead of spinning: on a busy machine steps are up to 15 times faster.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except DeltacacheError as error:
