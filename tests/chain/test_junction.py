@@ -52,7 +52,7 @@ def test_the_shape_drives_up_and_then_turns(outcome: Outcome, side: int) -> None
     np.testing.assert_allclose(steps_y[CONTEXT_FRAMES - 1 :], 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["disc", "square", "triangle", "diamond"])
+@pytest.mark.parametrize("kind", ["disc", "square", "diamond"])
 def test_the_shape_is_drawn_where_it_is_said_to_be(kind: str) -> None:
     scene = replace(_scene(5), kind=kind)
     frames = draw_video(scene, "right", SIZE)
@@ -77,7 +77,7 @@ def test_coded_futures_share_the_context_exactly() -> None:
 def test_scenes_vary_and_do_not_tell_the_outcome() -> None:
     scenes = [_scene(seed) for seed in range(60)]
     assert len({scene.palette for scene in scenes}) == 6
-    assert len({scene.kind for scene in scenes}) == 4
+    assert len({scene.kind for scene in scenes}) == 3
     assert len({scene.speed for scene in scenes}) == 60
 
 

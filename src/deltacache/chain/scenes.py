@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 Outcome = Literal["left", "right"]
-Kind = Literal["disc", "square", "triangle", "diamond"]
+Kind = Literal["disc", "square", "diamond"]
 Colour = tuple[int, int, int]
 """RGB, 0-255."""
 Point = tuple[float, float]
@@ -18,39 +18,78 @@ Point = tuple[float, float]
 FRAMES = 8
 CONTEXT_FRAMES = 4
 
-_KINDS: tuple[Kind, ...] = ("disc", "square", "triangle", "diamond")
+_KINDS: tuple[Kind, ...] = ("disc", "square", "diamond")
 _SUPERSAMPLING = 4
 _SUBPIXEL_BITS = 4
 _ROAD_HALF_WIDTH = 0.135
 
 
+_RED, _ORANGE, _YELLOW = (226, 50, 56), (250, 130, 30), (250, 204, 40)
+_LIME, _CYAN, _BLUE = (150, 230, 60), (30, 200, 214), (40, 80, 230)
+_MAGENTA, _WHITE, _DARK = (214, 66, 190), (250, 250, 250), (26, 26, 34)
+
+
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """The colours of one scenery."""
+    """The colours of one scenery, and those of the shapes that stand out from it."""
 
     ground: Colour
     road: Colour
     kerb: Colour
     marking: Colour
     plant: Colour
+    bodies: tuple[Colour, Colour, Colour]
 
 
-_PALETTES = (
-    Palette((112, 168, 84), (92, 96, 104), (206, 208, 202), (240, 240, 232), (52, 110, 58)),  # meadow
-    Palette((222, 190, 130), (150, 112, 84), (240, 220, 176), (250, 236, 204), (150, 140, 70)),  # desert
-    Palette((228, 236, 244), (128, 142, 160), (186, 198, 214), (246, 250, 255), (70, 116, 122)),  # snow
-    Palette((38, 46, 78), (70, 70, 96), (112, 112, 150), (244, 214, 120), (26, 78, 84)),  # night
-    Palette((204, 138, 74), (84, 78, 82), (224, 196, 164), (246, 226, 190), (164, 66, 42)),  # autumn
-    Palette((72, 148, 190), (176, 140, 98), (122, 92, 62), (214, 184, 142), (214, 236, 240)),  # harbour
+_MEADOW = Palette(
+    ground=(112, 168, 84),
+    road=(92, 96, 104),
+    kerb=(206, 208, 202),
+    marking=(240, 240, 232),
+    plant=(52, 110, 58),
+    bodies=(_RED, _YELLOW, _WHITE),
 )
-_BODY_COLOURS: tuple[Colour, ...] = (
-    (226, 50, 56),
-    (250, 204, 40),
-    (30, 200, 214),
-    (214, 66, 190),
-    (250, 250, 250),
-    (26, 26, 34),
+_DESERT = Palette(
+    ground=(222, 190, 130),
+    road=(150, 112, 84),
+    kerb=(240, 220, 176),
+    marking=(250, 236, 204),
+    plant=(150, 140, 70),
+    bodies=(_CYAN, _BLUE, _DARK),
 )
+_SNOW = Palette(
+    ground=(228, 236, 244),
+    road=(128, 142, 160),
+    kerb=(186, 198, 214),
+    marking=(246, 250, 255),
+    plant=(70, 116, 122),
+    bodies=(_RED, _ORANGE, _DARK),
+)
+_NIGHT = Palette(
+    ground=(38, 46, 78),
+    road=(70, 70, 96),
+    kerb=(112, 112, 150),
+    marking=(244, 214, 120),
+    plant=(26, 78, 84),
+    bodies=(_YELLOW, _LIME, _WHITE),
+)
+_AUTUMN = Palette(
+    ground=(204, 138, 74),
+    road=(84, 78, 82),
+    kerb=(224, 196, 164),
+    marking=(246, 226, 190),
+    plant=(164, 66, 42),
+    bodies=(_YELLOW, _MAGENTA, _WHITE),
+)
+_HARBOUR = Palette(
+    ground=(72, 148, 190),
+    road=(176, 140, 98),
+    kerb=(122, 92, 62),
+    marking=(214, 184, 142),
+    plant=(214, 236, 240),
+    bodies=(_CYAN, _BLUE, _DARK),
+)
+_PALETTES = (_MEADOW, _DESERT, _SNOW, _NIGHT, _AUTUMN, _HARBOUR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +116,17 @@ class Scene:
             return x, y - travelled
         return (x - travelled if outcome == "left" else x + travelled), y
 
-    def heading(self, frame: int, outcome: Outcome) -> float:
-        """Direction of travel in radians, 0 to the right, clockwise."""
-        if frame < CONTEXT_FRAMES:
-            return -np.pi / 2
-        return np.pi if outcome == "left" else 0.0
-
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """Draw how a scene looks and moves; the way the shape turns is no part of it."""
     palette = _PALETTES[rng.integers(len(_PALETTES))]
-    junction = (0.5 + rng.uniform(-0.04, 0.04), 0.36 + rng.uniform(-0.03, 0.03))
+    junction = (0.5 + rng.uniform(-0.015, 0.015), 0.36 + rng.uniform(-0.015, 0.015))
     return Scene(
         palette=palette,
         kind=_KINDS[rng.integers(len(_KINDS))],
-        colour=_visible_on(palette.road, rng),
-        radius=rng.uniform(0.1, 0.12),
-        speed=rng.uniform(0.11, 0.125),
+        colour=palette.bodies[rng.integers(len(palette.bodies))],
+        radius=rng.uniform(0.105, 0.12),
+        speed=rng.uniform(0.114, 0.128),
         junction=junction,
         plants=_draw_plants(junction, rng),
         grain=int(rng.integers(2**31)),
@@ -108,16 +141,9 @@ def draw_video(scene: Scene, outcome: Outcome, image_size: int) -> np.ndarray:
     frames = np.empty((FRAMES, image_size, image_size, 3), np.uint8)
     for frame in range(FRAMES):
         canvas.pixels[...] = scenery
-        _draw_shape(canvas, scene, scene.position(frame, outcome), scene.heading(frame, outcome))
+        _draw_shape(canvas, scene, scene.position(frame, outcome))
         frames[frame] = canvas.finish()
     return frames
-
-
-def _visible_on(road: Colour, rng: np.random.Generator) -> Colour:
-    """A colour that stands out from the road."""
-    distance = [np.abs(np.subtract(colour, road)).sum() for colour in _BODY_COLOURS]
-    visible = [colour for colour, far in zip(_BODY_COLOURS, distance, strict=True) if far > 200]
-    return visible[rng.integers(len(visible))]
 
 
 def _draw_plants(junction: Point, rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
@@ -209,18 +235,16 @@ def _draw_markings(canvas: _Canvas, junction: Point, colour: Colour) -> None:
             )
 
 
-def _outline(kind: Kind, centre: Point, radius: float, heading: float) -> np.ndarray:
-    """Corners (P, 2) of a shape of about the area of a disc of ``radius``, turned to ``heading``."""
-    corners = {"square": 4, "triangle": 3, "diamond": 4, "disc": 48}[kind]
-    turn = {"square": np.pi / 4, "triangle": 0.0, "diamond": 0.0, "disc": 0.0}[kind]
-    reach = {"square": 1.2, "triangle": 1.4, "diamond": 1.25, "disc": 1.0}[kind] * radius
-    angles = heading + turn + 2 * np.pi * np.arange(corners) / corners
-    return np.array(centre) + reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+def _outline(kind: Kind, centre: Point, radius: float) -> np.ndarray:
+    """Corners (P, 2) of a shape of about the area of a disc of ``radius``."""
+    corners, first, reach = {"disc": (48, 0.0, 1.0), "square": (4, 0.5, 1.2), "diamond": (4, 0.0, 1.25)}[kind]
+    angles = 2 * np.pi * (np.arange(corners) + first) / corners
+    return np.array(centre) + radius * reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _draw_shape(canvas: _Canvas, scene: Scene, centre: Point, heading: float) -> None:
+def _draw_shape(canvas: _Canvas, scene: Scene, centre: Point) -> None:
     x, y = centre
-    shadow, body = _shaded(scene.palette.road, 0.6), scene.colour
-    canvas.polygon(_outline(scene.kind, (x + 0.015, y + 0.02), scene.radius, heading), shadow)
-    canvas.polygon(_outline(scene.kind, centre, scene.radius, heading), _shaded(body, 0.62))
-    canvas.polygon(_outline(scene.kind, centre, scene.radius * 0.84, heading), body)
+    shadow = _shaded(scene.palette.road, 0.6)
+    canvas.polygon(_outline(scene.kind, (x + 0.015, y + 0.02), scene.radius), shadow)
+    canvas.polygon(_outline(scene.kind, centre, scene.radius), _shaded(scene.colour, 0.62))
+    canvas.polygon(_outline(scene.kind, centre, scene.radius * 0.84), scene.colour)
