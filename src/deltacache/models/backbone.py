@@ -243,16 +243,28 @@ def _tiny_weights(name: str, shape: torch.Size, generator: torch.Generator) -> T
 
     Tokens then say above all what their own patch shows and a little what surrounds them and where they
     are, as trained features do. With the usual std of 0.02, a model this narrow passes on almost nothing
-    but the patch itself. Uniform, because
-    that comes from integers exactly: a normal draw may differ in the last bit between processors, and so
-    would the hash.
+    but the patch itself. Uniform, because that comes from integers exactly: a normal draw may differ in the
+    last bit between processors, and so would the hash.
     """
+    if "patch_embeddings.weight" in name:
+        return _smooth_filters(shape, generator)
     if name.endswith("bias") or "mask_token" in name:
         return torch.zeros(shape)
     if "norm" in name or "layer_scale" in name:
         return torch.full(shape, 0.3 if "layer_scale" in name else 1.0)
     inputs = math.prod(shape[1:]) if name.endswith("weight") else 1  # CLS and registers: std 1
     return (torch.rand(shape, generator=generator) * 2.0 - 1.0) * math.sqrt(3.0 / inputs)
+
+
+def _smooth_filters(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Patch filters (D, 3, P, P) that see shapes and colours but no single pixels, as trained ones do.
+
+    With independent weights a shape that moves by a pixel gives unrelated tokens, and nothing small can
+    learn its motion. Every step is exact in float32: 4 x 4 multiples of 1/128, stretched by weights that
+    are multiples of 1/64, times a power of two.
+    """
+    coarse = torch.randint(-127, 128, (*shape[:2], 4, 4), generator=generator) / 128.0
+    return nn.functional.interpolate(coarse, size=tuple(shape[2:]), mode="bilinear") / 64.0
 
 
 def _interpolation(model: nn.Module) -> dict[str, bool]:
