@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/deltacache demo $(DEMO)
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks

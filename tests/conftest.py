@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes share the cores: threads that wait for each other must sleep, not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 

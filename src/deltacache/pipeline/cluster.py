@@ -123,7 +123,7 @@ class _Encode:
 
     def __call__(self, row: Row) -> Row:
         shard = from_row(row)
-        return asdict(commit_decoded(self._root, self._card, shard, self._encoder, self._forward_s))
+        return _outcome(lambda: commit_decoded(self._root, self._card, shard, self._encoder, self._forward_s))
 
 
 class _Apply:
@@ -134,7 +134,7 @@ class _Apply:
         self._apply = build()
 
     def __call__(self, row: Row) -> Row:
-        return asdict(self._apply(str(row["shard_id"])))
+        return _outcome(lambda: self._apply(str(row["shard_id"])))
 
 
 def _settle_threads(device: str) -> None:
@@ -194,9 +194,20 @@ def _rows(rows: list[Row]) -> Dataset:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
+def _outcome(work: Callable[[], ShardResult]) -> Row:
+    """A result, or why it was refused, as text: Ray keeps no more of a worker's exception than its traceback."""
+    try:
+        return {"result": json.dumps(asdict(work())), "refused": ""}
+    except DeltacacheError as error:
+        return {"result": "", "refused": str(error)}
+
+
 def _results(dataset: Dataset) -> Iterator[ShardResult]:
+    """Results as they come; what a worker refused is refused here."""
     for row in dataset.iter_rows():
-        yield ShardResult(**row)
+        if row["refused"]:
+            raise DeltacacheError(row["refused"])
+        yield ShardResult(**json.loads(row["result"]))
 
 
 def _task_text(task: ShardTask, paths: dict[str, str]) -> str:
