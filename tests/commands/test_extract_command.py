@@ -1,5 +1,6 @@
 """``extract-features`` on real videos, through a real Ray, as a user runs it."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import webdataset as wds
 import zarr
 
@@ -67,11 +69,14 @@ def test_all_ordinary_clips_are_extracted(real_features: Path) -> None:
         assert clip.patch_tokens.astype(np.float32).std() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_plain_webdataset_reads_the_shards(real_features: Path) -> None:
     dataset = open_dataset(real_features, "features")
     tars = sorted(map(str, (real_features / "shards").glob("*.tar")))
     assert len(tars) == 3
     samples = list(wds.WebDataset(tars, shardshuffle=False, empty_check=False).decode())
+    gc.collect()  # webdataset leaves its tars open: let that be noticed here, where it is expected
     assert {sample["__key__"] for sample in samples} == set(dataset.clip_ids)
     first = dataset.read(dataset.clip_ids.index(samples[0]["__key__"]))
     np.testing.assert_array_equal(samples[0]["patch_tokens.npy"], first.patch_tokens)
