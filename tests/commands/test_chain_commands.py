@@ -192,9 +192,9 @@ def test_a_damaged_shard_is_refused(deltacache, chain: Chain, tmp_path: Path) ->
     damaged[damaged.find(b"\x93NUMPY") + 1000] ^= 1  # within the first clip's tokens
     shard.write_bytes(damaged)
     deltacache("train-tokenizer", features, tmp_path / "out", "--preset", "tiny", "--steps", 2).refused(
-        shard.name, "verify"
+        shard.stem.removeprefix("shard-"), "verify"
     )
     deltacache("tokenize", features, tmp_path / "deltas", "--tokenizer", chain.tokenizer).refused(
-        shard.name, "verify"
+        shard.stem.removeprefix("shard-"), "verify"
     )
     deltacache("verify", features).refused("listed above")
