@@ -25,6 +25,12 @@ def _require(path: Path) -> Path:
     pytest.skip(reason)
 
 
+def _beside_golden(name: str) -> Path:
+    """The folder beside the golden numbers; beside the default ones when these are another set."""
+    beside = _golden_root().parent / name
+    return beside if beside.exists() else _ROOT.parent / "shared" / name
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Inputs, weights and outputs of the released code."""
@@ -34,11 +40,11 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
     """Real clips: ``fixture/`` ordinary, ``odd/`` broken or unusual."""
-    return _require(_golden_root().parent / "videos")
+    return _require(_beside_golden("videos"))
 
 
 @pytest.fixture(scope="session")
 def mini_benchmarks() -> Path:
     """Miniature VSPW, Cityscapes and KITTI trees."""
-    default = _golden_root().parent / "mini"
+    default = _beside_golden("mini")
     return _require(Path(os.environ.get("DELTACACHE_MINI", default)))

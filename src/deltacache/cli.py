@@ -156,7 +156,7 @@ def extract_features(
     if dry_run:
         terminal_reporter().line(jobs.preview_extraction(settings, out))
         return
-    jobs.extract_features(settings, out, terminal_reporter())
+    jobs.extract_features(settings, out.absolute(), terminal_reporter())
 
 
 @app.command("train-tokenizer")
@@ -187,6 +187,7 @@ def train_tokenizer(
 
 @app.command()
 def tokenize(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Feature dataset, or videos as for extract-features.")],
     out: OutArg,
     tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
@@ -220,13 +221,17 @@ def tokenize(
 
     settings = _extraction(locals())
     if (Path(source) / "dataset.json").is_file():
+        _refuse_video_flags(context, source)
         job = TokenizeSettings(
-            features=Path(source), tokenizer=tokenizer, store=store.value, cluster=settings.cluster
+            features=Path(source).absolute(),
+            tokenizer=tokenizer.absolute(),
+            store=store.value,
+            cluster=settings.cluster,
         )
-        jobs.tokenize_features(job, out, terminal_reporter())
+        jobs.tokenize_features(job, out.absolute(), terminal_reporter())
     else:
-        videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer)
-        jobs.tokenize_videos(videos, out, terminal_reporter())
+        videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer.absolute())
+        jobs.tokenize_videos(videos, out.absolute(), terminal_reporter())
 
 
 @app.command("train-world")
@@ -379,6 +384,30 @@ def demo(
     run_demo(out, seed, terminal_reporter())
 
 
+def _refuse_video_flags(context: typer.Context, source: str) -> None:
+    """A feature dataset was sampled when it was made: flags about videos would do nothing."""
+    kept = {"source", "out", "tokenizer", "store", "ray_address", "encoders", "gpus_per_encoder", "decoders"}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in kept and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(
+            f"{', '.join(given)} concern videos, but {source} is a feature dataset, sampled already: "
+            "leave them out, or give the videos"
+        )
+
+
+def _absolute(source: str) -> str:
+    """Workers of a cluster have other working directories."""
+    return source if "://" in source else str(Path(source).absolute())
+
+
+def _backbone(name: str) -> str:
+    return _absolute(name) if Path(name).is_dir() else name
+
+
 def _extraction(flags: dict[str, Any]) -> Any:
     """Settings of extract-features from the flags of a command."""
     from deltacache.schemas.datasets import SamplingSettings
@@ -391,8 +420,8 @@ def _extraction(flags: dict[str, Any]) -> Any:
 
     with _usage_errors():
         return ExtractionSettings(
-            source=flags["source"],
-            backbone=flags["backbone"] or DEFAULT_BACKBONE,
+            source=_absolute(flags["source"]),
+            backbone=_backbone(flags["backbone"] or DEFAULT_BACKBONE),
             image_size=flags["image_size"],
             views=flags["views"],
             sampling=SamplingSettings(
@@ -464,6 +493,7 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on where it was (training: with --resume)", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C
+            typer.echo("stopped; the same command goes on where it was (training: with --resume)", err=True)
+        raise

@@ -15,7 +15,7 @@ from deltacache.schemas.configs import (
 )
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
 from deltacache.schemas.progress import Reporter
 
 IMAGE_SIZE = 64
@@ -30,6 +30,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
     Raises:
         DeltacacheError: ``out`` holds something else, or another seed's demo.
     """
+    out = out.resolve()
     videos = out / "videos"
     config = demo_config(videos / "train", videos / "test", out / "futures.csv", seed)
     _claim(out, config)
@@ -77,6 +78,7 @@ def demo_config(train: Path, test: Path, futures: Path, seed: int) -> ChainConfi
             image_size=IMAGE_SIZE,
             sampling=sampling,
             max_failed_fraction=0.0,
+            cluster=ClusterSettings(gpus_per_encoder=0),
         )
 
     tokenizer = tokenizer_preset("tiny")

@@ -130,7 +130,7 @@ def _check_sizes(train_videos: int, test_scenes: int, image_size: int) -> None:
 
 def _prepare_folder(folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    others = sorted({path.name for path in folder.iterdir()} - set(names))
+    others = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - set(names))
     if others:
         raise DatasetError(
             f"{folder} holds {len(others)} files that are not part of this world, such as {others[0]}: "
@@ -139,6 +139,6 @@ def _prepare_folder(folder: Path, names: Sequence[str]) -> None:
 
 
 def _replace_file(path: Path, content: bytes) -> None:
-    partial = path.parent.parent / f".{path.name}.part"
+    partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(content)
     partial.replace(path)

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import Field
 
 from deltacache.evaluate.clips import evaluate_clips
-from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
 from deltacache.pipeline.jobs import extract_features, tokenize_features
+from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
@@ -79,7 +80,7 @@ class ChainPaths:
 
     def world(self, name: str) -> Path:
         """The trained world model called ``name``."""
-        return self.out / "worlds" / name
+        return self.out / "worlds" / check_id(name, "world name")
 
 
 def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
@@ -89,6 +90,7 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
         DeltacacheError: a stage refused its input or settings; what earlier stages made is kept.
     """
     paths = ChainPaths(out)
+    evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
     features, test = paths.train_features, paths.test_features
     with _timed("features of the training videos", reporter):
         extract_features(config.train_videos, features, reporter)
@@ -109,12 +111,12 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
                 paths.deltas, paths.world(name), world, resume=True, device=config.device, reporter=reporter
             )
     with _timed("evaluation", reporter):
-        evaluate_clips(_evaluation(config, paths), reporter)
+        evaluate_clips(evaluation, reporter)
     return paths
 
 
 def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:
-    return ClipEvaluation(
+    return clip_evaluation(
         out=paths.evaluation,
         features=paths.test_features,
         tokenizer=paths.tokenizer,

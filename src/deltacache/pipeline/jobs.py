@@ -35,7 +35,7 @@ from deltacache.pipeline.throughput import Throughput
 from deltacache.pipeline.tokenize_work import build_shard_tokenizer, check_tokenizer_fits
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.datasets import BackboneCard, DatasetCard
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.jobs import (
     ExtractionSettings,
     TokenizeSettings,
@@ -71,7 +71,8 @@ class FailureBudget:
             raise DeltacacheError(
                 f"{failures.total()} of {self.videos} videos were refused, more than --max-failed-fraction "
                 f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} says why. "
-                "Mend or remove those videos, or raise --max-failed-fraction, and run the command again"
+                "Raise --max-failed-fraction to go on without them; or mend them, or name them in "
+                "--exclude-list, and extract into a new folder"
             )
 
 
@@ -139,6 +140,7 @@ def tokenize_features(settings: TokenizeSettings, out: Path, reporter: Reporter)
     Raises:
         MismatchError: the tokenizer was made for other features.
     """
+    _refuse_unfinished(settings.features)
     features = open_dataset(settings.features, "features")
     tokenizer = load_tokenizer(settings.tokenizer)
     check_tokenizer_fits(tokenizer, features.card, settings.tokenizer)
@@ -184,6 +186,17 @@ def _encode_videos(job: _VideoJob, out: Path, reporter: Reporter) -> JobSummary:
     summary = _finish(out, throughput, reporter)
     budget.check(summary.failures, out)
     return summary
+
+
+def _refuse_unfinished(features: Path) -> None:
+    """An index that does not know all shards would give delta shards without their clips, for good."""
+    missing = len(_pending(features)) if (features / "plan.parquet").is_file() else 0
+    if missing:
+        raise DatasetError(
+            f"{features} is not finished: {missing} planned shards are missing. Run extract-features on it again, "
+            "then tokenize"
+        )
+    finish_dataset(features)
 
 
 def _pending(out: Path) -> list[ShardTask]:

@@ -89,6 +89,8 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         return kind.model_validate(yaml.safe_load(path.read_text()))
     except FileNotFoundError:
         raise DeltacacheError(f"{path} does not exist: give the path of a YAML config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeltacacheError(f"{path} cannot be read ({error}): give the path of a YAML config") from error
     except (ValidationError, yaml.YAMLError) as error:
         raise DeltacacheError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
