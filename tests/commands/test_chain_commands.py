@@ -198,3 +198,21 @@ def test_a_damaged_shard_is_refused(deltacache, chain: Chain, tmp_path: Path) ->
         shard.stem.removeprefix("shard-"), "verify"
     )
     deltacache("verify", features).refused("listed above")
+
+
+def test_unfinished_features_are_not_tokenized(deltacache, chain: Chain, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    shutil.copytree(chain.features, features)
+    next((features / "receipts").glob("*.json")).unlink()
+    deltacache("tokenize", features, tmp_path / "out", "--tokenizer", chain.tokenizer).refused(
+        "not finished", "extract-features"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_about_videos_are_refused_for_features(deltacache, chain: Chain, tmp_path: Path) -> None:
+    outcome = deltacache(
+        "tokenize", chain.features, tmp_path / "out", "--tokenizer", chain.tokenizer, "--views", 8
+    )
+    assert outcome.code == 2
+    outcome.refused("--views", "sampled already")

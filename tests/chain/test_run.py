@@ -1,0 +1,60 @@
+"""``deltacache run`` and ``demo``: what is refused before anything is computed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deltacache.chain.demo import demo_config, run_demo
+from deltacache.chain.run import ChainConfig, run_chain
+from deltacache.schemas.configs import load_config, save_config
+from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.progress import SilentReporter
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ChainConfig:
+    """The demo's chain on folders that are not there."""
+    return demo_config(tmp_path / "train", tmp_path / "test", tmp_path / "futures.csv", seed=3)
+
+
+def test_a_saved_chain_reads_back_as_it_was(config: ChainConfig, tmp_path: Path) -> None:
+    save_config(config, tmp_path / "chain.yaml")
+    assert load_config(tmp_path / "chain.yaml", ChainConfig) == config
+
+
+def test_the_example_in_the_docs_is_a_chain(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "chain.md"
+    example = re.search(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert example is not None
+    (tmp_path / "chain.yaml").write_text(example[1])
+    assert set(load_config(tmp_path / "chain.yaml", ChainConfig).worlds) == {"deltaworld"}
+
+
+def test_horizons_are_checked_before_hours_of_training(config: ChainConfig, tmp_path: Path) -> None:
+    evaluation = config.evaluation.model_copy(update={"horizons": (0,)})
+    with pytest.raises(DeltacacheError, match="horizon 0 is not after the context"):
+        run_chain(config.model_copy(update={"evaluation": evaluation}), tmp_path / "out", SilentReporter())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_chain_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeltacacheError, match="cannot be read"):
+        load_config(tmp_path, ChainConfig)
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump({"videos": "here"}))
+    with pytest.raises(DeltacacheError, match=r"not a valid ChainConfig"):
+        load_config(tmp_path / "chain.yaml", ChainConfig)
+
+
+def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(DatasetError, match="choose another folder"):
+        run_demo(tmp_path, 0, SilentReporter())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_demo_uses_no_gpu(config: ChainConfig) -> None:
+    for videos in (config.train_videos, config.test_videos):
+        assert videos.cluster.gpus_per_encoder == 0
+    assert config.device == "cpu"
