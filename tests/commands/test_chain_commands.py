@@ -34,7 +34,7 @@ def chain(deltacache, real_videos: Path, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("chain")
     names = ("features", "held-out", "tokenizer", "deltas", "world", "results")
     chain = Chain(real_videos / "fixture", *(root / name for name in names))
-    deltacache("extract-features", chain.videos, chain.features, *SIZE, "--views", 24).done()
+    deltacache("extract-features", chain.videos, chain.features, *SIZE, "--views", 40).done()
     deltacache("extract-features", chain.videos, chain.held_out, *SIZE, "--views", 4, "--seed", 1).done()
     deltacache(
         "train-tokenizer", chain.features, chain.tokenizer, "--preset", "tiny", "--steps", 600, timeout=280
@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_table(deltacache, chain: Chain, tmp_path: 
 
 def test_tokenizing_videos_equals_tokenizing_their_features(deltacache, chain: Chain, tmp_path: Path) -> None:
     out = tmp_path / "deltas"
-    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, *SIZE, "--views", 24).done()
+    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, *SIZE, "--views", 40).done()
     assert open_dataset(out).card.fingerprint == open_dataset(chain.deltas).card.fingerprint
     direct, stored = load_deltas(out), load_deltas(chain.deltas)
     assert direct.clip_ids == stored.clip_ids
