@@ -28,6 +28,7 @@ from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.rollouts import sequence_generator
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.models.losses import smooth_l1
+from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
@@ -295,7 +296,7 @@ def test_more_samples_add_to_those_of_fewer(evaluated: DrawnWorld) -> None:
     assert any(more < fewer * 0.999 for fewer, more in zip(few, many, strict=True))
 
 
-def test_a_finished_evaluation_is_left_alone_and_another_replaces_it(drawn: DrawnWorld) -> None:
+def test_a_finished_evaluation_is_left_alone_and_another_is_refused(drawn: DrawnWorld) -> None:
     settings = drawn.settings(worlds=(), futures=None)
     metrics = evaluate_clips(settings, SilentReporter())
     before = metrics.stat().st_mtime_ns
@@ -303,10 +304,9 @@ def test_a_finished_evaluation_is_left_alone_and_another_replaces_it(drawn: Draw
     assert evaluate_clips(settings, reporter) == metrics
     assert metrics.stat().st_mtime_ns == before
     assert "already" in reporter.lines[0]
-    (settings.out / "report.html").write_text("of the earlier evaluation")
-    evaluate_clips(settings.model_copy(update={"horizons": (2,)}), SilentReporter())
-    assert {row["horizon"] for row in rows_of(metrics)} == {2}
-    assert not (settings.out / "report.html").exists()
+    with pytest.raises(DatasetError, match="holds another evaluation"):
+        evaluate_clips(settings.model_copy(update={"horizons": (2,)}), SilentReporter())
+    assert metrics.stat().st_mtime_ns == before
 
 
 def test_without_models_there_are_bounds_alone(drawn: DrawnWorld) -> None:

@@ -14,6 +14,7 @@ from deltacache.evaluate.scoring import score_batch
 from deltacache.evaluate.sequences import read_batches
 from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.schemas.configs import save_config
+from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import Reporter
 
 
@@ -33,6 +34,11 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
     if earlier == run.stamp.run_id:
         reporter.line(f"evaluate: {metrics} holds this evaluation already ({earlier})")
         return metrics
+    if earlier is not None:
+        raise DatasetError(
+            f"{settings.out} holds another evaluation ({earlier}; this one is {run.stamp.run_id}): "
+            "its tables are not overwritten; choose another folder"
+        )
     for note in run.notes:
         reporter.line(f"evaluate: {note}")
     settings.out.mkdir(parents=True, exist_ok=True)
