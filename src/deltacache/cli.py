@@ -33,6 +33,22 @@ class Dtype(StrEnum):
     """Stored precision of patch tokens."""
 
     float16 = "float16"
+    int8 = "int8"
+
+
+class Precision(StrEnum):
+    """What the backbone computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Changed(StrEnum):
+    """What to do about videos that were replaced behind their names."""
+
+    refuse = "refuse"
+    recompute = "recompute"
 
 
 class Preset(StrEnum):
@@ -53,9 +69,16 @@ class Query(StrEnum):
 _state = {"debug": False}
 
 SourceArg = Annotated[
-    str, typer.Argument(help="Folder (searched recursively), glob, or text/CSV/Parquet list of videos.")
+    str,
+    typer.Argument(
+        help="Folder (searched recursively), glob, or text/CSV/Parquet list of videos, zip archives of frames and "
+        "tars of videos; here or on s3://, gs://."
+    ),
 ]
 OutArg = Annotated[Path, typer.Argument(help="Output folder; an unfinished one is continued.")]
+DatasetOutArg = Annotated[
+    str, typer.Argument(help="Output folder, here or on s3://, gs://; an unfinished one is continued.")
+]
 BackboneOpt = Annotated[
     str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
 ]
@@ -75,7 +98,16 @@ DuplicatesOpt = Annotated[
     ),
 ]
 StoreOpt = Annotated[Store, typer.Option(help="Shard format.")]
-DtypeOpt = Annotated[Dtype, typer.Option(help="Stored precision.")]
+DtypeOpt = Annotated[
+    Dtype, typer.Option(help="Stored precision; int8 has a scale per token and half the bytes.")
+]
+PrecisionOpt = Annotated[
+    Precision, typer.Option(help="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.")
+]
+RetryOpt = Annotated[bool, typer.Option("--retry-failed", help="Try the videos again that were refused.")]
+ChangedOpt = Annotated[
+    Changed, typer.Option(help="Videos that were replaced behind their names: refuse, or make their shards anew.")
+]
 ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
 SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
 ExcludeOpt = Annotated[Path | None, typer.Option(help="Text file of videos to leave out, one a line.")]
@@ -124,7 +156,7 @@ def _options(
 @app.command("extract-features")
 def extract_features(
     source: SourceArg,
-    out: OutArg,
+    out: DatasetOutArg,
     backbone: BackboneOpt = None,
     image_size: ImageSizeOpt = 512,
     frames: FramesOpt = 8,
@@ -133,11 +165,14 @@ def extract_features(
     augment: AugmentOpt = True,
     duplicates: DuplicatesOpt = True,
     store: StoreOpt = Store.webdataset,
-    dtype: DtypeOpt = Dtype.float16,  # one value so far, checked by the parser
+    dtype: DtypeOpt = Dtype.float16,
+    precision: PrecisionOpt = Precision.auto,
     videos_per_shard: ShardOpt = 32,
     seed: SeedOpt = 0,
     exclude_list: ExcludeOpt = None,
     max_failed_fraction: FailedOpt = 0.05,
+    retry_failed: RetryOpt = False,
+    changed_videos: ChangedOpt = Changed.refuse,
     decode_timeout: TimeoutOpt = 300.0,
     dry_run: DryRunOpt = False,
     ray_address: AddressOpt = None,
@@ -154,9 +189,11 @@ def extract_features(
 
     settings = _extraction(locals())
     if dry_run:
-        terminal_reporter().line(jobs.preview_extraction(settings, out))
+        from deltacache.pipeline.preview import preview_extraction
+
+        terminal_reporter().line(preview_extraction(settings, _absolute(out)))
         return
-    jobs.extract_features(settings, out.absolute(), terminal_reporter())
+    jobs.extract_features(settings, _absolute(out), terminal_reporter())
 
 
 @app.command("train-tokenizer")
@@ -189,7 +226,7 @@ def train_tokenizer(
 def tokenize(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Feature dataset, or videos as for extract-features.")],
-    out: OutArg,
+    out: DatasetOutArg,
     tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
     backbone: BackboneOpt = None,
     image_size: ImageSizeOpt = 512,
@@ -199,10 +236,13 @@ def tokenize(
     augment: AugmentOpt = True,
     duplicates: DuplicatesOpt = True,
     store: StoreOpt = Store.webdataset,
+    precision: PrecisionOpt = Precision.auto,
     videos_per_shard: ShardOpt = 32,
     seed: SeedOpt = 0,
     exclude_list: ExcludeOpt = None,
     max_failed_fraction: FailedOpt = 0.05,
+    retry_failed: RetryOpt = False,
+    changed_videos: ChangedOpt = Changed.refuse,
     decode_timeout: TimeoutOpt = 300.0,
     ray_address: AddressOpt = None,
     encoders: EncodersOpt = None,
@@ -217,21 +257,22 @@ def tokenize(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline import jobs
+    from deltacache.pipeline.preparation import is_dataset
     from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
 
     settings = _extraction(locals())
-    if (Path(source) / "dataset.json").is_file():
+    if is_dataset(_absolute(source)):
         _refuse_video_flags(context, source)
         job = TokenizeSettings(
-            features=Path(source).absolute(),
+            features=_absolute(source),
             tokenizer=tokenizer.absolute(),
             store=store.value,
             cluster=settings.cluster,
         )
-        jobs.tokenize_features(job, out.absolute(), terminal_reporter())
+        jobs.tokenize_features(job, _absolute(out), terminal_reporter())
     else:
         videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer.absolute())
-        jobs.tokenize_videos(videos, out.absolute(), terminal_reporter())
+        jobs.tokenize_videos(videos, _absolute(out), terminal_reporter())
 
 
 @app.command("train-world")
@@ -321,7 +362,7 @@ def report(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Dataset, training output or evaluation.")]) -> None:
+def inspect(path: Annotated[str, typer.Argument(help="Dataset, training output or evaluation.")]) -> None:
     """Say what something is, what it was made from and how large it is.
 
     Example: deltacache inspect features/
@@ -433,9 +474,13 @@ def _extraction(flags: dict[str, Any]) -> Any:
                 seed=flags["seed"],
             ),
             store=flags["store"].value,
+            dtype=flags["dtype"].value if "dtype" in flags else "float16",
+            precision=flags["precision"].value,
             videos_per_shard=flags["videos_per_shard"],
             exclude_list=flags["exclude_list"],
             max_failed_fraction=flags["max_failed_fraction"],
+            retry_failed=flags["retry_failed"],
+            changed_videos=flags["changed_videos"].value,
             limits=DecodeLimits(timeout_s=flags["decode_timeout"]),
             cluster=ClusterSettings(
                 ray_address=flags["ray_address"],

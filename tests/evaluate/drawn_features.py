@@ -94,7 +94,7 @@ def write_features(root: Path, clips: Iterable[DrawnClip], card: DatasetCard | N
     plan = extend_plan(None, videos, max((clip.view for clip in clips), default=0) + 1, len(videos))
     write_plan(root, plan)
     (task,) = shard_tasks(plan)
-    write_shard(root, card, task.shard_id, [_stored(clip, card) for clip in clips], [])
+    write_shard(root, card, task.shard_id, [_stored(clip, card) for clip in clips], [], [])
     finish_dataset(root)
     return root
 

@@ -1,14 +1,17 @@
 """Datasets of a few drawn clips, small enough to write in milliseconds."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deltacache.pipeline.checksums import crc32c_of_npy
 from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
 from deltacache.pipeline.plan import PlannedVideo, ShardTask, extend_plan, shard_tasks
-from deltacache.pipeline.receipts import Failure, StoredClip
+from deltacache.pipeline.quantisation import quantise
+from deltacache.pipeline.receipts import Failure, SourceRecord, StoredClip
 from deltacache.pipeline.sources import VideoSource, video_id_of
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
@@ -18,7 +21,7 @@ BLACK = np.linspace(-1, 1, GRID[0] * GRID[1] * HIDDEN, dtype=np.float16).reshape
 
 
 def small_card(kind: str, store: str, **changes: Any) -> DatasetCard:
-    """A card for clips of ``FRAMES`` frames of ``GRID`` patches, ``HIDDEN`` wide."""
+    """A card for clips of ``FRAMES`` frames of ``GRID`` patches, ``HIDDEN`` wide; kind "int8": such features."""
     backbone = BackboneCard(
         id="tiny",
         weights_sha256="5e" * 32,
@@ -28,7 +31,8 @@ def small_card(kind: str, store: str, **changes: Any) -> DatasetCard:
         image_std=(0.2, 0.2, 0.2),
     )
     settings: dict[str, Any] = {
-        "kind": kind,
+        "kind": "deltas" if kind == "deltas" else "features",
+        "dtype": "int8" if kind == "int8" else "float16",
         "store": store,
         "backbone": backbone,
         "tokenizer_fingerprint": "0123456789abcdef" if kind == "deltas" else None,
@@ -51,10 +55,13 @@ def drawn_clip(kind: str, video: PlannedVideo, view: int) -> StoredClip:
     """A clip whose numbers come from its id; view 1 is all zeros, as an empty chunk would be."""
     clip_id = clip_id_of(video.video_id, view)
     rng = np.random.default_rng(list(clip_id.encode()))
-    shape = (FRAMES, GRID[0] * GRID[1], HIDDEN) if kind == "features" else (FRAMES, HIDDEN)
+    shape = (FRAMES, HIDDEN) if kind == "deltas" else (FRAMES, GRID[0] * GRID[1], HIDDEN)
     tokens = (rng.normal(size=shape) * (view != 1)).astype(np.float16)
     times = np.sort(rng.random(FRAMES)).astype(np.float32)
-    clip = FeatureClip(clip_id, tokens, times) if kind == "features" else DeltaClip(clip_id, tokens, times)
+    clip = DeltaClip(clip_id, tokens, times) if kind == "deltas" else FeatureClip(clip_id, tokens, times)
+    if kind == "int8":
+        values, scales = quantise(torch.from_numpy(tokens))
+        clip = FeatureClip(clip_id, values.numpy(), times, scales.numpy())
     indices = tuple(int(index) for index in (times * 100).astype(int))
     return StoredClip(clip, video.video_uri, view, indices, CropBox(1, 2, 30, 40), view == 2, "pyav", view)
 
@@ -71,6 +78,24 @@ def shard_of(kind: str, task: ShardTask) -> tuple[list[StoredClip], list[Failure
     return clips, failures
 
 
+def sources_of(task: ShardTask) -> list[SourceRecord]:
+    """A record of each planned video; those with "broken" in their name could not be read."""
+    return [
+        SourceRecord(
+            video.video_id,
+            video.video_uri,
+            video.size_bytes,
+            video.first_view,
+            video.views,
+            version="1700000000000000000",
+            sha256=""
+            if "broken" in video.video_uri
+            else hashlib.sha256(video.video_uri.encode()).hexdigest(),
+        )
+        for video in task.videos
+    ]
+
+
 def make_dataset(
     root: Path, kind: str, store: str, *names: str, views: int = 2, videos_per_shard: int = 2
 ) -> list[ShardTask]:
@@ -81,7 +106,7 @@ def make_dataset(
     write_plan(root, plan)
     tasks = shard_tasks(plan)
     for task in tasks:
-        write_shard(root, card, task.shard_id, *shard_of(kind, task))
+        write_shard(root, card, task.shard_id, *shard_of(kind, task), sources_of(task))
     finish_dataset(root)
     return tasks
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_datasets import BLACK, FRAMES, HIDDEN, all_bytes, make_dataset, shard_of, small_card, videos_named
+from small_datasets import (
+    BLACK,
+    FRAMES,
+    HIDDEN,
+    all_bytes,
+    make_dataset,
+    shard_of,
+    small_card,
+    sources_of,
+    videos_named,
+)
 
 from deltacache.pipeline.checksums import crc32c_of_npy
 from deltacache.pipeline.dataset import (
@@ -39,6 +49,38 @@ def test_dataset_json_holds_card_fingerprint_and_parents(tmp_path: Path) -> None
     assert (body.pop("fingerprint"), body.pop("parents")) == (FEATURES.fingerprint, FEATURES.parents)
     assert DatasetCard.model_validate(body) == FEATURES
     np.testing.assert_array_equal(np.load(tmp_path / "black_patch_tokens.npy", allow_pickle=False), BLACK)
+
+
+def test_dtype_and_precision_determine_the_fingerprint() -> None:
+    cards = [
+        FEATURES,
+        small_card("int8", "webdataset"),
+        small_card("features", "webdataset", precision="bfloat16"),
+    ]
+    deltas = [card.deltas(store="zarr", tokenizer="0123456789abcdef", code_version="1") for card in cards]
+    assert len({card.fingerprint for card in (*cards, *deltas)}) == 6
+    assert [card.dtype for card in deltas] == ["float16"] * 3
+    assert [card.features_dtype for card in deltas] == [None, "int8", None]
+    for features, made in zip(cards, deltas, strict=True):
+        assert made.parents["features"] == features.fingerprint == made.features_fingerprint
+        assert made.precision == features.precision
+        assert DatasetCard.model_validate_json(made.model_dump_json()) == made
+    assert deltas[0] == small_card("deltas", "zarr", code_version="1")
+
+
+def test_deltas_are_float16_whatever_their_features_are() -> None:
+    with pytest.raises(ValueError, match=r"dtype int8 is for features only: delta tokens .* stay float16"):
+        small_card("deltas", "webdataset", dtype="int8")
+    with pytest.raises(ValueError, match="features_dtype is for deltas"):
+        small_card("features", "webdataset", features_dtype="int8")
+
+
+def test_another_dtype_or_precision_is_refused_by_name(tmp_path: Path) -> None:
+    prepare_dataset(tmp_path, FEATURES, BLACK)
+    for name, value in (("dtype", "int8"), ("precision", "bfloat16")):
+        changed = small_card("features", "webdataset", **{name: value})
+        with pytest.raises(MismatchError, match=rf'{name} is "float\d+", asked for "{value}"'):
+            prepare_dataset(tmp_path, changed, BLACK)
 
 
 def test_equal_settings_are_accepted_and_nothing_is_rewritten(tmp_path: Path) -> None:
@@ -148,7 +190,7 @@ def test_index_is_in_the_order_of_the_plan_whatever_the_order_of_commits(tmp_pat
     prepare_dataset(root, FEATURES, BLACK)
     write_plan(root, extend_plan(None, videos_named(*names), 2, 2))
     for task in reversed(shard_tasks(read_plan(root))):
-        write_shard(root, FEATURES, task.shard_id, *shard_of("features", task))
+        write_shard(root, FEATURES, task.shard_id, *shard_of("features", task), sources_of(task))
     finish_dataset(root)
     assert all_bytes(root) == all_bytes(tmp_path / "one")
     dataset = open_dataset(root, "features")
@@ -168,7 +210,7 @@ def test_more_videos_and_views_leave_finished_shards_alone(tmp_path: Path) -> No
     card, done = small_card("deltas", "webdataset"), finished_shards(tmp_path)
     pending = [task for task in shard_tasks(read_plan(tmp_path)) if task.shard_id not in done]
     for task in pending:
-        write_shard(tmp_path, card, task.shard_id, *shard_of("deltas", task))
+        write_shard(tmp_path, card, task.shard_id, *shard_of("deltas", task), sources_of(task))
     finish_dataset(tmp_path)
     assert all_bytes(tmp_path).items() >= before.items()
     dataset = open_dataset(tmp_path)

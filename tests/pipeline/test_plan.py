@@ -91,7 +91,7 @@ def test_written_plan_is_read_back_and_only_appended_to(tmp_path: Path) -> None:
 
 def test_damaged_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DatasetError, match=r"plan\.parquet is damaged.*restore it from a copy"):
+    with pytest.raises(DatasetError, match=r"plan\.parquet is damaged.*--repair` removes it"):
         read_plan(tmp_path)
     plan = extend_plan(None, videos_named("a", "b", "c"), 1, 1)
     with pytest.raises(DatasetError, match="a shard in two places"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from crc32c import crc32c
-from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, videos_named
+from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
 from deltacache.pipeline.atomic import remove_leftovers, temporary_path
 from deltacache.pipeline.dataset import (
@@ -41,7 +41,7 @@ def test_receipt_says_what_the_shard_holds(tmp_path: Path, store: str) -> None:
     task = prepared(tmp_path, store)
     card = small_card("features", store)
     clips, failures = shard_of("features", task)
-    receipt = write_shard(tmp_path, card, task.shard_id, iter(clips), failures)
+    receipt = write_shard(tmp_path, card, task.shard_id, iter(clips), failures, sources_of(task))
     assert read_receipt(tmp_path, task.shard_id) == receipt
     assert receipt.fingerprint == card.fingerprint
     assert list(receipt.arrays) == [stored.clip.clip_id for stored in clips]
@@ -74,10 +74,10 @@ def test_interrupted_shard_leaves_nothing_that_counts(tmp_path: Path, store: str
 
     card = small_card("features", store)
     with pytest.raises(KeyboardInterrupt):
-        write_shard(root, card, task.shard_id, interrupted(), [])
+        write_shard(root, card, task.shard_id, interrupted(), [], sources_of(task))
     assert finished_shards(root) == set()
     assert hidden(root) == []
-    write_shard(root, card, task.shard_id, clips, [])
+    write_shard(root, card, task.shard_id, clips, [], sources_of(task))
     finish_dataset(root)
     make_dataset(whole, "features", store, "a", "b")
     assert all_bytes(root) == all_bytes(whole)
@@ -101,7 +101,7 @@ def test_renamed_shard_without_receipt_is_made_again(tmp_path: Path, store: str)
 def test_second_writer_of_a_finished_shard_changes_nothing(tmp_path: Path, store: str) -> None:
     (task,) = make_dataset(tmp_path, "features", store, "a", "b")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    receipt = write_shard(tmp_path, small_card("features", store), task.shard_id, [], [])
+    receipt = write_shard(tmp_path, small_card("features", store), task.shard_id, [], [], sources_of(task))
     assert len(receipt.clips) == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -113,10 +113,10 @@ def test_two_writers_of_one_shard_at_once_agree(tmp_path: Path, store: str) -> N
 
     def overtaken() -> Iterator[StoredClip]:
         yield clips[0]
-        write_shard(tmp_path, card, task.shard_id, clips, [])
+        write_shard(tmp_path, card, task.shard_id, clips, [], sources_of(task))
         yield from clips[1:]
 
-    write_shard(tmp_path, card, task.shard_id, overtaken(), [])
+    write_shard(tmp_path, card, task.shard_id, overtaken(), [], sources_of(task))
     assert hidden(tmp_path) == []
     finish_dataset(tmp_path)
     assert [open_dataset(tmp_path).read(row).clip_id for row in range(4)] == [s.clip.clip_id for s in clips]
@@ -198,10 +198,10 @@ def test_clips_of_another_shape_kind_or_twice_are_bugs(tmp_path: Path, store: st
     deltas, _ = shard_of("deltas", task)
     for bad in ([clips[0], clips[0]], deltas):
         with pytest.raises(ValueError, match=task.shard_id):
-            write_shard(tmp_path, card, task.shard_id, bad, [])
+            write_shard(tmp_path, card, task.shard_id, bad, [], sources_of(task))
     narrow = small_card("features", store, hidden_size=2, patch_grid=(3, 4))
     with pytest.raises(ValueError, match=r"must have the shape \(3, 12, 2\)"):
-        write_shard(tmp_path, narrow, task.shard_id, clips, [])
+        write_shard(tmp_path, narrow, task.shard_id, clips, [], sources_of(task))
     assert hidden(tmp_path) == []
     assert finished_shards(tmp_path) == set()
 
@@ -212,4 +212,4 @@ def test_output_that_cannot_be_written_is_one_readable_error(tmp_path: Path, sto
     (tmp_path / "shards").rmdir()
     (tmp_path / "shards").write_bytes(b"a file where the folder should be")
     with pytest.raises(DatasetError, match=r"cannot be written .*what was finished is kept"):
-        write_shard(tmp_path, small_card("features", store), task.shard_id, clips, [])
+        write_shard(tmp_path, small_card("features", store), task.shard_id, clips, [], sources_of(task))

@@ -156,7 +156,7 @@ def test_what_is_refused_and_how(tmp_path: Path) -> None:
         "nowhere": "does not exist: give a folder",
         "empty": "holds no video: it must have files such as",
         "texts": "holds no video",
-        "texts/readme.md": "neither a video nor a list",
+        "texts/readme.md": "neither a video, an archive nor a list",
         "videos/*.avi": "matches no video",
         "none.txt": "names no video",
         "bad.txt": "cannot be read as a list",
@@ -170,13 +170,24 @@ def test_what_is_refused_and_how(tmp_path: Path) -> None:
         find_videos(str(tmp_path / "videos"), tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/videos", "gs://bucket/*.mp4"])
-def test_remote_sources_are_refused_for_now(tmp_path: Path, source: str) -> None:
-    with pytest.raises(DeltacacheError, match="remote storage"):
-        find_videos(source, None)
-    (tmp_path / "list.txt").write_text(f"{source}\n")
-    with pytest.raises(DeltacacheError, match="remote storage"):
-        find_videos(str(tmp_path / "list.txt"), None)
+def test_versions_change_when_a_video_is_replaced(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "run/f_0.jpg", "run/f_1.jpg", "same.mp4")
+    before = {video.video_uri: video for video in find_videos(str(tmp_path), None)}
+    os.utime(tmp_path / "a.mp4", ns=(1, 1))
+    os.utime(tmp_path / "run/f_0.jpg", ns=(4 << 60, 4 << 60))
+    after = {video.video_uri: video.version for video in find_videos(str(tmp_path), None)}
+    assert after == {"a.mp4": "1", "run": str(4 << 60), "same.mp4": before["same.mp4"].version}
+    assert before["a.mp4"].version not in ("", "1")
+
+
+def test_paths_are_absolute_so_that_other_machines_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "in/a.mp4")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("in/a.mp4\n")
+    for source in ("in", "in/a.mp4", "in/*.mp4", "list.txt"):
+        assert [video.path for video in find_videos(source, None)] == [str(tmp_path / "in/a.mp4")]
 
 
 def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:

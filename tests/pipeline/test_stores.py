@@ -38,7 +38,7 @@ from deltacache.pipeline.receipts import StoredClip, read_receipt
 from deltacache.pipeline.sources import VideoSource
 from deltacache.schemas.clips import FeatureClip
 
-STORES, KINDS = ["webdataset", "zarr"], ["features", "deltas"]
+STORES, KINDS = ["webdataset", "zarr"], ["features", "int8", "deltas"]
 VIDEOS = ("one.mp4", "broken.mp4", "sub/two.mp4", "three.mp4", "broken-2.mp4")
 
 
@@ -46,9 +46,25 @@ def stored_clips(root: Path, kind: str) -> list[StoredClip]:
     return [clip for task in shard_tasks(read_plan(root)) for clip in shard_of(kind, task)[0]]
 
 
-def tokens_of(stored: StoredClip) -> np.ndarray:
+def values_of(stored: StoredClip) -> np.ndarray:
+    """The tokens as they are stored."""
     clip = stored.clip
     return clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
+
+
+def scales_of(stored: StoredClip) -> np.ndarray:
+    clip = stored.clip
+    assert isinstance(clip, FeatureClip)
+    assert clip.scales is not None
+    return clip.scales
+
+
+def tokens_of(stored: StoredClip) -> np.ndarray:
+    """The tokens as readers get them."""
+    values = values_of(stored)
+    if values.dtype == np.float16:
+        return values
+    return (values * scales_of(stored)[..., None]).astype(np.float16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,13 +76,16 @@ def test_what_was_written_is_read_back(tmp_path: Path, store: str, kind: str) ->
     for position, stored in enumerate(written):
         clip = dataset.read(position)
         assert type(clip) is type(stored.clip)
+        tokens = clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
+        np.testing.assert_array_equal(tokens, tokens_of(stored))
+        assert tokens.dtype == np.float16
         assert clip.clip_id == stored.clip.clip_id == dataset.clip_ids[position]
         np.testing.assert_array_equal(clip.timestamps_s, stored.clip.timestamps_s)
         for start, stop in ((0, FRAMES), (1, 2), (1, 3), (2, 2)):
             frames = dataset.read_frames(position, start, stop)
             np.testing.assert_array_equal(frames, tokens_of(stored)[start:stop])
             assert frames.dtype == np.float16
-            assert not frames.flags.writeable
+            assert frames.flags.writeable == (kind == "int8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,19 +127,25 @@ leaves_files_open = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_webdataset_reads_the_tars(tmp_path: Path, kind: str) -> None:
     make_dataset(tmp_path, kind, "webdataset", *VIDEOS)
-    name = "patch_tokens.npy" if kind == "features" else "delta_tokens.npy"
+    name = "delta_tokens.npy" if kind == "deltas" else "patch_tokens.npy"
+    scales = {"patch_tokens_scale.npy"} if kind == "int8" else set()
     samples = read_with_webdataset(sorted(tmp_path.glob("shards/*.tar")))
     written = stored_clips(tmp_path, kind)
     assert [sample["__key__"] for sample in samples] == [stored.clip.clip_id for stored in written]
     for sample, stored in zip(samples, written, strict=True):
-        assert {key for key in sample if not key.startswith("__")} == {name, "timestamps_s.npy", "json"}
-        np.testing.assert_array_equal(sample[name], tokens_of(stored))
+        names = {key for key in sample if not key.startswith("__")}
+        assert names == {name, "timestamps_s.npy", "json"} | scales
+        assert sample[name].dtype == values_of(stored).dtype
+        np.testing.assert_array_equal(sample[name], values_of(stored))
+        if scales:
+            assert sample["patch_tokens_scale.npy"].dtype == np.float32
+            np.testing.assert_array_equal(sample["patch_tokens_scale.npy"], scales_of(stored))
         np.testing.assert_array_equal(sample["timestamps_s.npy"], stored.clip.timestamps_s)
         about = sample["json"]
         assert (about["video_uri"], about["view"]) == (stored.video_uri, stored.view)
         assert tuple(about["frame_indices"]) == stored.frame_indices
         assert (about["crop"], about["flip"]) == ([1, 2, 30, 40], stored.flip)
-        assert about["crc32c"] == crc32c_of_array(tokens_of(stored))
+        assert about["crc32c"] == crc32c_of_array(values_of(stored))
 
 
 def test_tar_members_are_plain_files_at_time_zero(tmp_path: Path) -> None:
@@ -145,7 +170,7 @@ def test_long_ids_fit_into_tars(tmp_path: Path) -> None:
     write_plan(tmp_path, plan)
     (task,) = shard_tasks(plan)
     stored = drawn_clip("features", task.videos[0], 0)
-    write_shard(tmp_path, card, task.shard_id, [stored], [])
+    write_shard(tmp_path, card, task.shard_id, [stored], [], [])
     finish_dataset(tmp_path)
     (sample,) = read_with_webdataset(list(tmp_path.glob("shards/*.tar")))
     assert sample["__key__"] == stored.clip.clip_id
@@ -156,7 +181,7 @@ def test_long_ids_fit_into_tars(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_zarr_reads_the_groups(tmp_path: Path, kind: str) -> None:
     tasks = make_dataset(tmp_path, kind, "zarr", *VIDEOS)
-    name = "patch_tokens" if kind == "features" else "delta_tokens"
+    name = "delta_tokens" if kind == "deltas" else "patch_tokens"
     root = zarr.open_group(tmp_path / "shards", mode="r")
     assert root.metadata.zarr_format == 3
     with_clips = [task for task in tasks if shard_of(kind, task)[0]]
@@ -166,11 +191,19 @@ def test_plain_zarr_reads_the_groups(tmp_path: Path, kind: str) -> None:
         group = root[f"shard-{task.shard_id}"]
         assert isinstance(group, zarr.Group)
         assert group.attrs["clip_ids"] == [stored.clip.clip_id for stored in written]
-        np.testing.assert_array_equal(group[name][:], np.stack([tokens_of(stored) for stored in written]))
-        np.testing.assert_array_equal(
-            group["timestamps_s"][:], [stored.clip.timestamps_s for stored in written]
-        )
-        np.testing.assert_array_equal(group[name][1, 1:3], tokens_of(written[1])[1:3])
+        tokens = group[name]
+        assert isinstance(tokens, zarr.Array)
+        assert tokens.dtype == values_of(written[0]).dtype
+        np.testing.assert_array_equal(tokens[:], np.stack([values_of(stored) for stored in written]))
+        np.testing.assert_array_equal(tokens[1, 1:3], values_of(written[1])[1:3])
+        times = [stored.clip.timestamps_s for stored in written]
+        np.testing.assert_array_equal(np.asarray(group["timestamps_s"]), times)
+        assert ("patch_tokens_scale" in group) == (kind == "int8")
+        if kind == "int8":
+            scales = group["patch_tokens_scale"]
+            assert isinstance(scales, zarr.Array)
+            assert (scales.dtype, scales.chunks) == (np.float32, (1, 1, GRID[0] * GRID[1]))
+            np.testing.assert_array_equal(np.asarray(scales), [scales_of(stored) for stored in written])
 
 
 def test_zarr_arrays_are_one_shard_file_each_with_frames_as_chunks(tmp_path: Path) -> None:
@@ -194,7 +227,7 @@ def test_zarr_arrays_are_one_shard_file_each_with_frames_as_chunks(tmp_path: Pat
 def test_zarr_chunks_of_zeros_are_on_disk(tmp_path: Path, kind: str) -> None:
     (task,) = make_dataset(tmp_path, kind, "zarr", "a", views=2)
     receipt = read_receipt(tmp_path, task.shard_id)
-    index_bytes = 16 * (2 * FRAMES if kind == "features" else 2) + 4
+    index_bytes = 16 * (2 if kind == "deltas" else 2 * FRAMES) + 4
     data = (tmp_path / receipt.token_file).read_bytes()
     index = np.frombuffer(data[-index_bytes:-4], "<u8").reshape(-1, 2)
     assert (index != np.iinfo(np.uint64).max).all()

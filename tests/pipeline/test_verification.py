@@ -1,6 +1,5 @@
 """Verification finds every injected fault and names the file and, where it is one's, the clip."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_p
 from deltacache.pipeline.inspection import describe
 from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan
 from deltacache.pipeline.receipts import Failure, Receipt, read_receipt, receipt_bytes
+from deltacache.pipeline.sealing import parquet_of
 from deltacache.pipeline.verification import Problem, verify_dataset
 from deltacache.schemas.errors import DatasetError
 
@@ -189,10 +189,9 @@ def test_swapped_clip_ids_in_a_receipt_are_found(tmp_path: Path) -> None:
 
 def changed_index(root: Path, change: Callable[[list[dict]], list[dict]]) -> set[tuple[str, str | None]]:
     index = pq.ParquetFile(root / "index.parquet").read()
-    stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(change(index.to_pylist()), schema=index.schema), stream)
     content = (root / "index.parquet").read_bytes()
-    (root / "index.parquet").write_bytes(stream.getvalue())
+    changed = pa.Table.from_pylist(change(index.to_pylist()), schema=index.schema)
+    (root / "index.parquet").write_bytes(parquet_of(changed))
     problems = {key for key in found(root) if key != ("index.parquet", None)}
     (root / "index.parquet").write_bytes(content)
     return problems
@@ -233,8 +232,11 @@ def test_receipt_that_leaves_out_a_planned_clip_is_found(tmp_path: Path) -> None
 def test_changed_plan_is_found(tmp_path: Path) -> None:
     made(tmp_path, "webdataset")
     plan = read_plan(tmp_path)
-    pq.write_table(plan.set_column(3, "size_bytes", pa.array([7] * plan.num_rows)), tmp_path / "plan.parquet")
+    changed = plan.set_column(3, "size_bytes", pa.array([7] * plan.num_rows))
+    pq.write_table(changed, tmp_path / "plan.parquet")  # without a checksum
     assert found(tmp_path) == {("plan.parquet", None)}
+    (tmp_path / "plan.parquet").write_bytes(parquet_of(changed))
+    assert ("plan.parquet", None) in found(tmp_path)
     (tmp_path / "plan.parquet").write_bytes(b"nothing")
     assert ("plan.parquet", None) in found(tmp_path)
 

@@ -97,7 +97,7 @@ def write_dataset(root: Path, kind: Literal["features", "deltas"], tokens: np.nd
             stored.append(
                 StoredClip(clip, video.video_uri, 0, indices, CropBox(0, 0, 32, 32), False, "drawn", 0)
             )
-        write_shard(root, card, task.shard_id, stored, [])
+        write_shard(root, card, task.shard_id, stored, [], [])
     finish_dataset(root)
     return root
 

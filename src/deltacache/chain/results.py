@@ -13,6 +13,8 @@ from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.pipeline.dataset import open_dataset
 from deltacache.pipeline.inspection import describe
 from deltacache.pipeline.pixels import clip_pixels
+from deltacache.pipeline.preparation import is_dataset
+from deltacache.pipeline.storage import dataset_root
 from deltacache.schemas.configs import load_config
 from deltacache.schemas.errors import CheckpointError, DeltacacheError
 from deltacache.schemas.progress import Reporter
@@ -36,14 +38,15 @@ def show_results(evaluation: Path, reporter: Reporter) -> Path:
     return report
 
 
-def describe_output(path: Path) -> str:
-    """What lies at ``path``: a dataset, a checkpoint or training output, or an evaluation.
+def describe_output(place: str | Path) -> str:
+    """What lies at ``place``: a dataset, a checkpoint or training output, or an evaluation.
 
     Raises:
         DeltacacheError: it is none of these.
     """
-    if (path / "dataset.json").is_file():
-        return str(describe(path))
+    if is_dataset(place):
+        return str(describe(dataset_root(place)))
+    path = Path(place)
     if (path / METRICS).is_file():
         metrics = read_metrics(path)
         return f"{path}: an evaluation, {metrics.num_rows} numbers; report: {path / 'report.html'}"

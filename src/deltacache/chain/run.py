@@ -102,7 +102,7 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
         )
     with _timed("delta tokens", reporter):
         job = TokenizeSettings(
-            features=features, tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
+            features=str(features), tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
         )
         tokenize_features(job, paths.deltas, reporter)
     for name, world in config.worlds.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.models.weights import tensors_sha256
+from deltacache.schemas.datasets import Precision
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 if TYPE_CHECKING:
@@ -58,6 +59,17 @@ class Backbone(nn.Module):
         self.register_buffer("std", std, persistent=False)
         self.requires_grad_(False).eval()
 
+    def to_precision(self, precision: Precision) -> Self:
+        """Cast the weights once; the forward then runs in ``precision``.
+
+        Buffers stay float32 (rotary frequencies would lose position in bfloat16), and so does normalising
+        pixels. ``weights_sha256`` stays that of the weights as they were read.
+        """
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever the module that holds this one does."""
         return super().train(False)
@@ -75,7 +87,8 @@ class Backbone(nn.Module):
         a patch, are a ``MismatchError``.
         """
         rows, columns = self._grid(*frames.shape[-2:])
-        pixels = (frames.to(self.mean.device) / 255.0 - self.mean) / self.std
+        pixels = frames.to(self.mean.device).contiguous().to(torch.float32, copy=True)  # to change in place
+        pixels = pixels.div_(255.0).sub_(self.mean).div_(self.std).to(self._dtype)
         hidden = self.model(pixels, **_interpolation(self.model)).last_hidden_state
         prefix = hidden.shape[1] - rows * columns
         if not 0 <= prefix <= self._most_prefix_tokens:
@@ -89,6 +102,10 @@ class Backbone(nn.Module):
         """Patch tokens (N, D) of an all-black frame, which stands before every clip."""
         return self.patch_tokens(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))[0]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if height % self.patch_size or width % self.patch_size or not (height and width):
             nearest = max(1, round(height / self.patch_size)) * self.patch_size
@@ -99,19 +116,20 @@ class Backbone(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
 
-def load_backbone(source: str) -> Backbone:
-    """``tiny`` (built in), a Hugging Face directory, or a hub id.
+def load_backbone(source: str, precision: Precision = "float32") -> Backbone:
+    """``tiny`` (built in), a Hugging Face directory, or a hub id; its forward in ``precision``.
 
     A directory is read without touching the network. Weights that are missing, gated, damaged or do not
     fit their config are a ``CheckpointError``.
     """
     if source == "tiny":
-        return _tiny_backbone()
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+        return _tiny_backbone().to_precision(precision)
+    folder, name = Path(source).expanduser(), source
+    if folder.is_dir():
+        name = folder.resolve().name
+    else:
         folder = _download(source)
-        return Backbone(_read_model(folder, source), source, _normalisation(folder))
-    return Backbone(_read_model(folder, source), folder.resolve().name, _normalisation(folder))
+    return Backbone(_read_model(folder, source), name, _normalisation(folder)).to_precision(precision)
 
 
 def _download(source: str) -> Path:

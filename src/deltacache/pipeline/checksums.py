@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from crc32c import crc32c
 from numpy.lib import format as npy_format
+from upath import UPath
 
 _CHUNK_BYTES = 1 << 22
 
@@ -55,7 +56,7 @@ def crc32c_of_text(text: str) -> int:
     return crc32c(text.encode())
 
 
-def crc32c_of_file(path: Path) -> int:
+def crc32c_of_file(path: Path | UPath) -> int:
     """CRC-32C of a file's content, read in pieces.
 
     Raises:

@@ -1,58 +1,41 @@
 """Where the work runs: the one module of the pipeline that knows Ray.
 
-A row is a shard task: paths and settings going in, one small result coming out. Decoding runs as CPU tasks
-and yields pixels; encoders are actors that hold the model and commit the shard. The two ask for different
-resources, or Ray would fuse them into one process and nothing would overlap.
+Encoders are actors that hold a model; each works on two shards at a time. An encoder has the videos of its shard
+decoded by Ray tasks, which run wherever a CPU is free, a few groups ahead of what it needs. The driver hands out
+shards, and hands them out again when the node or process that had them is lost.
 """
 
-import json
 import logging
-import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError, RayTaskError
 
 import deltacache
+from deltacache.pipeline.attempts import Attempts, Work
 from deltacache.pipeline.decode_log import native_log
-from deltacache.pipeline.encoders import ClipEncoder
-from deltacache.pipeline.plan import PlannedVideo, ShardTask
-from deltacache.pipeline.shard_work import (
-    DecodedShard,
-    DecodeSettings,
-    Row,
-    ShardResult,
-    commit_decoded,
-    decode_shard,
-    from_row,
-    measure_forward,
-    to_row,
-)
-from deltacache.schemas.datasets import DatasetCard
+from deltacache.pipeline.decode_work import DecodedGroup, DecodeSettings, decode_group, groups_of, warm_up
+from deltacache.pipeline.placement import Node, Placement, place
+from deltacache.pipeline.plan import PlannedVideo
+from deltacache.pipeline.shard_work import ShardResult
+from deltacache.pipeline.workers import ClipCounter, ShardWorker
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
 
-_DECODE_CPUS = 1.0
-_ENCODE_CPUS = 0.9  # not _DECODE_CPUS: see the module's docstring
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """How many workers of which size; what ``auto`` settings became."""
-
-    encoders: int
-    gpus_per_encoder: float
-    decoders: int
-
-    @property
-    def device(self) -> str:
-        """Where an encoder runs its model."""
-        return "cuda" if self.gpus_per_encoder else "cpu"
+SHARDS_AT_ONCE = 2
+"""Of an encoder: one is written while the other is in the forward."""
+_POLL_S = 0.5
+_WARM_UP_S = 30.0  # decoders that take longer start with their first video
+_START_PATIENCE_S = 120.0  # for encoders that find no room; then those that did begin
+_MOST_STARTS = 5  # of one encoder without any work done in between
+_DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
 
 
 @contextmanager
@@ -62,166 +45,350 @@ def cluster(settings: ClusterSettings) -> Iterator[Placement]:
     Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
     """
     with native_log():
+        started = time.perf_counter()
         _connect(settings)
         try:
-            yield _place(settings, ray.cluster_resources())
+            cores = os.cpu_count() if settings.ray_address is None else None
+            yield place(settings, _nodes(), cores=cores, ray_start_s=time.perf_counter() - started)
         finally:
             ray.shutdown()
 
 
 def _connect(settings: ClusterSettings) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address is None:
-        # Loopback only. With one CPU decoding and encoding would wait for each other for ever.
-        cpus = max(2, os.cpu_count() or 1)
+        # Loopback only. The slots are counted in decoders: on one machine encoders share the cores with them.
+        cpus = (settings.decoders or os.cpu_count() or 1) + 1
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
         )
-    else:
-        package = str(Path(deltacache.__file__).parent)
-        try:
-            ray.init(address=settings.ray_address, runtime_env={"py_modules": [package]}, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DeltacacheError(
-                f"no Ray cluster answers at {settings.ray_address} ({error}): start one with "
-                "'ray start --head', or leave --ray-address out to run on this machine"
-            ) from error
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a large shard may well take longer than Ray's 30 minutes
-
-
-def _place(settings: ClusterSettings, resources: Mapping[str, float]) -> Placement:
-    cpus, gpus = resources.get("CPU", 2.0), resources.get("GPU", 0.0)
-    per_encoder = settings.gpus_per_encoder
-    if per_encoder is None:
-        per_encoder = 1.0 if gpus else 0.0
-    if per_encoder > gpus:
-        raise DeltacacheError(
-            f"--gpus-per-encoder {per_encoder:g}, but the cluster has {gpus:g} GPUs: "
-            "ask for at most that, or 0"
-        )
-    encoders = settings.encoders or (int(gpus / per_encoder) if per_encoder else max(1, int(cpus) // 2))
-    room = cpus - encoders * _ENCODE_CPUS
-    if room < _DECODE_CPUS:
-        most = max(1, math.floor((cpus - _DECODE_CPUS) / _ENCODE_CPUS))
-        raise DeltacacheError(
-            f"--encoders {encoders} leave no CPU for decoding on {cpus:g} CPUs: ask for at most {most}"
-        )
-    return Placement(encoders, per_encoder, settings.decoders or int(room / _DECODE_CPUS))
-
-
-class _Encode:
-    """Actor: holds an encoder, commits each decoded shard it is given."""
-
-    def __init__(self, root: Path, card: DatasetCard, build: Callable[[], ClipEncoder], device: str) -> None:
-        _settle_threads(device)
-        self._root, self._card, self._encoder = root, card, build()
-        self._forward_s = measure_forward(self._encoder.encode, card.sampling.frames, card.image_size)
-
-    def __call__(self, row: Row) -> Row:
-        shard = from_row(row)
-        return _outcome(lambda: commit_decoded(self._root, self._card, shard, self._encoder, self._forward_s))
-
-
-class _Apply:
-    """Actor: holds a function from shard id to result."""
-
-    def __init__(self, build: Callable[[], Callable[[str], ShardResult]], device: str) -> None:
-        _settle_threads(device)
-        self._apply = build()
-
-    def __call__(self, row: Row) -> Row:
-        return _outcome(lambda: self._apply(str(row["shard_id"])))
-
-
-def _settle_threads(device: str) -> None:
-    """One thread a CPU encoder: sums never depend on the machine's size; more encoders use more cores."""
-    if device == "cpu":
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def encode_videos(
-    tasks: Sequence[ShardTask],
-    paths: dict[str, str],
-    decode: DecodeSettings,
-    root: Path,
-    card: DatasetCard,
-    build: Callable[[], ClipEncoder],
-    placement: Placement,
-) -> Iterator[ShardResult]:
-    """Decode, encode and commit shards; yields a result as each is committed, in no fixed order."""
-    rows: list[Row] = [{"shard_id": task.shard_id, "task": _task_text(task, paths)} for task in tasks]
-
-    def decode_row(row: Row) -> Row:
-        return to_row(_decode_text(str(row["task"]), decode), decode)
-
-    pixels = _rows(rows).map(decode_row, num_cpus=_DECODE_CPUS, concurrency=placement.decoders)
-    done = pixels.map(
-        _Encode,  # pyright: ignore[reportArgumentType] - Ray's types leave out classes of callables
-        fn_constructor_args=(root, card, build, placement.device),
-        **_encoder_resources(placement),
-    )
-    yield from _results(done)
-
-
-def encode_shards(
-    shard_ids: Sequence[str], build: Callable[[], Callable[[str], ShardResult]], placement: Placement
-) -> Iterator[ShardResult]:
-    """Apply ``build()`` to every shard id on the encoders; yields results as they are committed."""
-    done = _rows([{"shard_id": shard_id} for shard_id in shard_ids]).map(
-        _Apply,  # pyright: ignore[reportArgumentType] - as above
-        fn_constructor_args=(build, placement.device),
-        **_encoder_resources(placement),
-    )
-    yield from _results(done)
-
-
-def _encoder_resources(placement: Placement) -> dict[str, Any]:
-    return {
-        "compute": ActorPoolStrategy(size=placement.encoders),
-        "num_cpus": _ENCODE_CPUS,
-        "num_gpus": placement.gpus_per_encoder or None,
-    }
-
-
-def _rows(rows: list[Row]) -> Dataset:
-    # One block a row, or several shards would become one task.
-    return ray.data.from_items(rows, override_num_blocks=len(rows))
-
-
-def _outcome(work: Callable[[], ShardResult]) -> Row:
-    """A result, or why it was refused, as text: Ray keeps no more of a worker's exception than its traceback."""
+        return
+    package = str(Path(deltacache.__file__).parent)
     try:
-        return {"result": json.dumps(asdict(work())), "refused": ""}
-    except DeltacacheError as error:
-        return {"result": "", "refused": str(error)}
+        ray.init(address=settings.ray_address, runtime_env={"py_modules": [package]}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise DeltacacheError(
+            f"no Ray cluster answers at {settings.ray_address} ({error}): start one with "
+            "'ray start --head', or leave --ray-address out to run on this machine"
+        ) from error
 
 
-def _results(dataset: Dataset) -> Iterator[ShardResult]:
-    """Results as they come; what a worker refused is refused here."""
-    for row in dataset.iter_rows():
-        if row["refused"]:
-            raise DeltacacheError(row["refused"])
-        yield ShardResult(**json.loads(row["result"]))
+def _nodes() -> list[Node]:
+    return [
+        Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
-def _task_text(task: ShardTask, paths: dict[str, str]) -> str:
-    uris = [video.video_uri for video in task.videos]
-    return json.dumps(
-        {
-            "shard_id": task.shard_id,
-            "videos": [asdict(video) for video in task.videos],
-            "paths": {uri: paths[uri] for uri in uris if uri in paths},
-        }
-    )
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """What encoders need to have videos decoded.
+
+    Attributes:
+        locations: where each ``video_uri`` lies.
+    """
+
+    settings: DecodeSettings
+    locations: Mapping[str, str]
 
 
-def _decode_text(text: str, decode: DecodeSettings) -> DecodedShard:
-    task = json.loads(text)
-    videos = tuple(PlannedVideo(**video) for video in task["videos"])
-    return decode_shard(ShardTask(task["shard_id"], videos), task["paths"], decode)
+@dataclass(slots=True)
+class Events:
+    """What the driver hears while the work is under way.
+
+    Attributes:
+        started: called once, when all encoders (or as many as find room) are ready; with the clips a second
+            of their bare forwards, one an encoder.
+        encoding: called with the number of clips in shards that are not committed yet.
+        line: called with a sentence about what was lost or is being waited for.
+    """
+
+    started: Callable[[list[float]], None] = lambda rates: None
+    encoding: Callable[[int], None] = lambda clips: None
+    line: Callable[[str], None] = lambda text: None
+
+
+def run_shards(
+    attempts: Attempts,
+    build: Callable[[], ShardWorker],
+    decode: DecodePlan | None,
+    placement: Placement,
+    events: Events,
+) -> Iterator[ShardResult]:
+    """Do all the work; yields a result as each shard is committed, in no fixed order.
+
+    Raises:
+        DeltacacheError: what a worker refused, such as a full disk; or encoders that do not start.
+    """
+    pool = _Pool(build, decode, placement, events)
+    try:
+        pool.start()
+        while not attempts.finished:
+            pool.hand_out(attempts)
+            yield from pool.wait(attempts)
+    finally:
+        pool.stop()
+
+
+class _Encoder:
+    """Actor: holds a worker, which is built on first use, also after Ray restarted the process."""
+
+    def __init__(
+        self, build: Callable[[], ShardWorker], device: str, decode: DecodeSettings | None, window: int
+    ) -> None:
+        if device == "cpu":
+            # One thread: sums never depend on the machine's size. More encoders use more cores.
+            import torch
+
+            torch.set_num_threads(1)
+        self._build, self._settings, self._window = build, decode, window
+        self._worker: ShardWorker | None = None
+        self._counter = ClipCounter()
+
+    def load(self) -> dict[str, Any]:
+        """Build the worker and measure its bare forward."""
+        try:
+            self._worker = self._build()
+            return {"clips_per_s": self._worker.measure(), "pid": os.getpid()}
+        except DeltacacheError as error:
+            return {"refused": str(error)}
+
+    def run(self, work: Work, locations: Mapping[str, str]) -> dict[str, Any]:
+        """Do one piece of work; what it refused comes back as text."""
+        if self._worker is None:
+            raise RuntimeError("run() before load()")
+        groups: list[Iterator[DecodedGroup]] = []
+
+        def decode(of: Work) -> Iterator[DecodedGroup]:
+            groups.append(self._decoded(of, locations))
+            return groups[-1]
+
+        try:
+            return {"result": asdict(self._worker.run(work, decode, self._counter.add))}
+        except DeltacacheError as error:
+            return {"refused": str(error)}
+        except RayTaskError:
+            raise
+        except RayError as error:  # decoders were lost, again and again
+            return {"lost": f"{type(error).__name__} while decoding"}
+        finally:
+            for each in groups:
+                each.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+
+    def clips(self) -> int:
+        """Clips encoded since the process started."""
+        return self._counter.clips
+
+    def _decoded(self, work: Work, locations: Mapping[str, str]) -> Iterator[DecodedGroup]:
+        """Groups in the plan's order; ``window`` of them are decoded ahead."""
+        assert self._settings is not None
+        task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
+        left = iter(groups_of(work.task.videos, self._settings))
+        ahead: deque[ray.ObjectRef] = deque()
+        try:
+            while True:
+                while len(ahead) < self._window and (videos := next(left, None)):
+                    of = {v.video_uri: locations[v.video_uri] for v in videos if v.video_uri in locations}
+                    ahead.append(task.remote(videos, of, self._settings, dict(work.culprits)))
+                if not ahead:
+                    return
+                yield ray.get(ahead.popleft())
+        finally:
+            for ref in ahead:
+                ray.cancel(ref)
+
+
+@dataclass(slots=True)
+class _Member:
+    """One encoder as the driver sees it."""
+
+    actor: Any
+    ready: bool = False
+    starts: int = 0
+    works: int = 0
+    clips_per_s: float = 0.0
+    pid: int = 0
+    counted: int = 0  # clips it said it encoded since its process started
+    committed: int = 0  # of these, in shards that ended
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The encoders, and what each was asked."""
+
+    build: Callable[[], ShardWorker]
+    decode: DecodePlan | None
+    placement: Placement
+    events: Events
+    members: list[_Member] = field(default_factory=list)
+    loading: dict[Any, _Member] = field(default_factory=dict)
+    working: dict[Any, tuple[_Member, Work]] = field(default_factory=dict)
+    asking: dict[Any, _Member] = field(default_factory=dict)
+    asked_at: float = 0.0
+
+    def start(self) -> None:
+        """Start the encoders; return when all are ready, or as many as find room."""
+        placement = self.placement
+        kind = ray.remote(_Encoder).options(
+            num_cpus=placement.cpus_per_encoder,
+            num_gpus=placement.gpus_per_encoder,
+            max_restarts=-1,
+            max_concurrency=SHARDS_AT_ONCE + 1,  # one more, to be asked how far it is
+            scheduling_strategy="SPREAD",
+        )
+        settings = self.decode.settings if self.decode else None
+        window = placement.window(SHARDS_AT_ONCE)
+        for _ in range(placement.encoders):
+            member = _Member(kind.remote(self.build, placement.device, settings, window))
+            self.members.append(member)
+            self._load(member)
+        warm = ray.remote(warm_up).options(num_cpus=1)
+        warming = [warm.remote(settings) for _ in range(placement.decoders)] if settings else []
+        patience = time.monotonic() + _START_PATIENCE_S
+        while self.loading and (time.monotonic() < patience or not self._ready()):
+            self._settle(list(self.loading))
+            if time.monotonic() > patience and not self._ready():
+                self.events.line(
+                    f"no encoder has started yet ({placement.gpus_per_encoder:g} GPUs each): the cluster has no "
+                    "free room for one; waiting"
+                )
+                patience = time.monotonic() + _START_PATIENCE_S
+        ray.wait(warming, num_returns=len(warming), timeout=_WARM_UP_S)
+        self.events.started([member.clips_per_s for member in self._ready()])
+
+    def hand_out(self, attempts: Attempts) -> None:
+        """Give work to encoders that have room, the idlest first."""
+        while free := [member for member in self._ready() if member.works < SHARDS_AT_ONCE]:
+            work = attempts.next()
+            if work is None:
+                return
+            member = min(free, key=lambda each: each.works)
+            locations = self.decode.locations if self.decode else {}
+            uris = [video.video_uri for video in work.task.videos]
+            of = {uri: locations[uri] for uri in uris if uri in locations}
+            member.works += 1
+            self.working[member.actor.run.remote(work, of)] = member, work
+
+    def wait(self, attempts: Attempts) -> Iterator[ShardResult]:
+        """Wait a moment for whatever comes; yields the results of committed shards."""
+        self._ask()
+        refs = [*self.working, *self.loading, *self.asking]
+        if not refs:
+            time.sleep(_POLL_S)
+            return
+        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
+        for ref in done:
+            if ref in self.working:
+                result = self._worked(ref, attempts)
+                if result is not None:
+                    yield result
+            elif ref in self.asking:
+                self._told(ref)
+            else:
+                self._loaded(ref)
+
+    def stop(self) -> None:
+        """End the encoders at once: what they have not committed does not count."""
+        for member in self.members:
+            ray.kill(member.actor)
+
+    def _ready(self) -> list[_Member]:
+        return [member for member in self.members if member.ready]
+
+    def _load(self, member: _Member) -> None:
+        member.ready, member.counted, member.committed = False, 0, 0
+        member.starts += 1
+        self.loading[member.actor.load.remote()] = member
+
+    def _settle(self, refs: list[Any]) -> None:
+        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
+        for ref in done:
+            self._loaded(ref)
+
+    def _loaded(self, ref: Any) -> None:
+        member = self.loading.pop(ref)
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:
+            raise DeltacacheError(f"an encoder cannot start: {_cause(error)}") from error
+        except RayError as error:
+            if member.starts >= _MOST_STARTS:
+                raise DeltacacheError(
+                    f"an encoder died {member.starts} times while starting ({type(error).__name__}): it may need "
+                    "more memory than its node has. Ask for fewer --encoders, or a smaller --backbone"
+                ) from error
+            self._load(member)
+            return
+        if "refused" in answer:
+            raise DeltacacheError(answer["refused"])
+        member.ready, member.clips_per_s, member.pid = True, answer["clips_per_s"], answer["pid"]
+
+    def _worked(self, ref: Any, attempts: Attempts) -> ShardResult | None:
+        member, work = self.working.pop(ref)
+        member.works -= 1
+        shard = f"shard {work.task.shard_id}"
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:
+            attempts.failed(work, _cause(error), lost=False)
+            self.events.line(f"{shard} failed ({_cause(error)}): looking for the video that is to blame")
+            return None
+        except RayError as error:
+            attempts.failed(work, f"its worker died ({type(error).__name__})", lost=True)
+            self.events.line(f"the encoder of {shard} was lost: the shard is given to another")
+            if member.ready:  # once a death, though two shards were lost with it
+                self._load(member)
+            return None
+        if "refused" in answer:
+            raise DeltacacheError(answer["refused"])
+        if "lost" in answer:
+            attempts.failed(work, answer["lost"], lost=True)
+            return None
+        result = ShardResult(**answer["result"])
+        attempts.done(work)
+        member.committed += result.clips
+        member.starts = 1
+        return result if result.clips or result.failures or result.bytes_written else None
+
+    def _ask(self) -> None:
+        """Ask every encoder how far it is, now and then."""
+        if time.monotonic() - self.asked_at > 1.0 and not self.asking:
+            self.asked_at = time.monotonic()
+            self.asking = {member.actor.clips.remote(): member for member in self._ready()}
+
+    def _told(self, ref: Any) -> None:
+        member = self.asking.pop(ref)
+        try:
+            member.counted = ray.get(ref)
+        except RayError:
+            return  # lost: the work that it had says so
+        self.events.encoding(sum(max(each.counted - each.committed, 0) for each in self.members))
+
+
+def _cause(error: RayTaskError) -> str:
+    cause = error.cause if error.cause is not None else error
+    return f"{type(cause).__name__}: {cause}".strip()
+
+
+def probe(
+    build: Callable[[], ShardWorker],
+    videos: Sequence[PlannedVideo],
+    decode: DecodePlan,
+    placement: Placement,
+) -> tuple[float, list[DecodedGroup]]:
+    """Try what a job would do on a few videos, writing nothing.
+
+    Returns:
+        Clips a second of one encoder's bare forward, and the videos decoded one by one.
+    """
+    one = replace(placement, encoders=1)
+    pool = _Pool(build, None, one, Events())
+    try:
+        pool.start()
+        rate = pool.members[0].clips_per_s
+    finally:
+        pool.stop()
+    task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
+    refs = [task.remote([video], decode.locations, decode.settings, {}) for video in videos]
+    return rate, ray.get(refs)

@@ -5,23 +5,25 @@ The write side is imported from here too. C clips, T frames, N patches, D hidden
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from deltacache.pipeline.checksums import crc32c_of_array
 from deltacache.pipeline.commits import write_shard
 from deltacache.pipeline.finishing import FAILURES_FILE, INDEX_FILE, finish_dataset, read_table
 from deltacache.pipeline.mapped import MappedFiles
 from deltacache.pipeline.plan import read_plan, write_plan
 from deltacache.pipeline.preparation import prepare_dataset, read_black, read_card
-from deltacache.pipeline.receipts import Failure, Receipt, finished_shards, read_receipt
-from deltacache.pipeline.stores import token_shape
+from deltacache.pipeline.quantisation import dequantise
+from deltacache.pipeline.receipts import Failure, finished_shards, read_receipt
+from deltacache.pipeline.shard_reading import ShardLayout, altered_array, check_sizes
+from deltacache.pipeline.storage import AnyPath, dataset_root, is_local
+from deltacache.pipeline.storage_errors import readable_errors
+from deltacache.pipeline.stores import SCALES, ClipArrays, token_array, token_shape
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
 
 __all__ = [
@@ -68,7 +70,7 @@ class Dataset:
     """
 
     def __init__(
-        self, root: Path, card: DatasetCard, index: pa.Table, black_patch_tokens: np.ndarray
+        self, root: AnyPath, card: DatasetCard, index: pa.Table, black_patch_tokens: np.ndarray
     ) -> None:
         """Use ``open_dataset``."""
         self.root = root
@@ -81,7 +83,9 @@ class Dataset:
         self._shard_of = np.repeat(np.arange(len(self._shard_ids), dtype=np.int32), np.diff(self._starts))
         self._crcs = self.index["crc32c"].to_numpy()
         self._offsets = np.full(len(self), -1, dtype=np.int64)
-        self._layouts: dict[int, tuple[Path, int]] = {}  # shard -> file of the tokens, bytes between frames
+        scaled = len(self) if card.dtype == "int8" else 0
+        self._scale_offsets, self._scale_crcs = (np.zeros(scaled, dtype=np.int64) for _ in range(2))
+        self._layouts: dict[int, ShardLayout] = {}  # by shard
         self._verified = np.zeros(len(self), dtype=bool)
         self._files = MappedFiles()
 
@@ -91,7 +95,7 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.root}, {self.card.kind}, clips={len(self)}, clip={token_shape(self.card)})"
 
-    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path, DatasetCard, pa.Table, np.ndarray]]:
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[AnyPath, DatasetCard, pa.Table, np.ndarray]]:
         return Dataset, (self.root, self.card, self.index, self.black_patch_tokens)
 
     @cached_property
@@ -116,13 +120,13 @@ class Dataset:
         return range(int(self._starts[shard]), int(self._starts[shard + 1]))
 
     def read(self, clip: int) -> FeatureClip | DeltaClip:
-        """One clip, verified every time; its tokens are a read-only view of the file.
+        """One clip, float16, verified every time; its tokens are a read-only view of the file (int8: a new array).
 
         Raises:
             DatasetError: the shard is missing, short or altered.
         """
         position = range(len(self))[clip]
-        tokens = self._verify(position)
+        tokens = _float16(self._verify(position))
         if self.card.kind == "features":
             return FeatureClip(self._clip_id(position), tokens, self.timestamps_s[position])
         return DeltaClip(self._clip_id(position), tokens, self.timestamps_s[position])
@@ -130,7 +134,7 @@ class Dataset:
     def read_frames(self, clip: int, start: int, stop: int) -> np.ndarray:
         """Tokens of frames ``start .. stop - 1``: (stop - start, N, D) float16, of deltas (stop - start, D).
 
-        A read-only view of the file. The whole clip is verified the first time.
+        A read-only view of the file; of int8 features a new array. The whole clip is verified the first time.
 
         Raises:
             DatasetError: the shard is missing, short or altered.
@@ -138,28 +142,33 @@ class Dataset:
         position = range(len(self))[clip]
         if not 0 <= start <= stop <= self.card.sampling.frames:
             raise IndexError(f"frames {start}..{stop} of a clip of {self.card.sampling.frames}")
-        tokens = self._tokens(position) if self._verified[position] else self._verify(position)
-        return tokens[start:stop]
+        arrays = self._arrays(position) if self._verified[position] else self._verify(position)
+        return _float16(arrays, slice(start, stop))
 
     def _clip_id(self, position: int) -> str:
         return self.index["clip_id"][position].as_py()
 
-    def _verify(self, position: int) -> np.ndarray:
-        tokens = self._tokens(position)
-        crc, expected = crc32c_of_array(tokens), int(self._crcs[position])
-        if crc != expected:
-            raise self._damaged(position, f"its tokens have crc32c {crc:08x}, must be {expected:08x}")
-        self._verified[position] = True
-        return tokens
+    def _verify(self, position: int) -> ClipArrays:
+        arrays = self._arrays(position)
+        crcs = {token_array(self.card): int(self._crcs[position])}
+        if arrays.scales is not None:
+            crcs[SCALES] = int(self._scale_crcs[position])
+        altered = altered_array(self.card, arrays, crcs)
+        if altered is not None:
+            raise self._damaged(position, altered.message)
+        self._verified[position] = is_local(self.root)  # what is fetched again is checked again
+        return arrays
 
-    def _tokens(self, position: int) -> np.ndarray:
-        """All frames of a clip as a view, not verified."""
+    def _arrays(self, position: int) -> ClipArrays:
+        """All frames of a clip as views, not verified."""
         try:
             if self._offsets[position] < 0:
                 self._locate(int(self._shard_of[position]))
-            path, frame_stride = self._layouts[int(self._shard_of[position])]
-            offset = int(self._offsets[position])
-            return self._files.float16(path, offset, token_shape(self.card), frame_stride)
+            layout = self._layouts[int(self._shard_of[position])]
+            scale_offset = int(self._scale_offsets[position]) if self._scale_offsets.size else 0
+            return layout.arrays(self._files, self.card, int(self._offsets[position]), scale_offset)
+        except StorageError:
+            raise
         except (OSError, ValueError, DatasetError) as error:
             raise self._damaged(position, str(error)) from error
 
@@ -170,8 +179,11 @@ class Dataset:
         clips = slice(int(self._starts[shard]), int(self._starts[shard + 1]))
         if [row["clip_id"] for row in receipt.clips] != self.index["clip_id"][clips].to_pylist():
             raise DatasetError(f"the receipt of shard {receipt.shard_id} lists other clips than the index")
-        self._layouts[shard] = self.root / receipt.token_file, receipt.frame_stride
-        self._offsets[clips] = receipt.token_offsets
+        self._layouts[shard] = ShardLayout.of(self.root, receipt)
+        if self._scale_offsets.size:
+            self._scale_offsets[clips] = receipt.scale_offsets
+            self._scale_crcs[clips] = [crcs.get(SCALES, -1) for crcs in receipt.arrays.values()]
+        self._offsets[clips] = receipt.token_offsets  # last: by them other threads know that all is there
 
     def _damaged(self, position: int, what: str) -> DatasetError:
         shard_id = self._shard_ids[int(self._shard_of[position])]
@@ -181,12 +193,19 @@ class Dataset:
         )
 
 
-def open_dataset(root: Path, kind: Literal["features", "deltas"] | None = None) -> Dataset:
+def open_dataset(root: AnyPath | str, kind: Literal["features", "deltas"] | None = None) -> Dataset:
     """Open a finished dataset for reading.
 
     Raises:
         DatasetError: not a dataset, not finished, damaged, or not of ``kind``.
+        StorageError: it is where the system or the store refuses, or does not answer.
     """
+    root = dataset_root(root)
+    with readable_errors(root, "read"):
+        return _open(root, kind)
+
+
+def _open(root: AnyPath, kind: str | None) -> Dataset:
     card = read_card(root)
     if kind is not None and card.kind != kind:
         command = "extract-features" if kind == "features" else "tokenize"
@@ -196,7 +215,7 @@ def open_dataset(root: Path, kind: Literal["features", "deltas"] | None = None) 
     return Dataset(root, card, read_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
 
 
-def load_deltas(root: Path) -> DeltaArrays:
+def load_deltas(root: AnyPath | str) -> DeltaArrays:
     """Load a whole delta dataset into memory, verified.
 
     Raises:
@@ -210,21 +229,12 @@ def load_deltas(root: Path) -> DeltaArrays:
     return DeltaArrays(tokens, dataset.timestamps_s, dataset.clip_ids)
 
 
-def check_sizes(root: Path, receipt: Receipt) -> None:
-    """Refuse missing and short files before anybody can take them for zeros.
-
-    Raises:
-        DatasetError: a file of the shard is missing or has another size.
-    """
-    for name, record in receipt.files.items():
-        path = root / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != record.bytes:
-            held = "is missing" if size is None else f"has {size} bytes"
-            raise DatasetError(f"{path} {held}, but its receipt says {record.bytes} bytes")
+def _float16(arrays: ClipArrays, frames: slice = slice(None)) -> np.ndarray:
+    tokens = arrays.tokens[frames]
+    return tokens if arrays.scales is None else dequantise(tokens, arrays.scales[frames])
 
 
-def _runs(index: pa.Table, root: Path) -> tuple[list[str], np.ndarray]:
+def _runs(index: pa.Table, root: AnyPath) -> tuple[list[str], np.ndarray]:
     """Ids of the shards in the index, and where the clips of each begin (and the last ends)."""
     shards = index["shard"].combine_chunks().dictionary_encode()
     if isinstance(shards, pa.ChunkedArray):
@@ -239,7 +249,7 @@ def _runs(index: pa.Table, root: Path) -> tuple[list[str], np.ndarray]:
     return shards.dictionary.to_pylist(), np.append(begins, len(codes))
 
 
-def _timestamps(index: pa.Table, card: DatasetCard, root: Path) -> np.ndarray:
+def _timestamps(index: pa.Table, card: DatasetCard, root: AnyPath) -> np.ndarray:
     column = index["timestamps_s"].combine_chunks()
     values, shape = column.flatten().to_numpy(), (len(column), card.sampling.frames)
     if values.size != shape[0] * shape[1]:

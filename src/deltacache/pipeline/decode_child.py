@@ -59,6 +59,11 @@ class ChildDecoder:
         """The process id of the running server, for whoever watches or kills it."""
         return self._server.pid if self._server else None
 
+    def start(self) -> None:
+        """Start the server, unless it runs; ``decode`` does so too."""
+        if self._server is None:
+            self._server = _Server(self._decode)
+
     def close(self) -> None:
         """End the server and whatever it is decoding."""
         if self._server is not None:
@@ -85,8 +90,8 @@ class ChildDecoder:
 
     def _ask(self, job: VideoJob) -> Message:
         """Ask the server, starting one if need be; a dead server's answer is ``killed``."""
-        if self._server is None:
-            self._server = _Server(self._decode)
+        self.start()
+        assert self._server is not None
         request = Message(
             {"job": job_to_json(job), "timeout_s": self._timeout_s, "memory_bytes": self._memory_bytes}
         )

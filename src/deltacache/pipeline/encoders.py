@@ -1,60 +1,106 @@
-"""What turns the pixels of one clip into the tokens that are stored.
+"""What turns the pixels of clips into the tokens that are stored.
 
-Shapes: T frames, S image size, N patches, D hidden size.
+Shapes: B clips of a forward, T frames, S image size, N patches, D hidden size.
 
-Every forward has the same shape (one clip), so a clip's tokens depend neither on its neighbours nor on how
-the work was split. Tokens are rounded to float16 before anything else uses them: what is computed straight
-from videos then equals what is computed from shards.
+Every forward has the same shape (B clips, padded with zeros), so a clip's tokens do not depend on how many
+clips were left for it. Tokens are rounded to float16 before anything else uses them: what is computed straight
+from videos then equals what is computed from shards. int8 tokens are those float16 ones, quantised.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
+from deltacache.pipeline.lanes import Lanes
+from deltacache.pipeline.quantisation import dequantise_on_device, quantise
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
+from deltacache.schemas.datasets import Precision
+from deltacache.schemas.errors import DeltacacheError
+
+_CUDA_FRAMES = 64
+"""Frames in a forward on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""
 
 
 class ClipEncoder(Protocol):
-    """A seam: pixels of one clip in, the stored clip out."""
+    """A seam: pixels of clips in, the stored clips out. Safe to use from several threads at once."""
 
-    def encode(self, clip: PixelClip) -> FeatureClip | DeltaClip:
-        """Tokens of one clip, float16, on the host."""
+    batch_clips: int
+
+    def encode(self, clips: Sequence[PixelClip]) -> Sequence[FeatureClip | DeltaClip]:
+        """Tokens of at most ``batch_clips`` clips, on the host."""
         ...
 
 
-def patch_tokens_of(backbone: Backbone, pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(T, S, S, 3) uint8 to (T, N, D) float16 on ``device``."""
-    frames = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
-    return backbone.patch_tokens(frames).half()
+def default_batch_clips(device: torch.device, frames: int) -> int:
+    """Clips of ``frames`` frames in a forward: about 64 frames on a GPU, one clip on a CPU."""
+    return max(1, _CUDA_FRAMES // frames) if device.type == "cuda" else 1
+
+
+def resolve_precision(
+    device: str | torch.device, precision: Precision | Literal["auto"] = "auto"
+) -> Precision:
+    """``precision``, or for ``auto`` what this device computes fast: bfloat16 on CUDA that has it, else float32.
+
+    Raises:
+        DeltacacheError: an unknown precision, or no such device here.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise DeltacacheError(f"precision {precision!r} is not known: give auto, float32 or bfloat16")
+    if precision != "auto":
+        return precision
+    chosen = choose_device(device) if isinstance(device, str) else device
+    fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 def black_patch_tokens_of(backbone: Backbone, image_size: int) -> np.ndarray:
-    """(N, D) float16 of an all-black frame: a constant of backbone and size."""
+    """(N, D) float16 of an all-black frame: a constant of backbone, its precision and size."""
     return backbone.black_patch_tokens(image_size).half().cpu().numpy()
 
 
 class FeatureEncoder:
     """Patch tokens of a frozen backbone."""
 
-    def __init__(self, backbone: Backbone, device: torch.device) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: torch.device,
+        batch_clips: int = 1,
+        dtype: Literal["float16", "int8"] = "float16",
+    ) -> None:
+        self.batch_clips = batch_clips
         self._backbone = backbone.to(device)
-        self._device = device
+        self._lanes = Lanes(device)
+        self._dtype = dtype
 
     @torch.inference_mode()
-    def encode(self, clip: PixelClip) -> FeatureClip:
-        """(T, S, S, 3) pixels to (T, N, D) patch tokens."""
-        tokens = patch_tokens_of(self._backbone, clip.pixels, self._device)
-        return FeatureClip(clip.clip_id, tokens.cpu().numpy(), clip.timestamps_s)
+    def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip]:
+        """(T, S, S, 3) pixels to (T, N, D) patch tokens, of up to ``batch_clips`` clips of equal shape.
+
+        Raises:
+            ValueError: more clips than a batch, or of different shapes.
+        """
+        encoded = self._lanes.run([[clip.pixels for clip in clips]], self.batch_clips, self._forward)
+        return [
+            FeatureClip(clip.clip_id, tokens, clip.timestamps_s, *scales)
+            for clip, (tokens, *scales) in zip(clips, encoded, strict=True)
+        ]
+
+    def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        tokens = patch_tokens_of(self._backbone, pixels)
+        return quantise(tokens) if self._dtype == "int8" else (tokens,)
 
 
 class DeltaEncoder:
-    """Delta tokens from patch tokens, or from pixels through a frozen backbone."""
+    """Delta tokens from patch tokens, or from pixels through a frozen backbone. The tokenizer runs in float32."""
 
     def __init__(
         self,
@@ -63,45 +109,101 @@ class DeltaEncoder:
         grid: tuple[int, int],
         device: torch.device,
         backbone: Backbone | None = None,
+        batch_clips: int = 1,
     ) -> None:
+        self.batch_clips = batch_clips
         self._tokenizer = tokenizer.to(device).eval()
         self._black = torch.from_numpy(black_patch_tokens).to(device).float()
         self._grid = grid
-        self._device = device
         self._backbone = backbone.to(device) if backbone is not None else None
+        self._lanes = Lanes(device)
 
     @torch.inference_mode()
-    def encode(self, clip: PixelClip) -> DeltaClip:
-        """(T, S, S, 3) pixels to (T, D) delta tokens."""
+    def encode(self, clips: Sequence[PixelClip]) -> list[DeltaClip]:
+        """(T, S, S, 3) pixels to (T, D) delta tokens, of up to ``batch_clips`` clips of equal shape.
+
+        Raises:
+            ValueError: built without a backbone, more clips than a batch, or of different shapes.
+        """
         if self._backbone is None:
             raise ValueError("this encoder was built without a backbone: use encode_features")
-        tokens = patch_tokens_of(self._backbone, clip.pixels, self._device)
-        return self._deltas(clip.clip_id, tokens, clip.timestamps_s)
+        return self._encode(clips, [[clip.pixels for clip in clips]], self._deltas_of_pixels)
 
     @torch.inference_mode()
-    def encode_features(self, clip: FeatureClip) -> DeltaClip:
-        """(T, N, D) patch tokens to (T, D) delta tokens."""
-        tokens = torch.from_numpy(np.array(clip.patch_tokens)).to(self._device)
-        return self._deltas(clip.clip_id, tokens, clip.timestamps_s)
+    def encode_features(self, clips: Sequence[FeatureClip]) -> list[DeltaClip]:
+        """(T, N, D) patch tokens, float16 or int8, to (T, D) delta tokens, of up to ``batch_clips`` clips.
 
-    def _deltas(self, clip_id: str, patch_tokens: torch.Tensor, timestamps_s: np.ndarray) -> DeltaClip:
-        deltas = self._tokenizer.encode_clip(patch_tokens.float()[None], self._black, self._grid)[0]
-        return DeltaClip(clip_id, deltas.half().cpu().numpy(), timestamps_s)
+        int8 tokens are dequantised to float16 first, as readers do.
+
+        Raises:
+            ValueError: more clips than a batch, of different shapes, or both float16 and int8.
+        """
+        arrays = [[clip.patch_tokens for clip in clips]]
+        scales = [clip.scales for clip in clips if clip.scales is not None]
+        if scales:
+            arrays.append(scales)
+        return self._encode(clips, arrays, self._deltas_of_features)
+
+    def _encode(
+        self,
+        clips: Sequence[PixelClip] | Sequence[FeatureClip],
+        arrays: list[list[np.ndarray]],
+        forward: Callable[..., tuple[Tensor, ...]],
+    ) -> list[DeltaClip]:
+        encoded = self._lanes.run(arrays, self.batch_clips, forward)
+        return [
+            DeltaClip(clip.clip_id, deltas, clip.timestamps_s)
+            for clip, (deltas,) in zip(clips, encoded, strict=True)
+        ]
+
+    def _deltas_of_pixels(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        assert self._backbone is not None  # checked by encode
+        return self._deltas_of_features(patch_tokens_of(self._backbone, pixels))
+
+    def _deltas_of_features(self, tokens: Tensor, scales: Tensor | None = None) -> tuple[Tensor, ...]:
+        tokens = tokens if scales is None else dequantise_on_device(tokens, scales)
+        return (self._tokenizer.encode_clip(tokens.float(), self._black, self._grid).half(),)
 
 
-def build_feature_encoder(backbone: str, device: str) -> FeatureEncoder:
-    """Load what a worker needs to extract features."""
-    return FeatureEncoder(load_backbone(backbone), choose_device(device))
+def patch_tokens_of(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """(B, T, S, S, 3) uint8 to (B, T, N, D) float16, on the device of both."""
+    frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
+    return backbone.patch_tokens(frames).half().unflatten(0, pixels.shape[:2])
+
+
+def build_feature_encoder(
+    backbone: str,
+    device: str,
+    *,
+    frames: int,
+    dtype: Literal["float16", "int8"] = "float16",
+    precision: Precision = "float32",
+    batch_clips: int | None = None,
+) -> FeatureEncoder:
+    """Load what a worker needs to extract features of clips of ``frames`` frames."""
+    chosen = choose_device(device)
+    size = batch_clips or default_batch_clips(chosen, frames)
+    return FeatureEncoder(load_backbone(backbone, precision), chosen, size, dtype)
 
 
 def build_delta_encoder(
-    tokenizer: Path, black_patch_tokens: np.ndarray, grid: tuple[int, int], device: str, backbone: str | None
+    tokenizer: Path,
+    black_patch_tokens: np.ndarray,
+    grid: tuple[int, int],
+    device: str,
+    backbone: str | None,
+    *,
+    frames: int,
+    precision: Precision = "float32",
+    batch_clips: int | None = None,
 ) -> DeltaEncoder:
     """Load what a worker needs to tokenize; ``backbone`` only when it starts from pixels."""
+    chosen = choose_device(device)
     return DeltaEncoder(
         load_tokenizer(tokenizer).model,
         black_patch_tokens,
         grid,
-        choose_device(device),
-        load_backbone(backbone) if backbone else None,
+        chosen,
+        load_backbone(backbone, precision) if backbone else None,
+        batch_clips or default_batch_clips(chosen, frames),
     )

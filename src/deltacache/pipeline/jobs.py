@@ -1,47 +1,60 @@
 """The offline jobs as one reads them: find, plan, run what is missing, finish, say what was done."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
+from upath import UPath
 
 import deltacache
-from deltacache.models.backbone import Backbone, load_backbone
+from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import load_tokenizer
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.cluster import Placement, cluster, encode_shards, encode_videos
-from deltacache.pipeline.dataset import (
-    finish_dataset,
-    finished_shards,
-    open_dataset,
-    prepare_dataset,
-    read_plan,
-    write_plan,
+from deltacache.pipeline.attempts import Attempts, Kind
+from deltacache.pipeline.changes import (
+    changed_videos,
+    drop_changed,
+    recorded_videos,
+    refuse_changed,
+    shards_made_of_others,
 )
-from deltacache.pipeline.encoders import (
-    ClipEncoder,
-    black_patch_tokens_of,
-    build_delta_encoder,
-    build_feature_encoder,
+from deltacache.pipeline.cluster import SHARDS_AT_ONCE, DecodePlan, Events, cluster, run_shards
+from deltacache.pipeline.dataset import finish_dataset, finished_shards, open_dataset, prepare_dataset
+from deltacache.pipeline.decode_work import DecodeSettings
+from deltacache.pipeline.dropping import drop_shards
+from deltacache.pipeline.encoders import black_patch_tokens_of
+from deltacache.pipeline.finishing import FAILURES_FILE, read_table
+from deltacache.pipeline.job_parts import (
+    BuildEncoder,
+    feature_encoder,
+    feature_worker,
+    features_card,
+    video_delta_encoder,
+    video_worker,
 )
-from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks
-from deltacache.pipeline.shard_work import DecodeSettings, ShardResult
-from deltacache.pipeline.sources import find_videos
+from deltacache.pipeline.job_progress import FailureBudget, JobProgress, clips_of
+from deltacache.pipeline.locking import DatasetLock, dataset_lock
+from deltacache.pipeline.placement import Placement
+from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan, replace_plan, shard_tasks, write_plan
+from deltacache.pipeline.preparation import CARD_FILE, read_card
+from deltacache.pipeline.sources import VideoSource, find_videos
+from deltacache.pipeline.storage import AnyPath, dataset_root
 from deltacache.pipeline.throughput import Throughput
-from deltacache.pipeline.tokenize_work import build_shard_tokenizer, check_tokenizer_fits
+from deltacache.pipeline.tokenize_work import check_tokenizer_fits
+from deltacache.pipeline.workers import ShardWorker
 from deltacache.schemas.configs import save_config
-from deltacache.schemas.datasets import BackboneCard, DatasetCard
-from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.datasets import DatasetCard, Precision
+from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.jobs import (
+    ClusterSettings,
     ExtractionSettings,
     TokenizeSettings,
     TokenizeVideosSettings,
 )
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.tables import FAILURES_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,143 +67,202 @@ class JobSummary:
     failures: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class FailureBudget:
-    """``--max-failed-fraction`` of the planned videos."""
+@dataclass(slots=True)
+class _Job:
+    """One command at work on one output, which it holds the lock of."""
 
-    videos: int
-    fraction: float
+    name: str
+    out: UPath
+    cluster: ClusterSettings
+    lock: DatasetLock
+    reporter: Reporter
+    _resources: ExitStack
+    _placement: Placement | None = None
 
-    def exceeded_by(self, failed: int) -> bool:
-        """Whether so many failures are too many, whatever becomes of the other videos."""
-        return failed > self.fraction * self.videos
+    def placement(self) -> Placement:
+        """Where the work runs; Ray starts when this is first asked, for a finished dataset needs none."""
+        if self._placement is None:
+            self._placement = self._resources.enter_context(cluster(self.cluster))
+        return self._placement
 
-    def check(self, failures: Counter[str], out: Path) -> None:
-        """Raise when the whole dataset has too many failures."""
-        if self.exceeded_by(failures.total()):
-            raise DeltacacheError(
-                f"{failures.total()} of {self.videos} videos were refused, more than --max-failed-fraction "
-                f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} says why. "
-                "Raise --max-failed-fraction to go on without them; or mend them, or name them in "
-                "--exclude-list, and extract into a new folder"
-            )
+    def run(
+        self,
+        attempts: Attempts,
+        tasks: list[ShardTask],
+        build: Callable[[str], ShardWorker],
+        decode: DecodePlan | None,
+        budget: FailureBudget | None,
+    ) -> Throughput:
+        """Do the work on these shards, showing progress; stop early when the failures can no longer be allowed."""
+        placement = self.placement().for_shards(len(tasks))
+        self.reporter.line(f"{self.name}: {placement}; Ray started in {placement.ray_start_s:.1f} s")
+        throughput = Throughput(placement, "reading" if decode is None else "decoding", SHARDS_AT_ONCE)
+        with self.reporter.stage(self.name, clips_of(tasks)) as stage:
+            progress = JobProgress(stage, throughput, self.lock, attempts, tasks)
+            events = progress.events(Events(line=self.reporter.line))
+            for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
+                progress.committed(result)
+                if budget is not None and budget.exceeded_by(progress.failed):
+                    break
+        return throughput
+
+
+@contextmanager
+def _job(name: str, out: AnyPath | str, settings: ClusterSettings, reporter: Reporter) -> Iterator[_Job]:
+    root = dataset_root(out)
+    with dataset_lock(root, name) as lock, ExitStack() as resources:
+        yield _Job(name, root, settings, lock, reporter, resources)
 
 
 @dataclass(frozen=True, slots=True)
 class _VideoJob:
     """What differs between extracting features and tokenizing straight from videos."""
 
-    name: str
     settings: ExtractionSettings
     resolved: ExtractionSettings | TokenizeVideosSettings
     card: DatasetCard
     black: np.ndarray  # (N, D) float16
-    build: Callable[..., ClipEncoder]
+    encoder: BuildEncoder
 
 
-def extract_features(settings: ExtractionSettings, out: Path, reporter: Reporter) -> JobSummary:
+def extract_features(settings: ExtractionSettings, out: AnyPath | str, reporter: Reporter) -> JobSummary:
     """Videos to a feature dataset at ``out``; finishes what is missing, touches nothing else.
 
     Raises:
-        DeltacacheError: bad input, settings that differ from the dataset's, or too many failed videos.
+        DeltacacheError: bad input, settings that differ from the dataset's, videos that were replaced, another
+            command at work on ``out``, or too many failed videos.
     """
-    backbone = load_backbone(settings.backbone)
-    black = black_patch_tokens_of(backbone, settings.image_size)
-    card = _card(settings, backbone, black, "features", None)
-    build = partial(build_feature_encoder, settings.backbone)
-    return _encode_videos(
-        _VideoJob("extract-features", settings, settings, card, black, build), out, reporter
-    )
+    with _job("extract-features", out, settings.cluster, reporter) as job:
+        precision = _precision(settings, job)
+        backbone = load_backbone(settings.backbone)
+        black = black_patch_tokens_of(backbone, settings.image_size)
+        card = features_card(settings, backbone, black, precision)
+        encoder = feature_encoder(settings, precision)
+        return _encode_videos(job, _VideoJob(settings, settings, card, black, encoder))
 
 
-def preview_extraction(settings: ExtractionSettings, out: Path) -> str:
-    """What ``extract_features`` would make, as text; writes nothing."""
-    sources = find_videos(settings.source, settings.exclude_list)
-    backbone = load_backbone(settings.backbone)
-    rows, columns = backbone.grid(settings.image_size)
-    clips = len(sources) * settings.views
-    clip_bytes = settings.sampling.frames * rows * columns * backbone.hidden_size * 2
-    shards = -(-len(sources) // settings.videos_per_shard)
-    return (
-        f"{settings.source}: {len(sources)} videos ({sum(s.size_bytes for s in sources) / 1e9:.2f} GB)\n"
-        f"{out}: would hold {clips} clips of {settings.sampling.frames} x {rows * columns} x "
-        f"{backbone.hidden_size} float16 in at least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB"
-    )
-
-
-def tokenize_videos(settings: TokenizeVideosSettings, out: Path, reporter: Reporter) -> JobSummary:
+def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, reporter: Reporter) -> JobSummary:
     """Videos straight to a delta dataset at ``out``: equal to tokenizing their feature dataset.
 
     Raises:
         DeltacacheError: as for features, or a tokenizer made for other features.
     """
     videos = settings.videos
-    backbone = load_backbone(videos.backbone)
-    tokenizer = load_tokenizer(settings.tokenizer)
-    black = black_patch_tokens_of(backbone, videos.image_size)
-    card = _card(videos, backbone, black, "deltas", tokenizer.fingerprint)
-    check_tokenizer_fits(tokenizer, card, settings.tokenizer)
-    build = partial(build_delta_encoder, settings.tokenizer, black, card.patch_grid, backbone=videos.backbone)
-    return _encode_videos(_VideoJob("tokenize", videos, settings, card, black, build), out, reporter)
+    with _job("tokenize", out, videos.cluster, reporter) as job:
+        precision = _precision(videos, job)
+        backbone = load_backbone(videos.backbone)
+        tokenizer = load_tokenizer(settings.tokenizer)
+        black = black_patch_tokens_of(backbone, videos.image_size)
+        features = features_card(videos, backbone, black, precision)
+        check_tokenizer_fits(tokenizer, features, settings.tokenizer)
+        card = features.deltas(
+            store=videos.store, tokenizer=tokenizer.fingerprint, code_version=deltacache.__version__
+        )
+        encoder = video_delta_encoder(videos, card, settings.tokenizer, black)
+        return _encode_videos(job, _VideoJob(videos, settings, card, black, encoder))
 
 
-def tokenize_features(settings: TokenizeSettings, out: Path, reporter: Reporter) -> JobSummary:
+def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: Reporter) -> JobSummary:
     """A feature dataset to a delta dataset at ``out``, shard by shard.
 
+    Shards of features that were made anew since (videos replaced, failures mended) are tokenized again.
+
     Raises:
-        MismatchError: the tokenizer was made for other features.
+        DeltacacheError: the features are not finished, the tokenizer was made for others, or another command is
+            at work on ``out``.
     """
-    _refuse_unfinished(settings.features)
-    features = open_dataset(settings.features, "features")
+    root = dataset_root(settings.features)
+    _refuse_unfinished(root)
+    features = open_dataset(root, "features")
     tokenizer = load_tokenizer(settings.tokenizer)
     check_tokenizer_fits(tokenizer, features.card, settings.tokenizer)
-    card = features.card.model_copy(
-        update={
-            "kind": "deltas",
-            "store": settings.store,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "code_version": deltacache.__version__,
-        }
-    )
-    prepare_dataset(out, card, features.black_patch_tokens)
-    write_plan(out, read_plan(settings.features))
-    pending = _pending(out)
-    throughput = None
-    if pending:
-        save_config(settings, out / "config.yaml")
-        build = partial(build_shard_tokenizer, settings.features, out, card, settings.tokenizer)
-        with cluster(settings.cluster) as placement:
-            ids = [task.shard_id for task in pending]
-            results = encode_shards(ids, partial(build, device=placement.device), placement)
-            throughput = _collect("tokenize", results, pending, placement, reporter, None)
-    return _finish(out, throughput, reporter)
+    with _job("tokenize", out, settings.cluster, reporter) as job:
+        card = features.card.deltas(
+            store=settings.store, tokenizer=tokenizer.fingerprint, code_version=deltacache.__version__
+        )
+        prepare_dataset(job.out, card, features.black_patch_tokens)
+        _follow_plan(root, job.out)
+        tasks, throughput = _pending(job.out), None
+        if tasks:
+            save_config(settings, job.out / "config.yaml")
+            build = partial(
+                feature_worker,
+                (root, features.card),
+                (job.out, card),
+                settings.tokenizer,
+                features.black_patch_tokens,
+            )
+            throughput = job.run(Attempts(tasks), tasks, build, None, None)
+        return _finish(job, throughput)
 
 
-def _encode_videos(job: _VideoJob, out: Path, reporter: Reporter) -> JobSummary:
-    settings = job.settings
+def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
+    settings, out = work.settings, job.out
+    job.reporter.line(f"looking for videos in {settings.source}")
     sources = find_videos(settings.source, settings.exclude_list)
-    prepare_dataset(out, job.card, job.black)
+    prepare_dataset(out, work.card, work.black)
+    finish_dataset(out)
+    retried = _failed_tasks(out) if settings.retry_failed else []
+    _settle_changes(job, sources, settings, except_uris={v.video_uri for t in retried for v in t.videos})
     plan = extend_plan(read_plan(out), sources, settings.views, settings.videos_per_shard)
     write_plan(out, plan)
-    pending = _pending(out)
-    budget = FailureBudget(plan.num_rows, settings.max_failed_fraction)
+    budget = FailureBudget(len(plan["video_uri"].unique()), settings.max_failed_fraction)
+    locations = {source.video_uri: source.path for source in sources}
+    decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
+    build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
-    if pending:
-        save_config(job.resolved, out / "config.yaml")
-        paths = {source.video_uri: source.path for source in sources}
-        decode = DecodeSettings(settings.image_size, settings.sampling, settings.limits)
-        with cluster(settings.cluster) as placement:
-            build = partial(job.build, device=placement.device)
-            results = encode_videos(pending, paths, decode, out, job.card, build, placement)
-            throughput = _collect(job.name, results, pending, placement, reporter, budget)
-    summary = _finish(out, throughput, reporter)
-    budget.check(summary.failures, out)
+    for tasks, kind in ((retried, Kind.RETRY), (_pending(out), Kind.COMMIT)):
+        if tasks:
+            save_config(work.resolved, out / "config.yaml")
+            early = budget if kind is Kind.COMMIT else None
+            throughput = job.run(Attempts(tasks, kind), tasks, build, decode, early)
+    summary = _finish(job, throughput)
+    failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
+    budget.check(len(failed), summary.failures, out)
     return summary
 
 
-def _refuse_unfinished(features: Path) -> None:
+def _settle_changes(
+    job: _Job, sources: list[VideoSource], settings: ExtractionSettings, except_uris: set[str]
+) -> None:
+    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew."""
+    kept = [source for source in sources if source.video_uri not in except_uris]
+    changed = changed_videos(kept, recorded_videos(job.out))
+    if settings.changed_videos == "refuse":
+        refuse_changed(job.out, changed)
+    elif changed:
+        shards = drop_changed(job.out, changed)
+        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made anew")
+
+
+def _failed_tasks(out: UPath) -> list[ShardTask]:
+    """The refused videos of finished shards, by shard."""
+    failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
+    finished = finished_shards(out)
+    tasks = [
+        ShardTask(task.shard_id, tuple(video for video in task.videos if video.video_uri in failed))
+        for task in shard_tasks(read_plan(out))
+        if task.shard_id in finished
+    ]
+    return [task for task in tasks if task.videos]
+
+
+def _follow_plan(features: UPath, deltas: UPath) -> None:
+    """Give the deltas the plan of their features; what was made of other features is dropped."""
+    plan, old = read_plan(features), read_plan(deltas)
+    if old.num_rows:
+        finish_dataset(deltas)
+        dropped = shards_made_of_others(features, deltas)
+        if dropped:
+            drop_shards(deltas, dropped)
+        replace_plan(deltas, plan)
+    else:
+        write_plan(deltas, plan)
+
+
+def _refuse_unfinished(features: UPath) -> None:
     """An index that does not know all shards would give delta shards without their clips, for good."""
-    missing = len(_pending(features)) if (features / "plan.parquet").is_file() else 0
+    missing = len(_pending(features)) if (features / CARD_FILE).exists() else 0
     if missing:
         raise DatasetError(
             f"{features} is not finished: {missing} planned shards are missing. Run extract-features on it again, "
@@ -199,81 +271,41 @@ def _refuse_unfinished(features: Path) -> None:
     finish_dataset(features)
 
 
-def _pending(out: Path) -> list[ShardTask]:
+def _pending(out: UPath) -> list[ShardTask]:
     done = finished_shards(out)
     return [task for task in shard_tasks(read_plan(out)) if task.shard_id not in done]
 
 
-def _collect(
-    name: str,
-    results: Iterable[ShardResult],
-    pending: list[ShardTask],
-    placement: Placement,
-    reporter: Reporter,
-    budget: FailureBudget | None,
-) -> Throughput:
-    """Show progress as shards are committed; stop early when the failures can no longer be allowed."""
-    throughput = Throughput(placement.decoders, placement.encoders)
-    failed = 0
-    with reporter.stage(name, sum(len(task.videos) for task in pending)) as stage:
-        for result in results:
-            throughput.add(result)
-            failed += result.failures
-            stage.advance(result.videos, clips_per_s=throughput.clips_per_s, failed=failed)
-            if budget is not None and budget.exceeded_by(failed):
-                break
-    return throughput
-
-
-def _finish(out: Path, throughput: Throughput | None, reporter: Reporter) -> JobSummary:
+def _finish(job: _Job, throughput: Throughput | None) -> JobSummary:
+    out = job.out
     finish_dataset(out)
     dataset = open_dataset(out)
-    reasons = Counter(dataset.failures["reason"].to_pylist())
     summary = JobSummary(
         clips=len(dataset),
         videos=len(dataset.index["video_uri"].unique()),
         new_clips=throughput.clips if throughput else 0,
-        failures=reasons,
+        failures=Counter(dataset.failures["reason"].to_pylist()),
     )
-    reporter.line(_summary_line(out, summary, throughput))
+    job.reporter.line(_summary_line(out, summary, throughput))
     if throughput is not None:
-        throughput.save(out / "throughput.json")
+        throughput.save(out)
     return summary
 
 
-def _summary_line(out: Path, summary: JobSummary, throughput: Throughput | None) -> str:
+def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None) -> str:
     text = f"{out}: {summary.clips} clips of {summary.videos} videos"
     if summary.failures:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary.failures.items()))
-        text += f"; refused {summary.failures.total()} ({reasons}), see {out / 'failures.parquet'}"
+        text += f"; refused {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"
     if throughput is None:
         return text + "; already complete, nothing to do"
     return text + f"; {throughput.line()}"
 
 
-def _card(
-    settings: ExtractionSettings,
-    backbone: Backbone,
-    black: np.ndarray,
-    kind: Literal["features", "deltas"],
-    tokenizer: str | None,
-) -> DatasetCard:
-    return DatasetCard(
-        kind=kind,
-        store=settings.store,
-        backbone=BackboneCard(
-            id=backbone.id,
-            weights_sha256=backbone.weights_sha256,
-            patch_size=backbone.patch_size,
-            hidden_size=backbone.hidden_size,
-            image_mean=backbone.image_mean,
-            image_std=backbone.image_std,
-        ),
-        tokenizer_fingerprint=tokenizer,
-        image_size=settings.image_size,
-        patch_grid=backbone.grid(settings.image_size),
-        hidden_size=backbone.hidden_size,
-        sampling=settings.sampling,
-        black_crc32c=crc32c_of_npy(black),
-        code_version=deltacache.__version__,
-    )
+def _precision(settings: ExtractionSettings, job: _Job) -> Precision:
+    """The one asked for; else that of the dataset that is continued; else bfloat16 on GPUs."""
+    if settings.precision != "auto":
+        return settings.precision
+    if (job.out / CARD_FILE).exists():
+        return read_card(job.out).precision
+    return "bfloat16" if job.placement().device == "cuda" else "float32"

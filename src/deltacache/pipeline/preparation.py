@@ -2,30 +2,54 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from crc32c import crc32c
 from pydantic import ValidationError
 
 from deltacache.pipeline.atomic import is_temporary, readable_errors, remove_leftovers, write_bytes
 from deltacache.pipeline.checksums import crc32c_of_npy, npy_bytes, npy_view
-from deltacache.pipeline.receipts import RECEIPTS, SHARDS
+from deltacache.pipeline.locking import LOCK_FILE
+from deltacache.pipeline.receipts import RECEIPTS, SHARDS, finished_shards, read_receipts, receipt_path
+from deltacache.pipeline.sealing import seal_json, unseal_json
+from deltacache.pipeline.storage import AnyPath, dataset_root, is_local, make_folder, names_in
+from deltacache.pipeline.storage_errors import read_file
 from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json
 
 CARD_FILE = "dataset.json"
 BLACK_FILE = "black_patch_tokens.npy"
+DATASET_FILES = frozenset(
+    {
+        CARD_FILE,
+        BLACK_FILE,
+        LOCK_FILE,
+        RECEIPTS,
+        SHARDS,
+        "plan.parquet",
+        "index.parquet",
+        "failures.parquet",
+        "sources.parquet",
+        "tables.json",
+        "config.yaml",
+        "throughput.json",
+    }
+)
+"""All that the commands put into a dataset's folder."""
+_SEAL = "dataset_crc32c"
+_MAKE_AGAIN = "run the command that made the dataset again"
 _NOT_SETTINGS = frozenset({"code_version", "black_crc32c", "backbone.id"})
 """What may differ when a dataset is continued: who wrote it, and what the backbone's weights determine."""
 
 
-def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarray) -> None:
+def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: np.ndarray) -> None:
     """Create the dataset at ``root``, or accept the one that is there if its settings are equal.
 
     Args:
-        root: A folder that does not exist, is empty, or is a dataset.
+        root: A folder that does not exist, is empty, or is a dataset. One that lost its ``dataset.json`` gets it
+            again, if all its receipts are of this very dataset.
         card: What the dataset is to hold.
         black_patch_tokens: (N, D) float16, patch tokens of an all-black frame.
 
@@ -33,64 +57,85 @@ def prepare_dataset(root: Path, card: DatasetCard, black_patch_tokens: np.ndarra
         DatasetError: the folder holds something else, or ``dataset.json`` is damaged.
         MismatchError: it is a dataset with other settings; the message names each.
     """
+    root = dataset_root(root)
     _check_black(black_patch_tokens, card)
-    exists = (root / CARD_FILE).exists()
-    if exists:
-        _check_same_settings(root, read_card(root), card)
-    else:
-        _check_empty(root)
     with readable_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
+        exists = (root / CARD_FILE).exists()
+        if exists:
+            _check_same_settings(root, read_card(root), card)
+        else:
+            _check_free(root, card)
+        make_folder(root)
         if not exists:
             write_bytes(root / CARD_FILE, card_bytes(card))
         for folder in (root, root / SHARDS, root / RECEIPTS):
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             remove_leftovers(folder)
         if not (root / BLACK_FILE).exists():
             _check_same_black(root, card)
             write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
 
 
+def is_dataset(root: AnyPath | str) -> bool:
+    """Whether there is a ``dataset.json`` at ``root``.
+
+    Raises:
+        StorageError: its store refuses or does not answer.
+    """
+    path = dataset_root(root) / CARD_FILE
+    with readable_errors(path, "read"):
+        return path.is_file()
+
+
 def card_bytes(card: DatasetCard) -> bytes:
     """The content of ``dataset.json``."""
     body = card.model_dump(mode="json") | {"fingerprint": card.fingerprint, "parents": card.parents}
-    return json.dumps(body, indent=2).encode() + b"\n"
+    return seal_json(json.dumps(body, indent=2).encode(), _SEAL)
 
 
-def read_card(root: Path) -> DatasetCard:
-    """Read ``dataset.json`` and check that its fingerprint is that of its content.
+def read_card(root: AnyPath) -> DatasetCard:
+    """Read ``dataset.json``; check its checksum, and that its fingerprint is that of its settings.
 
     Raises:
         DatasetError: not there, damaged, changed by hand, or of another version of the format.
     """
     path = root / CARD_FILE
+    way_out = (
+        f"restore it from a copy, or remove it (`deltacache verify {root} --repair` does) and {_MAKE_AGAIN}"
+    )
     try:
-        body = json.loads(path.read_bytes())
+        content = read_file(path)
+        body = json.loads(content)
         fingerprint, parents = body.pop("fingerprint"), body.pop("parents")
     except FileNotFoundError:
         raise DatasetError(
             f"{root} is not a dataset, it has no {CARD_FILE}: give one made by extract-features or tokenize"
         ) from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DatasetError(f"{path} is damaged ({error!r}): restore it from a copy") from error
+        raise DatasetError(f"{path} is damaged ({error!r}): {way_out}") from error
     if body.get("format_version") != FORMAT_VERSION:
         raise DatasetError(
             f"{path} has format version {body.get('format_version')}, this program reads {FORMAT_VERSION}: "
             "use the version of deltacache that wrote it, or make the dataset again"
         )
+    body.pop(_SEAL, None)
     try:
         card = DatasetCard.model_validate(body)
     except ValidationError as error:
-        raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
+        raise DatasetError(f"{path} is damaged ({error}): {way_out}") from error
     if (fingerprint, parents) != (card.fingerprint, card.parents):
         raise DatasetError(
             f"{path} says fingerprint {fingerprint}, but its settings give {card.fingerprint}: it was changed "
-            "after the dataset was made. Restore it from a copy"
+            f"after the dataset was made; {way_out}"
         )
+    try:
+        unseal_json(content, _SEAL)
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}): {way_out}") from error
     return card
 
 
-def read_black(root: Path, card: DatasetCard) -> np.ndarray:
+def read_black(root: AnyPath, card: DatasetCard) -> np.ndarray:
     """The black frame's patch tokens, (N, D) float16.
 
     Raises:
@@ -98,17 +143,14 @@ def read_black(root: Path, card: DatasetCard) -> np.ndarray:
     """
     path = root / BLACK_FILE
     try:
-        black = npy_view(memoryview(path.read_bytes())).copy()
+        content = read_file(path)
+        if crc32c(content) != card.black_crc32c:
+            raise ValueError(
+                f"it is not what {CARD_FILE} says: crc32c {crc32c(content):08x}, must be {card.black_crc32c:08x}"
+            )
+        return npy_view(memoryview(content)).copy()
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}): remove it and run the command that made the dataset again"
-        ) from error
-    if crc32c_of_npy(black) != card.black_crc32c:
-        raise DatasetError(
-            f"{path} is not what {CARD_FILE} says (crc32c {crc32c_of_npy(black):08x}, must be "
-            f"{card.black_crc32c:08x}): remove it and run the command that made the dataset again"
-        )
-    return black
+        raise DatasetError(f"{path} cannot be read ({error}): remove it and {_MAKE_AGAIN}") from error
 
 
 def _check_black(black: np.ndarray, card: DatasetCard) -> None:
@@ -121,7 +163,7 @@ def _check_black(black: np.ndarray, card: DatasetCard) -> None:
         )
 
 
-def _check_same_black(root: Path, card: DatasetCard) -> None:
+def _check_same_black(root: AnyPath, card: DatasetCard) -> None:
     if read_card(root).black_crc32c != card.black_crc32c:
         raise DatasetError(
             f"{root / BLACK_FILE} is missing, and this machine computes other values than the one that made the "
@@ -129,18 +171,37 @@ def _check_same_black(root: Path, card: DatasetCard) -> None:
         )
 
 
-def _check_empty(root: Path) -> None:
-    if root.exists() and not root.is_dir():
+def _check_free(root: AnyPath, card: DatasetCard) -> None:
+    """Refuse a folder that is neither empty nor this dataset without its ``dataset.json``."""
+    if is_local(root) and root.exists() and not root.is_dir():
         raise DatasetError(f"{root} is a file: give a folder for the output")
-    held = [entry.name for entry in root.iterdir() if not is_temporary(entry.name)] if root.exists() else []
-    if held:
+    held = [name for name in names_in(root) if not is_temporary(name) and name != LOCK_FILE]
+    if not held:
+        return
+    strange, shards = sorted(set(held) - DATASET_FILES), sorted(finished_shards(root))
+    if strange or not shards:
         raise DatasetError(
-            f"{root} is not empty and not a dataset (it holds {sorted(held)[0]!r}, but no {CARD_FILE}): "
+            f"{root} is not empty and not a dataset (it holds {(strange or held)[0]!r}, but no {CARD_FILE}): "
             "give another folder, new or empty; nothing was changed"
         )
+    for receipt in read_receipts(root, shards):
+        if receipt.fingerprint != card.fingerprint:
+            raise MismatchError(
+                f"{root} has lost its {CARD_FILE}, and {receipt_path(root, receipt.shard_id)} is of a dataset "
+                f"with fingerprint {receipt.fingerprint}, asked for {card.fingerprint}: use its settings, or "
+                "another output folder; nothing was changed"
+            )
+    if BLACK_FILE in held:
+        try:
+            read_black(root, card)
+        except DatasetError as error:
+            raise DatasetError(
+                f"{root} has lost its {CARD_FILE}, and its black tokens are not those that this machine computes: "
+                f"remove {root / BLACK_FILE} and {_MAKE_AGAIN}; nothing was changed"
+            ) from error
 
 
-def _check_same_settings(root: Path, existing: DatasetCard, wanted: DatasetCard) -> None:
+def _check_same_settings(root: AnyPath, existing: DatasetCard, wanted: DatasetCard) -> None:
     new = dict(_flat(wanted.model_dump(mode="json")))
     differing = [
         f"{name} is {canonical_json(value)}, asked for {canonical_json(new.get(name))}"

@@ -1,56 +1,34 @@
-"""The work on one shard, free of Ray: decode its videos, encode its clips, commit it.
+"""The work of an encoder on one shard, free of Ray: encode clips as they are decoded, commit them.
 
-A shard travels between processes as one row of plain arrays and JSON (``to_row``/``from_row``): the pixels
-of all its clips stacked, everything else as text.
-
-Shapes: M clips of the shard, T frames, S image size.
+Groups of videos go through one after the other, so that memory does not grow with the shard: the store asks for
+a clip, the encoder for a batch, the batch for a group, and the next groups are decoded somewhere else meanwhile.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from upath import UPath
 
-from deltacache.pipeline.dataset import write_shard
-from deltacache.pipeline.decode import VideoJob
-from deltacache.pipeline.decode_child import ChildDecoder
+from deltacache.pipeline.commits import write_shard
+from deltacache.pipeline.decode_work import DecodedGroup
 from deltacache.pipeline.encoders import ClipEncoder
-from deltacache.pipeline.plan import PlannedVideo, ShardTask
-from deltacache.pipeline.receipts import Failure, StoredClip
+from deltacache.pipeline.receipts import Failure, SourceRecord, StoredClip, read_receipt, receipt_path
+from deltacache.pipeline.shard_reading import stored_clips
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
-from deltacache.schemas.datasets import DatasetCard, SamplingSettings
-from deltacache.schemas.errors import VideoRefusedError
-from deltacache.schemas.jobs import DecodeLimits
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeSettings:
-    """What decoding a shard needs beside the shard itself."""
-
-    image_size: int
-    sampling: SamplingSettings
-    limits: DecodeLimits
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedShard:
-    """All clips of one shard as pixels, and the videos that gave none."""
-
-    shard_id: str
-    clips: tuple[PixelClip, ...]
-    failures: tuple[Failure, ...]
-    decode_s: float
+from deltacache.schemas.datasets import DatasetCard
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What a committed shard tells the driver. Seconds are those of the worker that did the part."""
+    """What a finished piece of work tells the driver.
+
+    Attributes:
+        clips: new ones in the dataset.
+        decode_s: seconds of all decoders together; ``encode_s``, ``write_s``, ``wait_s`` are those of the
+            encoder: in the forward, writing, and waiting for pixels (or reading tokens).
+    """
 
     shard_id: str
     clips: int
@@ -60,55 +38,130 @@ class ShardResult:
     decode_s: float
     encode_s: float
     write_s: float
-    forward_s: float  # seconds a clip of the bare forward, measured by this encoder before its first shard
+    wait_s: float
 
 
-def decode_shard(task: ShardTask, paths: dict[str, str], settings: DecodeSettings) -> DecodedShard:
-    """Decode every video of a shard, each in a disposable child; a refused video becomes a failure."""
-    start = time.perf_counter()
-    clips: list[PixelClip] = []
-    failures: list[Failure] = []
-    with ChildDecoder(settings.limits.timeout_s, settings.limits.memory_bytes) as decoder:
-        for video in task.videos:
-            job = _job(video, paths.get(video.video_uri, video.video_uri), settings)
-            try:
-                clips.extend(decoder.decode(job))
-            except VideoRefusedError as error:
-                failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))
-    return DecodedShard(task.shard_id, tuple(clips), tuple(failures), time.perf_counter() - start)
+class ShardEncoding:
+    """Groups in, stored clips out, counting what it costs. Use one for each piece of work.
+
+    ``failures`` and ``sources`` are whole once ``clips`` is exhausted.
+    """
+
+    def __init__(
+        self, encoder: ClipEncoder, groups: Iterable[DecodedGroup], on_clips: Callable[[int], None]
+    ) -> None:
+        self._encoder, self._groups, self._on_clips = encoder, groups, on_clips
+        self.failures: list[Failure] = []
+        self.sources: list[SourceRecord] = []
+        self.count = 0
+        self.videos = 0
+        self.decode_s = self.encode_s = self.wait_s = 0.0
+
+    def clips(self) -> Iterator[StoredClip]:
+        """Stored clips in the order of the plan."""
+        batch: list[PixelClip] = []
+        for group in self._arriving():
+            for clip in group.clips:
+                batch.append(clip)
+                if len(batch) == self._encoder.batch_clips:
+                    yield from self._encoded(batch)
+                    batch = []
+        if batch:
+            yield from self._encoded(batch)
+
+    def _arriving(self) -> Iterator[DecodedGroup]:
+        groups = iter(self._groups)
+        while True:
+            start = time.perf_counter()
+            group = next(groups, None)
+            self.wait_s += time.perf_counter() - start
+            if group is None:
+                return
+            self.failures.extend(group.failures)
+            self.sources.extend(group.sources)
+            self.videos += len(group.sources)
+            self.decode_s += group.decode_s
+            yield group
+
+    def _encoded(self, batch: list[PixelClip]) -> Iterator[StoredClip]:
+        start = time.perf_counter()
+        encoded = self._encoder.encode(batch)
+        self.encode_s += time.perf_counter() - start
+        self.count += len(batch)
+        self._on_clips(len(batch))
+        for pixels, clip in zip(batch, encoded, strict=True):
+            yield _stored(pixels, clip)
+
+    def result(self, shard_id: str, started: float, bytes_written: int, clips: int) -> ShardResult:
+        """The figures of the finished work."""
+        elsewhere = self.encode_s + self.wait_s
+        return ShardResult(
+            shard_id=shard_id,
+            clips=clips,
+            failures=len(self.failures),
+            videos=self.videos,
+            bytes_written=bytes_written,
+            decode_s=self.decode_s,
+            encode_s=self.encode_s,
+            write_s=max(time.perf_counter() - started - elsewhere, 0.0),
+            wait_s=self.wait_s,
+        )
 
 
-def _job(video: PlannedVideo, path: str, settings: DecodeSettings) -> VideoJob:
-    return VideoJob(
-        path=path,
-        video_uri=video.video_uri,
-        video_id=video.video_id,
-        first_view=video.first_view,
-        views=video.views,
-        image_size=settings.image_size,
-        sampling=settings.sampling,
-    )
+def commit_shard(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Encode a shard as its groups arrive, and commit it."""
+    started = time.perf_counter()
+    receipt = write_shard(root, card, shard_id, encoding.clips(), encoding.failures, encoding.sources)
+    return encoding.result(shard_id, started, receipt.total_bytes, len(receipt.clips))
 
 
-def commit_decoded(
-    root: Path, card: DatasetCard, shard: DecodedShard, encoder: ClipEncoder, forward_s: float
-) -> ShardResult:
-    """Encode a decoded shard and commit it under ``root``."""
-    start = time.perf_counter()
-    stored = [_stored(clip, encoder.encode(clip)) for clip in shard.clips]
-    encoded = time.perf_counter()
-    receipt = write_shard(root, card, shard.shard_id, stored, list(shard.failures))
-    return ShardResult(
-        shard_id=shard.shard_id,
-        clips=len(stored),
-        failures=len(shard.failures),
-        videos=len({clip.video_uri for clip in shard.clips}) + len(shard.failures),
-        bytes_written=receipt.total_bytes,
-        decode_s=shard.decode_s,
-        encode_s=encoded - start,
-        write_s=time.perf_counter() - encoded,
-        forward_s=forward_s,
-    )
+def try_videos(shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Encode some videos of a shard and write nothing: the question is whether a worker survives it."""
+    started = time.perf_counter()
+    for _ in encoding.clips():
+        pass
+    return encoding.result(shard_id, started, 0, 0)
+
+
+def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Try the refused videos of a finished shard again; what succeeds is merged into the shard.
+
+    Nothing changes when all are refused again. Otherwise the receipt goes first, so that a crash leaves no
+    receipt of another content: the next run then makes the whole shard.
+    """
+    started = time.perf_counter()
+    new = {stored.clip.clip_id: stored for stored in encoding.clips()}
+    receipt = read_receipt(root, shard_id)
+    if not new:
+        return encoding.result(shard_id, started, 0, 0)
+    tried = {source.video_uri: source for source in encoding.sources}
+    sources = [tried.get(source.video_uri, source) for source in receipt.sources]
+    failures = [failure for failure in receipt.failures if failure.video_uri not in tried]
+    failures = _in_order([*failures, *encoding.failures], sources)
+    receipt_path(root, shard_id).unlink()
+    merged = _merged(stored_clips(root, card, receipt), new.values(), sources)
+    renewed = write_shard(root, card, shard_id, merged, failures, sources)
+    return encoding.result(shard_id, started, renewed.total_bytes, len(new))
+
+
+def _merged(
+    old: Iterator[StoredClip], new: Iterable[StoredClip], sources: Sequence[SourceRecord]
+) -> Iterator[StoredClip]:
+    """Old and new clips, video by video in the order of the plan."""
+    fresh: dict[str, list[StoredClip]] = {}
+    for stored in new:
+        fresh.setdefault(stored.video_uri, []).append(stored)
+    waiting = next(old, None)
+    for source in sources:
+        while waiting is not None and waiting.video_uri == source.video_uri:
+            yield waiting
+            waiting = next(old, None)
+        yield from fresh.get(source.video_uri, ())
+
+
+def _in_order(failures: list[Failure], sources: Sequence[SourceRecord]) -> list[Failure]:
+    place = {source.video_uri: position for position, source in enumerate(sources)}
+    return sorted(failures, key=lambda failure: place[failure.video_uri])
 
 
 def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
@@ -124,8 +177,8 @@ def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
     )
 
 
-def measure_forward(encode: Callable[[PixelClip], object], frames: int, image_size: int) -> float:
-    """Seconds a clip of the bare forward on noise: a warm-up, then at least two clips and half a second."""
+def measure_forward(encoder: ClipEncoder, frames: int, image_size: int, seconds: float = 1.0) -> float:
+    """Clips a second of the encoder alone, on noise: a warm-up, then at least two batches and ``seconds``."""
     rng = np.random.default_rng(0)
     clip = PixelClip(
         clip_id="probe",
@@ -139,65 +192,10 @@ def measure_forward(encode: Callable[[PixelClip], object], frames: int, image_si
         decoder="none",
         duplicate_frames=0,
     )
-    encode(clip)
+    batch = [replace(clip, clip_id=f"probe-{place}") for place in range(encoder.batch_clips)]
+    encoder.encode(batch)
     start, rounds = time.perf_counter(), 0
-    while rounds < 2 or time.perf_counter() - start < 0.5:
-        encode(clip)
+    while rounds < 2 or time.perf_counter() - start < seconds:
+        encoder.encode(batch)
         rounds += 1
-    return (time.perf_counter() - start) / rounds
-
-
-def to_row(shard: DecodedShard, settings: DecodeSettings) -> Row:
-    """One row of plain values: pixels (M, T, S, S, 3), the rest as JSON."""
-    shape = (settings.sampling.frames, settings.image_size, settings.image_size, 3)
-    pixels = (
-        np.stack([clip.pixels for clip in shard.clips]) if shard.clips else np.zeros((0, *shape), np.uint8)
-    )
-    about = {
-        "clips": [_clip_about(clip) for clip in shard.clips],
-        "failures": [asdict(failure) for failure in shard.failures],
-        "decode_s": shard.decode_s,
-    }
-    return {"shard_id": shard.shard_id, "pixels": pixels, "about": json.dumps(about)}
-
-
-def _clip_about(clip: PixelClip) -> dict[str, Any]:
-    crop = clip.crop
-    return {
-        "clip_id": clip.clip_id,
-        "video_uri": clip.video_uri,
-        "view": clip.view,
-        "timestamps_s": clip.timestamps_s.tolist(),
-        "frame_indices": list(clip.frame_indices),
-        "crop": [crop.top, crop.left, crop.height, crop.width],
-        "flip": clip.flip,
-        "decoder": clip.decoder,
-        "duplicate_frames": clip.duplicate_frames,
-    }
-
-
-def from_row(row: Row) -> DecodedShard:
-    """The inverse of ``to_row``."""
-    about = json.loads(str(row["about"]))
-    return DecodedShard(
-        shard_id=str(row["shard_id"]),
-        clips=tuple(_clips_from(about["clips"], row["pixels"])),
-        failures=tuple(Failure(**failure) for failure in about["failures"]),
-        decode_s=about["decode_s"],
-    )
-
-
-def _clips_from(abouts: list[dict[str, Any]], pixels: np.ndarray) -> Iterator[PixelClip]:
-    for about, frames in zip(abouts, pixels, strict=True):
-        yield PixelClip(
-            clip_id=about["clip_id"],
-            video_uri=about["video_uri"],
-            view=about["view"],
-            pixels=frames,
-            timestamps_s=np.asarray(about["timestamps_s"], np.float32),
-            frame_indices=tuple(about["frame_indices"]),
-            crop=CropBox(*about["crop"]),
-            flip=about["flip"],
-            decoder=about["decoder"],
-            duplicate_frames=about["duplicate_frames"],
-        )
+    return rounds * len(batch) / (time.perf_counter() - start)

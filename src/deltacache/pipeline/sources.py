@@ -1,69 +1,40 @@
-"""Where videos come from: folders, globs, lists and folders of frames, as one sorted list."""
+"""Where videos come from: folders, globs, lists, archives and folders of frames, as one sorted list.
+
+The same on local disks and on object stores (``s3://``, ``gs://`` and what else fsspec knows).
+"""
 
 import glob
-import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
 
-from deltacache.pipeline.source_lists import LIST_SUFFIXES, read_list
+from upath import UPath
+
+from deltacache.pipeline.archive_parts import looks_like_archive
+from deltacache.pipeline.found_videos import VideoSource, source_of, videos_of, videos_of_archives
+from deltacache.pipeline.listed_videos import listed_videos
+from deltacache.pipeline.locations import PlainFile
+from deltacache.pipeline.remote_files import client_errors, explain, filesystem_of, is_remote, retried
+from deltacache.pipeline.source_folders import ListedFolder, folder_at, local_folders, remote_folders
+from deltacache.pipeline.source_lists import LIST_SUFFIXES
+from deltacache.pipeline.video_names import VIDEO_SUFFIXES, frame_seconds, is_video, suffix_of, video_id_of
 from deltacache.schemas.errors import DeltacacheError
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-})
-# fmt: on
-_FRAME = re.compile(r".*_(?P<seconds>[0-9]+(?:\.[0-9]+)?)\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
-_Inode: TypeAlias = tuple[int, int]
-_REMOTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+]+)://", re.IGNORECASE)
+__all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "frame_seconds", "video_id_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class VideoSource:
-    """One video as it was found.
-
-    Attributes:
-        video_id: readable and unique, safe in file names; from ``video_uri`` alone.
-        video_uri: relative to the folder searched (posix), or as it stands in the list.
-        path: where to read it: a file, or a folder of frames.
-        size_bytes: of the file, or of all frames together; 0 for a link or a list's entry that leads nowhere.
-    """
-
-    video_id: str
-    video_uri: str
-    path: str
-    size_bytes: int
-
-
-def video_id_of(video_uri: str) -> str:
-    """A slug of the stem (at most 40 characters) and ten hex digits of the SHA-256 of the uri."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(video_uri).stem).strip("-")[:40].strip("-")
-    digest = hashlib.sha256(video_uri.encode()).hexdigest()[:10]
-    return f"{slug or 'video'}-{digest}"
-
-
-def frame_seconds(name: str) -> float | None:
-    """The time in the name of a frame, ``<anything>_<seconds>.jpg|png``; None for any other file."""
-    match = _FRAME.fullmatch(name)
-    return None if match is None else float(match["seconds"])
-
-
-def find_videos(source: str, exclude_list: Path | None) -> list[VideoSource]:
+def find_videos(source: str, exclude_list: Path | UPath | None) -> list[VideoSource]:
     """All videos of ``source``, sorted by uri, without the excluded ones.
 
-    ``source`` is a folder (searched recursively), a glob, a text, CSV or Parquet list, or one video.
+    ``source`` is a folder (searched recursively), a glob, a text, CSV or Parquet list, one video or archive, on
+    a local disk or an object store.
 
     Raises:
         DeltacacheError: it does not exist or holds no video, or every video is excluded.
     """
     videos = sorted(_unique(_find(source)), key=lambda video: video.video_uri)
     excluded = set() if exclude_list is None else _read_exclude_list(exclude_list)
-    kept = [video for video in videos if not _names_of(video) & excluded]
+    kept = [video for video in videos if not _names_of(video) & excluded] if excluded else videos
     if videos and not kept:
         raise DeltacacheError(
             f"{exclude_list} excludes all {len(videos)} videos of {source}: at least one must be left"
@@ -75,145 +46,138 @@ def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
     return list({video.video_uri: video for video in videos}.values())
 
 
-def _find(source: str) -> list[VideoSource]:
-    _refuse_remote(source)
-    path = Path(source)
-    if path.is_dir():
-        return _videos_in(path)
-    if path.is_file():
-        return _videos_named_by(path)
-    if glob.has_magic(source):
-        return _matches(source)
-    raise DeltacacheError(f"{source} does not exist: give a folder, a glob, a list or a video")
-
-
-def _refuse_remote(source: str) -> None:
-    match = _REMOTE.match(source)
-    if match is not None:
+def _find(source: str) -> Iterable[VideoSource]:
+    if not is_remote(source):
+        return _find_local(source)
+    try:
+        return retried(lambda: _find_remote(source))
+    except client_errors() as error:
         raise DeltacacheError(
-            f"{source}: sources on {match['scheme']} need remote storage, which this version cannot read: "
-            "copy the videos to a local disk and give that path"
-        )
+            f"{source} cannot be listed ({explain(error)}): check the address, the credentials and that the bucket "
+            "may be listed"
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise DeltacacheError(f"{source} cannot be opened: {error}") from error
 
 
-def _videos_in(folder: Path) -> list[VideoSource]:
-    videos = list(_walk(folder, folder, set()))
+def _find_local(source: str) -> list[VideoSource]:
+    place = os.path.abspath(source)  # noqa: PTH100 - other machines have other working folders; links stay
+    if os.path.isdir(place):  # noqa: PTH112
+        return _searched(source, local_folders(place, "", set()))
+    if os.path.isfile(place):  # noqa: PTH113
+        return _named(source, place)
+    if glob.has_magic(source):
+        return _matched(source, _local_matches(place))
+    raise _not_there(source)
+
+
+def _find_remote(source: str) -> list[VideoSource]:
+    fs, path = filesystem_of(source)
+    fs.invalidate_cache()
+    try:
+        is_file = fs.info(path).get("type") == "file"
+    except FileNotFoundError:
+        if not glob.has_magic(source):
+            raise _not_there(source) from None
+        return _matched(source, _remote_matches(path, source))
+    if is_file:
+        return _named(source, source)
+    return _searched(source, remote_folders(fs, path, fs.find(path, detail=True)))
+
+
+def _not_there(source: str) -> DeltacacheError:
+    return DeltacacheError(f"{source} does not exist: give a folder, a glob, a list, an archive or a video")
+
+
+def _searched(source: str, folders: Iterable[ListedFolder]) -> list[VideoSource]:
+    videos = [video for folder in folders for video in videos_of(folder)]
     if not videos:
         raise DeltacacheError(
-            f"{folder} holds no video: it must have files such as *.mp4 or *.mkv, or folders of frames named "
-            "<anything>_<seconds>.jpg, at any depth. Give the folder that holds them"
+            f"{source} holds no video: it must have files such as *.mp4 or *.mkv, folders of frames named "
+            "<anything>_<seconds>.jpg, or zip and tar archives of these, at any depth. Give the folder that "
+            "holds them"
         )
     return videos
 
 
-def _videos_named_by(path: Path) -> list[VideoSource]:
-    suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        return [_source(path.name, path)]
-    if suffix not in LIST_SUFFIXES:
+def _named(source: str, place: str) -> list[VideoSource]:
+    """One file: a video, an archive or a list."""
+    parent, _, name = place.rpartition("/")
+    suffix = suffix_of(name)
+    if suffix in LIST_SUFFIXES:
+        return listed_videos(place)
+    folder = folder_at(parent, "", {name} if is_video(name) else None)
+    if is_video(name):
+        return [source_of(name, PlainFile(place), folder.files[name])]
+    if not looks_like_archive(name):
         raise DeltacacheError(
-            f"{path} is neither a video nor a list: a list ends in {', '.join(sorted(LIST_SUFFIXES))}"
+            f"{source} is neither a video, an archive nor a list: a list ends in {', '.join(sorted(LIST_SUFFIXES))}"
         )
-    videos = [_listed(entry, path) for entry in read_list(path)]
-    if not any(Path(video.path).exists() for video in videos):
+    videos = list(videos_of_archives(folder, {name}))
+    if not videos:
         raise DeltacacheError(
-            f"none of the {len(videos)} videos in {path} exists, the first is {videos[0].path}: "
-            f"paths are relative to the list's folder {path.parent} or absolute"
+            f"{source} holds no video: it must have members such as *.mp4, or folders of frames named "
+            "<anything>_<seconds>.jpg in a zip archive"
         )
     return videos
 
 
-def _listed(entry: str, path: Path) -> VideoSource:
-    _refuse_remote(entry)
-    return _source(PurePosixPath(entry).as_posix(), path.parent / entry)
-
-
-def _matches(pattern: str) -> list[VideoSource]:
-    """What a glob matches; a folder that it matches is searched like any other."""
-    parts = Path(pattern).parts
-    magic = next(place for place, part in enumerate(parts) if glob.has_magic(part))
-    base = Path(*parts[:magic])
+def _matched(source: str, folders: Iterator[tuple[ListedFolder, bool]]) -> list[VideoSource]:
+    """What a glob matches: folders are searched like any others, of files only videos and archives count."""
     found: list[VideoSource] = []
-    seen: set[_Inode] = set()
-    for path in sorted(base.glob(str(Path(*parts[magic:])))):
-        if path.is_dir():
-            found.extend(_walk(path, base, seen))
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            found.append(_source(path.relative_to(base).as_posix(), path))
+    for folder, is_whole in folders:
+        if is_whole:
+            found.extend(videos_of(folder))
+            continue
+        for name, file in folder.files.items():
+            if is_video(name):
+                found.append(source_of(folder.uri_of(name), PlainFile(folder.place_of(name)), file))
+        archives = {name for name in folder.files if looks_like_archive(name)}
+        if archives:  # their other parts need not match
+            found.extend(videos_of_archives(folder_at(folder.place, folder.uri, None), archives))
     if not found:
         raise DeltacacheError(
-            f"{pattern} matches no video: it must match files such as *.mp4, or folders that hold some"
+            f"{source} matches no video: it must match files such as *.mp4, or folders that hold some"
         )
     return found
 
 
-def _walk(folder: Path, base: Path, seen: set[_Inode]) -> Iterator[VideoSource]:
-    """Videos and folders of frames under ``folder``; uris are relative to ``base``.
-
-    Each folder is visited once, by its real place if it has one below ``folder``, so that links cannot loop.
-    """
-    real, links = [folder], list[Path]()
-    while real or links:
-        current = real.pop() if real else links.pop()
-        stat = current.stat()
-        if (stat.st_dev, stat.st_ino) in seen:
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        files, folders = _entries(current)
-        yield from _videos_of(current, files, base)
-        for path in reversed(folders):
-            (links if path.is_symlink() else real).append(path)
+def _local_matches(pattern: str) -> Iterator[tuple[ListedFolder, bool]]:
+    base = _base_of(pattern)
+    seen: set[tuple[int, int]] = set()
+    names: dict[str, set[str]] = {}
+    for path in sorted(Path(base).glob(pattern[len(base) :].lstrip("/"))):
+        if path.is_dir():
+            uri = path.relative_to(base).as_posix()
+            for folder in local_folders(str(path), "" if uri == "." else uri, seen):
+                yield folder, True
+        else:
+            names.setdefault(str(path.parent), set()).add(path.name)
+    for parent, wanted in names.items():
+        uri = Path(parent).relative_to(base).as_posix()
+        yield folder_at(parent, "" if uri == "." else uri, wanted), False
 
 
-def _videos_of(folder: Path, files: list[str], base: Path) -> Iterator[VideoSource]:
-    videos = [name for name in files if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
-    if not videos and any(frame_seconds(name) is not None for name in files):
-        uri = folder.relative_to(base).as_posix()
-        yield _source(folder.resolve().name if uri == "." else uri, folder)
-    for name in videos:
-        path = folder / name
-        yield _source(path.relative_to(base).as_posix(), path)
+def _remote_matches(pattern: str, source: str) -> Iterator[tuple[ListedFolder, bool]]:
+    fs, _ = filesystem_of(source)
+    base = _base_of(pattern)
+    matches = fs.glob(pattern, detail=True)
+    files = {path: info for path, info in matches.items() if info.get("type") != "directory"}
+    for folder in remote_folders(fs, base, files):
+        yield folder, False
+    for path in matches.keys() - files.keys():
+        for folder in remote_folders(fs, base, fs.find(path, detail=True)):
+            yield folder, True
 
 
-def _entries(folder: Path) -> tuple[list[str], list[Path]]:
-    """Names of the files and paths of the folders in ``folder``; hidden ones are left out."""
-    files: list[str] = []
-    folders: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(folder / entry.name)
-                else:
-                    files.append(entry.name)
-    except OSError as error:
-        raise DeltacacheError(
-            f"{folder} cannot be listed ({error.strerror}): make it readable, or move it out of the source"
-        ) from error
-    return sorted(files), sorted(folders)
+def _base_of(pattern: str) -> str:
+    """The leading part of a glob without wildcards."""
+    parts = pattern.split("/")
+    magic = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:magic]) or "/"
 
 
-def _source(uri: str, path: Path) -> VideoSource:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        raise DeltacacheError(f"the name {uri!r} is not UTF-8, which tables need: rename it") from None
-    return VideoSource(video_id_of(uri), uri, str(path), _size_bytes(path))
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        if not path.is_dir():
-            return path.stat().st_size
-        frames = (entry for entry in os.scandir(path) if frame_seconds(entry.name) is not None)
-        return sum(frame.stat().st_size for frame in frames)
-    except OSError:  # not an error of the whole source: decoding refuses this one and says why
-        return 0
-
-
-def _read_exclude_list(path: Path) -> set[str]:
+def _read_exclude_list(path: Path | UPath) -> set[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -7,17 +7,18 @@ T frames, N patches, D hidden.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from deltacache.pipeline.checksums import crc32c_of_array
 from deltacache.pipeline.receipts import FileRecord, Receipt, StoredClip
+from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 
 TIMESTAMPS = "timestamps_s"
+SCALES = "patch_tokens_scale"
 _STORES = {
     "webdataset": ("deltacache.pipeline.webdataset_store", "WebDatasetStore"),
     "zarr": ("deltacache.pipeline.zarr_store", "ZarrStore"),
@@ -37,6 +38,21 @@ class WrittenShard:
     token_file: str = ""
     token_offsets: list[int] = field(default_factory=list)
     frame_stride: int = 0
+    scale_file: str = ""
+    scale_offsets: list[int] = field(default_factory=list)
+    scale_stride: int = 0
+
+
+class ClipArrays(NamedTuple):
+    """What is stored of a clip's tokens: (T, N, D) or (T, D); of int8 ones also their scales (T, N) float32."""
+
+    tokens: np.ndarray
+    scales: np.ndarray | None
+
+    def crcs(self, card: DatasetCard) -> dict[str, int]:
+        """CRC-32C of the values of each by its name."""
+        crcs = {token_array(card): crc32c_of_array(self.tokens)}
+        return crcs if self.scales is None else crcs | {SCALES: crc32c_of_array(self.scales)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +67,15 @@ class Stretch:
 class ShardStore(Protocol):
     """One way of keeping shards in a folder."""
 
-    def write(self, folder: Path, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
+    def write(self, folder: AnyPath, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
         """Write a shard durably under its own name, whole or not at all; without clips, nothing.
 
         Takes one clip after the other and keeps none.
         """
         ...
 
-    def surroundings(self, receipt: Receipt, row: int, tokens: np.ndarray) -> Iterator[Stretch]:
-        """What must lie around the tokens of one clip; with ``tokens``, these are all its bytes."""
+    def surroundings(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[Stretch]:
+        """What must lie around the arrays of one clip; with them, these are all its bytes."""
         ...
 
 
@@ -84,29 +100,49 @@ def token_shape(card: DatasetCard) -> tuple[int, ...]:
     return (frames, *patches, card.hidden_size)
 
 
+def token_dtype(card: DatasetCard) -> np.dtype:
+    """Of the tokens as they are stored."""
+    return np.dtype(card.dtype)
+
+
+def scale_shape(card: DatasetCard) -> tuple[int, int] | None:
+    """Of the scales of one clip: (T, N) of int8 features, else there are none."""
+    if card.dtype != "int8":
+        return None
+    return card.sampling.frames, card.patch_grid[0] * card.patch_grid[1]
+
+
 def checked_clips(
     card: DatasetCard, shard_id: str, clips: Iterable[StoredClip], written: WrittenShard
-) -> Iterator[tuple[StoredClip, np.ndarray]]:
-    """Pass on clips with their tokens, C-contiguous and as the card wants them; note each in ``written``.
+) -> Iterator[tuple[StoredClip, ClipArrays]]:
+    """Pass on clips with their arrays, C-contiguous and as the card wants them; note each in ``written``.
 
     Raises:
-        ValueError: a clip of another kind or shape, or one id twice.
+        ValueError: a clip of another kind, shape or dtype, or one id twice.
     """
     kind = FeatureClip if card.kind == "features" else DeltaClip
     for stored in clips:
         clip = stored.clip
         if not isinstance(clip, kind) or clip.clip_id in written.arrays:
             raise ValueError(f"shard {shard_id}: {clip!r} is not a {kind.__name__} or came twice")
-        tokens = clip.patch_tokens if isinstance(clip, FeatureClip) else clip.delta_tokens
-        if tokens.shape != token_shape(card):
+        arrays = _arrays(clip)
+        tokens, shape = arrays.tokens, token_shape(card)
+        if tokens.shape != shape or tokens.dtype != token_dtype(card):
             raise ValueError(
-                f"shard {shard_id}: the tokens of {clip!r} must have the shape {token_shape(card)}"
+                f"shard {shard_id}: the tokens of {clip!r} must have the shape {shape} and the dtype "
+                f"{card.dtype}, not {tokens.dtype}"
             )
-        tokens = np.ascontiguousarray(tokens)
-        crcs = {token_array(card): crc32c_of_array(tokens), TIMESTAMPS: crc32c_of_array(clip.timestamps_s)}
-        written.arrays[clip.clip_id] = crcs
+        crcs = arrays.crcs(card)
+        written.arrays[clip.clip_id] = crcs | {TIMESTAMPS: crc32c_of_array(clip.timestamps_s)}
         written.clips.append(_index_row(stored, shard_id, len(written.clips), crcs[token_array(card)]))
-        yield stored, tokens
+        yield stored, arrays
+
+
+def _arrays(clip: FeatureClip | DeltaClip) -> ClipArrays:
+    if isinstance(clip, DeltaClip):
+        return ClipArrays(np.ascontiguousarray(clip.delta_tokens), None)
+    scales = clip.scales if clip.scales is None else np.ascontiguousarray(clip.scales)
+    return ClipArrays(np.ascontiguousarray(clip.patch_tokens), scales)
 
 
 def _index_row(stored: StoredClip, shard_id: str, row: int, crc: int) -> dict[str, Any]:

@@ -1,21 +1,29 @@
-"""Tokenizing one shard of a feature dataset, free of Ray."""
+"""The work of an encoder on one shard of a feature dataset, free of Ray.
+
+A shard is read by its receipt: a worker never holds the index, so its memory does not grow with the dataset.
+"""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from upath import UPath
 
 from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.deltatok import DeltaTok
-from deltacache.pipeline.dataset import Dataset, open_dataset, write_shard
-from deltacache.pipeline.encoders import build_delta_encoder
-from deltacache.pipeline.receipts import StoredClip
+from deltacache.pipeline.attempts import Kind, Work
+from deltacache.pipeline.commits import checked_receipt, write_shard
+from deltacache.pipeline.encoders import DeltaEncoder
+from deltacache.pipeline.receipts import Failure, StoredClip
+from deltacache.pipeline.shard_reading import stored_clips
 from deltacache.pipeline.shard_work import ShardResult
-from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip
+from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import FailureReason, MismatchError
 
 
-def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path) -> None:
+def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: object) -> None:
     """Refuse a tokenizer of another width or of another backbone's features.
 
     A tokenizer from a released checkpoint names no backbone; then only the width can be checked.
@@ -33,52 +41,91 @@ def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, pa
         )
 
 
-def build_shard_tokenizer(
-    features: Path, out: Path, card: DatasetCard, tokenizer: Path, device: str
-) -> Callable[[str], ShardResult]:
-    """Load what a worker needs and return the function from shard id to committed shard."""
-    dataset = open_dataset(features, "features")
-    encoder = build_delta_encoder(tokenizer, dataset.black_patch_tokens, card.patch_grid, device, None)
+class _Tokenizing:
+    """Stored feature clips in, stored delta clips out, counting what it costs."""
 
-    def tokenize_shard(shard_id: str) -> ShardResult:
+    def __init__(
+        self, encoder: DeltaEncoder, clips: Iterator[StoredClip], on_clips: Callable[[int], None]
+    ) -> None:
+        self._encoder, self._features, self._on_clips = encoder, clips, on_clips
+        self.encode_s = self.read_s = 0.0
+
+    def clips(self) -> Iterator[StoredClip]:
+        """Delta clips under everything that is known of their feature clips."""
+        while batch := self._read():
+            start = time.perf_counter()
+            encoded = self._encoder.encode_features([_features(stored) for stored in batch])
+            self.encode_s += time.perf_counter() - start
+            self._on_clips(len(batch))
+            for stored, clip in zip(batch, encoded, strict=True):
+                yield replace(stored, clip=clip)
+
+    def _read(self) -> list[StoredClip]:
         start = time.perf_counter()
-        clips = [(_read(dataset, clip), clip) for clip in dataset.clips_of(shard_id)]
-        failures = dataset.failures_of(shard_id)
-        read = time.perf_counter()
-        deltas = [_stored(encoder.encode_features(clip), dataset, position) for clip, position in clips]
-        encoded = time.perf_counter()
-        receipt = write_shard(out, card, shard_id, deltas, failures)
-        return ShardResult(
-            shard_id=shard_id,
-            clips=len(deltas),
-            failures=len(failures),
-            videos=len({clip.video_uri for clip in deltas}) + len(failures),
-            bytes_written=receipt.total_bytes,
-            decode_s=read - start,
-            encode_s=encoded - read,
-            write_s=time.perf_counter() - encoded,
-            forward_s=(encoded - read) / max(len(deltas), 1),
-        )
-
-    return tokenize_shard
+        batch = [clip for _, clip in zip(range(self._encoder.batch_clips), self._features, strict=False)]
+        self.read_s += time.perf_counter() - start
+        return batch
 
 
-def _read(dataset: Dataset, position: int) -> FeatureClip:
-    clip = dataset.read(position)
-    assert isinstance(clip, FeatureClip)  # the dataset was opened as features
-    return clip
+def tokenize_shard(
+    features: tuple[UPath, DatasetCard],
+    deltas: tuple[UPath, DatasetCard],
+    work: Work,
+    encoder: DeltaEncoder,
+    on_clips: Callable[[int], None],
+) -> ShardResult:
+    """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
 
-
-def _stored(clip: DeltaClip, dataset: Dataset, position: int) -> StoredClip:
-    """The delta clip under everything that the index says of its feature clip."""
-    row = dataset.index.slice(position, 1).to_pylist()[0]
-    return StoredClip(
-        clip=clip,
-        video_uri=row["video_uri"],
-        view=row["view"],
-        frame_indices=tuple(row["frame_indices"]),
-        crop=CropBox(*row["crop"]),
-        flip=row["flip"],
-        decoder=row["decoder"],
-        duplicate_frames=row["duplicate_frames"],
+    Videos with which workers die become failures; a trial encodes its videos and writes nothing.
+    """
+    started = time.perf_counter()
+    shard_id, culprits = work.task.shard_id, dict(work.culprits)
+    receipt = checked_receipt(features[0], shard_id, features[1])
+    wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
+    clips = (clip for clip in stored_clips(*features, receipt) if clip.video_uri in wanted)
+    encoding = _Tokenizing(encoder, clips, on_clips)
+    blamed = [
+        Failure(uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)
+        for uri, error in culprits.items()
+    ]
+    failures = [*receipt.failures, *blamed]
+    count = size = 0
+    if work.kind is Kind.TRY:
+        for _ in encoding.clips():
+            pass
+    else:
+        written = write_shard(*deltas, shard_id, encoding.clips(), failures, list(receipt.sources))
+        count, size = len(written.clips), written.total_bytes
+    elsewhere = encoding.encode_s + encoding.read_s
+    return ShardResult(
+        shard_id=shard_id,
+        clips=count,
+        failures=len(failures),
+        videos=len(work.task.videos),
+        bytes_written=size,
+        decode_s=0.0,
+        encode_s=encoding.encode_s,
+        write_s=max(time.perf_counter() - started - elsewhere, 0.0),
+        wait_s=encoding.read_s,
     )
+
+
+def measure_tokenizing(encoder: DeltaEncoder, card: DatasetCard, seconds: float = 1.0) -> float:
+    """Clips a second of the tokenizer alone, on noise: a warm-up, then at least two batches and ``seconds``."""
+    frames, (rows, columns) = card.sampling.frames, card.patch_grid
+    noise = np.random.default_rng(0).standard_normal((frames, rows * columns, card.hidden_size))
+    times = np.arange(frames, dtype=np.float32)
+    batch = [
+        FeatureClip(f"probe-{place}", noise.astype(np.float16), times) for place in range(encoder.batch_clips)
+    ]
+    encoder.encode_features(batch)
+    start, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - start < seconds:
+        encoder.encode_features(batch)
+        rounds += 1
+    return rounds * len(batch) / (time.perf_counter() - start)
+
+
+def _features(stored: StoredClip) -> FeatureClip:
+    assert isinstance(stored.clip, FeatureClip)  # the dataset was opened as features
+    return stored.clip

@@ -1,195 +1,148 @@
-"""Looking for damage: every byte of every shard, and whether plan, receipts and tables say the same."""
+"""Looking for damage: every byte of every shard, and whether plan, receipts and tables say the same.
+
+Shards are read in threads, one after the other is let go: memory holds the plan and what is wrong, nothing else
+that grows with the dataset.
+"""
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from functools import partial
 
 from deltacache.pipeline.atomic import is_temporary
-from deltacache.pipeline.checksums import crc32c_of_array, crc32c_of_file
-from deltacache.pipeline.commits import checked_receipt
-from deltacache.pipeline.mapped import MappedFiles
-from deltacache.pipeline.plan import PLAN_FILE, ShardTask, read_plan, shard_id_of, shard_tasks
-from deltacache.pipeline.preparation import BLACK_FILE, read_black, read_card
-from deltacache.pipeline.receipts import RECEIPTS, SHARDS, FileRecord, Receipt
-from deltacache.pipeline.stores import TIMESTAMPS, Stretch, shard_store, token_array, token_shape
-from deltacache.pipeline.table_checks import Problem, table_problems
-from deltacache.schemas.clips import clip_id_of
+from deltacache.pipeline.parallel import in_threads
+from deltacache.pipeline.plan import PLAN_FILE, ShardTask, iter_tasks
+from deltacache.pipeline.plan_checks import KnownShards, known_shards
+from deltacache.pipeline.preparation import BLACK_FILE, CARD_FILE, read_black, read_card
+from deltacache.pipeline.problems import Problem, Remedy
+from deltacache.pipeline.receipts import RECEIPTS, SHARDS, finished_shards, read_receipt
+from deltacache.pipeline.shard_checks import check_shard
+from deltacache.pipeline.storage import AnyPath, dataset_root, names_in
+from deltacache.pipeline.storage_errors import read_file
+from deltacache.pipeline.table_checks import TableCheck
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.errors import DatasetError, DeltacacheError, StorageError
+from deltacache.schemas.progress import Reporter, SilentReporter
+
+__all__ = ["Problem", "verify_dataset"]
+
+_GROUP_FILE = "zarr.json"
+_THREADS = max(2, min(8, os.cpu_count() or 2))
+"""Checksums and reading leave the interpreter, so that threads use all cores and keep a disk busy."""
 
 
-def verify_dataset(root: Path) -> list[Problem]:
+def verify_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> list[Problem]:
     """Read a dataset whole and list all that is wrong with it.
 
     Raises:
-        DatasetError: there is no dataset, or its ``dataset.json`` is damaged, so that nothing can be judged.
+        DatasetError: there is no dataset.
+        StorageError: its place refuses or does not answer, so that nothing can be judged.
     """
-    card = read_card(root)
+    root = dataset_root(root)
+    try:
+        card = read_card(root)
+    except StorageError:
+        raise
+    except DatasetError as error:
+        if not (root / CARD_FILE).exists() and not finished_shards(root):
+            raise
+        return [Problem(CARD_FILE, None, f"{error}. Nothing else was judged", Remedy.REMOVE)]
     problems = list(_black(root, card))
-    tasks = _plan(root, problems)
-    receipts = _receipts(root, card, tasks, problems)
-    for receipt in receipts:
-        problems.extend(_shard(root, card, receipt))
-    problems.extend(_strays(root, card, receipts))
-    problems.extend(table_problems(root, receipts))
+    shards = known_shards(root)
+    problems.extend(shards.problems)
+    problems.extend(_shards(root, card, shards, reporter or SilentReporter()))
+    problems.extend(_strays(root, card, shards))
     return problems
 
 
-def _black(root: Path, card: DatasetCard) -> Iterator[Problem]:
+def _black(root: AnyPath, card: DatasetCard) -> Iterator[Problem]:
     try:
         read_black(root, card)
+    except StorageError:
+        raise
     except DatasetError as error:
-        yield Problem(BLACK_FILE, None, str(error))
+        yield Problem(BLACK_FILE, None, str(error), Remedy.REMOVE)
 
 
-def _plan(root: Path, problems: list[Problem]) -> dict[str, ShardTask]:
-    """The shards of the plan by id; an id that its videos do not give is a problem."""
-    try:
-        tasks = shard_tasks(read_plan(root))
-    except DatasetError as error:
-        problems.append(Problem(PLAN_FILE, None, str(error)))
-        return {}
-    for ordinal, task in enumerate(tasks):
-        if shard_id_of(ordinal, task.videos) != task.shard_id:
-            problems.append(
-                Problem(PLAN_FILE, None, f"shard {task.shard_id} has other videos than its id says")
-            )
-    return {task.shard_id: task for task in tasks}
+def _shards(root: AnyPath, card: DatasetCard, shards: KnownShards, reporter: Reporter) -> Iterator[Problem]:
+    """What is wrong with the finished shards, in the plan's order, and then with the tables."""
+    held, tables = frozenset(names_in(root / SHARDS)), TableCheck(root)
+    for shard_id in shards.finished - shards.planned:
+        tables.add_unreadable(shard_id)
+    finished = (task for task in iter_tasks(shards.plan) if task.shard_id in shards.finished)
+    found = 0
+    with reporter.stage("verify", len(shards.finished & shards.planned)) as stage:
+        for checked in in_threads(partial(check_shard, root, card, held), _once(finished), threads=_THREADS):
+            yield from checked.problems
+            found += len(checked.problems)
+            stage.advance(1, problems=found)
+            if checked.receipt is None:
+                tables.add_unreadable(checked.shard_id)
+            else:
+                tables.add(checked.receipt)
+    yield from tables.finish(shards.planned - shards.finished)
 
 
-def _receipts(
-    root: Path, card: DatasetCard, tasks: dict[str, ShardTask], problems: list[Problem]
-) -> list[Receipt]:
-    """The readable receipts in the plan's order."""
-    receipts: dict[str, Receipt] = {}
-    names = [name for name in _names(root / RECEIPTS) if not is_temporary(name)]
-    for name in names:
-        file, shard_id = f"{RECEIPTS}/{name}", name.removesuffix(".json")
-        if shard_id not in tasks:
-            problems.append(Problem(file, None, "is of a shard that the plan does not have"))
+def _once(tasks: Iterator[ShardTask]) -> Iterator[ShardTask]:
+    """Each shard once: that a plan holds one twice was said."""
+    seen: set[str] = set()
+    for task in tasks:
+        if task.shard_id not in seen:
+            seen.add(task.shard_id)
+            yield task
+
+
+def _strays(root: AnyPath, card: DatasetCard, shards: KnownShards) -> Iterator[Problem]:
+    """What lies in the folders of a dataset and belongs to no shard."""
+    for folder in ("", f"{RECEIPTS}/", f"{SHARDS}/"):
+        for name in filter(is_temporary, names_in(root / folder) if folder else names_in(root)):
+            message = "was left by a command that died, or is being written now"
+            yield Problem(f"{folder}{name}", None, message, Remedy.SWEEP)
+    for name in names_in(root / RECEIPTS):
+        shard_id = name.removesuffix(".json")
+        if is_temporary(name) or (shard_id in shards.planned and name != shard_id):
             continue
-        try:
-            receipts[shard_id] = checked_receipt(root, shard_id, card)
-        except DeltacacheError as error:
-            problems.append(Problem(file, None, str(error)))
-            continue
-        problems.extend(_receipt(file, card, tasks[shard_id], receipts[shard_id]))
-    missing = [shard_id for shard_id in tasks if f"{shard_id}.json" not in names]
-    if missing:
-        what = f"{len(missing)} of {len(tasks)} shards have no receipt, the first is {missing[0]}"
-        problems.append(Problem(PLAN_FILE, None, f"{what}: not finished, run the command again"))
-    return [receipts[shard_id] for shard_id in tasks if shard_id in receipts]
-
-
-def _receipt(file: str, card: DatasetCard, task: ShardTask, receipt: Receipt) -> Iterator[Problem]:
-    """Whether a receipt agrees with itself, and holds all that was planned and nothing else."""
-    planned = {
-        clip_id_of(video.video_id, view): (video.video_uri, view)
-        for video in task.videos
-        for view in range(video.first_view, video.first_view + video.views)
-    }
-    for row in receipt.clips:
-        clip_id, crcs = row["clip_id"], receipt.arrays[row["clip_id"]]
-        times = crc32c_of_array(np.asarray(row[TIMESTAMPS], np.float32))
-        if (crcs.get(token_array(card)), crcs.get(TIMESTAMPS)) != (row["crc32c"], times):
-            yield Problem(file, clip_id, "the checksums of its arrays are not those of its index row")
-        if planned.get(clip_id) != (row["video_uri"], row["view"]) or row["shard"] != receipt.shard_id:
-            yield Problem(file, clip_id, "is not a clip that the plan has in this shard")
-    refused = {(failure.video_uri, failure.view) for failure in receipt.failures}
-    for clip_id, (uri, view) in planned.items():
-        if clip_id not in receipt.arrays and not refused & {(uri, None), (uri, view)}:
-            yield Problem(file, clip_id, f"view {view} of {uri} is neither a clip nor a failure")
-
-
-def _shard(root: Path, card: DatasetCard, receipt: Receipt) -> Iterator[Problem]:
-    """Missing and altered files; of altered ones, the clips."""
-    altered = set()
-    for name, record in receipt.files.items():
-        path = root / name
-        if not path.is_file():
-            yield Problem(name, None, f"is missing; its receipt says {record.bytes} bytes")
-            continue
-        held = FileRecord(path.stat().st_size, crc32c_of_file(path))
-        if held != record:
-            yield Problem(name, None, f"{_record(held)}, but its receipt says {_record(record)}")
-            altered.add(name)
-    if altered:
-        yield from _clips(root, card, receipt)
-
-
-def _record(record: FileRecord) -> str:
-    return f"{record.bytes} bytes of crc32c {record.crc32c:08x}"
-
-
-def _clips(root: Path, card: DatasetCard, receipt: Receipt) -> Iterator[Problem]:
-    """Which clips of a shard are altered."""
-    store, files, file = shard_store(card), MappedFiles(), receipt.token_file
-    for row, offset in enumerate(receipt.token_offsets):
-        clip_id = receipt.clips[row]["clip_id"]
-        try:
-            tokens = files.float16(root / file, offset, token_shape(card), receipt.frame_stride)
-        except (OSError, ValueError):
-            yield Problem(file, clip_id, "its tokens are not there: the file ends before them")
-            continue
-        crc = crc32c_of_array(tokens)
-        if crc != receipt.clips[row]["crc32c"]:
-            must = receipt.clips[row]["crc32c"]
-            yield Problem(file, clip_id, f"its tokens have crc32c {crc:08x}, must be {must:08x}")
-            continue
-        for stretch in store.surroundings(receipt, row, tokens):
-            if not _is_there(root, stretch):
-                yield Problem(stretch.file, clip_id, "the bytes around its tokens, or its times, are altered")
-
-
-def _is_there(root: Path, stretch: Stretch) -> bool:
-    try:
-        with (root / stretch.file).open("rb") as file:
-            file.seek(stretch.offset)
-            return file.read(len(stretch.content)) == stretch.content
-    except FileNotFoundError:  # listed as missing already
-        return True
-
-
-def _strays(root: Path, card: DatasetCard, receipts: list[Receipt]) -> Iterator[Problem]:
-    """Files in the shards' folder that no receipt lists, and clips that two list."""
-    known = {name for receipt in receipts for name in receipt.files}
-    with_receipt = {name.removesuffix(".json") for name in _names(root / RECEIPTS)}
-    for name in _names(root / SHARDS):
+        yield _stray_receipt(root, name, shards)
+    for name in names_in(root / SHARDS):
         shard_id = name.removeprefix("shard-").removesuffix(".tar")
-        if is_temporary(name) or (name == "zarr.json" and card.store == "zarr"):
+        if (
+            is_temporary(name)
+            or (name == _GROUP_FILE and card.store == "zarr")
+            or shard_id in shards.finished
+        ):
             continue
-        if shard_id not in with_receipt:
-            yield Problem(f"{SHARDS}/{name}", None, "has no receipt, so that it does not count")
-        elif any(PurePosixPath(file).parts[1] == name for file in known):
-            yield from _unlisted(root, f"{SHARDS}/{name}", known)
-    if card.store == "zarr" and known:
+        ours = shards.is_id(shard_id) and name.startswith("shard-")
+        message = "has no receipt, so that it does not count" if ours else "is nothing of the dataset's"
+        remedy = Remedy.DROP_SHARD if ours else Remedy.LEAVE
+        yield Problem(f"{SHARDS}/{name}", None, message, remedy, shard_id if ours else None)
+    if card.store == "zarr" and any(name.startswith("shard-") for name in names_in(root / SHARDS)):
         yield from _group(root)
-    counts = Counter(row["clip_id"] for receipt in receipts for row in receipt.clips)
-    for clip_id in (clip_id for clip_id, count in counts.items() if count > 1):
-        yield Problem(RECEIPTS, clip_id, "is in more than one shard")
 
 
-def _unlisted(root: Path, name: str, known: set[str]) -> Iterator[Problem]:
-    for path in sorted((root / name).rglob("*")):
-        file = path.relative_to(root).as_posix()
-        if path.is_file() and file not in known:
-            yield Problem(file, None, "is not listed in the shard's receipt")
+def _stray_receipt(root: AnyPath, name: str, shards: KnownShards) -> Problem:
+    file, shard_id = f"{RECEIPTS}/{name}", name.removesuffix(".json")
+    if shard_id not in shards.finished or name == shard_id:
+        return Problem(file, None, "is not the receipt of a shard", Remedy.LEAVE)
+    message = f"is of a shard that {PLAN_FILE} does not have"
+    if shards.damaged:
+        message = "its sources are not the videos that its id says"
+        try:
+            read_receipt(root, shard_id)
+        except StorageError:
+            raise
+        except DeltacacheError as error:
+            message = str(error)
+    return Problem(file, None, message, Remedy.DROP_SHARD, shard_id)
 
 
-def _group(root: Path) -> Iterator[Problem]:
+def _group(root: AnyPath) -> Iterator[Problem]:
     """The group that holds all Zarr shards is in no receipt, for they share it."""
-    name = f"{SHARDS}/zarr.json"
+    name = f"{SHARDS}/{_GROUP_FILE}"
     try:
-        node = json.loads((root / name).read_bytes())
-        if node.get("node_type") != "group" or node.get("zarr_format") != 3:
-            raise ValueError("it is not that of a Zarr v3 group")
-    except (OSError, ValueError, AttributeError) as error:
-        yield Problem(name, None, f"cannot be read ({error}): run the command that made the dataset again")
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        node = json.loads(read_file(root / name))
+        if node != {"attributes": {}, "zarr_format": 3, "node_type": "group"}:
+            raise ValueError("it is not that of a plain Zarr v3 group")
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        yield Problem(name, None, f"cannot be read ({error})", Remedy.REWRITE_GROUP)

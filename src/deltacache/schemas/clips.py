@@ -32,6 +32,16 @@ def _check_timestamps(clip_id: str, timestamps_s: np.ndarray, frames: int) -> No
         raise ValueError(f"{clip_id}: timestamps_s must be finite and non-decreasing, got {timestamps_s}")
 
 
+def _check_scales(clip_id: str, scales: np.ndarray, shape: tuple[int, ...]) -> None:
+    if scales.shape != shape or scales.dtype != np.float32:
+        raise ValueError(f"{clip_id}: scales are {scales.dtype}{scales.shape}, must be float32{shape}")
+    if not (scales >= 0).all() or not np.isfinite(scales).all():
+        raise ValueError(
+            f"{clip_id}: scales must be finite and not negative, they go from {scales.min()} to "
+            f"{scales.max()}: the backbone gave tokens that are no numbers"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class CropBox:
     """A crop in pixels of the upright frame."""
@@ -86,21 +96,28 @@ class FeatureClip:
     """Patch tokens of one clip as they lie on disk.
 
     Attributes:
-        patch_tokens: (T, N, D) float16.
+        patch_tokens: (T, N, D) float16, or int8 with ``scales``.
         timestamps_s: (T,) float32, seconds from the first frame of the video.
+        scales: (T, N) float32 of int8 tokens, finite and not negative: a token is its values times its
+            scale. None of float16 ones.
     """
 
     clip_id: str
     patch_tokens: np.ndarray
     timestamps_s: np.ndarray
+    scales: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_id(self.clip_id, "clip id")
-        if self.patch_tokens.ndim != 3 or self.patch_tokens.dtype != np.float16:
+        wanted = np.float16 if self.scales is None else np.int8
+        if self.patch_tokens.ndim != 3 or self.patch_tokens.dtype != wanted:
             raise ValueError(
-                f"{self.clip_id}: patch_tokens are {self.patch_tokens.dtype}{self.patch_tokens.shape}, "
-                "must be float16(T, N, D)"
+                f"{self.clip_id}: patch_tokens are {self.patch_tokens.dtype}{self.patch_tokens.shape} "
+                f"{'with' if self.scales is not None else 'without'} scales, must be float16(T, N, D) without "
+                "or int8(T, N, D) with them"
             )
+        if self.scales is not None:
+            _check_scales(self.clip_id, self.scales, self.patch_tokens.shape[:2])
         _check_timestamps(self.clip_id, self.timestamps_s, self.patch_tokens.shape[0])
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deltacache.schemas.fingerprints import fingerprint_of
 
 FORMAT_VERSION = 1
+Precision = Literal["float32", "bfloat16"]
 
 
 class Frozen(BaseModel):
@@ -55,15 +56,38 @@ class DatasetCard(Frozen):
     format_version: Literal[1] = FORMAT_VERSION
     kind: Literal["features", "deltas"]
     store: Literal["webdataset", "zarr"]
-    dtype: Literal["float16"] = "float16"
+    dtype: Literal["float16", "int8"] = "float16"
+    precision: Precision = Field(default="float32", description="of the backbone's forward")
     backbone: BackboneCard
     tokenizer_fingerprint: str | None = None
+    features_dtype: Literal["float16", "int8"] | None = Field(
+        default=None, description="of deltas: dtype of the features they were made from, None meaning float16"
+    )
     image_size: int
     patch_grid: tuple[int, int]
     hidden_size: int
     sampling: SamplingSettings
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
     code_version: str
+
+    @model_validator(mode="after")
+    def _dtypes_fit_the_kind(self) -> Self:
+        if self.kind == "deltas" and self.dtype != "float16":
+            raise ValueError(
+                f"dtype {self.dtype} is for features only: delta tokens are few and stay float16, whatever "
+                "dtype their features have. Leave --dtype out, or give float16"
+            )
+        if self.kind == "features" and self.features_dtype is not None:
+            raise ValueError("features_dtype is for deltas: features say their dtype in dtype")
+        return self
+
+    def deltas(self, *, store: Literal["webdataset", "zarr"], tokenizer: str, code_version: str) -> Self:
+        """The card of the deltas that the tokenizer of this fingerprint makes from these features."""
+        features_dtype = self.dtype if self.dtype != "float16" else None
+        changes = {"kind": "deltas", "store": store, "dtype": "float16", "features_dtype": features_dtype}
+        return type(self).model_validate(
+            self.model_dump() | changes | {"tokenizer_fingerprint": tokenizer, "code_version": code_version}
+        )
 
     @property
     def features_fingerprint(self) -> str:
@@ -74,7 +98,8 @@ class DatasetCard(Frozen):
                 "format_version": self.format_version,
                 "backbone": self.backbone.model_dump(mode="json", exclude={"id"}),
                 "image_size": self.image_size,
-                "dtype": self.dtype,
+                "dtype": (self.dtype if self.kind == "features" else self.features_dtype) or "float16",
+                "precision": self.precision,
                 "sampling": self.sampling.model_dump(mode="json"),
             }
         )

@@ -14,6 +14,10 @@ class DatasetError(DeltacacheError):
     """A dataset folder is missing, damaged, of another kind, or holds something else."""
 
 
+class StorageError(DatasetError):
+    """A disk or an object store refuses or does not answer; what lies there may be well."""
+
+
 class CheckpointError(DeltacacheError):
     """A checkpoint is missing, damaged, or its tensors do not fit the model."""
 
@@ -37,6 +41,7 @@ class FailureReason(StrEnum):
     DECODER_CRASHED = "decoder_crashed"  # the child process died
     DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit
     OUT_OF_MEMORY = "out_of_memory"  # the child process hit its memory limit
+    ENCODE_FAILED = "encode_failed"  # the encoder fails, or its process dies, with this video
     UNREADABLE = "unreadable"  # the file cannot be opened or read (permissions, I/O)
 
 

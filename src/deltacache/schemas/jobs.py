@@ -35,9 +35,17 @@ class ExtractionSettings(Frozen):
     views: int = Field(default=1, ge=1, le=1000)
     sampling: SamplingSettings = SamplingSettings()
     store: Literal["webdataset", "zarr"] = "webdataset"
+    dtype: Literal["float16", "int8"] = Field(default="float16", description="of stored patch tokens")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the backbone's forward; auto: bfloat16 on GPUs"
+    )
     videos_per_shard: int = Field(default=32, ge=1)
     exclude_list: Path | None = None
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    retry_failed: bool = Field(default=False, description="try refused videos again")
+    changed_videos: Literal["refuse", "recompute"] = Field(
+        default="refuse", description="what to do about videos that were replaced behind their names"
+    )
     limits: DecodeLimits = DecodeLimits()
     cluster: ClusterSettings = ClusterSettings()
 
@@ -45,7 +53,7 @@ class ExtractionSettings(Frozen):
 class TokenizeSettings(Frozen):
     """From a feature dataset to delta tokens."""
 
-    features: Path
+    features: str
     tokenizer: Path
     store: Literal["webdataset", "zarr"] = "webdataset"
     cluster: ClusterSettings = ClusterSettings()

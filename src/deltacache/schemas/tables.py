@@ -43,6 +43,19 @@ FAILURES_SCHEMA = pa.schema(
 )
 """A row a refused video or clip. ``view`` is null when the whole video was refused."""
 
+SOURCES_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("video_id", pa.string()),
+        ("video_uri", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("version", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+"""A row a video of a finished shard, in the plan's order, as it was when the shard was made; a video whose views
+are in several shards has a row of each. ``version`` and ``sha256`` as in ``receipts.SourceRecord``."""
+
 _METRIC_FIELDS = [
     ("run_id", pa.string()),
     ("method", pa.string()),

@@ -1,0 +1,27 @@
+"""Fixtures of the pipeline's tests."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from object_stores import s3_bucket
+from upath import UPath
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The url of a bucket; the environment names its server and credentials for it."""
+    with s3_bucket() as url:
+        yield url
+
+
+@pytest.fixture
+def s3_root(s3: str) -> UPath:
+    """A place in a bucket that nobody else uses."""
+    return UPath(f"{s3}/{uuid4().hex}/features")
+
+
+@pytest.fixture
+def memory_root() -> UPath:
+    """A place in another store without renames."""
+    return UPath(f"memory://{uuid4().hex}/features")

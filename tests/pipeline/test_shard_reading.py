@@ -1,0 +1,140 @@
+"""Shards read by their receipts alone: all of a clip or an error, and the same bytes when written again."""
+
+from pathlib import Path
+
+import pytest
+from small_datasets import BLACK, make_dataset, shard_of, small_card
+
+from deltacache.pipeline.dataset import open_dataset, prepare_dataset, write_shard
+from deltacache.pipeline.receipts import Receipt, StoredClip, read_receipt, receipt_path
+from deltacache.pipeline.shard_reading import stored_clips
+from deltacache.pipeline.stores import SCALES
+from deltacache.pipeline.verification import verify_dataset
+from deltacache.schemas.clips import DeltaClip, FeatureClip
+from deltacache.schemas.errors import DatasetError
+
+STORES, KINDS = ["webdataset", "zarr"], ["features", "int8", "deltas"]
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def flip(path: Path, offset: int) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("store", STORES)
+def test_a_shard_written_from_its_own_clips_is_byte_identical(tmp_path: Path, store: str, kind: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    task, empty = make_dataset(one, kind, store, "a", "broken-1", "broken-2", views=3)
+    card = small_card(kind, store)
+    prepare_dataset(two, card, BLACK)
+    for each in (task, empty):
+        receipt = read_receipt(one, each.shard_id)
+        (one / "index.parquet").unlink(missing_ok=True)
+        clips = stored_clips(one, card, receipt)
+        again = write_shard(two, card, each.shard_id, clips, receipt.failures, receipt.sources)
+        assert again == receipt
+        assert receipt_path(one, each.shard_id).read_bytes() == receipt_path(two, each.shard_id).read_bytes()
+    assert files_below(one / "shards") == files_below(two / "shards")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("store", STORES)
+def test_clips_are_the_ones_that_were_written(tmp_path: Path, store: str, kind: str) -> None:
+    (task,) = make_dataset(tmp_path, kind, store, "a", "b", views=3)
+    read = stored_clips(tmp_path, small_card(kind, store), read_receipt(tmp_path, task.shard_id))
+    for got, wrote in zip(read, shard_of(kind, task)[0], strict=True):
+        assert numbers(got) == numbers(wrote)
+        assert about(got) == about(wrote)
+
+
+def numbers(stored: StoredClip) -> list[tuple[object, ...]]:
+    clip = stored.clip
+    arrays = [clip.timestamps_s, clip.delta_tokens] if isinstance(clip, DeltaClip) else []
+    if isinstance(clip, FeatureClip):
+        arrays = [clip.timestamps_s, clip.patch_tokens, *([] if clip.scales is None else [clip.scales])]
+    return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
+
+
+def about(stored: StoredClip) -> tuple[object, ...]:
+    names = ("video_uri", "view", "frame_indices", "crop", "flip", "decoder", "duplicate_frames")
+    return stored.clip.clip_id, *(getattr(stored, name) for name in names)
+
+
+@pytest.mark.parametrize("array", ["tokens", "scales"])
+@pytest.mark.parametrize("store", STORES)
+def test_a_flipped_bit_is_an_error_for_every_reader(tmp_path: Path, store: str, array: str) -> None:
+    (task,) = make_dataset(tmp_path, "int8", store, "a", "b")
+    receipt, card = read_receipt(tmp_path, task.shard_id), small_card("int8", store)
+    file = receipt.token_file if array == "tokens" else receipt.scale_file
+    offset = receipt.token_offsets[2] if array == "tokens" else receipt.scale_offsets[2]
+    flip(tmp_path / file, offset + 3)
+    clip_id = receipt.clips[2]["clip_id"]
+    message = rf"clip {clip_id} of shard {task.shard_id} is damaged: its {array} have crc32c"
+    clips = stored_clips(tmp_path, card, receipt)
+    assert [next(clips).clip.clip_id for _ in range(2)] == [row["clip_id"] for row in receipt.clips[:2]]
+    with pytest.raises(DatasetError, match=rf"{file}: {message}"):
+        next(clips)
+    dataset = open_dataset(tmp_path)
+    dataset.read(1)
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=message):
+            dataset.read(2)
+        with pytest.raises(DatasetError, match=message):
+            dataset.read_frames(2, 0, 1)
+    found = {(problem.file, problem.clip_id) for problem in verify_dataset(tmp_path)}
+    assert found == {(file, None), (file, clip_id)}
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "longer"])
+@pytest.mark.parametrize("array", ["tokens", "scales"])
+@pytest.mark.parametrize("store", STORES)
+def test_a_file_of_another_size_is_an_error_before_the_first_clip(
+    tmp_path: Path, store: str, array: str, how: str
+) -> None:
+    (task,) = make_dataset(tmp_path, "int8", store, "a", "b")
+    receipt, card = read_receipt(tmp_path, task.shard_id), small_card("int8", store)
+    path = tmp_path / (receipt.token_file if array == "tokens" else receipt.scale_file)
+    whole = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(whole[:-1] if how == "short" else whole + b"\0")
+    what = "is missing" if how == "missing" else f"has {len(whole) + (1 if how == 'longer' else -1)} bytes"
+    with pytest.raises(DatasetError, match=rf"clip a-.* is damaged: {path} {what}, but its receipt says"):
+        next(stored_clips(tmp_path, card, receipt))
+    with pytest.raises(DatasetError, match=rf"{path} {what}"):
+        open_dataset(tmp_path).read(0)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_every_flipped_byte_of_an_int8_shard_is_found(tmp_path: Path, store: str) -> None:
+    (task,) = make_dataset(tmp_path, "int8", store, "a", views=1)
+    receipt = read_receipt(tmp_path, task.shard_id)
+    clip_id = receipt.clips[0]["clip_id"]
+    for name in receipt.files:
+        size = (tmp_path / name).stat().st_size
+        for offset in range(0, size, 1 if size < 500 else 97):
+            flip(tmp_path / name, offset)
+            found = {(problem.file, problem.clip_id) for problem in verify_dataset(tmp_path)}
+            assert (name, None) in found
+            assert {clip for _, clip in found} <= {None, clip_id}
+            flip(tmp_path / name, offset)
+    assert verify_dataset(tmp_path) == []
+
+
+def test_a_receipt_without_the_checksum_of_the_scales_is_no_proof(tmp_path: Path) -> None:
+    (task,) = make_dataset(tmp_path, "int8", "webdataset", "a", views=1)
+    receipt = read_receipt(tmp_path, task.shard_id)
+    (crcs,) = receipt.arrays.values()
+    bare = {clip: {name: crcs[name] for name in crcs if name != SCALES} for clip in receipt.arrays}
+    without = Receipt(
+        **{name: getattr(receipt, name) for name in receipt.__slots__ if name != "arrays"}, arrays=bare
+    )
+    with pytest.raises(DatasetError, match="and the receipt has none"):
+        next(stored_clips(tmp_path, small_card("int8", "webdataset"), without))
