@@ -6,8 +6,9 @@
 Pure forward: the model called again and again on one batch that lies on the device, normalised and in its precision.
 End to end: uint8 frames on the host to tokens on the host, by ``FeatureEncoder`` from as many threads as the
 extraction uses; every clip's tokens are dropped at once. Both in turn, several times, so that neither has the better
-moments of the machine; the ratio is that of their medians. ``vitb`` and ``vitl`` are DINOv3's sizes with random weights.
-Needs torch, transformers and numpy, and what deltacache's encoders import.
+moments of the machine; the ratio is that of their medians. On a CPU, rates are of a second of its time, whatever else
+runs there: with ``--torch-threads 1``, those of one core. ``vitb`` and the like are DINOv3's sizes with random
+weights. Needs torch, transformers, numpy, pydantic and safetensors, and no other dependency of deltacache.
 """
 
 import argparse
@@ -82,19 +83,22 @@ def pure_forward(
     def measure(seconds: float) -> float:
         backbone.model(pixels)
         _finish(device)
-        start, rounds = time.perf_counter(), 0
-        while rounds < 2 or time.perf_counter() - start < seconds:
+        clock = clock_of(device)
+        start, rounds = clock(), 0
+        while rounds < 2 or clock() - start < seconds:
             backbone.model(pixels)
             rounds += 1
             if rounds % 8 == 0:
                 _finish(device)
         _finish(device)
-        return rounds * len(clips) / (time.perf_counter() - start)
+        return rounds * len(clips) / (clock() - start)
 
     return measure
 
 
-def end_to_end(encoder: FeatureEncoder, clips: list[PixelClip], threads: int) -> Callable[[float], float]:
+def end_to_end(
+    encoder: FeatureEncoder, clips: list[PixelClip], threads: int, clock: Callable[[], float]
+) -> Callable[[float], float]:
     """A function from seconds to measure to clips/s of the encoder, called by several threads."""
 
     def measure(seconds: float) -> float:
@@ -103,8 +107,8 @@ def end_to_end(encoder: FeatureEncoder, clips: list[PixelClip], threads: int) ->
         def work(place: int) -> None:
             encoder.encode(clips)
             ready.wait()
-            start = time.perf_counter()
-            while counts[place] < 2 or time.perf_counter() - start < seconds:
+            start = clock()
+            while counts[place] < 2 or clock() - start < seconds:
                 encoder.encode(clips)
                 counts[place] += 1
 
@@ -112,12 +116,17 @@ def end_to_end(encoder: FeatureEncoder, clips: list[PixelClip], threads: int) ->
         for worker in workers:
             worker.start()
         ready.wait()
-        start = time.perf_counter()
+        start = clock()
         for worker in workers:
             worker.join()
-        return sum(counts) * len(clips) / (time.perf_counter() - start)
+        return sum(counts) * len(clips) / (clock() - start)
 
     return measure
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds that pass, or on a CPU those that this process computed."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def _finish(device: torch.device) -> None:
@@ -153,7 +162,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for image_size in asked.image_size:
         clips = clips_of(batch, asked.frames, image_size)
-        pure, whole = pure_forward(backbone, clips, device), end_to_end(encoder, clips, asked.threads)
+        pure = pure_forward(backbone, clips, device)
+        whole = end_to_end(encoder, clips, asked.threads, clock_of(device))
         pairs = [(pure(asked.seconds), whole(asked.seconds)) for _ in range(asked.repeats)]
         forward, encoded = (statistics.median(rates) for rates in zip(*pairs, strict=True))
         print(

@@ -531,6 +531,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Idle threads of a parallel sum sleep instead of spinning: on a busy machine steps are up to 15 times faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ray prints a paragraph for every worker that dies; the job says what it does about it.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     try:
         app()
     except DeltacacheError as error:

@@ -357,7 +357,7 @@ def test_frames_beyond_the_longest_horizon_change_nothing(drawn: DrawnWorld, tmp
     settings = drawn.settings(horizons=(1, 2))
     evaluate_clips(settings, SilentReporter())
     other = settings.model_copy(
-        update={"features": write_features(tmp_path / "longer", clips), "out": tmp_path / "other"}
+        update={"features": str(write_features(tmp_path / "longer", clips)), "out": tmp_path / "other"}
     )
     evaluate_clips(other, SilentReporter())
     first, second = (

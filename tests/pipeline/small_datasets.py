@@ -9,7 +9,7 @@ import torch
 
 from deltacache.pipeline.checksums import crc32c_of_npy
 from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.plan import PlannedVideo, ShardTask, extend_plan, shard_tasks
+from deltacache.pipeline.plan import PlannedVideo, ShardTask, extend_plan, read_plan, shard_tasks
 from deltacache.pipeline.quantisation import quantise
 from deltacache.pipeline.receipts import Failure, SourceRecord, StoredClip
 from deltacache.pipeline.sources import VideoSource, video_id_of
@@ -102,7 +102,7 @@ def make_dataset(
     """Make a finished dataset of these videos at ``root``; the shards of its plan."""
     card = small_card(kind, store)
     prepare_dataset(root, card, BLACK)
-    plan = extend_plan(None, videos_named(*names), views, videos_per_shard)
+    plan = extend_plan(read_plan(root), videos_named(*names), views, videos_per_shard)
     write_plan(root, plan)
     tasks = shard_tasks(plan)
     for task in tasks:

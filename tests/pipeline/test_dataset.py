@@ -47,6 +47,7 @@ def test_dataset_json_holds_card_fingerprint_and_parents(tmp_path: Path) -> None
     prepare_dataset(tmp_path, FEATURES, BLACK)
     body = json.loads((tmp_path / "dataset.json").read_text())
     assert (body.pop("fingerprint"), body.pop("parents")) == (FEATURES.fingerprint, FEATURES.parents)
+    assert isinstance(body.pop("dataset_crc32c"), int)
     assert DatasetCard.model_validate(body) == FEATURES
     np.testing.assert_array_equal(np.load(tmp_path / "black_patch_tokens.npy", allow_pickle=False), BLACK)
 

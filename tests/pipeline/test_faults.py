@@ -21,7 +21,7 @@ from deltacache.pipeline.sealing import check_parquet, parquet_of, seal_json, un
 from deltacache.pipeline.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError
 
-ROUNDS = 150
+ROUNDS = 100
 NAMES = ("a", "broken-b", "c")
 
 every_dataset = pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_second_command_is_refused_while_the_first_lives(place: tuple[Path | UPa
         with (
             pytest.raises(
                 DatasetError,
-                match=rf"out|features is being written by `deltacache extract-features a b` \(process {other.pid} "
+                match=rf"(out|features) is being written by `deltacache extract-features a b` \(process {other.pid} "
                 r"on \S+, since 20\S+\): .*Wait until it has ended, or stop it",
             ) as refusal,
             dataset_lock(root, "deltacache tokenize", SHORT),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from deltacache.pipeline.dataset import (
 )
 from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks, write_plan
 from deltacache.pipeline.receipts import FileRecord, StoredClip, read_receipt, receipt_bytes
+from deltacache.pipeline.sealing import seal_json
+from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json
 
@@ -213,3 +216,65 @@ def test_output_that_cannot_be_written_is_one_readable_error(tmp_path: Path, sto
     (tmp_path / "shards").write_bytes(b"a file where the folder should be")
     with pytest.raises(DatasetError, match=r"cannot be written .*what was finished is kept"):
         write_shard(tmp_path, small_card("features", store), task.shard_id, clips, [], sources_of(task))
+
+
+def test_receipt_gives_back_the_rows_of_the_plan(tmp_path: Path, store: str) -> None:
+    for task in make_dataset(tmp_path, "features", store, "a", "broken-b", "c"):
+        sources = read_receipt(tmp_path, task.shard_id).sources
+        assert tuple(source.planned() for source in sources) == task.videos
+        assert all(source.version and (source.sha256 or "broken" in source.video_uri) for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video_id": "../x"}, "video id '../x' must be"),
+        ({"size_bytes": -1}, "size_bytes >= 0"),
+        ({"first_view": -1}, "first_view >= 0"),
+        ({"views": 0}, "views >= 1"),
+        ({"views": 1.5}, "must be whole numbers"),
+        ({"size_bytes": True}, "must be whole numbers"),
+        ({"version": 7}, "version is 7, must be text"),
+        ({"sha256": "abc"}, "sha256 is 'abc', must be 64 hex digits or empty"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(
+    tmp_path: Path, store: str, change: dict[str, object], message: str
+) -> None:
+    (task,) = make_dataset(tmp_path, "features", store, "a")
+    body = json.loads(receipt_bytes(read_receipt(tmp_path, task.shard_id)))
+    del body["receipt_crc32c"]
+    body["sources"][0] |= change
+    forged = seal_json(canonical_json(body).encode(), "receipt_crc32c")
+    (tmp_path / "receipts" / f"{task.shard_id}.json").write_bytes(forged)
+    with pytest.raises(DatasetError, match=f"is damaged .*{re.escape(message)}"):
+        read_receipt(tmp_path, task.shard_id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"precision": "bfloat16"}, 'precision is "float32", asked for "bfloat16"'),
+        ({"dtype": "int8"}, 'dtype is "float16", asked for "int8"'),
+        ({"sampling": SamplingSettings(frames=3, seed=7)}, "sampling.seed is 0, asked for 7"),
+        ({"image_size": 64}, "image_size is 48, asked for 64"),
+    ],
+)
+def test_other_settings_are_named(tmp_path: Path, store: str, changes: dict[str, object], named: str) -> None:
+    make_dataset(tmp_path, "features", store, "a")
+    before = all_bytes(tmp_path)
+    with pytest.raises(MismatchError, match=f"made with other settings .*{re.escape(named)}"):
+        prepare_dataset(tmp_path, small_card("features", store, **changes), BLACK)
+    assert all_bytes(tmp_path) == before
+
+
+def test_other_weights_are_named(tmp_path: Path, store: str) -> None:
+    make_dataset(tmp_path, "features", store, "a")
+    card = small_card("features", store)
+    other = card.model_copy(
+        update={"backbone": card.backbone.model_copy(update={"weights_sha256": "77" * 32})}
+    )
+    with pytest.raises(
+        MismatchError, match=f'backbone.weights_sha256 is "{"5e" * 32}", asked for "{"77" * 32}"'
+    ):
+        prepare_dataset(tmp_path, other, BLACK)

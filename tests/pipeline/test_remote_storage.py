@@ -17,6 +17,7 @@ import boto3
 import fsspec
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 from upath import UPath
@@ -45,6 +46,8 @@ from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks
 from deltacache.pipeline.receipts import StoredClip, read_receipts
 from deltacache.pipeline.storage import dataset_root, names_in, objects_below, read_many
 from deltacache.schemas.errors import DatasetError, StorageError
+from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
+from deltacache.train.setup import open_training_data
 
 NAMES = ("a", "b", "broken", "c")
 both_stores = pytest.mark.parametrize("store", ["webdataset", "zarr"])
@@ -519,3 +522,17 @@ def test_spool_that_is_full_is_named(root: UPath) -> None:
     ):
         full.write(b"1")
     assert not target.exists()
+
+
+def test_batches_of_a_remote_dataset_are_those_of_the_local_one(root: UPath, tmp_path: Path) -> None:
+    places = (tmp_path / "local", root)
+    batches = []
+    for place in places:
+        make_dataset(place, "features", "webdataset", *"abcdef")
+        dataset = open_training_data(place, "features")
+        settings = PairSettings(len(dataset), 3, batch_size=8, seed=0, black_first_fraction=0.1)
+        for source in (ResidentFeatures(dataset), StreamedFeatures(dataset)):
+            pairs = pair_batches(source, BLACK, settings, range(4), torch.device("cpu"))
+            batches.append([(pair.previous.numpy(), pair.current.numpy()) for pair in pairs])
+    for other in batches[1:]:
+        np.testing.assert_array_equal(other, batches[0])

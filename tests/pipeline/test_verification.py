@@ -1,22 +1,31 @@
 """Verification finds every injected fault and names the file and, where it is one's, the clip."""
 
+import gc
 import json
-from collections.abc import Callable
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_datasets import BLACK, make_dataset, small_card, videos_named
+from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
-from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan
+from deltacache.pipeline.atomic import temporary_path
+from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.dropping import drop_shards
+from deltacache.pipeline.finishing import read_table
 from deltacache.pipeline.inspection import describe
-from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan
+from deltacache.pipeline.plan import ShardTask, extend_plan, plan_of, read_plan, shard_id_of
 from deltacache.pipeline.receipts import Failure, Receipt, read_receipt, receipt_bytes
+from deltacache.pipeline.recorded import recorded_sources
 from deltacache.pipeline.sealing import parquet_of
 from deltacache.pipeline.verification import Problem, verify_dataset
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.tables import INDEX_SCHEMA
 
 KINDS = ["features", "deltas"]
 STORES = ["webdataset", "zarr"]
@@ -280,3 +289,161 @@ def test_description_counts_what_is_there(tmp_path: Path, store: str) -> None:
     assert (describe(tmp_path).clips, describe(tmp_path).finished) == (6, False)
     body = json.loads((tmp_path / "dataset.json").read_text())
     assert body["fingerprint"] in str(describe(tmp_path))
+
+
+@both_stores
+def test_description_is_the_same_whatever_was_merged(tmp_path: Path, store: str) -> None:
+    tasks = made(tmp_path, store)
+    odd = make_dataset(tmp_path, "features", store, *NAMES, 'with "quotes"', "back\\slash", 'ünï,"views":[')
+    whole = describe(tmp_path)
+    assert (whole.clips, whole.videos, whole.shards) == (16, 8, 5)
+    for merged in ("all", "none", "first"):
+        if merged == "none":
+            (tmp_path / "tables.json").unlink()
+        if merged == "first":  # as while a command adds to a finished dataset
+            drop_shards(tmp_path, [task.shard_id for task in odd[len(tasks) :]])
+            finish_dataset(tmp_path)
+            make_shards(tmp_path, store, odd)
+            assert len(read_table(tmp_path / "index.parquet", INDEX_SCHEMA)) == 10
+        assert replace(describe(tmp_path), root=whole.root) == whole, merged
+        sources = recorded_sources(tmp_path).to_pylist()
+        assert sorted(row["video_uri"] for row in sources) == sorted(
+            video.video_uri for task in odd for video in task.videos
+        )
+    (tmp_path / f"receipts/{odd[-1].shard_id}.json").write_bytes(b"{}")
+    with pytest.raises(DatasetError, match=r"is damaged .*verify .* --repair"):
+        describe(tmp_path)
+
+
+def make_shards(root: Path, store: str, tasks: list[ShardTask]) -> None:
+    for task in tasks:
+        write_shard(
+            root, small_card("features", store), task.shard_id, *shard_of("features", task), sources_of(task)
+        )
+
+
+def test_sources_of_a_shard_made_anew_are_not_those_of_the_tables(tmp_path: Path) -> None:
+    tasks = made(tmp_path, "webdataset")
+    drop_shards(tmp_path, [tasks[1].shard_id])
+    assert len(recorded_sources(tmp_path)) == 4
+    new = [replace(source, version="2") for source in sources_of(tasks[1])]
+    card = small_card("features", "webdataset")
+    write_shard(tmp_path, card, tasks[1].shard_id, *shard_of("features", tasks[1]), new)
+    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == {"2": 2, "1700000000000000000": 4}
+
+
+@both_stores
+def test_appended_bytes_are_found(tmp_path: Path, store: str) -> None:
+    made(tmp_path, store)
+    for name, content in all_bytes(tmp_path).items():
+        (tmp_path / name).write_bytes(content + b"\0")
+        assert (name, None) in found(tmp_path), name
+        (tmp_path / name).write_bytes(content)
+    assert found(tmp_path) == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@both_stores
+def test_clips_exchanged_in_a_shard_and_between_shards_are_both_named(
+    tmp_path: Path, store: str, kind: str
+) -> None:
+    tasks = made(tmp_path, store, kind)
+    one, other = (read_receipt(tmp_path, task.shard_id) for task in tasks[:2])
+    for first, second in (((one, 0), (one, 2)), ((one, 0), (other, 0))):
+        whole = {
+            receipt.token_file: (tmp_path / receipt.token_file).read_bytes() for receipt, _ in (first, second)
+        }
+        spans = [(receipt.token_file, *span(receipt, row)) for receipt, row in (first, second)]
+        parts = [whole[file][start:stop] for file, start, stop in spans]
+        for (file, start, stop), part in zip(spans, reversed(parts), strict=True):
+            content = bytearray((tmp_path / file).read_bytes())
+            content[start:stop] = part
+            (tmp_path / file).write_bytes(content)
+        named = {(receipt.token_file, receipt.clips[row]["clip_id"]) for receipt, row in (first, second)}
+        assert found(tmp_path) == named | {(file, None) for file in whole}
+        for file, content in whole.items():
+            (tmp_path / file).write_bytes(content)
+    assert found(tmp_path) == set()
+
+
+def span(receipt: Receipt, row: int) -> tuple[int, int]:
+    """The tokens of a clip."""
+    start = receipt.token_offsets[row]
+    return start, start + (len(receipt.clips[row]["timestamps_s"]) - 1) * receipt.frame_stride + 8
+
+
+@both_stores
+def test_clips_exchanged_in_receipt_and_files_alike_are_found(tmp_path: Path, store: str) -> None:
+    """Receipts that fit their checksums, whose clips stand for each other's values."""
+    tasks = made(tmp_path, store)
+    receipt = read_receipt(tmp_path, tasks[0].shard_id)
+    file, (first, second) = f"receipts/{receipt.shard_id}.json", [row["clip_id"] for row in receipt.clips[:2]]
+    offsets = (receipt.token_offsets[1], receipt.token_offsets[0], *receipt.token_offsets[2:])
+    forge(tmp_path, replace(receipt, token_offsets=offsets))
+    assert {(receipt.token_file, clip) for clip in (first, second)} <= found(tmp_path)
+    rows = ({**receipt.clips[1], "row": 0}, {**receipt.clips[0], "row": 1}, *receipt.clips[2:])
+    arrays = {row["clip_id"]: receipt.arrays[row["clip_id"]] for row in rows}
+    forge(tmp_path, replace(receipt, clips=rows, arrays=arrays, token_offsets=offsets))
+    assert (file, first) in found(tmp_path)  # the same values, but not in the plan's order
+    sources = tuple(replace(source, size_bytes=source.size_bytes + 1) for source in receipt.sources)
+    forge(tmp_path, replace(receipt, sources=sources))
+    assert found(tmp_path) == {(file, None)}
+
+
+def test_shard_and_video_planned_twice_are_found(tmp_path: Path) -> None:
+    tasks = made(tmp_path, "webdataset")
+    plan = read_plan(tmp_path)
+    (tmp_path / "plan.parquet").write_bytes(parquet_of(pa.concat_tables([plan, plan.slice(0, 2)])))
+    assert any("twice" in str(problem) for problem in verify_dataset(tmp_path))
+    videos = (tasks[0].videos[0],)
+    again = ShardTask(shard_id_of(3, videos), videos)
+    (tmp_path / "plan.parquet").write_bytes(parquet_of(plan_of([*tasks, again])))
+    assert ("plan.parquet", f"{videos[0].video_id}-v000") in found(tmp_path)
+
+
+@both_stores
+def test_leftovers_are_found(tmp_path: Path, store: str) -> None:
+    made(tmp_path, store)
+    left = [
+        temporary_path(tmp_path / name) for name in ("index.parquet", "receipts/x.json", "shards/shard-x.tar")
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    assert found(tmp_path) == {(path.relative_to(tmp_path).as_posix(), None) for path in left}
+
+
+def test_progress_counts_shards(tmp_path: Path) -> None:
+    tasks = made(tmp_path, "webdataset")
+    flip(tmp_path / read_receipt(tmp_path, tasks[0].shard_id).token_file, 9)
+    seen: list[tuple[str, object]] = []
+
+    class Stage:
+        def advance(self, items: int = 1, **status: float | str) -> None:
+            seen.append(("shard", status["problems"]))
+
+    class Telling:
+        @contextmanager
+        def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[Stage]:
+            seen.append((name, total))
+            yield Stage()
+
+        def line(self, text: str) -> None:
+            seen.append(("line", text))
+
+    verify_dataset(tmp_path, Telling())
+    assert seen == [("verify", 3), ("shard", 2), ("shard", 2), ("shard", 2)]
+
+
+def test_verifying_needs_no_more_memory_for_more_shards(tmp_path: Path) -> None:
+    """Peaks of Python's own memory, of which arrays and tables are part, for five times the videos."""
+    peaks = []
+    for videos in (20, 100):
+        root = tmp_path / str(videos)
+        make_dataset(root, "features", "webdataset", *(f"video-{number:04d}" for number in range(videos)))
+        verify_dataset(root)
+        gc.collect()
+        tracemalloc.start()
+        assert verify_dataset(root) == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] + 200 * 80

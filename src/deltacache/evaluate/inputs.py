@@ -69,7 +69,7 @@ def load_models(settings: ClipEvaluation, card: DatasetCard, device: torch.devic
     return Models(tokenizer, tuple(worlds))
 
 
-def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: Path) -> None:
+def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: str) -> None:
     """Refuse a tokenizer of other features. A released checkpoint says its width only.
 
     Raises:

@@ -51,7 +51,7 @@ def open_run(settings: ClipEvaluation) -> Run:
         grid=dataset.card.patch_grid,
         black=torch.from_numpy(dataset.black_patch_tokens.astype(np.float32)).to(device),
     )
-    sequences = choose_sequences(dataset.index, settings.frames, str(settings.features))
+    sequences = choose_sequences(dataset.index, settings.frames, settings.features)
     scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
     return Run(
         settings=settings,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from upath import UPath
 
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
@@ -13,7 +14,7 @@ class ClipEvaluation(Frozen):
     """Feature-space metrics on a feature dataset, without labels."""
 
     out: Path
-    features: Path = Field(description="a feature dataset")
+    features: str = Field(description="a feature dataset: a folder, or a url in an object store")
     dataset: str = Field(default="clips", min_length=1, description="name in the tables")
     tokenizer: Path | None = None
     worlds: tuple[Path, ...] = ()
@@ -24,6 +25,11 @@ class ClipEvaluation(Frozen):
     futures: Path | None = Field(default=None, description="CSV or Parquet: video_uri, scene, outcome")
     examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
     device: str = "auto"
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _features_as_text(cls, features: Any) -> Any:
+        return str(features) if isinstance(features, Path | UPath) else features
 
     @field_validator("horizons")
     @classmethod

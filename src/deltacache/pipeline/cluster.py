@@ -132,7 +132,7 @@ def run_shards(
 
 
 class _Encoder:
-    """Actor: holds a worker, which is built on first use, also after Ray restarted the process."""
+    """Actor: holds a worker."""
 
     def __init__(
         self, build: Callable[[], ShardWorker], device: str, decode: DecodeSettings | None, window: int
@@ -203,7 +203,7 @@ class _Encoder:
 class _Member:
     """One encoder as the driver sees it."""
 
-    actor: Any
+    actor: Any = None
     ready: bool = False
     starts: int = 0
     works: int = 0
@@ -229,32 +229,24 @@ class _Pool:
 
     def start(self) -> None:
         """Start the encoders; return when all are ready, or as many as find room."""
-        placement = self.placement
-        kind = ray.remote(_Encoder).options(
-            num_cpus=placement.cpus_per_encoder,
-            num_gpus=placement.gpus_per_encoder,
-            max_restarts=-1,
-            max_concurrency=SHARDS_AT_ONCE + 1,  # one more, to be asked how far it is
-            scheduling_strategy="SPREAD",
-        )
-        settings = self.decode.settings if self.decode else None
-        window = placement.window(SHARDS_AT_ONCE)
-        for _ in range(placement.encoders):
-            member = _Member(kind.remote(self.build, placement.device, settings, window))
+        for _ in range(self.placement.encoders):
+            member = _Member()
             self.members.append(member)
             self._load(member)
-        warm = ray.remote(warm_up).options(num_cpus=1)
-        warming = [warm.remote(settings) for _ in range(placement.decoders)] if settings else []
+        warming = self._warm_decoders()
         patience = time.monotonic() + _START_PATIENCE_S
         while self.loading and (time.monotonic() < patience or not self._ready()):
-            self._settle(list(self.loading))
+            done, _ = ray.wait(list(self.loading), num_returns=1, timeout=_POLL_S)
+            for ref in done:
+                self._loaded(ref)
             if time.monotonic() > patience and not self._ready():
                 self.events.line(
-                    f"no encoder has started yet ({placement.gpus_per_encoder:g} GPUs each): the cluster has no "
-                    "free room for one; waiting"
+                    f"no encoder has started yet ({self.placement.gpus_per_encoder:g} GPUs each): the cluster has "
+                    "no free room for one; waiting"
                 )
                 patience = time.monotonic() + _START_PATIENCE_S
-        ray.wait(warming, num_returns=len(warming), timeout=_WARM_UP_S)
+        if warming:
+            ray.wait(warming, num_returns=len(warming), timeout=_WARM_UP_S)
         self.events.started([member.clips_per_s for member in self._ready()])
 
     def hand_out(self, attempts: Attempts) -> None:
@@ -293,30 +285,45 @@ class _Pool:
         for member in self.members:
             ray.kill(member.actor)
 
+    def _warm_decoders(self) -> list[Any]:
+        """Have decoders start while models are loaded."""
+        if self.decode is None:
+            return []
+        task = ray.remote(warm_up).options(num_cpus=1)
+        return [task.remote(self.decode.settings) for _ in range(self.placement.decoders)]
+
     def _ready(self) -> list[_Member]:
         return [member for member in self.members if member.ready]
 
     def _load(self, member: _Member) -> None:
+        """Start an encoder, in place of the one that died; Ray finds room for it, waiting if need be."""
+        placement, settings = self.placement, self.decode.settings if self.decode else None
+        kind = ray.remote(_Encoder).options(
+            num_cpus=placement.cpus_per_encoder,
+            num_gpus=placement.gpus_per_encoder,
+            max_concurrency=SHARDS_AT_ONCE + 1,  # one more, to be asked how far it is
+            scheduling_strategy="SPREAD",
+        )
+        if member.actor is not None:
+            ray.kill(member.actor)
+        window = placement.window(SHARDS_AT_ONCE)
+        member.actor = kind.remote(self.build, placement.device, settings, window)
         member.ready, member.counted, member.committed = False, 0, 0
         member.starts += 1
         self.loading[member.actor.load.remote()] = member
 
-    def _settle(self, refs: list[Any]) -> None:
-        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
-        for ref in done:
-            self._loaded(ref)
-
     def _loaded(self, ref: Any) -> None:
         member = self.loading.pop(ref)
         try:
-            answer = ray.get(ref)
+            answer: dict[str, Any] = ray.get(ref)
         except RayTaskError as error:
             raise DeltacacheError(f"an encoder cannot start: {_cause(error)}") from error
         except RayError as error:
             if member.starts >= _MOST_STARTS:
+                said = str(error).strip().splitlines()[-1].strip()
                 raise DeltacacheError(
-                    f"an encoder died {member.starts} times while starting ({type(error).__name__}): it may need "
-                    "more memory than its node has. Ask for fewer --encoders, or a smaller --backbone"
+                    f"an encoder died {member.starts} times while starting ({type(error).__name__}: {said}). If it "
+                    "needs more memory than its node has, ask for fewer --encoders or a smaller --backbone"
                 ) from error
             self._load(member)
             return
@@ -329,7 +336,7 @@ class _Pool:
         member.works -= 1
         shard = f"shard {work.task.shard_id}"
         try:
-            answer = ray.get(ref)
+            answer: dict[str, Any] = ray.get(ref)
         except RayTaskError as error:
             attempts.failed(work, _cause(error), lost=False)
             self.events.line(f"{shard} failed ({_cause(error)}): looking for the video that is to blame")
@@ -348,7 +355,7 @@ class _Pool:
         result = ShardResult(**answer["result"])
         attempts.done(work)
         member.committed += result.clips
-        member.starts = 1
+        member.starts = 0
         return result if result.clips or result.failures or result.bytes_written else None
 
     def _ask(self) -> None:

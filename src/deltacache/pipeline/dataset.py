@@ -3,9 +3,11 @@
 The write side is imported from here too. C clips, T frames, N patches, D hidden.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pyarrow as pa
 from deltacache.pipeline.commits import write_shard
 from deltacache.pipeline.finishing import FAILURES_FILE, INDEX_FILE, finish_dataset, read_table
 from deltacache.pipeline.mapped import MappedFiles
+from deltacache.pipeline.parallel import in_threads
 from deltacache.pipeline.plan import read_plan, write_plan
 from deltacache.pipeline.preparation import prepare_dataset, read_black, read_card
 from deltacache.pipeline.quantisation import dequantise
@@ -39,6 +42,10 @@ __all__ = [
     "write_shard",
 ]
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_REMOTE_READS = 16
 _REMAKE = "remove the receipt of that shard and run the command that made the dataset again"
 
 
@@ -145,6 +152,26 @@ class Dataset:
         arrays = self._arrays(position) if self._verified[position] else self._verify(position)
         return _float16(arrays, slice(start, stop))
 
+    def read_all(self) -> np.ndarray:
+        """The tokens of all clips, verified: (C, T, N, D) float16, of deltas (C, T, D).
+
+        Raises:
+            DatasetError: a shard is missing, short or altered.
+        """
+        frames = self.card.sampling.frames
+        tokens = np.empty((len(self), *token_shape(self.card)), dtype=np.float16)
+
+        def read_shard(shard_id: str) -> None:
+            for position in self.clips_of(shard_id):
+                tokens[position] = self.read_frames(position, 0, frames)
+
+        deque(self.at_once(read_shard, self._shard_ids), maxlen=0)
+        return tokens
+
+    def at_once(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """``work`` on each item, in order; on several at a time where reading waits for a network."""
+        return map(work, items) if is_local(self.root) else in_threads(work, items, threads=_REMOTE_READS)
+
     def _clip_id(self, position: int) -> str:
         return self.index["clip_id"][position].as_py()
 
@@ -222,11 +249,7 @@ def load_deltas(root: AnyPath | str) -> DeltaArrays:
         DatasetError: not a finished delta dataset, or a shard is missing, short or altered.
     """
     dataset = open_dataset(root, "deltas")
-    frames = dataset.card.sampling.frames
-    tokens = np.empty((len(dataset), *token_shape(dataset.card)), dtype=np.float16)
-    for position in range(len(dataset)):
-        tokens[position] = dataset.read_frames(position, 0, frames)
-    return DeltaArrays(tokens, dataset.timestamps_s, dataset.clip_ids)
+    return DeltaArrays(dataset.read_all(), dataset.timestamps_s, dataset.clip_ids)
 
 
 def _float16(arrays: ClipArrays, frames: slice = slice(None)) -> np.ndarray:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from deltacache.pipeline.decode_folder import FolderSource
 from deltacache.pipeline.decode_log import NativeLog, native_log
@@ -119,28 +118,40 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
 
 def _fill(samples: list[ViewSample], source: FrameSource, size: int) -> list[np.ndarray]:
     """(T, S, S, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
+    from deltacache.pipeline.resampling import Resizer
+
     canvases = [np.empty((len(sample.frame_indices), size, size, 3), np.uint8) for sample in samples]
-    wanted = sorted({index for sample in samples for index in sample.frame_indices})
-    missing = set(wanted)
-    for frame in source.frames(wanted):
-        missing.remove(frame.index)
-        for sample, canvas in zip(samples, canvases, strict=True):
-            positions = [
-                t for t, wanted_index in enumerate(sample.frame_indices) if wanted_index == frame.index
-            ]
-            if positions:
-                canvas[positions] = crop_and_resize(frame.rgb, sample.crop, size, flip=sample.flip)
-    if missing:
-        raise SourceFailedError(f"{len(missing)} frames did not come out the second time")
+    places = _places(samples)
+    resizer = Resizer(size)
+    for frame in source.frames(sorted(places)):
+        resizer.load(frame.rgb)
+        for view, first, *repeats in places.pop(frame.index):
+            canvas, sample = canvases[view], samples[view]
+            resizer.cut(sample.crop, canvas[first], flip=sample.flip)
+            canvas[repeats] = canvas[first]
+    if places:
+        raise SourceFailedError(f"{len(places)} frames did not come out the second time")
     return canvases
 
 
-def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
-    """(S, S, 3) uint8: the crop as a square, bilinear with antialiasing (integer arithmetic in Pillow).
+def _places(samples: list[ViewSample]) -> dict[int, list[list[int]]]:
+    """Where each frame goes: by its index, lists of a view's number and the places t in its clip."""
+    places: dict[int, list[list[int]]] = {}
+    for view, sample in enumerate(samples):
+        for t, index in enumerate(sample.frame_indices):
+            wanted = places.setdefault(index, [])
+            if wanted and wanted[-1][0] == view:
+                wanted[-1].append(t)
+            else:
+                wanted.append([view, t])
+    return places
 
-    Cut first, so that nothing outside the crop bleeds in, as it does with Pillow's ``resize(box=)``.
-    """
-    cut = rgb[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    image = Image.fromarray(np.ascontiguousarray(cut))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return pixels[:, ::-1] if flip else pixels
+
+def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
+    """(S, S, 3) uint8: the crop of one (H, W, 3) frame as a square. See ``resampling``."""
+    from deltacache.pipeline.resampling import Resizer
+
+    resizer, out = Resizer(size), np.empty((size, size, 3), np.uint8)
+    resizer.load(rgb)
+    resizer.cut(crop, out, flip=flip)
+    return out

@@ -14,6 +14,7 @@ from deltacache.pipeline.decode_protocol import (
     Message,
     clips_of,
     job_to_json,
+    pixel_file,
     read_message,
     refusal_of,
     write_bytes,
@@ -80,8 +81,8 @@ class ChildDecoder:
         for _ in range(_ATTEMPTS):
             answer = self._ask(job)
             status = answer.header["status"]
-            if status == "decoded":
-                return clips_of(answer)
+            if status == "decoded" and self._server is not None:
+                return clips_of(answer, self._server.pixels)
             if status == "refused":
                 raise refusal_of(answer)
             if status == "bug":
@@ -111,18 +112,23 @@ class ChildDecoder:
 class _Server:
     """One running ``decode_server``.
 
+    Attributes:
+        pixels: descriptor of the file in memory that its children write pixels into.
+
     Raises:
         RuntimeError: it does not start, with what it said.
     """
 
     def __init__(self, decode: str) -> None:
+        self.pixels = pixel_file()
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "deltacache.pipeline.decode_server", decode],
+                [sys.executable, "-P", "-m", "deltacache.pipeline.decode_server", decode, str(self.pixels)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=_environment(),
+                pass_fds=[self.pixels],
                 start_new_session=True,  # Ctrl-C is for the owner, who then closes standard input
             )
             if self._process.stdin is None or self._process.stdout is None:
@@ -167,6 +173,7 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._replies.close()
+        os.close(self.pixels)
 
 
 def _environment() -> dict[str, str]:

@@ -1,13 +1,16 @@
-"""Messages between the decoder's processes: a JSON header and raw bytes. Nothing is pickled.
+"""Messages between the decoder's processes, and pixels in a memory file that they share. Nothing is pickled.
 
-On the wire: the lengths of header and payload (8 bytes each, big-endian), the header, the payload.
+On the wire: the length of a message (8 bytes, big-endian), then the message as JSON. Pixels are written once, by
+the child, into a file that only memory holds, and read once, by the owner.
 """
 
 import json
 import os
 import struct
+import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,31 +20,26 @@ from deltacache.schemas.clips import CropBox, PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
-_LENGTHS = struct.Struct(">QQ")
+_LENGTH = struct.Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A header of plain JSON values and bytes."""
+    """Plain JSON values."""
 
     header: dict[str, Any]
-    payload: bytearray = field(default_factory=bytearray)
 
     def to_bytes(self) -> bytes:
         """As it travels."""
         header = json.dumps(self.header).encode()
-        return b"".join([_LENGTHS.pack(len(header), len(self.payload)), header, self.payload])
+        return _LENGTH.pack(len(header)) + header
 
 
 def parse_message(data: bytearray) -> Message | None:
     """The message that ``data`` is, or None when it is not one whole message."""
-    if len(data) < _LENGTHS.size:
+    if len(data) < _LENGTH.size or len(data) != _LENGTH.size + _LENGTH.unpack_from(data)[0]:
         return None
-    header_length, payload_length = _LENGTHS.unpack_from(data)
-    header_end = _LENGTHS.size + header_length
-    if len(data) != header_end + payload_length:
-        return None
-    return Message(json.loads(data[_LENGTHS.size : header_end]), data[header_end:])
+    return Message(json.loads(data[_LENGTH.size :]))
 
 
 def read_message(descriptor: int) -> Message:
@@ -50,9 +48,8 @@ def read_message(descriptor: int) -> Message:
     Raises:
         EOFError: the other side has gone.
     """
-    header_length, payload_length = _LENGTHS.unpack(_read_exactly(descriptor, _LENGTHS.size))
-    header = json.loads(_read_exactly(descriptor, header_length))
-    return Message(header, _read_exactly(descriptor, payload_length))
+    (length,) = _LENGTH.unpack(_read_exactly(descriptor, _LENGTH.size))
+    return Message(json.loads(_read_exactly(descriptor, length)))
 
 
 def _read_exactly(descriptor: int, length: int) -> bytearray:
@@ -95,41 +92,59 @@ def job_from_json(values: dict[str, Any]) -> VideoJob:
     return VideoJob(**{**values, "sampling": SamplingSettings.model_validate(values["sampling"])})
 
 
-def clips_message(clips: Sequence[PixelClip]) -> Message:
-    """Decoded clips: their pixels one after the other, everything else in the header."""
-    about = [
-        {
-            "clip_id": clip.clip_id,
-            "video_uri": clip.video_uri,
-            "view": clip.view,
-            "shape": clip.pixels.shape,
-            "timestamps_s": clip.timestamps_s.tolist(),
-            "frame_indices": clip.frame_indices,
-            "crop": [clip.crop.top, clip.crop.left, clip.crop.height, clip.crop.width],
-            "flip": clip.flip,
-            "decoder": clip.decoder,
-            "duplicate_frames": clip.duplicate_frames,
-        }
-        for clip in clips
-    ]
-    return Message({"status": "decoded", "clips": about}, bytearray().join(c.pixels.tobytes() for c in clips))
+def pixel_file() -> int:
+    """A descriptor of an empty file in memory."""
+    if sys.platform == "linux":
+        return os.memfd_create("deltacache-pixels")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
-def clips_of(message: Message) -> list[PixelClip]:
-    """The inverse of ``clips_message``; pixels share the message's memory."""
+def clips_message(clips: Sequence[PixelClip], pixels: int) -> Message:
+    """Decoded clips: their pixels go into the file ``pixels``, one after the other, the rest into the message."""
+    about: list[dict[str, Any]] = []
+    offset = 0
+    for clip in clips:
+        view = np.ascontiguousarray(clip.pixels).reshape(-1).data
+        while view:
+            count = os.pwrite(pixels, view, offset)
+            view, offset = view[count:], offset + count
+        about.append(
+            {
+                "clip_id": clip.clip_id,
+                "video_uri": clip.video_uri,
+                "view": clip.view,
+                "shape": clip.pixels.shape,
+                "timestamps_s": clip.timestamps_s.tolist(),
+                "frame_indices": clip.frame_indices,
+                "crop": [clip.crop.top, clip.crop.left, clip.crop.height, clip.crop.width],
+                "flip": clip.flip,
+                "decoder": clip.decoder,
+                "duplicate_frames": clip.duplicate_frames,
+            }
+        )
+    return Message({"status": "decoded", "clips": about})
+
+
+def clips_of(message: Message, pixels: int) -> list[PixelClip]:
+    """The inverse of ``clips_message``; empties the file."""
     clips, offset = [], 0
     for about in message.header["clips"]:
-        shape = tuple(about.pop("shape"))
-        size = int(np.prod(shape))
-        pixels = np.frombuffer(message.payload, np.uint8, size, offset).reshape(shape)
-        offset += size
+        array = np.empty(about.pop("shape"), np.uint8)
+        view = array.reshape(-1).data
+        while view:
+            count = os.preadv(pixels, [view], offset)
+            if not count:
+                raise EOFError("the decoder wrote fewer pixels than it says")
+            view, offset = view[count:], offset + count
         values = {
-            "pixels": pixels,
+            "pixels": array,
             "timestamps_s": np.array(about.pop("timestamps_s"), np.float32),
             "frame_indices": tuple(about.pop("frame_indices")),
             "crop": CropBox(*about.pop("crop")),
         }
         clips.append(PixelClip(**about, **values))
+    os.ftruncate(pixels, 0)
     return clips
 
 

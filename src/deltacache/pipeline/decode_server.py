@@ -7,6 +7,7 @@ Standard input brings one message a video, standard output takes one answer each
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import re
@@ -25,7 +26,8 @@ import av.subtitles.stream  # noqa: F401
 import numpy.ma  # noqa: F401
 import PIL.ImageFile  # noqa: F401
 
-import deltacache.pipeline.decode_decord  # noqa: F401
+import deltacache.pipeline.decode_decord
+import deltacache.pipeline.resampling  # noqa: F401
 from deltacache.pipeline.decode import VideoJob
 from deltacache.pipeline.decode_log import NativeLog, native_log
 from deltacache.pipeline.decode_protocol import (
@@ -42,38 +44,46 @@ from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 Decode = Callable[[VideoJob], list[PixelClip]]
 
+_LONGEST_ANSWER = 1 << 28
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "MemoryError")
 
 
 class _Channel(NamedTuple):
-    """File descriptors. Requests become readable during decoding only when the owner has gone."""
+    """File descriptors. Pixels go into a file in memory.
+
+    Requests become readable during decoding only when the owner has gone.
+    """
 
     requests: int
     replies: int
+    pixels: int
 
 
 def main() -> None:
-    """Serve until standard input ends. The argument names the decoding function, ``module:function``."""
+    """Serve until standard input ends.
+
+    The arguments name the decoding function, ``module:function``, and the descriptor of the file for pixels.
+    """
     module, function = sys.argv[1].split(":")
     decode: Decode = getattr(importlib.import_module(module), function)
-    channel = _Channel(requests=os.dup(0), replies=os.dup(1))
+    channel = _Channel(requests=os.dup(0), replies=os.dup(1), pixels=int(sys.argv[2]))
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)  # a decoder that prints must not write into the answers
+    gc.freeze()  # a collection in a child would copy every page that it looks at
     try:
         write_bytes(channel.replies, Message({"status": "ready"}).to_bytes())
         while True:
             request = read_message(channel.requests).header
-            answer = _decode_in_child(decode, request, channel)
-            write_bytes(channel.replies, answer.to_bytes())
+            _decode_in_child(decode, request, channel)
     except (EOFError, BrokenPipeError):
         return
 
 
-def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel) -> Message:
-    timeout_s, memory_bytes = request["timeout_s"], request["memory_bytes"]
+def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel) -> None:
+    timeout_s = request["timeout_s"]
     with native_log() as log:
         read_end, write_end = os.pipe()
         server = os.getpid()
@@ -82,16 +92,26 @@ def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel)
             _die_with(server)
             os.close(channel.requests)
             os.close(channel.replies)  # or the owner would not see the server's end while this child lives
-            _run_child(decode, request, write_end)
+            _run_child(decode, request, write_end, channel.pixels)
         os.close(write_end)
+        exit_code: int | None = None
         try:
-            data = _collect(read_end, channel.requests, time.monotonic() + timeout_s, memory_bytes)
+            data = _collect(read_end, channel.requests, time.monotonic() + timeout_s)
+            if data is None:
+                message = f"not decoded within {timeout_s:g} s"
+                os.kill(child, signal.SIGKILL)
+                exit_code = _reap(child)  # or it might write into the next video's pixels
+                answer = _refused(FailureReason.DECODE_TIMEOUT, f"{message}{_said(log)}")
+            else:
+                answer = parse_message(data)
+            if answer is None:
+                exit_code = _reap(child)
+                answer = _explain(exit_code, log)
+            write_bytes(channel.replies, answer.to_bytes())
         finally:
             os.close(read_end)
-            exit_code = _reap(child)
-        if data is None:
-            return _refused(FailureReason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s{_said(log)}")
-        return parse_message(data) or _explain(exit_code, log)
+            if exit_code is None:  # while the owner is at work on the answer
+                _reap(child)
 
 
 def _die_with(server: int) -> None:
@@ -102,11 +122,11 @@ def _die_with(server: int) -> None:
         os._exit(1)
 
 
-def _run_child(decode: Decode, request: dict[str, Any], write_end: int) -> NoReturn:
+def _run_child(decode: Decode, request: dict[str, Any], write_end: int, pixels: int) -> NoReturn:
     """Decode, write the answer, end. An exception that is no refusal is printed, and the exit code is 1."""
     exit_code = 1
     try:
-        answer = _answer(decode, request)
+        answer = _answer(decode, request, pixels)
         write_bytes(write_end, answer.to_bytes())
         exit_code = 0
     finally:
@@ -115,11 +135,11 @@ def _run_child(decode: Decode, request: dict[str, Any], write_end: int) -> NoRet
         os._exit(exit_code)  # no cleaning up: the server's own exit handlers are none of ours
 
 
-def _answer(decode: Decode, request: dict[str, Any]) -> Message:
+def _answer(decode: Decode, request: dict[str, Any], pixels: int) -> Message:
     job = job_from_json(request["job"])
     hard = _limit_memory(request["memory_bytes"])
     try:
-        return clips_message(decode(job))
+        return clips_message(decode(job), pixels)
     except VideoRefusedError as error:
         if error.reason is FailureReason.CORRUPT_STREAM and _was_near(request["memory_bytes"]):
             return _out_of_memory(request["memory_bytes"])
@@ -153,7 +173,7 @@ def _out_of_memory(memory_bytes: int) -> Message:
     )
 
 
-def _collect(read_end: int, owner: int, deadline: float, most: int) -> bytearray | None:
+def _collect(read_end: int, owner: int, deadline: float) -> bytearray | None:
     """What the child writes until it ends; None when it does not end in time.
 
     Raises:
@@ -166,7 +186,7 @@ def _collect(read_end: int, owner: int, deadline: float, most: int) -> bytearray
             raise EOFError("the owner has gone")
         if ready:
             chunk = os.read(read_end, 1 << 20)
-            if not chunk or len(data) > most:
+            if not chunk or len(data) > _LONGEST_ANSWER:
                 return data
             data += chunk
     return None
@@ -174,11 +194,13 @@ def _collect(read_end: int, owner: int, deadline: float, most: int) -> bytearray
 
 def _reap(child: int) -> int:
     """The child's exit code, negative for a signal. Its pipe is closed or it is not wanted any more."""
-    for _ in range(50):
+    wait_s = 0.0002
+    while wait_s < 0.1:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+        time.sleep(wait_s)
+        wait_s *= 1.5
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -1,14 +1,13 @@
-"""What a dataset is, from its card and receipts: also while a command is still making it."""
+"""What a dataset is, from its card, tables and receipts: also while a command is still making it."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from deltacache.pipeline.commits import checked_receipt
 from deltacache.pipeline.plan import read_plan
 from deltacache.pipeline.preparation import read_card
 from deltacache.pipeline.receipts import finished_shards
+from deltacache.pipeline.recorded import holdings
+from deltacache.pipeline.storage import AnyPath, dataset_root
 from deltacache.schemas.datasets import DatasetCard
 
 
@@ -23,7 +22,7 @@ class DatasetDescription:
         bytes: size of all finished shards.
     """
 
-    root: Path
+    root: AnyPath
     card: DatasetCard
     clips: int
     videos: int
@@ -36,7 +35,7 @@ class DatasetDescription:
     @property
     def finished(self) -> bool:
         """Whether every planned shard is there."""
-        return self.shards == self.planned_shards
+        return self.shards == self.planned_shards > 0
 
     def __str__(self) -> str:
         card, sampling = self.card, self.card.sampling
@@ -52,7 +51,7 @@ class DatasetDescription:
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
             f"  backbone     {card.backbone.id}, {card.image_size} px, {rows} x {columns} patches, "
-            f"{card.hidden_size} wide, {card.dtype}",
+            f"{card.hidden_size} wide, {card.dtype}, {card.precision} forward",
             f"  sampling     {sampling.frames} frames {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
@@ -64,29 +63,28 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
-def describe(root: Path) -> DatasetDescription:
-    """Describe the dataset at ``root``, finished or not.
+def describe(root: AnyPath | str) -> DatasetDescription:
+    """Describe the dataset at ``root``, finished or not, also while a command writes to it.
+
+    Receipts are read only of shards that the tables do not hold yet.
 
     Raises:
         DatasetError: not a dataset, or its card, plan or a receipt is damaged.
     """
-    card, plan = read_card(root), read_plan(root)
+    root = dataset_root(root)
+    card = read_card(root)
     finished = finished_shards(root)
-    clips, size, videos, failures = 0, 0, set[str](), Counter[str]()
-    for shard_id in sorted(finished):
-        receipt = checked_receipt(root, shard_id, card)
-        clips += len(receipt.clips)
-        size += receipt.total_bytes
-        videos.update(row["video_uri"] for row in receipt.clips)
-        failures.update(failure.reason for failure in receipt.failures)
+    plan = read_plan(root)  # after the receipts: then it has all their shards
+    planned = set(plan["shard"].unique().to_pylist())
+    held = holdings(root, finished & planned)
     return DatasetDescription(
         root=root,
         card=card,
-        clips=clips,
-        videos=len(videos),
+        clips=held.clips,
+        videos=len(held.videos),
         planned_videos=len(plan["video_uri"].unique()),
-        shards=len(finished),
-        planned_shards=len(plan["shard"].unique()),
-        failures=dict(sorted(failures.items())),
-        bytes=size,
+        shards=len(finished & planned),
+        planned_shards=len(planned),
+        failures=dict(sorted(held.failures.items())),
+        bytes=held.bytes,
     )

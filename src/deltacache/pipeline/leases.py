@@ -145,13 +145,13 @@ class Lease:
                     file.write(content)
             else:
                 put(self._path, content, exclusive=True)
-        except OSError as error:
-            held = self._read()
+        except Exception as error:
+            held = self._read() if is_refusal(error) else None
             if held is not None:  # stores say so in several ways; ours, if an answer got lost
                 return self._is_ours(held)
             if isinstance(error, FileExistsError):
                 return False  # and gone again
-            if error.errno not in _NO_CONDITIONS:
+            if getattr(error, "errno", None) not in _NO_CONDITIONS:
                 raise
             write_bytes(self._path, content)
             time.sleep(self._times.renew_s)  # a store without conditions: the last of several writers stays

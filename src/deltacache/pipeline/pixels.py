@@ -1,13 +1,17 @@
 """The pixels behind cached clips, decoded again from the videos: datasets store tokens, people look at frames."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from deltacache.pipeline.dataset import Dataset
 from deltacache.pipeline.decode import VideoJob
 from deltacache.pipeline.decode_child import ChildDecoder
+from deltacache.pipeline.fetching import fetched
 from deltacache.pipeline.sources import find_videos
 from deltacache.schemas.configs import load_config
 from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
@@ -24,23 +28,18 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
         return
     rows = {clip_id: position for position, clip_id in enumerate(dataset.clip_ids)}
     paths = _paths(settings)
-    with ChildDecoder(settings.limits.timeout_s, settings.limits.memory_bytes) as decoder:
+    with (
+        ChildDecoder(settings.limits.timeout_s, settings.limits.memory_bytes) as decoder,
+        tempfile.TemporaryDirectory(prefix="deltacache-") as spool,
+    ):
         for clip_id in clip_ids:
             row = dataset.index.slice(rows[clip_id], 1).to_pylist()[0]
             path = paths.get(row["video_uri"])
             if path is None:
                 continue
-            job = VideoJob(
-                path=path,
-                video_uri=row["video_uri"],
-                video_id=clip_id.rpartition("-v")[0],
-                first_view=row["view"],
-                views=1,
-                image_size=settings.image_size,
-                sampling=settings.sampling,
-            )
             try:
-                decoded = decoder.decode(job)
+                with fetched(path, Path(spool)) as video:
+                    decoded = decoder.decode(_job(video.path, clip_id, row, settings))
             except VideoRefusedError:
                 continue  # the video changed since: a picture less, no number touched
             for clip in decoded:
@@ -48,9 +47,21 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
                     yield clip_id, clip.pixels
 
 
-def _extraction_of(root: Path) -> ExtractionSettings | None:
+def _job(path: str, clip_id: str, row: dict[str, Any], settings: ExtractionSettings) -> VideoJob:
+    return VideoJob(
+        path=path,
+        video_uri=row["video_uri"],
+        video_id=clip_id.rpartition("-v")[0],
+        first_view=row["view"],
+        views=1,
+        image_size=settings.image_size,
+        sampling=settings.sampling,
+    )
+
+
+def _extraction_of(root: Path | UPath) -> ExtractionSettings | None:
     config = root / "config.yaml"
-    return load_config(config, ExtractionSettings) if config.is_file() else None
+    return load_config(config, ExtractionSettings) if config.is_file() else None  # pyright: ignore[reportArgumentType]
 
 
 def _paths(settings: ExtractionSettings) -> dict[str, str]:

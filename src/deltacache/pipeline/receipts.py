@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-from crc32c import crc32c
-
 from deltacache.pipeline.atomic import write_bytes
 from deltacache.pipeline.plan import PlannedVideo, check_shard_id
+from deltacache.pipeline.sealing import seal_json, unseal_json
 from deltacache.pipeline.storage import AnyPath, make_folder, names_in, read_many
 from deltacache.pipeline.storage_errors import read_file
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, check_id
@@ -20,7 +19,7 @@ from deltacache.schemas.tables import INDEX_SCHEMA
 
 RECEIPTS = "receipts"
 SHARDS = "shards"
-_SEAL = b',"receipt_crc32c":'
+_SEAL = "receipt_crc32c"
 _SHA256 = re.compile(r"([0-9a-f]{64})?")
 _ROW_FIELDS = frozenset(INDEX_SCHEMA.names)
 
@@ -159,7 +158,9 @@ def receipt_path(root: AnyPath, shard_id: str) -> AnyPath:
 
 def finished_shards(root: AnyPath) -> set[str]:
     """Ids of the shards that have a receipt."""
-    return {name[:-5] for name in names_in(root / RECEIPTS) if name.endswith(".json") and not name.startswith(".")}
+    return {
+        name[:-5] for name in names_in(root / RECEIPTS) if name.endswith(".json") and not name.startswith(".")
+    }
 
 
 def receipt_bytes(receipt: Receipt) -> bytes:
@@ -167,11 +168,16 @@ def receipt_bytes(receipt: Receipt) -> bytes:
     body = asdict(receipt)
     # A list of pairs, not an object: the order of the clips is kept, and checked on reading.
     body["arrays"] = list(body["arrays"].items())
-    return _sealed(canonical_json(body).encode())
+    return seal_json(canonical_json(body).encode(), _SEAL)
 
 
-def _sealed(body: bytes) -> bytes:
-    return body[:-1] + _SEAL + f"{crc32c(body)}}}\n".encode()
+def unseal_receipt(content: bytes) -> bytes:
+    """The JSON of a receipt without its checksum.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return unseal_json(content, _SEAL)
 
 
 def write_receipt(root: AnyPath, receipt: Receipt) -> None:
@@ -230,10 +236,7 @@ def _parse_that_of(shard_id: str, path: AnyPath, content: bytes) -> Receipt:
 
 
 def _parse(content: bytes) -> Receipt:
-    unsealed = content.rpartition(_SEAL)[0] + b"}"
-    if _sealed(unsealed) != content:
-        raise ValueError("its checksum does not match")
-    body = json.loads(unsealed)
+    body = json.loads(unseal_receipt(content))
     body["files"] = {name: FileRecord(**record) for name, record in body["files"].items()}
     body["arrays"] = dict(body["arrays"])
     body["failures"] = tuple(Failure(**failure) for failure in body["failures"])

@@ -9,7 +9,7 @@ from deltacache.pipeline.finishing import TABLES_FILE
 from deltacache.pipeline.locking import dataset_lock
 from deltacache.pipeline.plan import PLAN_FILE, write_plan
 from deltacache.pipeline.plan_checks import plan_of_receipts
-from deltacache.pipeline.preparation import DATASET_FILES
+from deltacache.pipeline.preparation import DATASET_FILES, read_card
 from deltacache.pipeline.problems import Problem, Remedy
 from deltacache.pipeline.receipts import RECEIPTS, SHARDS
 from deltacache.pipeline.storage import AnyPath, dataset_root, names_in
@@ -68,11 +68,14 @@ def repair_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> Rep
         StorageError: its place refuses or does not answer.
     """
     root = dataset_root(root)
+    if not set(names_in(root)) & DATASET_FILES:
+        read_card(root)  # says that this is none, before a lock is put there
     with dataset_lock(root, "verify --repair"):
         repair = Repair(root, verify_dataset(root, reporter), left=_foreign(root))
         with readable_errors(root):
             repair.actions.extend(_repair(root, repair.problems))
-        repair.left.extend(problem.file for problem in repair.problems if problem.remedy is Remedy.LEAVE)
+        strange = [problem.file for problem in repair.problems if problem.remedy is Remedy.LEAVE]
+        repair.left.extend(name for name in strange if (root / name).exists())
     return repair
 
 
@@ -90,8 +93,9 @@ def _repair(root: AnyPath, problems: list[Problem]) -> Iterable[RepairAction]:
         removed.discard(TABLES_FILE)
         yield RepairAction(TABLES_FILE, "removed, so that the tables are merged again")
     for name in sorted(removed):
-        remove(root / name)
-        yield RepairAction(name, "removed")
+        if (root / name).exists():
+            remove(root / name)
+            yield RepairAction(name, "removed")
     if by_remedy[Remedy.REWRITE_GROUP]:
         yield _rewrite_group(root)
     if by_remedy[Remedy.SWEEP]:

@@ -99,9 +99,11 @@ def read_parquet(content: bytes, schema: pa.Schema, columns: list[str] | None = 
     """
     with _opened(content, schema) as file:
         try:
-            return file.read(columns)
+            table = file.read(columns)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(str(error)) from error
+    # Reading adds metadata to the fields, with which the table would be written as other bytes.
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def open_parquet(path: AnyPath, schema: pa.Schema) -> pq.ParquetFile:

@@ -135,8 +135,9 @@ def _clips(root: AnyPath, card: DatasetCard, receipt: Receipt) -> Iterator[Probl
         named = set[str]()
         altered = altered_array(card, arrays, crcs)
         if altered is not None:
-            named.add(receipt.scale_file if altered.array == SCALES else file)
-            yield _problem(receipt, *named, clip_id, altered.message)
+            where = receipt.scale_file if altered.array == SCALES else file
+            named.add(where)
+            yield _problem(receipt, where, clip_id, altered.message)
         for stretch in store.surroundings(receipt, row, arrays):
             if stretch.file not in named and not _is_there(files, root, stretch):
                 named.add(stretch.file)

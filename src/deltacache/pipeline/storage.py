@@ -91,11 +91,12 @@ def read_many(paths: Iterable[AnyPath]) -> Iterator[bytes]:
         if is_local(first):
             yield from (path.read_bytes() for path in batch)
             continue
-        paths = [path.path for path in batch if not is_local(path)]
-        contents = first.fs.cat_ranges(paths, None, None, on_error="return")  # cat() takes [ and * for patterns
-        for path, content in zip(paths, contents, strict=True):
-            failed = isinstance(content, BaseException)
-            yield retried(first.fs.cat_file, path) if failed else content
+        fs: Any = first.fs
+        names = [path.path for path in batch if not is_local(path)]
+        # cat() would take [ and * for patterns
+        contents = fs.cat_ranges(names, None, None, on_error="return")
+        for name, content in zip(names, contents, strict=True):
+            yield content if isinstance(content, bytes) else retried(fs.cat_file, name)
 
 
 def read_range(path: UPath, offset: int, size: int) -> bytes:
@@ -108,10 +109,10 @@ def read_range(path: UPath, offset: int, size: int) -> bytes:
     try:
         fetched: Any = retried(path.fs.cat_file, path.path, start=offset, end=offset + size) if size else b""
         content = bytes(fetched)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416:
             raise
-        content = b""  # S3: a range that begins after the end
+        content = b""  # a range that begins after the end, as S3 and GCS say it
     if len(content) != size:
         raise ValueError(f"{path} has {len(content)} bytes at {offset}, must have {size}")
     return content

@@ -11,7 +11,7 @@ from deltacache.pipeline.storage import AnyPath, is_local, read_many
 from deltacache.schemas.errors import StorageError
 
 _LIBRARIES = frozenset(
-    {"botocore", "aiobotocore", "boto3", "aiohttp", "fsspec", "s3fs", "gcsfs", "google", "adlfs", "azure"}
+    {"botocore", "aiobotocore", "aiohttp", "requests", "fsspec", "s3fs", "gcsfs", "google", "adlfs", "azure"}
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUCKET = re.compile(r"bucket (does not exist|is not valid|name)|NoSuchBucket", re.IGNORECASE)

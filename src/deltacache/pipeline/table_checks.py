@@ -1,7 +1,7 @@
 """Whether the tables of a dataset hold what its receipts say: row by row, in the order of both."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -63,21 +63,27 @@ class TableCheck:
             self._pair(next(self._index, None), row)
 
     def add_unreadable(self, shard_id: str) -> None:
-        """The next finished shard, whose receipt is damaged: nothing can be said about its rows."""
+        """A shard whose receipt is damaged: nothing can be said about its rows. Said before they come."""
         self._unknown.add(shard_id)
 
-    def finish(self, lost: frozenset[str]) -> list[Problem]:
-        """All that is wrong with the tables; rows of the shards ``lost``, that have no receipt, are expected."""
+    def finish(self, is_lost: Callable[[str], bool], *, some_lost: bool) -> list[Problem]:
+        """All that is wrong with the tables.
+
+        Args:
+            is_lost: Whether the shard of this id has no receipt, though it may have had one: nothing is said
+                about its rows.
+            some_lost: Whether there may be such shards.
+        """
         self._summary()
         for name, rows in self._others.items():
-            if rows is None or self._unknown or lost:
+            if rows is None or self._unknown or some_lost:
                 continue
             if self._differing[name] or next(rows, None) is not None:
                 self._say(name, None, "does not hold what the receipts say")
         if self._index is not None:
             for row in self._index:
                 self._pair(row, None)
-            self._name_rows(lost | self._unknown)
+            self._name_rows(is_lost)
         return self.problems
 
     def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, Any]] | None:
@@ -129,10 +135,12 @@ class TableCheck:
         else:
             self._disordered = True
 
-    def _name_rows(self, lost: frozenset[str] | set[str]) -> None:
+    def _name_rows(self, is_lost: Callable[[str], bool]) -> None:
         """Say what is left when all rows have been paired."""
         before = len(self.problems)
-        strange = {clip_id for clip_id, row in self._held.items() if row["shard"] not in lost} | self._doubled
+        left = {clip_id: row["shard"] for clip_id, row in self._held.items()}
+        strange = {i for i, shard in left.items() if not is_lost(shard) and shard not in self._unknown}
+        strange |= self._doubled
         counts = self._counts(strange)
         for clip_id in sorted(strange):
             known = counts[clip_id] > 1

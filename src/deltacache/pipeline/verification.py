@@ -76,11 +76,16 @@ def _shards(root: AnyPath, card: DatasetCard, shards: KnownShards, reporter: Rep
             yield from checked.problems
             found += len(checked.problems)
             stage.advance(1, problems=found)
-            if checked.receipt is None:
+            receipt_file = f"{RECEIPTS}/{checked.shard_id}.json"
+            if checked.receipt is None or any(p.file == receipt_file for p in checked.problems):
                 tables.add_unreadable(checked.shard_id)
             else:
                 tables.add(checked.receipt)
-    yield from tables.finish(shards.planned - shards.finished)
+    lost = shards.planned - shards.finished
+    yield from tables.finish(
+        lambda shard_id: shard_id in lost or (shards.damaged and shard_id not in shards.finished),
+        some_lost=bool(lost) or shards.damaged,
+    )
 
 
 def _once(tasks: Iterator[ShardTask]) -> Iterator[ShardTask]:

@@ -57,7 +57,7 @@ class ZarrStore:
         first = next(pairs, None)
         if first is None:
             return written
-        _ensure_root(folder)
+        ensure_root(folder)
         final = folder / f"shard-{shard_id}"
         with replacing_folder(final) as group:
             data = self._write_data(group, chain([first], pairs), written)
@@ -188,7 +188,7 @@ class _ShardFile:
         return FileRecord(self._written.bytes, self._written.crc32c)
 
 
-def _ensure_root(folder: AnyPath) -> None:
+def ensure_root(folder: AnyPath) -> None:
     """The group that holds all shards; several writers may make it at once, with equal bytes."""
     if not (folder / "zarr.json").exists():
         with tempfile.TemporaryDirectory() as aside:

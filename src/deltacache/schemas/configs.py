@@ -5,6 +5,7 @@ from typing import Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from upath import UPath
 
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
@@ -105,6 +106,6 @@ def world_preset(name: PresetName) -> WorldConfig:
     return load_config(_PRESETS / f"world-{name}.yaml", WorldConfig)
 
 
-def save_config(config: Frozen, path: Path) -> None:
+def save_config(config: Frozen, path: Path | UPath) -> None:
     """Write the resolved config beside an output, as YAML."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

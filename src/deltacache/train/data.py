@@ -82,10 +82,7 @@ class ResidentFeatures:
 
     def __init__(self, dataset: Dataset) -> None:
         self._frames = dataset.card.sampling.frames
-        tokens = np.empty((len(dataset), *token_shape(dataset.card)), dtype=np.float16)
-        for clip in range(len(dataset)):
-            tokens[clip] = dataset.read_frames(clip, 0, self._frames)
-        self._rows = torch.from_numpy(tokens).flatten(0, 1)
+        self._rows = torch.from_numpy(dataset.read_all()).flatten(0, 1)
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Tensor:
         """See ``PairSource``."""
@@ -102,11 +99,12 @@ class StreamedFeatures:
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Tensor:
         """See ``PairSource``."""
-        pairs = [
-            self._dataset.read_frames(clip, start, start + 2)
-            for clip, start in zip(clips.tolist(), starts.tolist(), strict=True)
-        ]
-        return torch.from_numpy(np.stack(pairs))
+        wanted = zip(clips.tolist(), starts.tolist(), strict=True)
+        return torch.from_numpy(np.stack(list(self._dataset.at_once(self._pair, wanted))))
+
+    def _pair(self, wanted: tuple[int, int]) -> np.ndarray:
+        clip, start = wanted
+        return self._dataset.read_frames(clip, start, start + 2)
 
 
 def memory_bytes() -> int:

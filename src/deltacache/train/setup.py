@@ -13,6 +13,7 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import Dataset, open_dataset
+from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, save_config
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of
@@ -25,7 +26,7 @@ from deltacache.train.outputs import claim_output
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
 
 
-def open_training_data(root: Path, kind: Literal["features", "deltas"]) -> Dataset:
+def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
     """Open a dataset that can be trained on.
 
     Raises:
@@ -34,7 +35,7 @@ def open_training_data(root: Path, kind: Literal["features", "deltas"]) -> Datas
     dataset = open_dataset(root, kind)
     if len(dataset) == 0:
         raise DatasetError(
-            f"{root} holds no clips: training needs at least one; {root / 'failures.parquet'} says what was "
+            f"{root} holds no clips: training needs at least one; {dataset.root / 'failures.parquet'} says what was "
             "refused and why, so run the command that made this dataset again with readable videos"
         )
     return dataset

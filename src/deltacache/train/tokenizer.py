@@ -10,6 +10,7 @@ from deltacache.models.checkpoints import Kind, load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.dataset import Dataset
+from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, open_pairs, pair_batches
@@ -55,7 +56,13 @@ class TokenizerTask:
 
 
 def train_tokenizer(
-    features: Path, out: Path, config: TokenizerConfig, *, resume: bool, device: str, reporter: Reporter
+    features: AnyPath | str,
+    out: Path,
+    config: TokenizerConfig,
+    *,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
 ) -> Path:
     """Train on a feature dataset and return the last checkpoint; a finished run returns at once.
 

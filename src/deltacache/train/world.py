@@ -10,6 +10,7 @@ from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.dataset import DeltaArrays, load_deltas
+from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import DeltaBatch, delta_batches
@@ -50,7 +51,7 @@ class WorldTask:
 
 
 def train_world(
-    deltas: Path, out: Path, config: WorldConfig, *, resume: bool, device: str, reporter: Reporter
+    deltas: AnyPath | str, out: Path, config: WorldConfig, *, resume: bool, device: str, reporter: Reporter
 ) -> Path:
     """Train on a delta dataset and return the last checkpoint; a finished run returns at once.
 

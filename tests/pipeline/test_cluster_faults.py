@@ -1,0 +1,166 @@
+"""Faults of workers, through a real Ray: processes that die, errors that come again, workers that do not start."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from deltacache.pipeline.attempts import Attempts, Kind
+from deltacache.pipeline.cluster import DecodePlan, Events, cluster, run_shards
+from deltacache.pipeline.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan
+from deltacache.pipeline.decode_work import DecodeSettings
+from deltacache.pipeline.placement import Placement
+from deltacache.pipeline.plan import extend_plan, shard_tasks
+from deltacache.pipeline.shard_work import ShardResult
+from deltacache.pipeline.sources import find_videos
+from deltacache.pipeline.workers import ShardWorker, VideoShardWorker
+from deltacache.schemas.clips import FeatureClip, PixelClip
+from deltacache.schemas.datasets import DatasetCard, SamplingSettings
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.jobs import ClusterSettings, DecodeLimits
+from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
+from video_maker import write_video
+
+SIZE = 32
+
+
+@dataclass
+class StubEncoder:
+    """Tokens that are the mean pixel; dies, raises or refuses with videos of certain names."""
+
+    dies: tuple[str, ...] = ()
+    raises: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+    marks: Path | None = None
+    batch_clips: int = 2
+
+    def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip]:
+        for clip in clips:
+            if clip.video_uri in self.dies:
+                os._exit(3)
+            if clip.video_uri in self.raises:
+                raise ArithmeticError(f"no tokens of {clip.video_uri}")
+            if clip.video_uri in self.refuses:
+                raise DeltacacheError("the disk is full")
+            if self.marks is not None and clip.clip_id != "probe-0" and clip.view == 0:
+                self._die_once(clip)
+        shape = (FRAMES, GRID[0] * GRID[1], HIDDEN)
+        return [
+            FeatureClip(c.clip_id, np.full(shape, c.pixels.mean(), np.float16), c.timestamps_s) for c in clips
+        ]
+
+    def _die_once(self, clip: PixelClip) -> None:
+        """Die the first time that a clip comes: as if workers were killed at random."""
+        assert self.marks is not None
+        mark = self.marks / clip.clip_id
+        if clip.video_uri.startswith("video-1") and not mark.exists():
+            mark.touch()
+            os._exit(3)
+
+
+def build(root: UPath, card: DatasetCard, encoder: StubEncoder) -> ShardWorker:
+    return VideoShardWorker(root, card, encoder)
+
+
+def build_nothing() -> ShardWorker:
+    raise DeltacacheError("the weights are gated")
+
+
+@pytest.fixture(scope="module")
+def placement() -> Iterator[Placement]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers build the stub
+        with cluster(ClusterSettings(decoders=2, encoders=2)) as placement:
+            yield placement
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(6):
+        write_video(folder / f"video-{number}.mp4", frames=12)
+    return folder
+
+
+@dataclass
+class Run:
+    """A small job on the real cluster, with a stub for the encoder."""
+
+    out: Path
+    videos: Path
+    placement: Placement
+    lines: list[str] = field(default_factory=list)
+
+    def __call__(self, make: Callable[[UPath, DatasetCard], Callable[[], ShardWorker]]) -> list[ShardResult]:
+        sampling = SamplingSettings(frames=FRAMES, spacing_min_s=0.04, spacing_max_s=0.05)
+        card = small_card("features", "webdataset", sampling=sampling, image_size=SIZE)
+        root = UPath(self.out)
+        prepare_dataset(root, card, BLACK)
+        sources = find_videos(str(self.videos), None)
+        plan = extend_plan(None, sources, 2, 3)
+        write_plan(root, plan)
+        decode = DecodePlan(
+            DecodeSettings(SIZE, sampling, DecodeLimits()), {s.video_uri: s.path for s in sources}
+        )
+        tasks = shard_tasks(plan)
+        events = Events(line=self.lines.append)
+        results = list(run_shards(Attempts(tasks, Kind.COMMIT), make(root, card), decode, self.placement, events))
+        finish_dataset(root)
+        return results
+
+    def with_encoder(self, encoder: StubEncoder) -> list[ShardResult]:
+        return self(lambda root, card: partial(build, root, card, encoder))
+
+
+@pytest.fixture
+def run(tmp_path: Path, videos: Path, placement: Placement) -> Run:
+    return Run(tmp_path / "out", videos, placement)
+
+
+@pytest.mark.parametrize("way", ["dies", "raises"])
+def test_the_video_with_which_workers_fail_is_found_and_left_out(run: Run, way: str) -> None:
+    results = run.with_encoder(StubEncoder(**{way: ("video-4.mp4",)}))
+    dataset = open_dataset(run.out)
+    assert sum(result.clips for result in results) == len(dataset) == 10
+    assert dataset.failures.to_pylist() == [
+        {
+            "video_uri": "video-4.mp4",
+            "view": None,
+            "stage": "encode",
+            "reason": "encode_failed",
+            "message": dataset.failures["message"][0].as_py(),
+        }
+    ]
+    assert ("ArithmeticError" if way == "raises" else "worker died") in dataset.failures["message"][0].as_py()
+
+
+def test_workers_that_die_by_chance_cost_nothing(run: Run, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    run.with_encoder(StubEncoder(marks=marks))
+    dataset = open_dataset(run.out)
+    assert len(dataset) == 12
+    assert dataset.failures.num_rows == 0
+    assert list(marks.iterdir())
+    assert any("was lost" in line for line in run.lines)
+
+
+def test_what_a_worker_refuses_ends_the_job_with_its_message(run: Run) -> None:
+    with pytest.raises(DeltacacheError, match="the disk is full"):
+        run.with_encoder(StubEncoder(refuses=("video-2.mp4",)))
+
+
+def test_an_encoder_that_cannot_be_built_ends_the_job_with_its_message(run: Run) -> None:
+    with pytest.raises(DeltacacheError, match="the weights are gated"):
+        run(lambda root, card: build_nothing)
+
+
+def test_a_fault_of_the_encoder_is_not_blamed_on_videos(run: Run) -> None:
+    every = tuple(f"video-{number}.mp4" for number in range(6))
+    with pytest.raises(DeltacacheError, match="so the fault is not theirs: ArithmeticError"):
+        run.with_encoder(StubEncoder(raises=every))
