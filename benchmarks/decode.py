@@ -62,10 +62,11 @@ def cut_out(path: Path, folder: Path, seconds: float) -> Path:
         copy = sink.add_stream_from_template(stream)
         start: int | None = None
         for packet in source.demux(stream):
-            if packet.dts is None or stream.time_base is None:
-                continue
-            start = packet.dts if start is None else start
-            if (packet.dts - start) * stream.time_base > seconds:
+            at = packet.pts if packet.dts is None else packet.dts
+            if at is None or stream.time_base is None:
+                continue  # the empty packet at the end
+            start = at if start is None else start
+            if (at - start) * stream.time_base > seconds:
                 break
             packet.stream = copy
             sink.mux(packet)

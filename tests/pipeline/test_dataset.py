@@ -154,7 +154,7 @@ def test_black_tokens_must_be_those_of_the_card(tmp_path: Path) -> None:
         ({"image_size": 64}, r"its settings give [0-9a-f]{16}: it was changed after the dataset was made"),
         ({"fingerprint": "0" * 16}, "says fingerprint 0000000000000000, but its settings give"),
         ({"parents": {"backbone": "0" * 16}}, "it was changed after"),
-        ({"format_version": 2}, "has format version 2, this program reads 1"),
+        ({"format_version": 1}, "has format version 1, this program reads 2"),
         ({"image_size": "large"}, r"dataset\.json is damaged"),
         ({"colour": "red"}, r"dataset\.json is damaged"),
     ],

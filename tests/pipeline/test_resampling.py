@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deltacache.pipeline.decode import crop_and_resize
-from deltacache.pipeline.resampling import Resizer
+from deltacache.pipeline.resampling import CroppedClip, Resizer
 from deltacache.schemas.clips import CropBox
 
 
@@ -59,9 +59,11 @@ def test_a_crop_of_the_wanted_size_is_the_crop() -> None:
 
 def test_one_resizer_serves_frames_of_several_sizes() -> None:
     rng, resizer = np.random.default_rng(2), Resizer(48)
-    out = np.empty((48, 48, 3), np.uint8)
     for shape in ((100, 60), (60, 100), (100, 60), (31, 47)):
         rgb, crop = rng.integers(0, 256, (*shape, 3), np.uint8), CropBox(2, 1, 28, 40)
         resizer.load(rgb)
-        resizer.cut(crop, out, flip=True)
-        np.testing.assert_array_equal(out, crop_and_resize(rgb, crop, 48, flip=True))
+        clip = CroppedClip(2, 48, crop, flip=True)
+        resizer.cut(clip, 1)
+        resizer.cut(clip, 0)
+        for frame in clip.finish():
+            np.testing.assert_array_equal(frame, crop_and_resize(rgb, crop, 48, flip=True))

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
+from deltacache.pipeline import checksums, table_checks
+from deltacache.pipeline import plan as plan_module
 from deltacache.pipeline.atomic import temporary_path
 from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
 from deltacache.pipeline.dropping import drop_shards
@@ -329,7 +331,12 @@ def test_sources_of_a_shard_made_anew_are_not_those_of_the_tables(tmp_path: Path
     new = [replace(source, version="2") for source in sources_of(tasks[1])]
     card = small_card("features", "webdataset")
     write_shard(tmp_path, card, tasks[1].shard_id, *shard_of("features", tasks[1]), new)
-    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == {"2": 2, "1700000000000000000": 4}
+    now = {"2": 2, "1700000000000000000": 4}
+    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == now
+    finish_dataset(tmp_path)
+    made(tmp_path / "other", "webdataset")  # as if the tables were replaced halfway
+    (tmp_path / "sources.parquet").write_bytes((tmp_path / "other/sources.parquet").read_bytes())
+    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == now
 
 
 @both_stores
@@ -434,16 +441,22 @@ def test_progress_counts_shards(tmp_path: Path) -> None:
     assert seen == [("verify", 3), ("shard", 2), ("shard", 2), ("shard", 2)]
 
 
-def test_verifying_needs_no_more_memory_for_more_shards(tmp_path: Path) -> None:
-    """Peaks of Python's own memory, of which arrays and tables are part, for five times the videos."""
+def test_verifying_holds_ids_of_shards_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak of Python's memory, arrays included, grows by less than a clip's row for each shard of eight."""
+    monkeypatch.setattr(checksums, "_CHUNK_BYTES", 1 << 12)  # reads at once, which would hide the rest
+    monkeypatch.setattr(table_checks, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(plan_module, "_ROWS_AT_ONCE", 16)
     peaks = []
-    for videos in (20, 100):
+    for videos in (20, 200):
         root = tmp_path / str(videos)
-        make_dataset(root, "features", "webdataset", *(f"video-{number:04d}" for number in range(videos)))
+        make_dataset(root, "features", "webdataset", *(f"video-{n:04d}" for n in range(videos)), views=4)
         verify_dataset(root)
         gc.collect()
         tracemalloc.start()
         assert verify_dataset(root) == []
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0] + 200 * 80
+    shards = (200 - 20) // 2
+    assert peaks[1] - peaks[0] < 2000 * shards, peaks

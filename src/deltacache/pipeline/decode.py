@@ -118,40 +118,34 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
 
 def _fill(samples: list[ViewSample], source: FrameSource, size: int) -> list[np.ndarray]:
     """(T, S, S, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
-    from deltacache.pipeline.resampling import Resizer
+    from deltacache.pipeline.resampling import CroppedClip, Resizer
 
-    canvases = [np.empty((len(sample.frame_indices), size, size, 3), np.uint8) for sample in samples]
+    clips = [CroppedClip(len(s.frame_indices), size, s.crop, flip=s.flip) for s in samples]
     places = _places(samples)
     resizer = Resizer(size)
     for frame in source.frames(sorted(places)):
         resizer.load(frame.rgb)
-        for view, first, *repeats in places.pop(frame.index):
-            canvas, sample = canvases[view], samples[view]
-            resizer.cut(sample.crop, canvas[first], flip=sample.flip)
-            canvas[repeats] = canvas[first]
+        for view, t in places.pop(frame.index):
+            resizer.cut(clips[view], t)
     if places:
         raise SourceFailedError(f"{len(places)} frames did not come out the second time")
-    return canvases
+    return [clip.finish() for clip in clips]
 
 
-def _places(samples: list[ViewSample]) -> dict[int, list[list[int]]]:
-    """Where each frame goes: by its index, lists of a view's number and the places t in its clip."""
-    places: dict[int, list[list[int]]] = {}
+def _places(samples: list[ViewSample]) -> dict[int, list[tuple[int, int]]]:
+    """Where each frame goes: by its index, numbers of views and places t in their clips."""
+    places: dict[int, list[tuple[int, int]]] = {}
     for view, sample in enumerate(samples):
         for t, index in enumerate(sample.frame_indices):
-            wanted = places.setdefault(index, [])
-            if wanted and wanted[-1][0] == view:
-                wanted[-1].append(t)
-            else:
-                wanted.append([view, t])
+            places.setdefault(index, []).append((view, t))
     return places
 
 
 def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
     """(S, S, 3) uint8: the crop of one (H, W, 3) frame as a square. See ``resampling``."""
-    from deltacache.pipeline.resampling import Resizer
+    from deltacache.pipeline.resampling import CroppedClip, Resizer
 
-    resizer, out = Resizer(size), np.empty((size, size, 3), np.uint8)
+    clip, resizer = CroppedClip(1, size, crop, flip=flip), Resizer(size)
     resizer.load(rgb)
-    resizer.cut(crop, out, flip=flip)
-    return out
+    resizer.cut(clip, 0)
+    return clip.finish()[0]

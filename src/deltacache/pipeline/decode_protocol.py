@@ -21,6 +21,7 @@ from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _LENGTH = struct.Struct(">Q")
+_KEPT_BYTES = 64 << 20  # of the file in memory: taking pages again costs more than writing them
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def clips_message(clips: Sequence[PixelClip], pixels: int) -> Message:
 
 
 def clips_of(message: Message, pixels: int) -> list[PixelClip]:
-    """The inverse of ``clips_message``; empties the file."""
+    """The inverse of ``clips_message``."""
     clips, offset = [], 0
     for about in message.header["clips"]:
         array = np.empty(about.pop("shape"), np.uint8)
@@ -144,7 +145,8 @@ def clips_of(message: Message, pixels: int) -> list[PixelClip]:
             "crop": CropBox(*about.pop("crop")),
         }
         clips.append(PixelClip(**about, **values))
-    os.ftruncate(pixels, 0)
+    if offset > _KEPT_BYTES:
+        os.ftruncate(pixels, 0)
     return clips
 
 

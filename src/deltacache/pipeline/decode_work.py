@@ -131,11 +131,11 @@ def _job(video: PlannedVideo, path: str, settings: DecodeSettings) -> VideoJob:
 
 
 def _source(video: PlannedVideo, content: FetchedVideo | None) -> SourceRecord:
-    """What was read of a video; an unknown content when it could not be."""
+    """What was read of a video, under the size that was planned; an unknown content when it could not be."""
     return SourceRecord(
         video_id=video.video_id,
         video_uri=video.video_uri,
-        size_bytes=video.size_bytes if content is None else content.size_bytes,
+        size_bytes=video.size_bytes,
         first_view=video.first_view,
         views=video.views,
         version="" if content is None else content.version,

@@ -25,6 +25,37 @@ _FLAGS = (
 _PADDING = 64  # bytes that vector instructions may read past the end
 
 
+class CroppedClip:
+    """The frames of one view, filled one by one.
+
+    Attributes:
+        pixels: (T, S, S, 3) uint8, to be read after ``finish``.
+    """
+
+    def __init__(self, frames: int, size: int, crop: CropBox, *, flip: bool) -> None:
+        self.pixels = np.empty((frames, size, size, 3), np.uint8)
+        self.flip = flip
+        self.rows = slice(crop.top, crop.top + crop.height)
+        self.columns = slice(crop.left, crop.left + crop.width)
+        self.edges = [
+            _Edges(frames, size, crop.height, crop.width),
+            _Edges(frames, size, crop.width, crop.height),
+        ]
+
+    def finish(self) -> np.ndarray:
+        """Have Pillow's outermost rows and columns put in; mirror. Call it once."""
+        rows, columns = (edges.scaled() for edges in self.edges)
+        last = self.pixels.shape[1] - 1
+        if rows is not None:
+            self.pixels[:, ::last] = rows
+        if columns is not None:
+            self.pixels[:, :, ::last] = columns.transpose(0, 2, 1, 3)
+        if self.flip:
+            for frame in self.pixels:
+                cv2.flip(frame, 1, frame)
+        return self.pixels
+
+
 class Resizer:
     """Cuts one frame after the other to squares of ``size`` pixels."""
 
@@ -42,24 +73,16 @@ class Resizer:
         self._rgb = rgb
         cv2.mixChannels([rgb], list(self._planes), [0, 0, 1, 1, 2, 2])
 
-    def cut(self, crop: CropBox, out: np.ndarray, *, flip: bool) -> None:
-        """Write the crop of the loaded frame to ``out``, (S, S, 3) uint8.
+    def cut(self, clip: CroppedClip, t: int) -> None:
+        """Make the crop of the loaded frame the clip's frame ``t``.
 
         Cut first, so that nothing outside the crop bleeds in, as it does with Pillow's ``resize(box=)``.
         """
-        rows = slice(crop.top, crop.top + crop.height)
-        columns = slice(crop.left, crop.left + crop.width)
-        square = cv2.merge([self._scale(plane[rows, columns]) for plane in self._planes])
-        rgb = self._rgb[rows, columns]
-        if crop.height > self._size:
-            square[:: self._size - 1] = _outer_rows(rgb, self._size)
-        if crop.width > self._size:
-            turned = _outer_rows(rgb.transpose(1, 0, 2), self._size)
-            square[:, :: self._size - 1] = turned.transpose(1, 0, 2)
-        if flip:
-            cv2.flip(square, 1, out)
-        else:
-            out[:] = square
+        scaled = [self._scale(plane[clip.rows, clip.columns]) for plane in self._planes]
+        cv2.merge(scaled, clip.pixels[t])
+        rgb = self._rgb[clip.rows, clip.columns]
+        clip.edges[0].take(t, rgb)
+        clip.edges[1].take(t, rgb.transpose(1, 0, 2))
 
     def _scale(self, plane: np.ndarray) -> np.ndarray:
         scaled = self._reformatter.reformat(
@@ -75,12 +98,29 @@ class Resizer:
         ]
 
 
-def _outer_rows(rgb: np.ndarray, size: int) -> np.ndarray:
-    """First and last row, (2, S, 3), of ``rgb`` made smaller to a square."""
-    scale = len(rgb) / size
-    depth = min(len(rgb), int(1.5 * scale + 0.5))
-    weights = 1 - np.abs(np.arange(depth) + 0.5 - 0.5 * scale) / scale
-    weights = (weights / weights.sum()).astype(np.float32)
-    edges = np.stack([weights @ part.reshape(depth, -1) for part in (rgb[:depth], rgb[: -depth - 1 : -1])])
-    edges = (edges + 0.5).astype(np.uint8).reshape(2, -1, 3)
-    return np.asarray(Image.fromarray(edges).resize((size, 2), Image.Resampling.BILINEAR))
+class _Edges:
+    """What the first and last row of every frame depend on, where rows get fewer."""
+
+    def __init__(self, frames: int, size: int, height: int, width: int) -> None:
+        self._size = size
+        scale = height / size
+        self._depth = min(height, int(1.5 * scale + 0.5)) if scale > 1 else 0
+        weights = 1 - np.abs(np.arange(self._depth) + 0.5 - 0.5 * scale) / scale
+        self._weights = (weights / weights.sum()).astype(np.float32) if self._depth else weights
+        self._strips = np.empty((frames, 2, self._depth, width, 3), np.uint8)
+
+    def take(self, t: int, rgb: np.ndarray) -> None:
+        """Keep the outer rows of the cut frame ``t``, the outermost first."""
+        if self._depth:
+            self._strips[t, 0] = rgb[: self._depth]
+            self._strips[t, 1] = rgb[: -self._depth - 1 : -1]
+
+    def scaled(self) -> np.ndarray | None:
+        """(T, 2, S, 3): the first and last row of each frame."""
+        if not self._depth:
+            return None
+        frames, _, depth, width, _ = self._strips.shape
+        rows = self._weights @ self._strips.reshape(2 * frames, depth, width * 3)
+        picture = Image.fromarray((rows + 0.5).astype(np.uint8).reshape(2 * frames, width, 3))
+        scaled = picture.resize((self._size, 2 * frames), Image.Resampling.BILINEAR)
+        return np.asarray(scaled).reshape(frames, 2, self._size, 3)

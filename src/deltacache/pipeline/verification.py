@@ -17,7 +17,7 @@ from deltacache.pipeline.preparation import BLACK_FILE, CARD_FILE, read_black, r
 from deltacache.pipeline.problems import Problem, Remedy
 from deltacache.pipeline.receipts import RECEIPTS, SHARDS, finished_shards, read_receipt
 from deltacache.pipeline.shard_checks import check_shard
-from deltacache.pipeline.storage import AnyPath, dataset_root, names_in
+from deltacache.pipeline.storage import AnyPath, dataset_root, is_local, names_in
 from deltacache.pipeline.storage_errors import read_file
 from deltacache.pipeline.table_checks import TableCheck
 from deltacache.schemas.datasets import DatasetCard
@@ -29,6 +29,7 @@ __all__ = ["Problem", "verify_dataset"]
 _GROUP_FILE = "zarr.json"
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 """Checksums and reading leave the interpreter, so that threads use all cores and keep a disk busy."""
+_REMOTE_THREADS = 16
 
 
 def verify_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> list[Problem]:
@@ -72,7 +73,11 @@ def _shards(root: AnyPath, card: DatasetCard, shards: KnownShards, reporter: Rep
     finished = (task for task in iter_tasks(shards.plan) if task.shard_id in shards.finished)
     found = 0
     with reporter.stage("verify", len(shards.finished & shards.planned)) as stage:
-        for checked in in_threads(partial(check_shard, root, card, held), _once(finished), threads=_THREADS):
+        check, threads = (
+            partial(check_shard, root, card, held),
+            _THREADS if is_local(root) else _REMOTE_THREADS,
+        )
+        for checked in in_threads(check, _once(finished), threads=threads):
             yield from checked.problems
             found += len(checked.problems)
             stage.advance(1, problems=found)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deltacache.schemas.fingerprints import fingerprint_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -53,7 +53,7 @@ class BackboneCard(Frozen):
 class DatasetCard(Frozen):
     """The content of ``dataset.json``."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     kind: Literal["features", "deltas"]
     store: Literal["webdataset", "zarr"]
     dtype: Literal["float16", "int8"] = "float16"

@@ -1,0 +1,143 @@
+"""Running ``extract-features`` again: on more videos, more views, other settings, replaced and mended videos."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from chaos import contents
+from conftest import Command
+
+FLAGS = (
+    "--backbone",
+    "tiny",
+    "--image-size",
+    "32",
+    "--videos-per-shard",
+    "2",
+    "--max-failed-fraction",
+    "0.5",
+)
+
+
+@pytest.fixture
+def clips(real_videos: Path) -> list[Path]:
+    """Small real videos."""
+    names = (
+        "yoga_568x320.mp4",
+        "kinetics_armwrestle_mmaction2.mp4",
+        "asl_walk_fullrange.mkv",
+        "rabbit_vp8.webm",
+    )
+    return [real_videos / "fixture" / name for name in names]
+
+
+@pytest.fixture
+def videos(tmp_path: Path, clips: list[Path]) -> Path:
+    """A folder of three copies."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for clip in clips[:3]:
+        shutil.copy(clip, folder)
+    return folder
+
+
+def receipts(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "receipts").glob("*.json")}
+
+
+def tokens(out: Path) -> dict[str, str]:
+    return {name: digest for name, digest in contents(out).items() if name.endswith(".tar")}
+
+
+def failures(out: Path) -> dict[str, str]:
+    rows = pq.read_table(out / "failures.parquet").to_pylist()
+    return {row["video_uri"]: row["reason"] for row in rows}
+
+
+def test_new_videos_and_views_are_computed_alone_and_settings_stay(
+    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "features"
+    deltacache("extract-features", videos, out, *FLAGS).done()
+    first, before = receipts(out), contents(out)
+    again = deltacache("extract-features", videos, out, *FLAGS).done()
+    assert "already complete, nothing to do" in again.stdout
+    assert contents(out) == before
+    shutil.copy(clips[3], videos)
+    more = deltacache("extract-features", videos, out, *FLAGS, "--views", 2).done()
+    assert "8 clips of 4 videos" in more.stdout
+    assert {name: time for name, time in receipts(out).items() if name in first} == first
+    throughput = (out / "throughput.json").read_text()
+    assert '"clips": 5' in throughput  # a second view of three, two of the new one
+    refused = deltacache("extract-features", videos, out, *FLAGS, "--views", 2, "--seed", 7)
+    refused.refused("sampling.seed is 0, asked for 7")
+
+
+def test_a_replaced_video_is_noticed_and_made_anew_when_asked(
+    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "features"
+    deltacache("extract-features", videos, out, *FLAGS).done()
+    before = contents(out)
+    for video in videos.iterdir():
+        os.utime(video)  # touched, not changed
+    assert "nothing to do" in deltacache("extract-features", videos, out, *FLAGS).done().stdout
+    victim = videos / clips[0].name
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1  # as many bytes as before
+    victim.write_bytes(data)
+    refused = deltacache("extract-features", videos, out, *FLAGS)
+    refused.refused(victim.name, "another content", "--changed-videos recompute")
+    assert contents(out) == before
+    shutil.copy(clips[3], victim)
+    deltacache("extract-features", videos, out, *FLAGS).refused(victim.name, "another content")
+    deltacache("extract-features", videos, out, *FLAGS, "--changed-videos", "recompute").done()
+    fresh = tmp_path / "fresh"
+    deltacache("extract-features", videos, fresh, *FLAGS).done()
+    assert tokens(out) == tokens(fresh)
+    assert contents(out) != before
+    assert "no damage" in deltacache("verify", out).done().stdout
+
+
+def test_a_mended_video_joins_its_shard_with_retry_failed(
+    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+) -> None:
+    out, fresh = tmp_path / "features", tmp_path / "fresh"
+    victim = videos / clips[1].name
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 3])
+    deltacache("extract-features", videos, out, *FLAGS).done()
+    assert set(failures(out)) == {victim.name}
+    still = deltacache("extract-features", videos, out, *FLAGS, "--retry-failed").done()
+    assert set(failures(out)) == {victim.name}, still
+    victim.write_bytes(whole)
+    deltacache("extract-features", videos, out, *FLAGS, "--retry-failed").done()
+    assert failures(out) == {}
+    deltacache("extract-features", videos, fresh, *FLAGS).done()
+    assert sorted(tokens(out).values()) == sorted(tokens(fresh).values())
+    assert "no damage" in deltacache("verify", out).done().stdout
+    assert "nothing to do" in deltacache("extract-features", videos, out, *FLAGS).done().stdout
+
+
+def test_a_second_command_on_the_same_output_is_refused_until_the_first_is_dead(
+    deltacache: Command, videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features"
+    hold = (
+        "import time; from deltacache.pipeline.locking import dataset_lock\n"
+        f"with dataset_lock({str(out)!r}, 'extract-features') as lock:\n"
+        "    lock.update({'clips': 3, 'planned_clips': 9, 'clips_per_s': 1.5, 'seconds_left': 4.0,"
+        " 'failed_videos': 1})\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        deltacache("extract-features", videos, out, *FLAGS).refused("extract-features", str(holder.pid))
+        holder.kill()
+    deltacache("extract-features", videos, out, *FLAGS).done()
