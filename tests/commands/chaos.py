@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,8 @@ def _start(command: Sequence[object], address: str, log: Path) -> "subprocess.Po
 
 
 def _wait(driver: "subprocess.Popen[bytes]", seconds: float) -> None:
-    try:
+    with suppress(subprocess.TimeoutExpired):
         driver.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def _strike(kind: str, driver: "subprocess.Popen[bytes]", cluster: Nodes, rng: random.Random) -> bool:

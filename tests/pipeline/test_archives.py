@@ -153,9 +153,7 @@ def test_names_and_links_lead_nowhere(tmp_path: Path) -> None:
     """Absolute names, names that climb, links: spooled under our names or refused."""
     evil = ["../../evil.mp4", f"{tmp_path}/abs.mp4", "x\\..\\evil.mp4", "a/../../e.mp4", "C:\\x.mp4"]
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/z.zip").write_bytes(
-        zip_bytes(dict.fromkeys(evil, VIDEO) | {"../../up/f_1.jpg": b"j"})
-    )
+    (tmp_path / "in/z.zip").write_bytes(zip_bytes(dict.fromkeys(evil, VIDEO) | {"../../up/f_1.jpg": b"j"}))
     link = tarfile.TarInfo("link.mp4")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     hard = tarfile.TarInfo("hard.mp4")

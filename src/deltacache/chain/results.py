@@ -1,9 +1,12 @@
 """What a person sees at the end: tables on the terminal, the report, and what a folder holds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from upath import UPath
 
+from deltacache.chain.terminal import duration
 from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.output import METRICS, read_metrics
 from deltacache.evaluate.report import ReportInput, clips_to_show, write_report
@@ -12,6 +15,7 @@ from deltacache.evaluate.tables import print_metrics
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.pipeline.dataset import open_dataset
 from deltacache.pipeline.inspection import describe
+from deltacache.pipeline.locking import read_lock
 from deltacache.pipeline.pixels import clip_pixels
 from deltacache.pipeline.preparation import is_dataset
 from deltacache.pipeline.storage import dataset_root
@@ -45,7 +49,8 @@ def describe_output(place: str | Path) -> str:
         DeltacacheError: it is none of these.
     """
     if is_dataset(place):
-        return str(describe(dataset_root(place)))
+        root = dataset_root(place)
+        return "\n".join([str(describe(root)), *_running(root)])
     path = Path(place)
     if (path / METRICS).is_file():
         metrics = read_metrics(path)
@@ -53,6 +58,26 @@ def describe_output(place: str | Path) -> str:
     if not path.exists():
         raise DeltacacheError(f"{path} does not exist: give the output folder of one of the commands")
     return _describe_checkpoint(path)
+
+
+def _running(root: UPath) -> Iterator[str]:
+    """What a command that is writing to a dataset says of itself."""
+    lock = read_lock(root)
+    if lock is None:
+        return
+    where = f"process {lock.pid} on {lock.host}, since {lock.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    if not lock.alive:
+        yield f"  stopped      {lock.command} ({where}) has died: run it again"
+        return
+    yield f"  running      {lock.command} ({where})"
+    status = lock.status
+    if "planned_clips" in status:
+        left = status["seconds_left"]
+        yield (
+            f"               {status['clips']} of {status['planned_clips']} clips of this run, "
+            f"{status['clips_per_s']:.1f} clips/s, {status['failed_videos']} videos refused, "
+            f"{'time left not known yet' if left is None else duration(left) + ' left'}"
+        )
 
 
 def _describe_checkpoint(path: Path) -> str:

@@ -30,6 +30,15 @@ def _status_text(status: dict[str, float | str]) -> str:
     )
 
 
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 class _BarStage:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -68,7 +77,7 @@ class BarReporter:
 
 class _PlainStage:
     def __init__(self, name: str, total: int | None, done: int) -> None:
-        self._name, self._total, self._done = name, total, done
+        self._name, self._total, self._done, self._began_at = name, total, done, done
         self._start = self._last = time.monotonic()
         self._status: dict[str, float | str] = {}
 
@@ -84,7 +93,15 @@ class _PlainStage:
         total = "" if self._total is None else f"/{self._total}"
         elapsed = time.monotonic() - self._start
         status = f" ({_status_text(self._status)})" if self._status else ""
-        print(f"{self._name}: {self._done}{total} in {elapsed:.0f} s{status}", flush=True)
+        print(
+            f"{self._name}: {self._done}{total} in {elapsed:.0f} s{self._left(elapsed)}{status}", flush=True
+        )
+
+    def _left(self, elapsed: float) -> str:
+        done = self._done - self._began_at
+        if self._total is None or not done > 0 or self._done >= self._total:
+            return ""
+        return f", {duration((self._total - self._done) * elapsed / done)} left"
 
 
 class PlainReporter:

@@ -91,7 +91,7 @@ class JobProgress:
         rate = now / max(time.perf_counter() - self._start, 1e-9)
         new = max(now - self._shown, 0)  # a lost shard takes its clips back; the bar waits for them
         self._shown += new
-        self.stage.advance(new, clips_per_s=rate, failed=float(self.failed))
+        self.stage.advance(new, clips_per_s=rate, failed=str(self.failed))
         self.lock.update(
             {
                 "clips": now,

@@ -1,4 +1,4 @@
-"""Crop and resize frames: bilinear with antialiasing, as Pillow does it, five times as fast.
+"""Crop and resize frames: bilinear with antialiasing, as Pillow does it, three to eight times as fast.
 
 FFmpeg's scaler applies the same triangle filter with vector instructions, but only to single planes does it do so
 without a detour through YUV. So each frame is split into planes once for all views, and a crop is scaled plane by
@@ -71,7 +71,7 @@ class Resizer:
             memory = np.empty(rgb.size + _PADDING, np.uint8)
             self._planes = memory[:-_PADDING].reshape(3, *rgb.shape[:2])
         self._rgb = rgb
-        cv2.mixChannels([rgb], list(self._planes), [0, 0, 1, 1, 2, 2])
+        cv2.split(rgb, list(self._planes))  # in place
 
     def cut(self, clip: CroppedClip, t: int) -> None:
         """Make the crop of the loaded frame the clip's frame ``t``.
