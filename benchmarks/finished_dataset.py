@@ -25,6 +25,7 @@ from deltacache.pipeline.inspection import describe
 from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan, shard_tasks, write_plan
 from deltacache.pipeline.receipts import SHARDS, FileRecord, Receipt, SourceRecord, write_receipt
 from deltacache.pipeline.sources import VideoSource, video_id_of
+from deltacache.pipeline.storage import dataset_root
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 
@@ -149,7 +150,7 @@ def measure(root: Path, videos: int, views: int, videos_per_shard: int) -> dict[
         done = finished_shards(root)
         assert all(task.shard_id in done for task in shard_tasks(plan))
     with timed(times, "compare all versions"):
-        assert changed_videos(sources, recorded_videos(root)) == []
+        assert changed_videos(sources, recorded_videos(dataset_root(root))) == []
     with timed(times, "finish the dataset (merged already)"):
         finish_dataset(root)
     with timed(times, "open the dataset"):

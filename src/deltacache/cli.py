@@ -373,20 +373,31 @@ def inspect(path: Annotated[str, typer.Argument(help="Dataset, training output o
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="Feature or delta dataset.")]) -> None:
+def verify(
+    path: Annotated[str, typer.Argument(help="Feature or delta dataset, here or on s3://, gs://.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it anew.")
+    ] = False,
+) -> None:
     """Read every shard of a dataset and check sizes, checksums, index and receipts.
 
     Example: deltacache verify features/
     """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline.repair import repair_dataset
     from deltacache.pipeline.verification import verify_dataset
 
-    problems = verify_dataset(path)
+    reporter = terminal_reporter()
+    if repair:
+        typer.echo(str(repair_dataset(_absolute(path), reporter)))
+        return
+    problems = verify_dataset(_absolute(path), reporter)
     for problem in problems:
         typer.echo(str(problem))
     if problems:
         raise DeltacacheError(
-            f"{path}: {len(problems)} problems, listed above. Remove the receipts of the damaged shards and "
-            "run the command that made the dataset again: it makes just those anew"
+            f"{path}: {len(problems)} problems, listed above. `deltacache verify {path} --repair` drops what is "
+            "damaged, and the command that made the dataset makes it anew"
         )
     typer.echo(f"{path}: no damage found")
 

@@ -1,12 +1,13 @@
 """The plan: which videos form which shard, appended to and never changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from small_datasets import videos_named
 
-from deltacache.pipeline.plan import extend_plan, read_plan, shard_tasks, write_plan
+from deltacache.pipeline.plan import extend_plan, read_plan, resized, shard_tasks, write_plan
 from deltacache.pipeline.sources import VideoSource
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import PLAN_SCHEMA
@@ -54,11 +55,15 @@ def test_shard_ids_name_place_and_content() -> None:
     assert ids == ["00000-4b408f75", "00001-35a3fe25"]
 
 
-def test_video_that_changed_its_size_is_refused_by_name() -> None:
-    plan = extend_plan(None, videos_named("a", "b"), 1, 2)
-    changed = [VideoSource(v.video_id, v.video_uri, v.path, v.size_bytes + 1) for v in videos_named("b")]
-    with pytest.raises(DatasetError, match=r"b has 102 bytes, but 101 when it was planned.*another name"):
-        extend_plan(plan, changed, 1, 2)
+def test_resized_videos_give_their_shards_other_ids_and_leave_the_others() -> None:
+    plan = extend_plan(None, videos_named("a", "b", "c"), 2, 2)
+    changed = shard_tasks(resized(plan, {"c": 7}))
+    before = shard_tasks(plan)
+    assert changed[0] == before[0]
+    assert changed[1].shard_id != before[1].shard_id
+    assert changed[1].videos[0].size_bytes == 7
+    bigger = [replace(v, size_bytes=7) if v.video_uri == "c" else v for v in videos_named("a", "b", "c")]
+    assert changed == shard_tasks(extend_plan(None, bigger, 2, 2))
 
 
 def test_two_videos_of_one_id_are_refused() -> None:

@@ -29,6 +29,8 @@ class Placement:
 
     Attributes:
         decoders: decode tasks that may run at once.
+        ahead: how many times that many may be decoded or waiting to be encoded. 1 keeps to ``--decoders`` on a
+            cluster with more CPUs.
         ray_start_s: seconds until Ray was there.
     """
 
@@ -36,6 +38,7 @@ class Placement:
     gpus_per_encoder: float
     cpus_per_encoder: float
     decoders: int
+    ahead: int = 2
     nodes: int = 1
     ray_start_s: float = 0.0
 
@@ -45,8 +48,9 @@ class Placement:
         return "cuda" if self.gpus_per_encoder else "cpu"
 
     def window(self, shards_at_once: int) -> int:
-        """Groups of videos that one shard may have decoded or being decoded: twice what keeps decoders busy."""
-        return max(2, math.ceil(2 * self.decoders / (self.encoders * shards_at_once)))
+        """Groups of videos that one shard may have decoded or being decoded."""
+        groups = self.ahead * self.decoders / (self.encoders * shards_at_once)
+        return max(2, math.ceil(groups)) if self.ahead > 1 else max(1, math.floor(groups))
 
     def for_shards(self, shards: int) -> "Placement":
         """Without encoders that would have no shard."""
@@ -84,7 +88,8 @@ def place(
             "the cluster nodes with CPUs"
         )
     decoders = min(settings.decoders or room, room)
-    return Placement(encoders, per_encoder, cpus_per_encoder, decoders, len(nodes), ray_start_s)
+    ahead = 1 if cores is None and decoders < room else 2
+    return Placement(encoders, per_encoder, cpus_per_encoder, decoders, ahead, len(nodes), ray_start_s)
 
 
 def _most_encoders(gpus_per_encoder: float, nodes: Sequence[Node], cores: int | None) -> int:
