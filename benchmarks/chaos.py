@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--videos", type=int, default=120, help="the folder's videos are linked to so many names"
     )
-    parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 8.0), help="seconds between kills")
+    parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 10.0), help="seconds between kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="deltacache-chaos-") as folder:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
                 command, whole, kinds = ["extract-features", videos, shaken, *FLAGS], features, KINDS
             else:
                 command = ["tokenize", features, shaken, "--tokenizer", tokenizer]
-                whole, kinds = deltas, ("encoder", "raylet", "driver")
+                whole, kinds = deltas, {"encoder": 2, "raylet": 1, "driver": 1}
             left = arguments.kills - kills.total()
             report = run_through(
                 command, shaken, cluster, kinds, rng, most_kills=left, pause_s=tuple(arguments.pause), say=say

@@ -106,7 +106,8 @@ PrecisionOpt = Annotated[
 ]
 RetryOpt = Annotated[bool, typer.Option("--retry-failed", help="Try the videos again that were refused.")]
 ChangedOpt = Annotated[
-    Changed, typer.Option(help="Videos that were replaced behind their names: refuse, or make their shards anew.")
+    Changed,
+    typer.Option(help="Videos that were replaced behind their names: refuse, or make their shards anew."),
 ]
 ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
 SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
@@ -376,7 +377,8 @@ def inspect(path: Annotated[str, typer.Argument(help="Dataset, training output o
 def verify(
     path: Annotated[str, typer.Argument(help="Feature or delta dataset, here or on s3://, gs://.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it anew.")
+        bool,
+        typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it anew."),
     ] = False,
 ) -> None:
     """Read every shard of a dataset and check sizes, checksums, index and receipts.

@@ -84,7 +84,7 @@ def test_attempts_are_bounded() -> None:
         calls += 1
         return "died"
 
-    with pytest.raises(DeltacacheError, match="2 of the 2 videos of shard .* fail when encoded alone.*died"):
+    with pytest.raises(DeltacacheError, match=r"2 of the 2 videos of shard .* fail when encoded alone.*died"):
         play(Attempts([shard(0, "a", "b")]), always)
     assert calls <= MOST_COMMITS + 2 + 2 * 3
 
@@ -96,7 +96,7 @@ def test_a_shard_that_fails_only_as_a_whole_is_an_error_that_says_so() -> None:
     def whole(work: Work) -> str | None:
         return too_large(work) if work.kind is not Kind.TRY else None
 
-    with pytest.raises(DeltacacheError, match="fails as a whole.*--videos-per-shard"):
+    with pytest.raises(DeltacacheError, match=r"fails as a whole.*--videos-per-shard"):
         play(Attempts([shard(0, *"abcd")]), whole)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
 from upath import UPath
+from video_maker import write_video
 
 from deltacache.pipeline.attempts import Attempts, Kind
 from deltacache.pipeline.cluster import DecodePlan, Events, cluster, run_shards
@@ -23,8 +25,6 @@ from deltacache.schemas.clips import FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings, DecodeLimits
-from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
-from video_maker import write_video
 
 SIZE = 32
 
@@ -109,7 +109,9 @@ class Run:
         )
         tasks = shard_tasks(plan)
         events = Events(line=self.lines.append)
-        results = list(run_shards(Attempts(tasks, Kind.COMMIT), make(root, card), decode, self.placement, events))
+        results = list(
+            run_shards(Attempts(tasks, Kind.COMMIT), make(root, card), decode, self.placement, events)
+        )
         finish_dataset(root)
         return results
 

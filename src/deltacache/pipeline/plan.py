@@ -106,7 +106,9 @@ def shard_tasks(plan: pa.Table) -> list[ShardTask]:
     """
     tasks = list(iter_tasks(plan))
     if len({task.shard_id for task in tasks}) != len(tasks):
-        raise DatasetError("the plan holds a shard in two places: it is damaged, `verify --repair` makes it again")
+        raise DatasetError(
+            "the plan holds a shard in two places: it is damaged, `verify --repair` makes it again"
+        )
     return tasks
 
 
