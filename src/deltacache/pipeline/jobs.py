@@ -211,11 +211,13 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
     build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
-    for tasks, kind in ((retried, Kind.RETRY), (_pending(out), Kind.COMMIT)):
-        if tasks:
-            save_config(work.resolved, out / "config.yaml")
-            early = budget if kind is Kind.COMMIT else None
-            throughput = job.run(Attempts(tasks, kind), tasks, build, decode, early)
+    if retried:
+        save_config(work.resolved, out / "config.yaml")
+        throughput = job.run(Attempts(retried, Kind.RETRY), retried, build, decode, None)
+    tasks = _pending(out)  # also shards that lost their receipt to a crash while they were retried
+    if tasks:
+        save_config(work.resolved, out / "config.yaml")
+        throughput = job.run(Attempts(tasks), tasks, build, decode, budget)
     summary = _finish(job, throughput)
     failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
     budget.check(len(failed), summary.failures, out)

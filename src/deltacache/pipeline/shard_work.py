@@ -131,9 +131,9 @@ def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: Shar
     """
     started = time.perf_counter()
     new = {stored.clip.clip_id: stored for stored in encoding.clips()}
-    receipt = read_receipt(root, shard_id)
-    if not new:
+    if not new or not receipt_path(root, shard_id).exists():  # or an earlier attempt died in between
         return encoding.result(shard_id, started, 0, 0)
+    receipt = read_receipt(root, shard_id)
     tried = {source.video_uri: source for source in encoding.sources}
     sources = [tried.get(source.video_uri, source) for source in receipt.sources]
     failures = [failure for failure in receipt.failures if failure.video_uri not in tried]
