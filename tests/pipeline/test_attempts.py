@@ -100,6 +100,20 @@ def test_a_shard_that_fails_only_as_a_whole_is_an_error_that_says_so() -> None:
         play(Attempts([shard(0, *"abcd")]), whole)
 
 
+def test_trials_and_what_was_lost_twice_run_alone() -> None:
+    """Whoever dies takes the others in its process along."""
+    seen = []
+
+    def outcome(work: Work) -> str | None:
+        seen.append((work.kind, work.alone))
+        return kills("c.mp4")(work)
+
+    play(Attempts([shard(0, *"abcd")]), outcome)
+    commits = [alone for kind, alone in seen if kind is Kind.COMMIT]
+    assert commits == [False, False, True, True, False]
+    assert all(alone for kind, alone in seen if kind is Kind.TRY)
+
+
 def test_chance_blames_nobody() -> None:
     """A third of all work is lost at random: shards are committed, and no video is refused."""
     for seed in range(20):

@@ -13,7 +13,7 @@ videos that fail alone are known. They become failures, and the shard is committ
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from deltacache.pipeline.plan import PlannedVideo, ShardTask
@@ -37,11 +37,13 @@ class Work:
 
     Attributes:
         culprits: error text by ``video_uri``.
+        alone: nothing else may run in its process: whoever dies takes the others along, who are then blamed.
     """
 
     kind: Kind
     task: ShardTask
     culprits: tuple[tuple[str, str], ...] = ()
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Attempts:
         videos = work.task.videos
         if work.kind is not Kind.TRY:
             if lost and tries < MOST_COMMITS:
-                self._queue.appendleft(work)
+                self._queue.appendleft(replace(work, alone=tries > 1))
             else:
                 self._split(work, error)
         elif len(videos) == 1 and lost and tries < MOST_TRIALS:
@@ -129,7 +131,7 @@ class Attempts:
 
     def _try(self, shard_id: str, videos: tuple[PlannedVideo, ...]) -> None:
         self._splits[shard_id].open_trials += 1
-        self._queue.appendleft(Work(Kind.TRY, ShardTask(shard_id, videos)))
+        self._queue.appendleft(Work(Kind.TRY, ShardTask(shard_id, videos), alone=True))
 
     def _trial_ended(self, shard_id: str) -> None:
         split = self._splits[shard_id]

@@ -207,6 +207,7 @@ class _Member:
     ready: bool = False
     starts: int = 0
     works: int = 0
+    alone: bool = False  # what it works on must have no company
     clips_per_s: float = 0.0
     pid: int = 0
     counted: int = 0  # clips it said it encoded since its process started
@@ -226,6 +227,7 @@ class _Pool:
     working: dict[Any, tuple[_Member, Work]] = field(default_factory=dict)
     asking: dict[Any, _Member] = field(default_factory=dict)
     asked_at: float = 0.0
+    held: Work | None = None  # waits for an encoder with room
 
     def start(self) -> None:
         """Start the encoders; return when all are ready, or as many as find room."""
@@ -251,16 +253,22 @@ class _Pool:
 
     def hand_out(self, attempts: Attempts) -> None:
         """Give work to encoders that have room, the idlest first."""
-        while free := [member for member in self._ready() if member.works < SHARDS_AT_ONCE]:
-            work = attempts.next()
-            if work is None:
+        while (work := self.held or attempts.next()) is not None:
+            member = self._room_for(work)
+            self.held = work if member is None else None
+            if member is None:
                 return
-            member = min(free, key=lambda each: each.works)
             locations = self.decode.locations if self.decode else {}
             uris = [video.video_uri for video in work.task.videos]
             of = {uri: locations[uri] for uri in uris if uri in locations}
             member.works += 1
+            member.alone = work.alone
             self.working[member.actor.run.remote(work, of)] = member, work
+
+    def _room_for(self, work: Work) -> _Member | None:
+        most = 0 if work.alone else SHARDS_AT_ONCE - 1
+        free = [member for member in self._ready() if member.works <= most and not member.alone]
+        return min(free, key=lambda member: member.works, default=None)
 
     def wait(self, attempts: Attempts) -> Iterator[ShardResult]:
         """Wait a moment for whatever comes; yields the results of committed shards."""
@@ -334,6 +342,7 @@ class _Pool:
     def _worked(self, ref: Any, attempts: Attempts) -> ShardResult | None:
         member, work = self.working.pop(ref)
         member.works -= 1
+        member.alone = False
         shard = f"shard {work.task.shard_id}"
         try:
             answer: dict[str, Any] = ray.get(ref)
