@@ -107,7 +107,7 @@ def run_through(
     while True:
         driver = _start(command, cluster.address, out.with_suffix(".log"))
         report.starts += 1
-        explained = False
+        struck = ""
         while driver.poll() is None:
             _wait(driver, rng.uniform(*pause_s))
             if driver.poll() is not None or report.kills.total() >= most_kills:
@@ -119,14 +119,14 @@ def run_through(
                 say(f"killed {wanted}; {len(before)} shards were done")
                 report.redone += _changed(receipts, out)
                 receipts |= before
-                explained |= wanted in ("driver", "raylet")
+                struck = wanted
         code = driver.wait()
         report.exits[code] += 1
         if code == 0:
             report.redone += _changed(receipts, out)
             return report
         said = out.with_suffix(".log").read_text()
-        assert explained, f"exit code {code} without a reason:\n{said[-3000:]}"
+        assert (struck, code) == ("driver", -signal.SIGKILL), f"{struck} killed:\n{said[-3000:]}"
         say(f"exit code {code}: starting again")
 
 

@@ -73,7 +73,6 @@ def test_a_lost_worker_alone_splits_nothing() -> None:
     attempts = Attempts([shard(0, "a", "b"), shard(1, "c")])
     assert [work.culprits for work in play(attempts, once)] == [(), ()]
     assert attempts.split_shards == 0
-    assert attempts.lost_workers == 2
 
 
 def test_attempts_are_bounded() -> None:
@@ -87,6 +86,13 @@ def test_attempts_are_bounded() -> None:
     with pytest.raises(DeltacacheError, match=r"2 of the 2 videos of shard .* fail when encoded alone.*died"):
         play(Attempts([shard(0, "a", "b")]), always)
     assert calls <= MOST_COMMITS + 2 + 2 * 3
+
+
+def test_an_encoder_that_fails_with_every_video_is_not_the_fault_of_any() -> None:
+    """With one video a shard nobody else is there to compare with; after a few shards it is plain."""
+    shards = [shard(number, f"v{number}") for number in range(10)]
+    with pytest.raises(DeltacacheError, match=r"one after the other.*died"):
+        play(Attempts(shards), lambda work: "died" if not work.culprits else None)
 
 
 def test_a_shard_that_fails_only_as_a_whole_is_an_error_that_says_so() -> None:

@@ -1,6 +1,7 @@
 """Committing shards as their groups arrive, and merging retried videos into finished ones."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from upath import UPath
 
 from deltacache.pipeline.dataset import finished_shards, prepare_dataset
 from deltacache.pipeline.decode_work import DecodedGroup
+from deltacache.pipeline.dropping import forget_receipt
 from deltacache.pipeline.plan import PlannedVideo, ShardTask, shard_id_of
-from deltacache.pipeline.receipts import Failure, SourceRecord
+from deltacache.pipeline.receipts import Failure, SourceRecord, read_receipt
 from deltacache.pipeline.shard_work import ShardEncoding, commit_shard, retry_failures, try_videos
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip, clip_id_of
 
@@ -96,7 +98,7 @@ def test_groups_become_full_batches_in_the_order_of_the_plan(out: UPath) -> None
     encoding = ShardEncoding(encoder, decoded(VIDEOS, "b"), counted.append)
     result = commit_shard(out, small_card("features", "webdataset"), TASK.shard_id, encoding)
     assert counted == [3, 3, 2]
-    assert (result.clips, result.failures, result.videos, result.decode_s) == (8, 1, 5, 1.5)
+    assert (result.clips, len(result.failed), result.videos, result.decode_s) == (8, 1, 5, 1.5)
 
 
 def test_trying_writes_nothing(out: UPath) -> None:
@@ -145,12 +147,12 @@ def test_a_crash_within_the_merge_costs_the_shard_and_not_its_integrity(
 ) -> None:
     commit(out, "bd")
 
-    def dies(*arguments: object) -> Iterator[object]:
+    def dies(root: UPath, shard_id: str) -> None:
+        forget_receipt(root, shard_id)
         raise KeyboardInterrupt
-        yield
 
     with monkeypatch.context() as patch:
-        patch.setattr("deltacache.pipeline.shard_work.stored_clips", dies)
+        patch.setattr("deltacache.pipeline.shard_work.forget_receipt", dies)
         with pytest.raises(KeyboardInterrupt):
             retry(out, "bd", "")
     assert finished_shards(out) == set()
@@ -160,3 +162,42 @@ def test_a_crash_within_the_merge_costs_the_shard_and_not_its_integrity(
     commit(whole, "")
     assert finished_shards(out) == {TASK.shard_id}
     assert all_bytes(Path(out)) == all_bytes(Path(whole))
+
+
+def test_a_shard_that_cannot_be_written_stays_as_it_was(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(out, "bd")
+    before = all_bytes(Path(out))
+
+    def full(*arguments: object) -> Iterator[object]:
+        raise OSError(28, "No space left on device")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deltacache.pipeline.shard_work.stored_clips", full)
+        with pytest.raises(OSError, match="No space left"):
+            retry(out, "bd", "")
+    assert all_bytes(Path(out)) == before
+
+
+def test_a_retry_that_is_repeated_changes_nothing(out: UPath) -> None:
+    """Its worker died after the commit, before it could say so."""
+    commit(out, "bd")
+    retry(out, "bd", "")
+    before = all_bytes(Path(out))
+    assert retry(out, "bd", "") == 0
+    assert all_bytes(Path(out)) == before
+
+
+def test_a_replaced_video_that_is_refused_again_is_noted(out: UPath) -> None:
+    commit(out, "b")
+    videos = [VIDEOS[1]]
+    groups = [
+        DecodedGroup((), group.failures, (replace(group.sources[0], sha256="ab" * 32),), 0.1)
+        for group in decoded(videos, "b")
+    ]
+    encoding = ShardEncoding(DrawnEncoder(), groups, lambda clips: None)
+    card = small_card("features", "webdataset")
+    assert retry_failures(out, card, TASK.shard_id, encoding).clips == 0
+    receipt = read_receipt(out, TASK.shard_id)
+    assert receipt.sources[1].sha256 == "ab" * 32
+    assert len(receipt.clips) == 8

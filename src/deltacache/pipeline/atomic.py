@@ -84,7 +84,7 @@ def replacing(final: AnyPath) -> Iterator[Path]:
     The block must close the file; this syncs it and its folder, or uploads it.
     """
     if not is_local(final):
-        with _spool() as folder:
+        with spool_folder() as folder:
             yield folder / final.name
             upload(folder / final.name, final)
         return
@@ -106,7 +106,7 @@ def replacing_folder(final: AnyPath) -> Iterator[Path]:
     last: who reads must know by something written later that all are there.
     """
     if not is_local(final):
-        with _spool() as folder:
+        with spool_folder() as folder:
             yield folder
             files = {final / path.relative_to(folder).as_posix(): path for path in _files(folder)}
             for target, path in files.items():
@@ -129,8 +129,8 @@ def replacing_folder(final: AnyPath) -> Iterator[Path]:
 
 
 @contextmanager
-def _spool() -> Iterator[Path]:
-    """A folder on a local disk for what is to be uploaded; what dead processes left there is removed."""
+def spool_folder() -> Iterator[Path]:
+    """A folder on a local disk for uploads and fetched videos; what dead processes left there is removed."""
     place = Path(tempfile.gettempdir())
     with suppress(OSError):  # somebody else's
         remove_leftovers(place)

@@ -20,6 +20,7 @@ from deltacache.pipeline.plan import PlannedVideo, ShardTask
 from deltacache.schemas.errors import DeltacacheError
 
 MOST_COMMITS = 4  # attempts of a shard whose worker is lost, before it is split
+MOST_BLAMING = 3  # shards with culprits, with no shard without any in between
 MOST_TRIALS = 3  # of a single video: one lost worker may be chance
 
 
@@ -64,6 +65,7 @@ class Attempts:
         self._tries: dict[tuple[str, ...], int] = {}
         self._splits: dict[str, _Split] = {}
         self._open = len(self._queue)
+        self._blaming = 0  # shards in a row in which somebody was blamed
         self.lost_workers = 0
         self.split_shards = 0
 
@@ -82,6 +84,7 @@ class Attempts:
             self._trial_ended(work.task.shard_id)
         else:
             self._open -= 1
+            self._blaming = self._blaming if work.culprits else 0
 
     def failed(self, work: Work, error: str, *, lost: bool) -> None:
         """``work`` failed: ``lost`` with its worker, or with an exception that would only come again.
@@ -89,7 +92,6 @@ class Attempts:
         Raises:
             DeltacacheError: the shard fails whatever is left out, so no video is to blame.
         """
-        self.lost_workers += lost
         tries = self._count(work)
         videos = work.task.videos
         if work.kind is not Kind.TRY:
@@ -143,6 +145,12 @@ class Attempts:
             raise DeltacacheError(
                 f"{len(split.culprits)} of the {len(split.task.videos)} videos of shard {shard_id} fail when "
                 f"encoded alone, so the fault is not theirs: {error}"
+            )
+        self._blaming += bool(split.culprits)
+        if self._blaming > MOST_BLAMING:
+            raise DeltacacheError(
+                f"in {self._blaming} shards, one after the other, encoders failed with some videos, so the fault is "
+                f"hardly theirs: {next(iter(split.culprits.values()))}"
             )
         self._tries = {key: count for key, count in self._tries.items() if key[1] != shard_id}
         self._queue.appendleft(Work(self._first_kind, split.task, tuple(split.culprits.items())))

@@ -1,9 +1,10 @@
 """Videos whose content is another than when their shard was made, behind the same name."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
 from upath import UPath
 
 from deltacache.pipeline.dropping import drop_shards
@@ -11,6 +12,7 @@ from deltacache.pipeline.fetching import content_sha256
 from deltacache.pipeline.finishing import INDEX_FILE, SOURCES_FILE, read_table
 from deltacache.pipeline.parallel import in_threads
 from deltacache.pipeline.plan import read_plan, replace_plan, resized, shard_tasks
+from deltacache.pipeline.recorded import recorded_sources
 from deltacache.pipeline.sources import VideoSource
 from deltacache.schemas.errors import DatasetError, VideoRefusedError
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
@@ -20,52 +22,52 @@ _HASH_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A video as it was when a shard was made of it, or planned when none was."""
+    """A video as it was when a shard was made of it. ``version`` and ``sha256`` are empty when unknown."""
 
     size_bytes: int
-    version: str  # empty when unknown
+    version: str
     sha256: str
 
 
-def recorded_videos(root: UPath) -> dict[str, Recorded]:
-    """What is known of every planned video, by uri. The tables must have been merged.
+def recorded_videos(root: UPath) -> dict[str, set[Recorded]]:
+    """What is known of every video of a finished shard, by uri; several when it changed between two shards.
 
     Raises:
-        DatasetError: a table is damaged.
+        DatasetError: a receipt is damaged.
     """
-    known = {
-        video.video_uri: Recorded(video.size_bytes, "", "")
-        for task in shard_tasks(read_plan(root))
-        for video in task.videos
-    }
-    if known:
-        sources = read_table(root / SOURCES_FILE, SOURCES_SCHEMA)
-        columns = (sources[name].to_pylist() for name in ("video_uri", "size_bytes", "version", "sha256"))
-        known.update((uri, Recorded(*rest)) for uri, *rest in zip(*columns, strict=True))
-    return known
+    sources = recorded_sources(root)
+    recorded: dict[str, set[Recorded]] = {}
+    columns = (sources[name].to_pylist() for name in ("video_uri", "size_bytes", "version", "sha256"))
+    for uri, *about in zip(*columns, strict=True):
+        recorded.setdefault(uri, set()).add(Recorded(*about))
+    return recorded
 
 
-def changed_videos(sources: Iterable[VideoSource], recorded: dict[str, Recorded]) -> list[VideoSource]:
-    """The sources whose content differs from what is recorded.
+def changed_videos(
+    sources: Iterable[VideoSource], recorded: dict[str, set[Recorded]], say: Callable[[str], object]
+) -> list[VideoSource]:
+    """The sources whose content differs from what clips were made of.
 
     Only a video whose size or version (its time of change, its ETag) differs is read again: copying a file or
-    touching it is no change.
+    touching it is no change. A video that could not be read then has no content to differ from.
     """
-    suspects, changed = [], []
-    for source in sources:
-        known = recorded.get(source.video_uri)
-        if known is None or _looks_the_same(source, known):
-            continue
-        (suspects if known.sha256 else changed).append(source)
+    suspects = [
+        source
+        for source in sources
+        if not all(_looks_the_same(source, known) for known in recorded.get(source.video_uri, ()))
+    ]
+    if suspects:
+        say(f"{len(suspects)} videos have another size or time of change: comparing their contents")
     hashes = in_threads(_sha256, suspects, threads=_HASH_THREADS)
-    for source, sha256 in zip(suspects, hashes, strict=True):
-        if sha256 != recorded[source.video_uri].sha256:
-            changed.append(source)
-    return sorted(changed, key=lambda source: source.video_uri)
+    return [
+        source
+        for source, sha256 in zip(suspects, hashes, strict=True)
+        if {known.sha256 for known in recorded[source.video_uri]} - {"", sha256}
+    ]
 
 
 def _looks_the_same(source: VideoSource, known: Recorded) -> bool:
-    return source.size_bytes == known.size_bytes and known.version in ("", source.version)
+    return not known.sha256 or (source.size_bytes == known.size_bytes and source.version == known.version)
 
 
 def _sha256(source: VideoSource) -> str:
@@ -86,7 +88,7 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
         raise DatasetError(
             f"{len(changed)} videos have another content than when {root} was made of them: {names}. Put the old "
             "files back, give the new ones other names, or say --changed-videos recompute, which makes their "
-            "shards anew; nothing was changed"
+            "shards anew. Nothing was changed"
         )
 
 
@@ -116,12 +118,16 @@ def shards_made_of_others(features: UPath, deltas: UPath) -> list[str]:
     return [shard for shard, content in of_deltas.items() if of_features.get(shard) != content]
 
 
-def _contents(root: UPath) -> dict[str, tuple[list[str], list[str]]]:
-    """By shard: the content hashes of its videos, and its clips."""
-    sources: pa.Table = read_table(root / SOURCES_FILE, SOURCES_SCHEMA)
-    index: pa.Table = read_table(root / INDEX_FILE, INDEX_SCHEMA)
-    contents = {shard: ([], []) for shard in sources["shard"].unique().to_pylist()}
-    for part, table, column in ((0, sources, "sha256"), (1, index, "clip_id")):
-        for shard, value in zip(table["shard"].to_pylist(), table[column].to_pylist(), strict=True):
-            contents[shard][part].append(value)
-    return contents
+def _contents(root: UPath) -> dict[str, str]:
+    """By shard, a digest of the contents of its videos and of which clips it has."""
+    digests: dict[str, Any] = {}
+    for name, schema, column in (
+        (SOURCES_FILE, SOURCES_SCHEMA, "sha256"),
+        (INDEX_FILE, INDEX_SCHEMA, "clip_id"),
+    ):
+        for batch in (
+            read_table(root / name, schema).select(["shard", column]).to_batches(max_chunksize=1 << 16)
+        ):
+            for shard, value in zip(*(part.to_pylist() for part in batch.columns), strict=True):
+                digests.setdefault(shard, hashlib.sha256()).update(f"{value} ".encode())
+    return {shard: digest.hexdigest() for shard, digest in digests.items()}

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,14 +19,15 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 import deltacache
-from deltacache.pipeline.attempts import Attempts, Work
+from deltacache.pipeline.attempts import Attempts, Kind, Work
 from deltacache.pipeline.decode_log import native_log
 from deltacache.pipeline.decode_work import DecodedGroup, DecodeSettings, decode_group, groups_of, warm_up
 from deltacache.pipeline.placement import Node, Placement, place
 from deltacache.pipeline.plan import PlannedVideo
+from deltacache.pipeline.remote_files import may_pass
 from deltacache.pipeline.shard_work import ShardResult
-from deltacache.pipeline.workers import ClipCounter, ShardWorker
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.pipeline.workers import ShardWorker, WorkCounters
+from deltacache.schemas.errors import DeltacacheError, StorageError
 from deltacache.schemas.jobs import ClusterSettings
 
 SHARDS_AT_ONCE = 2
@@ -127,6 +128,7 @@ def run_shards(
         while not attempts.finished:
             pool.hand_out(attempts)
             yield from pool.wait(attempts)
+            attempts.lost_workers = pool.lost
     finally:
         pool.stop()
 
@@ -144,43 +146,56 @@ class _Encoder:
             torch.set_num_threads(1)
         self._build, self._settings, self._window = build, decode, window
         self._worker: ShardWorker | None = None
-        self._counter = ClipCounter()
+        self._counters = WorkCounters()
 
     def load(self) -> dict[str, Any]:
-        """Build the worker and measure its bare forward."""
+        """Build the worker; what was refused comes back as text."""
         try:
             self._worker = self._build()
-            return {"clips_per_s": self._worker.measure(), "pid": os.getpid()}
         except DeltacacheError as error:
             return {"refused": str(error)}
+        return {"pid": os.getpid()}
+
+    def measure(self) -> float:
+        """Clips a second of the worker's bare forward."""
+        return self._loaded().measure()
 
     def run(self, work: Work, locations: Mapping[str, str]) -> dict[str, Any]:
-        """Do one piece of work; what it refused comes back as text."""
-        if self._worker is None:
-            raise RuntimeError("run() before load()")
-        groups: list[Iterator[DecodedGroup]] = []
+        """Do one piece of work; what was refused, and what may pass on another attempt, comes back as text."""
+        groups: list[Generator[DecodedGroup, None, None]] = []
 
         def decode(of: Work) -> Iterator[DecodedGroup]:
             groups.append(self._decoded(of, locations))
             return groups[-1]
 
         try:
-            return {"result": asdict(self._worker.run(work, decode, self._counter.add))}
-        except DeltacacheError as error:
-            return {"refused": str(error)}
-        except RayTaskError:
+            with self._counters.work() as count:
+                return {"result": asdict(self._loaded().run(work, decode, count))}
+        except RayTaskError as error:
+            if isinstance(error.cause, DeltacacheError):  # Ray's own text of it is a traceback
+                return {"refused": str(error.cause)}
             raise
         except RayError as error:  # decoders were lost, again and again
             return {"lost": f"{type(error).__name__} while decoding"}
+        except StorageError as error:
+            passing = error.__cause__ is not None and may_pass(error.__cause__)
+            return {"lost" if passing else "refused": str(error)}
+        except DeltacacheError as error:
+            return {"refused": str(error)}
         finally:
             for each in groups:
-                each.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+                each.close()
 
     def clips(self) -> int:
-        """Clips encoded since the process started."""
-        return self._counter.clips
+        """Clips encoded in works that are under way."""
+        return self._counters.clips
 
-    def _decoded(self, work: Work, locations: Mapping[str, str]) -> Iterator[DecodedGroup]:
+    def _loaded(self) -> ShardWorker:
+        if self._worker is None:
+            raise RuntimeError("load() comes first")
+        return self._worker
+
+    def _decoded(self, work: Work, locations: Mapping[str, str]) -> Generator[DecodedGroup, None, None]:
         """Groups in the plan's order; ``window`` of them are decoded ahead."""
         assert self._settings is not None
         task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
@@ -208,10 +223,7 @@ class _Member:
     starts: int = 0
     works: int = 0
     alone: bool = False  # what it works on must have no company
-    clips_per_s: float = 0.0
-    pid: int = 0
-    counted: int = 0  # clips it said it encoded since its process started
-    committed: int = 0  # of these, in shards that ended
+    under_way: int = 0  # clips encoded in works that have not ended
 
 
 @dataclass(slots=True)
@@ -224,10 +236,12 @@ class _Pool:
     events: Events
     members: list[_Member] = field(default_factory=list)
     loading: dict[Any, _Member] = field(default_factory=dict)
-    working: dict[Any, tuple[_Member, Work]] = field(default_factory=dict)
+    working: dict[Any, tuple[_Member, Any, Work]] = field(default_factory=dict)
     asking: dict[Any, _Member] = field(default_factory=dict)
     asked_at: float = 0.0
     held: Work | None = None  # waits for an encoder with room
+    lost: int = 0  # encoders that died, or were ended after an error
+    patient_until: float = 0.0
 
     def start(self) -> None:
         """Start the encoders; return when all are ready, or as many as find room."""
@@ -236,20 +250,24 @@ class _Pool:
             self.members.append(member)
             self._load(member)
         warming = self._warm_decoders()
-        patience = time.monotonic() + _START_PATIENCE_S
-        while self.loading and (time.monotonic() < patience or not self._ready()):
+        while self.loading and (time.monotonic() < self.patient_until or not self._ready()):
             done, _ = ray.wait(list(self.loading), num_returns=1, timeout=_POLL_S)
             for ref in done:
                 self._loaded(ref)
-            if time.monotonic() > patience and not self._ready():
-                self.events.line(
-                    f"no encoder has started yet ({self.placement.gpus_per_encoder:g} GPUs each): the cluster has "
-                    "no free room for one; waiting"
-                )
-                patience = time.monotonic() + _START_PATIENCE_S
+            self._say_if_nobody_is_there()
         if warming:
             ray.wait(warming, num_returns=len(warming), timeout=_WARM_UP_S)
-        self.events.started([member.clips_per_s for member in self._ready()])
+        self.events.started(self.rates())
+
+    def rates(self) -> list[float]:
+        """Clips a second of each encoder's bare forward: all at once, and nothing else runs."""
+        refs = [member.actor.measure.remote() for member in self._ready()]
+        try:
+            return ray.get(refs)
+        except RayTaskError as error:
+            raise DeltacacheError(f"the encoder fails on noise: {_cause(error)}") from error
+        except RayError:
+            return []  # one is lost already; the work that it gets will say so
 
     def hand_out(self, attempts: Attempts) -> None:
         """Give work to encoders that have room, the idlest first."""
@@ -263,7 +281,7 @@ class _Pool:
             of = {uri: locations[uri] for uri in uris if uri in locations}
             member.works += 1
             member.alone = work.alone
-            self.working[member.actor.run.remote(work, of)] = member, work
+            self.working[member.actor.run.remote(work, of)] = member, member.actor, work
 
     def _room_for(self, work: Work) -> _Member | None:
         most = 0 if work.alone else SHARDS_AT_ONCE - 1
@@ -273,6 +291,7 @@ class _Pool:
     def wait(self, attempts: Attempts) -> Iterator[ShardResult]:
         """Wait a moment for whatever comes; yields the results of committed shards."""
         self._ask()
+        self._say_if_nobody_is_there()
         refs = [*self.working, *self.loading, *self.asking]
         if not refs:
             time.sleep(_POLL_S)
@@ -291,7 +310,8 @@ class _Pool:
     def stop(self) -> None:
         """End the encoders at once: what they have not committed does not count."""
         for member in self.members:
-            ray.kill(member.actor)
+            if member.actor is not None:
+                ray.kill(member.actor)
 
     def _warm_decoders(self) -> list[Any]:
         """Have decoders start while models are loaded."""
@@ -316,56 +336,69 @@ class _Pool:
             ray.kill(member.actor)
         window = placement.window(SHARDS_AT_ONCE)
         member.actor = kind.remote(self.build, placement.device, settings, window)
-        member.ready, member.counted, member.committed = False, 0, 0
+        member.ready, member.under_way = False, 0
         member.starts += 1
+        self.patient_until = time.monotonic() + _START_PATIENCE_S
         self.loading[member.actor.load.remote()] = member
 
     def _loaded(self, ref: Any) -> None:
         member = self.loading.pop(ref)
         try:
             answer: dict[str, Any] = ray.get(ref)
-        except RayTaskError as error:
-            raise DeltacacheError(f"an encoder cannot start: {_cause(error)}") from error
         except RayError as error:
-            if member.starts >= _MOST_STARTS:
-                said = str(error).strip().splitlines()[-1].strip()
-                raise DeltacacheError(
-                    f"an encoder died {member.starts} times while starting ({type(error).__name__}: {said}). If it "
-                    "needs more memory than its node has, ask for fewer --encoders or a smaller --backbone"
-                ) from error
-            self._load(member)
+            self._did_not_start(member, error)
             return
         if "refused" in answer:
             raise DeltacacheError(answer["refused"])
-        member.ready, member.clips_per_s, member.pid = True, answer["clips_per_s"], answer["pid"]
+        member.ready = True
+
+    def _did_not_start(self, member: _Member, error: RayError) -> None:
+        """Start it again, on whatever node Ray finds; give it up when others work."""
+        if member.starts < _MOST_STARTS:
+            self._load(member)
+            return
+        said = f"an encoder did not start {member.starts} times: {_cause(error)}"
+        if not self._ready():
+            raise DeltacacheError(
+                f"{said}. If it needs more memory than its node has, ask for fewer --encoders or a smaller "
+                "--backbone"
+            ) from error
+        self.events.line(f"{said}; going on with {len(self._ready())} encoders")
+        ray.kill(member.actor)
+        self.members.remove(member)
 
     def _worked(self, ref: Any, attempts: Attempts) -> ShardResult | None:
-        member, work = self.working.pop(ref)
+        member, actor, work = self.working.pop(ref)
         member.works -= 1
         member.alone = False
         shard = f"shard {work.task.shard_id}"
         try:
             answer: dict[str, Any] = ray.get(ref)
         except RayTaskError as error:
+            self._replace(member, actor)  # after some errors (of CUDA) a process is good for nothing
             attempts.failed(work, _cause(error), lost=False)
             self.events.line(f"{shard} failed ({_cause(error)}): looking for the video that is to blame")
             return None
         except RayError as error:
+            self._replace(member, actor)
             attempts.failed(work, f"its worker died ({type(error).__name__})", lost=True)
             self.events.line(f"the encoder of {shard} was lost: the shard is given to another")
-            if member.ready:  # once a death, though two shards were lost with it
-                self._load(member)
             return None
         if "refused" in answer:
             raise DeltacacheError(answer["refused"])
         if "lost" in answer:
+            self.events.line(f"{shard} is tried again ({answer['lost']})")
             attempts.failed(work, answer["lost"], lost=True)
             return None
-        result = ShardResult(**answer["result"])
         attempts.done(work)
-        member.committed += result.clips
         member.starts = 0
-        return result if result.clips or result.failures or result.bytes_written else None
+        return None if work.kind is Kind.TRY else ShardResult(**answer["result"])
+
+    def _replace(self, member: _Member, actor: Any) -> None:
+        """Start another encoder, once for each that died, however many shards were lost with it."""
+        if actor is member.actor and member.ready:
+            self.lost += 1
+            self._load(member)
 
     def _ask(self) -> None:
         """Ask every encoder how far it is, now and then."""
@@ -376,15 +409,27 @@ class _Pool:
     def _told(self, ref: Any) -> None:
         member = self.asking.pop(ref)
         try:
-            member.counted = ray.get(ref)
+            member.under_way = ray.get(ref)
         except RayError:
             return  # lost: the work that it had says so
-        self.events.encoding(sum(max(each.counted - each.committed, 0) for each in self.members))
+        if not self.asking:
+            self.events.encoding(sum(each.under_way for each in self.members))
+
+    def _say_if_nobody_is_there(self) -> None:
+        if not self._ready() and time.monotonic() > self.patient_until:
+            self.patient_until = time.monotonic() + _START_PATIENCE_S
+            self.events.line(
+                f"no encoder is running: waiting for one of {len(self.loading)} to start. It is still loading its "
+                f"model, or the cluster has no node with {self.placement.gpus_per_encoder:g} GPUs and "
+                f"{self.placement.cpus_per_encoder:g} CPUs free"
+            )
 
 
-def _cause(error: RayTaskError) -> str:
-    cause = error.cause if error.cause is not None else error
-    return f"{type(cause).__name__}: {cause}".strip()
+def _cause(error: RayError) -> str:
+    """The exception behind an error of Ray in one line."""
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__
 
 
 def probe(
@@ -402,7 +447,7 @@ def probe(
     pool = _Pool(build, None, one, Events())
     try:
         pool.start()
-        rate = pool.members[0].clips_per_s
+        rate = sum(pool.rates())
     finally:
         pool.stop()
     task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)

@@ -28,19 +28,22 @@ def write_shard(
     clips: Iterable[StoredClip],
     failures: Sequence[Failure],
     sources: Sequence[SourceRecord],
+    *,
+    replace: bool = False,
 ) -> Receipt:
     """Commit one shard: its files, whole and durable, then the receipt.
 
-    Equal clips give equal bytes. A shard that has its receipt is left as it is. Without clips only the receipt
-    is written. ``clips`` are taken one by one and not kept; ``failures`` and ``sources`` are read when the last
-    clip was taken.
+    Equal clips give equal bytes. A shard that has its receipt is left as it is, unless it is to be replaced; then
+    ``clips`` must remove the receipt behind its last clip, when all has been written aside. Without clips only
+    the receipt is written. ``clips`` are taken one by one and not kept; ``failures`` and ``sources`` are read when
+    the last clip was taken.
 
     Raises:
         StorageError: the output cannot be written, such as for want of space or permission.
         MismatchError: the shard was finished for a dataset of another fingerprint.
         ValueError: a clip does not have the shape that ``card`` says.
     """
-    if receipt_path(root, shard_id).exists():
+    if not replace and receipt_path(root, shard_id).exists():
         return checked_receipt(root, shard_id, card)
     folder = root / SHARDS
     with _errors_of_the_work(), readable_errors(folder / f"shard-{shard_id}"):

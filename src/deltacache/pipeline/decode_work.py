@@ -4,12 +4,11 @@ Shapes: S image size.
 """
 
 import atexit
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from deltacache.pipeline.atomic import spool_folder
 from deltacache.pipeline.decode import VideoJob
 from deltacache.pipeline.decode_child import ChildDecoder
 from deltacache.pipeline.fetching import FetchedVideo, fetched
@@ -94,15 +93,16 @@ def decode_group(
     """Decode some videos, each in a disposable child; a refused video becomes a failure.
 
     Args:
-        locations: where each ``video_uri`` lies; one that is gone from the source is looked for by its uri.
+        locations: where each ``video_uri`` lies; one without is no longer in the source, and refused.
         culprits: videos that are not decoded because workers die with them, and how.
     """
+    decoder = _decoders.get(settings.limits)
+    decoder.start()
     start = time.perf_counter()
     clips: list[PixelClip] = []
     failures: list[Failure] = []
     sources: list[SourceRecord] = []
-    decoder = _decoders.get(settings.limits)
-    with tempfile.TemporaryDirectory(prefix="deltacache-") as spool:
+    with spool_folder() as spool:
         for video in videos:
             content = None
             if video.video_uri in culprits:
@@ -110,12 +110,18 @@ def decode_group(
                 sources.append(_source(video, None))
                 continue
             try:
-                with fetched(locations.get(video.video_uri, video.video_uri), Path(spool)) as content:
+                with fetched(_location(video, locations), spool) as content:
                     clips.extend(decoder.decode(_job(video, content.path, settings)))
             except VideoRefusedError as error:
                 failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))
             sources.append(_source(video, content))
     return DecodedGroup(tuple(clips), tuple(failures), tuple(sources), time.perf_counter() - start)
+
+
+def _location(video: PlannedVideo, locations: Mapping[str, str]) -> str:
+    if video.video_uri not in locations:
+        raise VideoRefusedError(FailureReason.UNREADABLE, "it is planned, but no longer in the source")
+    return locations[video.video_uri]
 
 
 def _job(video: PlannedVideo, path: str, settings: DecodeSettings) -> VideoJob:

@@ -34,6 +34,18 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
         _make_durable(root, SHARDS)
 
 
+def forget_receipt(root: AnyPath, shard_id: str) -> None:
+    """Remove the receipt of one shard, and ``tables.json`` first: its files are about to be replaced.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with readable_errors(root):
+        remove(root / TABLES_FILE)
+        remove(receipt_path(root, shard_id))
+        _make_durable(root, RECEIPTS)
+
+
 def shard_names(shard_id: str) -> tuple[str, str]:
     """What a shard is called in the folder of the shards: as a tar, and as a Zarr group."""
     return f"shard-{shard_id}.tar", f"shard-{shard_id}"

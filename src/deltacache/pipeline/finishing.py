@@ -179,6 +179,11 @@ def read_tables_summary(root: AnyPath) -> TablesSummary:
         ) from error
 
 
+def is_merged(root: AnyPath) -> bool:
+    """Whether the tables hold all finished shards."""
+    return _is_merged(root, receipts_sha256(root, _in_plan_order(root)))
+
+
 def _is_merged(root: AnyPath, digest: str) -> bool:
     try:
         summary = read_tables_summary(root)

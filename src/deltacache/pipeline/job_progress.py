@@ -57,7 +57,7 @@ class JobProgress:
     lock: DatasetLock
     attempts: Attempts
     tasks: list[ShardTask]
-    failed: int = 0
+    failed: set[str] = field(default_factory=set)
     _shown: int = 0
     _ended: int = 0
     _clips: dict[str, int] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class JobProgress:
         self.throughput.add(result)
         self.throughput.lost_workers = self.attempts.lost_workers
         self.throughput.split_shards = self.attempts.split_shards
-        self.failed += result.failures
+        self.failed.update(result.failed)
         self._ended += self._clips[result.shard_id]
         self._tell(0)
 
@@ -91,12 +91,12 @@ class JobProgress:
         rate = now / max(time.perf_counter() - self._start, 1e-9)
         new = max(now - self._shown, 0)  # a lost shard takes its clips back; the bar waits for them
         self._shown += new
-        self.stage.advance(new, clips_per_s=rate, failed=str(self.failed))
+        self.stage.advance(new, clips_per_s=rate, failed=str(len(self.failed)))
         self.lock.update(
             {
                 "clips": now,
                 "planned_clips": self._total,
-                "failed_videos": self.failed,
+                "failed_videos": len(self.failed),
                 "clips_per_s": rate,
                 "seconds_left": (self._total - now) / rate if rate and now else None,
             }

@@ -12,6 +12,7 @@ from upath import UPath
 import deltacache
 from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import load_tokenizer
+from deltacache.pipeline.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.attempts import Attempts, Kind
 from deltacache.pipeline.changes import (
     changed_videos,
@@ -25,7 +26,7 @@ from deltacache.pipeline.dataset import finish_dataset, finished_shards, open_da
 from deltacache.pipeline.decode_work import DecodeSettings
 from deltacache.pipeline.dropping import drop_shards
 from deltacache.pipeline.encoders import black_patch_tokens_of
-from deltacache.pipeline.finishing import FAILURES_FILE, read_table
+from deltacache.pipeline.finishing import FAILURES_FILE, INDEX_FILE, is_merged, read_table
 from deltacache.pipeline.job_parts import (
     BuildEncoder,
     feature_encoder,
@@ -44,8 +45,8 @@ from deltacache.pipeline.storage import AnyPath, dataset_root
 from deltacache.pipeline.throughput import Throughput
 from deltacache.pipeline.tokenize_work import check_tokenizer_fits
 from deltacache.pipeline.workers import ShardWorker
-from deltacache.schemas.configs import save_config
-from deltacache.schemas.datasets import DatasetCard, Precision
+from deltacache.schemas.configs import config_yaml
+from deltacache.schemas.datasets import DatasetCard, Frozen, Precision
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.jobs import (
     ClusterSettings,
@@ -54,7 +55,7 @@ from deltacache.schemas.jobs import (
     TokenizeVideosSettings,
 )
 from deltacache.schemas.progress import Reporter
-from deltacache.schemas.tables import FAILURES_SCHEMA
+from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class _Job:
         tasks: list[ShardTask],
         build: Callable[[str], ShardWorker],
         decode: DecodePlan | None,
-        budget: FailureBudget | None,
+        budget: FailureBudget | None = None,
     ) -> Throughput:
         """Do the work on these shards, showing progress; stop early when the failures can no longer be allowed."""
         placement = self.placement().for_shards(len(tasks))
@@ -102,8 +103,8 @@ class _Job:
             events = progress.events(Events(line=self.reporter.line))
             for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
                 progress.committed(result)
-                if budget is not None and budget.exceeded_by(progress.failed):
-                    break
+                if budget is not None and budget.exceeded_by(len(progress.failed)):
+                    break  # the check of the whole dataset, in which these count too, says so
         return throughput
 
 
@@ -184,7 +185,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
         _follow_plan(root, job.out)
         tasks, throughput = _pending(job.out), None
         if tasks:
-            save_config(settings, job.out / "config.yaml")
+            _save(settings, job.out)
             build = partial(
                 feature_worker,
                 (root, features.card),
@@ -192,7 +193,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 settings.tokenizer,
                 features.black_patch_tokens,
             )
-            throughput = job.run(Attempts(tasks), tasks, build, None, None)
+            throughput = job.run(Attempts(tasks), tasks, build, None)
         return _finish(job, throughput)
 
 
@@ -202,8 +203,8 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     sources = find_videos(settings.source, settings.exclude_list)
     prepare_dataset(out, work.card, work.black)
     finish_dataset(out)
+    _settle_changes(job, sources, settings)
     retried = _failed_tasks(out) if settings.retry_failed else []
-    _settle_changes(job, sources, settings, except_uris={v.video_uri for t in retried for v in t.videos})
     plan = extend_plan(read_plan(out), sources, settings.views, settings.videos_per_shard)
     write_plan(out, plan)
     budget = FailureBudget(len(plan["video_uri"].unique()), settings.max_failed_fraction)
@@ -212,11 +213,11 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
     if retried:
-        save_config(work.resolved, out / "config.yaml")
-        throughput = job.run(Attempts(retried, Kind.RETRY), retried, build, decode, None)
+        _save(work.resolved, out)
+        throughput = job.run(Attempts(retried, Kind.RETRY), retried, build, decode)
     tasks = _pending(out)  # also shards that lost their receipt to a crash while they were retried
     if tasks:
-        save_config(work.resolved, out / "config.yaml")
+        _save(work.resolved, out)
         throughput = job.run(Attempts(tasks), tasks, build, decode, budget)
     summary = _finish(job, throughput)
     failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
@@ -224,12 +225,15 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     return summary
 
 
-def _settle_changes(
-    job: _Job, sources: list[VideoSource], settings: ExtractionSettings, except_uris: set[str]
-) -> None:
-    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew."""
-    kept = [source for source in sources if source.video_uri not in except_uris]
-    changed = changed_videos(kept, recorded_videos(job.out))
+def _settle_changes(job: _Job, sources: list[VideoSource], settings: ExtractionSettings) -> None:
+    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew.
+
+    A video that is about to be tried again may be another: of those that gave no clip, nothing was made.
+    """
+    changed = changed_videos(sources, recorded_videos(job.out), job.reporter.line)
+    if settings.retry_failed and changed:
+        given = set(read_table(job.out / INDEX_FILE, INDEX_SCHEMA)["video_uri"].unique().to_pylist())
+        changed = [source for source in changed if source.video_uri in given]
     if settings.changed_videos == "refuse":
         refuse_changed(job.out, changed)
     elif changed:
@@ -264,13 +268,20 @@ def _follow_plan(features: UPath, deltas: UPath) -> None:
 
 def _refuse_unfinished(features: UPath) -> None:
     """An index that does not know all shards would give delta shards without their clips, for good."""
-    missing = len(_pending(features)) if (features / CARD_FILE).exists() else 0
-    if missing:
+    if not (features / CARD_FILE).exists():
+        return  # opening it says what it is
+    missing = len(_pending(features))
+    if missing or not is_merged(features):
+        what = f"{missing} planned shards are missing" if missing else "its tables do not hold all shards"
         raise DatasetError(
-            f"{features} is not finished: {missing} planned shards are missing. Run extract-features on it again, "
-            "then tokenize"
+            f"{features} is not finished: {what}. Run extract-features on it again, then tokenize"
         )
-    finish_dataset(features)
+
+
+def _save(settings: Frozen, out: UPath) -> None:
+    path = out / "config.yaml"
+    with readable_errors(path):
+        write_if_changed(path, config_yaml(settings).encode())
 
 
 def _pending(out: UPath) -> list[ShardTask]:

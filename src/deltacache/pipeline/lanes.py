@@ -42,8 +42,12 @@ class Lanes:
         if clips == 0:
             return []
         _check(arrays, size)
-        run = self._on_cuda if self._device.type == "cuda" else _on_host
-        outputs = [output.numpy() for output in run(arrays, size, forward)]
+        if self._device.type == "cuda":
+            results = self._on_cuda(arrays, size, forward)
+        else:
+            with self._first:  # one at a time: a second one would only share the core
+                results = _on_host(arrays, size, forward)
+        outputs = [output.numpy() for output in results]
         return [tuple(output[clip] for output in outputs) for clip in range(clips)]
 
     def _on_cuda(self, arrays: Sequence[Sequence[np.ndarray]], size: int, forward: Forward) -> list[Tensor]:

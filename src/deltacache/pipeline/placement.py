@@ -9,9 +9,7 @@ from deltacache.schemas.jobs import ClusterSettings
 
 _GPU_ENCODER_CPUS = 1.0
 _CPU_ENCODER_BYTES = 3 << 30  # a ViT-B with its activations, and room
-_CPU_ENCODER_CPUS = (
-    0.01  # they share the cores with the decoders; not 0, or nodes without CPUs would get them
-)
+_SHARED_CPUS = 0.01  # of encoders that share cores with decoders; not 0, or nodes without CPUs would get them
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,8 @@ def place(
     encoders = settings.encoders or max(most, 1)
     if per_encoder:
         _check_gpus(per_encoder, encoders, most, nodes)
-    cpus_per_encoder = _GPU_ENCODER_CPUS if per_encoder and cpus >= 2 * encoders else _CPU_ENCODER_CPUS
+    shared = cores is not None or not per_encoder or cpus < 2 * encoders
+    cpus_per_encoder = _SHARED_CPUS if shared else _GPU_ENCODER_CPUS
     room = math.floor(cpus - encoders * cpus_per_encoder)
     if room < 1:
         raise DeltacacheError(
@@ -88,6 +87,11 @@ def place(
             "the cluster nodes with CPUs"
         )
     decoders = min(settings.decoders or room, room)
+    if cores is None and settings.decoders and settings.decoders < 2 * encoders:
+        raise DeltacacheError(
+            f"--decoders {settings.decoders} for {encoders} encoders: each works on two shards, so give at least "
+            f"{2 * encoders}, or fewer --encoders"
+        )
     ahead = 1 if cores is None and decoders < room else 2
     return Placement(encoders, per_encoder, cpus_per_encoder, decoders, ahead, len(nodes), ray_start_s)
 

@@ -100,12 +100,10 @@ def _try(settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSou
 def _estimate(
     rate: float, groups: list[DecodedGroup], videos: int, views: int, placement: Placement
 ) -> Estimate:
-    decode_s = sorted(group.decode_s for group in groups)
-    # The first of each decoder started a process: the dearest ones are left out, one a decoder.
-    counted = decode_s[: max(len(decode_s) - placement.decoders, 1)]
+    decode_s = sum(group.decode_s for group in groups) / len(groups)
     refused = sum(bool(group.failures) for group in groups) / len(groups)
     forward_s = (1 - refused) * videos * views / rate
-    return Estimate(sum(counted) / len(counted) * videos, forward_s, refused, placement)
+    return Estimate(decode_s * videos, forward_s, refused, placement)
 
 
 def _hours(seconds: float) -> str:

@@ -5,16 +5,17 @@ a clip, the encoder for a batch, the batch for a group, and the next groups are 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from upath import UPath
 
-from deltacache.pipeline.commits import write_shard
+from deltacache.pipeline.commits import checked_receipt, write_shard
 from deltacache.pipeline.decode_work import DecodedGroup
+from deltacache.pipeline.dropping import forget_receipt
 from deltacache.pipeline.encoders import ClipEncoder
-from deltacache.pipeline.receipts import Failure, SourceRecord, StoredClip, read_receipt, receipt_path
+from deltacache.pipeline.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
 from deltacache.pipeline.shard_reading import stored_clips
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
@@ -26,13 +27,14 @@ class ShardResult:
 
     Attributes:
         clips: new ones in the dataset.
+        failed: uris of the videos that were refused.
         decode_s: seconds of all decoders together; ``encode_s``, ``write_s``, ``wait_s`` are those of the
             encoder: in the forward, writing, and waiting for pixels (or reading tokens).
     """
 
     shard_id: str
     clips: int
-    failures: int
+    failed: tuple[str, ...]
     videos: int
     bytes_written: int
     decode_s: float
@@ -98,7 +100,7 @@ class ShardEncoding:
         return ShardResult(
             shard_id=shard_id,
             clips=clips,
-            failures=len(self.failures),
+            failed=tuple(dict.fromkeys(failure.video_uri for failure in self.failures)),
             videos=self.videos,
             bytes_written=bytes_written,
             decode_s=self.decode_s,
@@ -123,45 +125,82 @@ def try_videos(shard_id: str, encoding: ShardEncoding) -> ShardResult:
     return encoding.result(shard_id, started, 0, 0)
 
 
+class _UnchangedError(Exception):
+    """The retried videos are as they were: nothing is written."""
+
+
 def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
     """Try the refused videos of a finished shard again; what succeeds is merged into the shard.
 
-    Nothing changes when all are refused again. Otherwise the receipt goes first, so that a crash leaves no
-    receipt of another content: the next run then makes the whole shard.
+    Nothing changes when all are refused again and are the same files. Otherwise the shard is written aside with
+    the old clips and the new ones; then the old receipt goes, and the new file and receipt take their places. A
+    crash in between leaves no receipt: the next run makes the whole shard.
     """
     started = time.perf_counter()
-    new = {stored.clip.clip_id: stored for stored in encoding.clips()}
-    if not new or not receipt_path(root, shard_id).exists():  # or an earlier attempt died in between
+    if not receipt_path(root, shard_id).exists():  # an earlier attempt died in between
         return encoding.result(shard_id, started, 0, 0)
-    receipt = read_receipt(root, shard_id)
-    tried = {source.video_uri: source for source in encoding.sources}
-    sources = [tried.get(source.video_uri, source) for source in receipt.sources]
-    failures = [failure for failure in receipt.failures if failure.video_uri not in tried]
-    failures = _in_order([*failures, *encoding.failures], sources)
-    receipt_path(root, shard_id).unlink()
-    merged = _merged(stored_clips(root, card, receipt), new.values(), sources)
-    renewed = write_shard(root, card, shard_id, merged, failures, sources)
-    return encoding.result(shard_id, started, renewed.total_bytes, len(new))
+    receipt = checked_receipt(root, shard_id, card)
+    failures: list[Failure] = []
+    sources: list[SourceRecord] = []
+    clips = _merged(root, card, receipt, encoding, failures, sources)
+    try:
+        renewed = write_shard(root, card, shard_id, clips, failures, sources, replace=True)
+    except _UnchangedError:
+        return encoding.result(shard_id, started, 0, 0)
+    return encoding.result(shard_id, started, renewed.total_bytes, len(renewed.clips) - len(receipt.clips))
 
 
 def _merged(
-    old: Iterator[StoredClip], new: Iterable[StoredClip], sources: Sequence[SourceRecord]
+    root: UPath,
+    card: DatasetCard,
+    receipt: Receipt,
+    encoding: ShardEncoding,
+    failures: list[Failure],
+    sources: list[SourceRecord],
 ) -> Iterator[StoredClip]:
-    """Old and new clips, video by video in the order of the plan."""
-    fresh: dict[str, list[StoredClip]] = {}
-    for stored in new:
-        fresh.setdefault(stored.video_uri, []).append(stored)
-    waiting = next(old, None)
-    for source in sources:
-        while waiting is not None and waiting.video_uri == source.video_uri:
-            yield waiting
-            waiting = next(old, None)
-        yield from fresh.get(source.video_uri, ())
-
-
-def _in_order(failures: list[Failure], sources: Sequence[SourceRecord]) -> list[Failure]:
+    """Old and new clips, video by video in the order of the plan; fills ``failures`` and ``sources``."""
+    old, new = _Peekable(stored_clips(root, card, receipt)), _Peekable(encoding.clips())
+    held = {row["video_uri"] for row in receipt.clips}
+    for source in receipt.sources:
+        if source.video_uri in held:
+            yield from old.of(source.video_uri)
+            new.skip(source.video_uri)  # an earlier attempt committed it, and died before it could say so
+        else:
+            yield from new.of(source.video_uri)
+    new.finish()
+    tried = {source.video_uri: source for source in encoding.sources if source.video_uri not in held}
+    sources.extend(tried.get(source.video_uri, source) for source in receipt.sources)
+    kept = [failure for failure in receipt.failures if failure.video_uri not in tried]
+    again = [failure for failure in encoding.failures if failure.video_uri in tried]
     place = {source.video_uri: position for position, source in enumerate(sources)}
-    return sorted(failures, key=lambda failure: place[failure.video_uri])
+    failures.extend(sorted([*kept, *again], key=lambda failure: place[failure.video_uri]))
+    same_files = [s.sha256 for s in sources] == [s.sha256 for s in receipt.sources]
+    if same_files and len(failures) == len(receipt.failures):
+        raise _UnchangedError
+    forget_receipt(root, receipt.shard_id)
+
+
+class _Peekable:
+    """Clips that come video by video."""
+
+    def __init__(self, clips: Iterator[StoredClip]) -> None:
+        self._clips = clips
+        self._next = next(clips, None)
+
+    def of(self, video_uri: str) -> Iterator[StoredClip]:
+        """The clips of this video, if they are the next."""
+        while self._next is not None and self._next.video_uri == video_uri:
+            yield self._next
+            self._next = next(self._clips, None)
+
+    def skip(self, video_uri: str) -> None:
+        for _ in self.of(video_uri):
+            pass
+
+    def finish(self) -> None:
+        """Raise when something is left: it came out of order."""
+        if self._next is not None:
+            raise ValueError(f"clip {self._next.clip.clip_id} came out of the plan's order")
 
 
 def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:

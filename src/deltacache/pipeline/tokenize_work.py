@@ -100,7 +100,7 @@ def tokenize_shard(
     return ShardResult(
         shard_id=shard_id,
         clips=count,
-        failures=len(failures),
+        failed=tuple(dict.fromkeys(failure.video_uri for failure in failures)),
         videos=len(work.task.videos),
         bytes_written=size,
         decode_s=0.0,

@@ -4,6 +4,7 @@ Two shards may be worked on at once by two threads, so that one is written while
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
@@ -79,19 +80,30 @@ class FeatureShardWorker:
         return tokenize_shard(self.features, self.deltas, work, self.encoder, on_clips)
 
 
-class ClipCounter:
-    """Clips encoded so far, counted by several threads."""
+class WorkCounters:
+    """Clips encoded in the works that are under way, counted by several threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._clips = 0
+        self._clips: dict[int, int] = {}
 
-    def add(self, clips: int) -> None:
-        """Count some more."""
-        with self._lock:
-            self._clips += clips
+    @contextmanager
+    def work(self) -> Iterator[Callable[[int], None]]:
+        """Count one work: call what this yields with the clips of every batch."""
+        mark = object()
+
+        def add(clips: int) -> None:
+            with self._lock:
+                self._clips[id(mark)] = self._clips.get(id(mark), 0) + clips
+
+        try:
+            yield add
+        finally:
+            with self._lock:
+                self._clips.pop(id(mark), None)
 
     @property
     def clips(self) -> int:
-        """How many there were since the process started."""
-        return self._clips
+        """How many there are now."""
+        with self._lock:
+            return sum(self._clips.values())

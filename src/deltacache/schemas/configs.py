@@ -5,7 +5,6 @@ from typing import Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from upath import UPath
 
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
@@ -106,6 +105,11 @@ def world_preset(name: PresetName) -> WorldConfig:
     return load_config(_PRESETS / f"world-{name}.yaml", WorldConfig)
 
 
-def save_config(config: Frozen, path: Path | UPath) -> None:
+def config_yaml(config: Frozen) -> str:
+    """A config as YAML, in the order of its fields."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def save_config(config: Frozen, path: Path) -> None:
     """Write the resolved config beside an output, as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    path.write_text(config_yaml(config))

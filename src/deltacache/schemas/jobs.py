@@ -14,7 +14,9 @@ class ClusterSettings(Frozen):
     """Where the work runs. Changes no number in the output."""
 
     ray_address: str | None = Field(default=None, description="None starts a local Ray")
-    encoders: int | None = Field(default=None, ge=1, description="None: one a GPU, else half the CPUs")
+    encoders: int | None = Field(
+        default=None, ge=1, description="None: one a GPU, else one a core if memory allows"
+    )
     gpus_per_encoder: float | None = Field(default=None, ge=0, description="None: 1 where there are GPUs")
     decoders: int | None = Field(default=None, ge=1, description="None: the CPUs the encoders leave")
 
