@@ -117,7 +117,9 @@ def at_once(rate: Rate, settings: ExtractionSettings, sources: list[VideoSource]
     """The sum of what one process a core reaches, all at the same time."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(CORES) as pool:
-        parts = [sources[core::CORES] for core in range(CORES)]
+        # Stretches of the list, not every second video: each process must get the same mix of videos.
+        share = -(-len(sources) // CORES)
+        parts = [sources[core * share : (core + 1) * share] for core in range(CORES)]
         return sum(pool.starmap(rate, [(settings, part, seconds) for part in parts]))
 
 
