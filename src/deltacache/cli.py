@@ -199,7 +199,7 @@ def extract_features(
 
 @app.command("train-tokenizer")
 def train_tokenizer(
-    features: Annotated[Path, typer.Argument(help="Feature dataset.")],
+    features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
     out: OutArg,
     preset: PresetOpt = Preset.released,
     steps: StepsOpt = None,
@@ -220,7 +220,7 @@ def train_tokenizer(
     config = tokenizer_preset(preset.value)
     training = _changed(config.training, steps=steps, batch_size=batch_size, seed=seed, save_every=save_every)
     config = _changed(config, training=training)
-    train(features, out, config, resume=resume, device=device, reporter=terminal_reporter())
+    train(_absolute(features), out, config, resume=resume, device=device, reporter=terminal_reporter())
 
 
 @app.command()
@@ -278,7 +278,7 @@ def tokenize(
 
 @app.command("train-world")
 def train_world(
-    deltas: Annotated[Path, typer.Argument(help="Delta dataset.")],
+    deltas: Annotated[str, typer.Argument(help="Delta dataset, here or on s3://, gs://.")],
     out: OutArg,
     preset: PresetOpt = Preset.released,
     query: Annotated[Query, typer.Option(help="Noise (best of many), or one learned query.")] = Query.noise,
@@ -306,7 +306,7 @@ def train_world(
         candidates = 1
     model = _changed(config.model, query=query.value)
     config = _changed(config, training=training, model=model, candidates=candidates)
-    train(deltas, out, config, resume=resume, device=device, reporter=terminal_reporter())
+    train(_absolute(deltas), out, config, resume=resume, device=device, reporter=terminal_reporter())
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Faults of workers, through a real Ray: processes that die, errors that come again, workers that do not start."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,3 +167,11 @@ def test_a_fault_of_the_encoder_is_not_blamed_on_videos(run: Run) -> None:
     every = tuple(f"video-{number}.mp4" for number in range(6))
     with pytest.raises(DeltacacheError, match="so the fault is not theirs: ArithmeticError"):
         run.with_encoder(StubEncoder(raises=every))
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    settings = ClusterSettings(ray_address="127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(DeltacacheError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"), cluster(settings):
+        pass
+    assert time.monotonic() - start < 30

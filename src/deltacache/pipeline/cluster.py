@@ -7,6 +7,7 @@ shards, and hands them out again when the node or process that had them is lost.
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from deltacache.schemas.jobs import ClusterSettings
 SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward."""
 _POLL_S = 0.5
+_CONNECT_S = 10.0
 _WARM_UP_S = 30.0  # decoders that take longer start with their first video
 _START_PATIENCE_S = 120.0  # for encoders that find no room; then those that did begin
 _MOST_STARTS = 5  # of one encoder without any work done in between
@@ -66,12 +68,24 @@ def _connect(settings: ClusterSettings) -> None:
         return
     package = str(Path(deltacache.__file__).parent)
     try:
+        _check_answers(settings.ray_address)
         ray.init(address=settings.ray_address, runtime_env={"py_modules": [package]}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise DeltacacheError(
             f"no Ray cluster answers at {settings.ray_address} ({error}): start one with "
             "'ray start --head', or leave --ray-address out to run on this machine"
         ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise at once where Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _nodes() -> list[Node]:
