@@ -1,0 +1,22 @@
+"""``extract-features --dry-run``."""
+
+from pathlib import Path
+
+from conftest import Command
+
+
+def test_a_dry_run_estimates_and_writes_nothing(
+    deltacache: Command, real_videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features"
+    said = deltacache(
+        "extract-features", real_videos / "odd", out, "--dry-run", "--backbone", "tiny", "--image-size", 64,
+        "--views", 3, "--videos-per-shard", 4, "--dtype", "int8",
+    ).done().stdout  # fmt: skip
+    assert not out.exists()
+    assert "25 videos" in said
+    assert "75 clips of 8 x 16 x 64 int8 in at least 7 shards" in said
+    assert "limit: decoding" in said
+    assert " min in all" in said
+    refused = int(said.rpartition("refused ")[2].split("%")[0])
+    assert 10 < refused < 60  # some of these files are broken
