@@ -59,6 +59,14 @@ class Preset(StrEnum):
     tiny = "tiny"
 
 
+class Wandb(StrEnum):
+    """Where Weights & Biases keeps a run."""
+
+    off = "off"
+    offline = "offline"
+    online = "online"
+
+
 class Query(StrEnum):
     """What the world model's queries start from."""
 
@@ -125,11 +133,31 @@ GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [de
 DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
 PresetOpt = Annotated[Preset, typer.Option(help="Recipe to start from.")]
 StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
-BatchOpt = Annotated[int | None, typer.Option(min=1, help="Samples a step. [default: the preset's]")]
+BatchOpt = Annotated[int | None, typer.Option(min=1, help="Samples a pass. [default: the preset's]")]
 TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
 SaveOpt = Annotated[
     int | None, typer.Option(min=1, help="Steps between checkpoints. [default: the preset's]")
 ]
+LogOpt = Annotated[int | None, typer.Option(min=1, help="Steps between rows of the curves.")]
+KeepOpt = Annotated[int | None, typer.Option(min=1, help="Checkpoints kept. [default: the preset's]")]
+AccumulationOpt = Annotated[
+    int | None, typer.Option(min=1, help="Passes of --batch-size that make one step. [default: the preset's]")
+]
+ProbeOpt = Annotated[
+    int | None, typer.Option(min=1, help="Steps between health probes. [default: the preset's]")
+]
+StageOpt = Annotated[
+    str | None, typer.Option(help="Stage of the preset, see docs/training.md. [default: the first]")
+]
+InitFromOpt = Annotated[
+    Path | None,
+    typer.Option(help="Start with the weights of this training output or released file, at step 0."),
+]
+ContinueFromOpt = Annotated[
+    Path | None,
+    typer.Option(help="Start with weights, optimizer and step of this training output: a cool-down."),
+]
+WandbOpt = Annotated[Wandb | None, typer.Option(help="Weights & Biases (pip install 'deltacache[wandb]').")]
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
 DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TokenizerOpt = Annotated[
@@ -204,8 +232,16 @@ def train_tokenizer(
     preset: PresetOpt = Preset.released,
     steps: StepsOpt = None,
     batch_size: BatchOpt = None,
+    accumulation: AccumulationOpt = None,
     seed: TrainSeedOpt = None,
     save_every: SaveOpt = None,
+    keep: KeepOpt = None,
+    log_every: LogOpt = None,
+    probe_every: ProbeOpt = None,
+    stage: StageOpt = None,
+    init_from: InitFromOpt = None,
+    continue_from: ContinueFromOpt = None,
+    wandb: WandbOpt = None,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -217,10 +253,17 @@ def train_tokenizer(
     from deltacache.schemas.configs import tokenizer_preset
     from deltacache.train.tokenizer import train_tokenizer as train
 
-    config = tokenizer_preset(preset.value)
-    training = _changed(config.training, steps=steps, batch_size=batch_size, seed=seed, save_every=save_every)
-    config = _changed(config, training=training)
-    train(_absolute(features), out, config, resume=resume, device=device, reporter=terminal_reporter())
+    config = tokenizer_preset(preset.value, stage)
+    config = _changed(config, training=_training(config.training, locals()))
+    train(
+        _absolute(features),
+        out,
+        config,
+        resume=resume,
+        device=device,
+        reporter=terminal_reporter(),
+        start_from=init_from or continue_from,
+    )
 
 
 @app.command()
@@ -287,8 +330,16 @@ def train_world(
     ] = None,
     steps: StepsOpt = None,
     batch_size: BatchOpt = None,
+    accumulation: AccumulationOpt = None,
     seed: TrainSeedOpt = None,
     save_every: SaveOpt = None,
+    keep: KeepOpt = None,
+    log_every: LogOpt = None,
+    probe_every: ProbeOpt = None,
+    stage: StageOpt = None,
+    init_from: InitFromOpt = None,
+    continue_from: ContinueFromOpt = None,
+    wandb: WandbOpt = None,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -300,13 +351,21 @@ def train_world(
     from deltacache.schemas.configs import world_preset
     from deltacache.train.world import train_world as train
 
-    config = world_preset(preset.value)
-    training = _changed(config.training, steps=steps, batch_size=batch_size, seed=seed, save_every=save_every)
+    config = world_preset(preset.value, stage)
+    training = _training(config.training, locals())
     if query is Query.learned and candidates is None:
         candidates = 1
     model = _changed(config.model, query=query.value)
     config = _changed(config, training=training, model=model, candidates=candidates)
-    train(_absolute(deltas), out, config, resume=resume, device=device, reporter=terminal_reporter())
+    train(
+        _absolute(deltas),
+        out,
+        config,
+        resume=resume,
+        device=device,
+        reporter=terminal_reporter(),
+        start_from=init_from or continue_from,
+    )
 
 
 @app.command()
@@ -502,6 +561,16 @@ def _extraction(flags: dict[str, Any]) -> Any:
                 decoders=flags["decoders"],
             ),
         )
+
+
+def _training(config: Any, flags: dict[str, Any]) -> Any:
+    """The training settings with what the flags of a trainer change."""
+    if flags["init_from"] and flags["continue_from"]:
+        raise typer.BadParameter("give --init-from or --continue-from, not both")
+    names = ("steps", "batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
+    start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
+    wandb = flags["wandb"].value if flags["wandb"] else None
+    return _changed(config, start=start, wandb=wandb, **{name: flags[name] for name in names})
 
 
 def _changed(config: Any, **changes: Any) -> Any:

@@ -4,10 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import psutil
+import pytest
 
 import deltacache
 from chaos import nodes
+from conftest import Command
 
 ASK = """
 import ray
@@ -40,3 +49,89 @@ def test_workers_run_the_code_of_the_driver_and_not_what_is_installed_with_them(
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip().endswith("attempts.py of the driver")
     assert str(tmp_path) not in asked.stdout
+
+
+START = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; main()"
+HEAD = ("start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cluster with token authentication, started by ``ray start`` from an environment without deltacache.
+
+    Yields the variables that a driver needs, and ``ADDRESS``.
+    """
+    folder = tmp_path_factory.mktemp("ray")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])  # but not what its .pth files add
+    python = folder / "venv" / "bin" / "python"
+    assert subprocess.run([python, "-c", "import deltacache"], capture_output=True, check=False).returncode
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    session = Path("/tmp") / f"ray-{os.getpid()}"  # Ray's sockets need a short path
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(
+            [python, "-c", START, *HEAD, f"--temp-dir={session}", "--object-store-memory=100000000"],
+            env={**os.environ, **token, "PYTHONPATH": ""},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while "--block" not in (folder / "log").read_text():
+            assert head.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield {**token, "ADDRESS": (session / "ray_current_cluster").read_text().strip()}
+    finally:
+        processes = [head, *psutil.Process(head.pid).children(recursive=True)]
+        head.terminate()
+        head.wait(30)
+        for process in psutil.wait_procs(processes[1:], 10)[1]:
+            process.kill()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+@pytest.fixture
+def videos(tmp_path: Path, real_videos: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("rabbit_vp8.webm", "kinetics_flipping_a_pancake.mkv"):
+        (folder / name).symlink_to(real_videos / "fixture" / name)
+    return folder
+
+
+def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
+    deltacache: Command,
+    guarded: dict[str, str],
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ("--backbone", "tiny", "--image-size", 32, "--ray-address", guarded["ADDRESS"])
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+    deltacache("extract-features", videos, tmp_path / "out", *flags).refused("RAY_AUTH_MODE=token")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, guarded[name])
+    done = deltacache("extract-features", videos, tmp_path / "out", *flags).done()
+    assert "2 clips of 2 videos" in done.stdout
+
+
+def test_a_port_where_something_else_listens_is_refused_at_once(
+    deltacache: Command, videos: Path, tmp_path: Path
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f"127.0.0.1:{server.server_port}"
+        asked = deltacache(
+            "extract-features", videos, tmp_path / "out", "--backbone", "tiny", "--ray-address", address,
+            timeout=60,
+        )  # fmt: skip
+        asked.refused(address, "is not Ray", "6379")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -3,31 +3,49 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 
 from conftest import Command
 
-SERVER = (
-    "import sys, time\n"
-    "from moto.server import ThreadedMotoServer\n"
-    "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
-    "server.start()\n"
-    "print(server.get_host_and_port()[1], flush=True)\n"
-    "sys.stdin.read()"
-)
+SERVER = """
+import sys, time
+from pathlib import Path
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+hold, held = Path(sys.argv[1]) / "hold", Path(sys.argv[1]) / "held"
+moto = DomainDispatcherApplication(create_backend_app)
+
+def app(environ, start_response):
+    if environ["REQUEST_METHOD"] == "PUT" and "/shards/" in environ["PATH_INFO"] and hold.exists():
+        held.touch()
+        time.sleep(60)  # by then whoever is uploading is dead
+        start_response("503 Slow Down", [])
+        return []
+    return moto(environ, start_response)
+
+server = make_server("127.0.0.1", 0, app, threaded=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 FLAGS = ("--backbone", "tiny", "--image-size", "32", "--videos-per-shard", "2")
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path) -> Iterator[str]:
-    """A bucket with three real videos, on a server of its own; found through the usual variables."""
+def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path, tmp_path: Path) -> Iterator[str]:
+    """A bucket with three real videos, on a server of its own; found through the usual variables.
+
+    While there is a file ``hold``, uploads of shards do not end; ``held`` tells that one began.
+    """
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-c", SERVER, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -51,6 +69,26 @@ def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path) -> Iterator[str]:
         server.terminate()
 
 
+def shards_of(bucket: str, dataset: str) -> dict[str, bytes]:
+    client = boto3.client("s3")
+    listed = client.list_objects_v2(Bucket=bucket.removeprefix("s3://"), Prefix=f"{dataset}/shards/")
+    keys = [entry["Key"] for entry in listed.get("Contents", []) if entry["Size"]]
+    return {
+        Path(key).name: client.get_object(Bucket=bucket.removeprefix("s3://"), Key=key)["Body"].read()
+        for key in keys
+    }
+
+
+def local_shards(deltacache: Command, real_videos: Path, folder: Path) -> dict[str, bytes]:
+    """The shards that the same videos give on a disk."""
+    videos = folder / "videos"
+    videos.mkdir()
+    for video in sorted((real_videos / "fixture").glob("*.mp4"))[:3]:
+        (videos / video.name).symlink_to(video)
+    deltacache("extract-features", videos, folder / "features", *FLAGS).done()
+    return {path.name: path.read_bytes() for path in (folder / "features" / "shards").glob("*.tar")}
+
+
 def test_the_chain_reads_and_writes_an_object_store(
     deltacache: Command, bucket: str, real_videos: Path, tmp_path: Path
 ) -> None:
@@ -65,15 +103,32 @@ def test_the_chain_reads_and_writes_an_object_store(
     deltacache("train-tokenizer", features, tokenizer, "--preset", "tiny", "--steps", 2).done()
     deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
     deltacache("train-world", deltas, tmp_path / "world", "--preset", "tiny", "--steps", 2).done()
-    local = tmp_path / "videos"
-    local.mkdir()
-    for video in sorted((real_videos / "fixture").glob("*.mp4"))[:3]:
-        (local / video.name).symlink_to(video)
-    deltacache("extract-features", local, tmp_path / "features", *FLAGS).done()
-    client = boto3.client("s3")
-    for shard in sorted((tmp_path / "features" / "shards").glob("*.tar")):
-        stored = client.get_object(Bucket="films", Key=f"features/shards/{shard.name}")["Body"].read()
-        assert stored == shard.read_bytes()
+    assert shards_of(bucket, "features") == local_shards(deltacache, real_videos, tmp_path)
+
+
+def test_a_command_killed_while_it_uploads_leaves_nothing_that_counts_and_is_made_good(
+    deltacache: Command, bucket: str, real_videos: Path, tmp_path: Path
+) -> None:
+    command = ["extract-features", f"{bucket}/videos", f"{bucket}/features", *FLAGS]
+    (tmp_path / "hold").touch()
+    process = psutil.Popen(
+        [sys.executable, "-m", "deltacache", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "held").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for victim in [*process.children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait()
+    (tmp_path / "hold").unlink()
+    assert shards_of(bucket, "features") == {}
+    assert "0 of 2 shards" in deltacache("inspect", f"{bucket}/features").done().stdout
+    deltacache(*command).done()
+    assert "no damage" in deltacache("verify", f"{bucket}/features").done().stdout
+    assert shards_of(bucket, "features") == local_shards(deltacache, real_videos, tmp_path)
 
 
 def test_a_store_that_refuses_says_so(deltacache: Command, bucket: str) -> None:

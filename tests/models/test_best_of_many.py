@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from deltacache.models import deltaworld
+from deltacache.models import selection
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.losses import smooth_l1
 from deltacache.models.rope import time_rotation
+from deltacache.models.selection import FoldedPredictor, Selection, selection_for
 
 BATCH, FRAMES, CANDIDATES, HIDDEN, BETA = 3, 5, 6, 24, 0.1
 
@@ -67,24 +68,88 @@ def test_only_the_winners_get_gradients(clip, noise):
     with_gradients: list[bool] = []
     world.predictor.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
     result = world.training_loss(deltas, seconds, candidates=CANDIDATES, beta=BETA, noise=noise)
-    assert with_gradients == [False, True]
+    assert with_gradients == [True]  # selection does not run the predictor itself, and leaves no graph
+    assert not result.winners.requires_grad
     result.loss.backward()
     touched = noise.grad.abs().sum(-1) > 0
     won = torch.nn.functional.one_hot(result.winners, CANDIDATES).bool()
     assert torch.equal(touched, won)
 
 
-def test_chunks_of_candidates_change_nothing(clip, noise, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 4, CANDIDATES, 2 * CANDIDATES])  # of candidates, of clips, in one pass
+def test_passes_of_any_size_choose_the_same(clip, noise, monkeypatch, rows):
     world, (deltas, seconds) = _world(), clip
 
-    def step():
-        return world.training_loss(deltas, seconds, candidates=CANDIDATES, beta=BETA, noise=noise)
+    def losses():
+        return _losses(world, FoldedPredictor, noise, deltas, seconds)
 
-    whole = step()
-    monkeypatch.setattr(deltaworld, "_WIDEST_ON_CPU", 4 * BATCH * (FRAMES - 1) * 4 * HIDDEN)  # 4, then 2
-    chunked = step()
-    assert torch.equal(whole.winners, chunked.winners)
-    torch.testing.assert_close(whole.prediction, chunked.prediction)
+    whole = losses()
+    monkeypatch.setattr(selection, "_WIDEST_ON_CPU", rows * 4 * HIDDEN)
+    torch.testing.assert_close(losses(), whole, rtol=1e-12, atol=0)
+
+
+def _losses(world: DeltaWorld, fold, noise, deltas, seconds):
+    past = world.predictor.remember(deltas[:, :-1], seconds[:, :-1])
+    rotation = time_rotation(seconds[:, 1:], world.predictor.head_dim)
+    with torch.no_grad():
+        folded = fold(world.predictor, world.predictor.head.weight.dtype)
+        return folded.losses(noise, rotation, past, deltas[:, 1:], BETA)
+
+
+def _plain_losses(world: DeltaWorld, noise, deltas, seconds):
+    """The definition: every candidate through the predictor itself, frame by frame."""
+    found = torch.empty(noise.shape[:3], dtype=noise.dtype)
+    for p in range(noise.shape[1]):
+        past = world.predictor.remember(deltas[:, : p + 1], seconds[:, : p + 1])
+        rotation = time_rotation(seconds[:, p + 1, None], world.predictor.head_dim)
+        with torch.no_grad():
+            predicted = world.predictor(noise[:, p], rotation, past)
+        found[:, p] = smooth_l1(predicted, deltas[:, p + 1, None], BETA).mean(-1)
+    return found
+
+
+def _wide_case(candidates: int):
+    """A model of recipe proportions, small, in float32, with all biases and norms off their start."""
+    torch.manual_seed(3)
+    world = DeltaWorld(96, 4, 3, layer_scale_init=0.3).eval()
+    with torch.no_grad():
+        for parameter in world.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    deltas = torch.randn(4, 8, 96)
+    return world, torch.randn(4, 7, candidates, 96) * 0.02, deltas, torch.rand(4, 8).cumsum(1)
+
+
+def test_float32_selection_finds_the_losses_of_the_plain_definition():
+    world, noise, deltas, seconds = _wide_case(64)
+    plain = _plain_losses(world, noise, deltas, seconds)
+    folded = _losses(world, FoldedPredictor, noise, deltas, seconds)
+    torch.testing.assert_close(folded, plain, rtol=1e-5, atol=0)
+    result = world.training_loss(deltas, seconds, candidates=64, beta=BETA, noise=noise)
+    assert torch.equal(result.winners, plain.argmin(-1))
+    assert result.winners.unique().numel() > 10
+
+
+def test_a_shortlist_makes_up_for_low_precision():
+    world, noise, deltas, seconds = _wide_case(1000)
+    plain = _plain_losses(world, noise, deltas, seconds)
+
+    def winners(how: Selection):
+        return world.training_loss(
+            deltas, seconds, candidates=1000, beta=BETA, noise=noise, selection=how
+        ).winners
+
+    rough = winners(Selection(torch.bfloat16, shortlist=1))
+    regret = plain.gather(-1, rough[..., None])[..., 0] - plain.amin(-1)
+    assert 0 < (rough != plain.argmin(-1)).float().mean() < 0.5  # bfloat16 alone errs sometimes, by little
+    assert regret.max() < 0.2 * plain.std(-1).min()
+    assert torch.equal(winners(Selection(torch.bfloat16, shortlist=16)), plain.argmin(-1))
+
+
+def test_selection_of_a_device():
+    assert selection_for(torch.device("cuda"), 64) == Selection(torch.bfloat16, shortlist=1)
+    assert selection_for(torch.device("cpu"), 64) == Selection()
+    large = selection_for(torch.device("cpu"), 768)
+    assert large in (Selection(), Selection(torch.bfloat16, shortlist=4))
 
 
 @pytest.mark.parametrize("query", ["noise", "learned"])

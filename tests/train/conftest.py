@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_deltas, drawn_features, write_dataset
+from cases import Case
+from drawn import drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
+
+from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.train import train_tokenizer, train_world
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +31,11 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deltas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve clips of six delta tokens."""
     return write_dataset(tmp_path_factory.mktemp("deltas") / "data", "deltas", drawn_deltas(12, 6))
+
+
+@pytest.fixture(params=["tokenizer", "world"])
+def case(request: pytest.FixtureRequest, features: Path, deltas: Path) -> Case:
+    """Each trainer in turn."""
+    if request.param == "tokenizer":
+        return Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
+    return Case("world", train_world, world_config, load_world, deltas)

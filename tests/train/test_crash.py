@@ -3,15 +3,15 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from drawn import tokenizer_config
+from cases import Case
 
-from deltacache.models.checkpoints import load_tokenizer
-from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_tokenizer
+from deltacache.train import checkpoints
 from deltacache.train.checkpoints import finished_checkpoints
 
 # Dies in {victim} while a second checkpoint is being written or the first deleted.
@@ -20,9 +20,9 @@ import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from drawn import tokenizer_config
+from drawn import tokenizer_config, world_config
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import checkpoints, train_tokenizer
+from deltacache.train import checkpoints, train_tokenizer, train_world
 
 out = Path({out!r})
 original = getattr({victim})
@@ -35,9 +35,23 @@ def dying(*arguments, **keywords):
     return original(*arguments, **keywords)
 
 setattr({victim}, dying)
-train_tokenizer(
-    Path({features!r}), out, tokenizer_config(keep=1), resume=False, device="cpu", reporter=SilentReporter()
+train_{kind}(
+    Path({root!r}), out, {kind}_config(keep=1), resume=False, device="cpu", reporter=SilentReporter()
 )
+"""
+
+
+ENDLESS = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from drawn import tokenizer_config, world_config
+from deltacache.schemas.progress import SilentReporter
+from deltacache.train import train_tokenizer, train_world
+
+config = {kind}_config(steps=10**6, save_every=1, log_every=1)
+train_{kind}(Path({root!r}), Path({out!r}), config, resume=False, device="cpu", reporter=SilentReporter())
 """
 
 
@@ -45,25 +59,65 @@ train_tokenizer(
     ("victim", "after", "left"),
     [
         ("checkpoints.torch, 'save'", True, "step-00000004"),
+        ("checkpoints, 'save_weights'", True, "step-00000004"),
         ("checkpoints, 'sync'", False, "step-00000004"),
         ("checkpoints, 'remove'", False, "step-00000008"),
     ],
 )
-def test_killed_while_writing(features: Path, tmp_path: Path, victim: str, after: bool, left: str) -> None:
+def test_killed_while_writing(case: Case, tmp_path: Path, victim: str, after: bool, left: str) -> None:
     out = tmp_path / "out"
     script = KILLED.format(
-        tests=str(Path(__file__).parent), out=str(out), features=str(features), victim=victim, after=after
+        tests=str(Path(__file__).parent),
+        out=str(out),
+        root=str(case.root),
+        kind=case.kind,
+        victim=victim,
+        after=after,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in finished_checkpoints(out)] == [left]
     assert len(list((out / "checkpoints").iterdir())) == 2  # the leftover of what was going on
-    resumed = train_tokenizer(
-        features, out, tokenizer_config(keep=1), resume=True, device="cpu", reporter=SilentReporter()
-    )
+    resumed = case.run(out, resume=True, keep=1)
     assert list((out / "checkpoints").iterdir()) == [resumed]
-    unbroken = train_tokenizer(
-        features, tmp_path / "un", tokenizer_config(), resume=False, device="cpu", reporter=SilentReporter()
-    )
-    weights = [load_tokenizer(path).model.state_dict() for path in (resumed, unbroken)]
+    weights = [case.weights(path) for path in (resumed, case.run(tmp_path / "unbroken"))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 0.8])
+def test_killed_at_any_moment(case: Case, tmp_path: Path, seconds: float) -> None:
+    """A checkpoint after every step, so that hardly a moment is without one being written."""
+    out = tmp_path / "out"
+    script = ENDLESS.format(
+        tests=str(Path(__file__).parent), out=str(out), root=str(case.root), kind=case.kind
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while len(finished_checkpoints(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    step = int(finished_checkpoints(out)[-1].name.removeprefix("step-"))
+    resumed = case.weights(case.run(out, resume=True, steps=step + 2))
+    few = {"save_every": 10**6, "log_every": 10**6}
+    unbroken = case.weights(case.run(tmp_path / "unbroken", steps=step + 2, **few))
+    assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
+    rows = pq.read_table(out / "curves.parquet")["step"].to_pylist()
+    assert rows[:step] == list(range(1, step + 1))
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "sync", full)
+        with pytest.raises(OSError, match="No space left"):
+            case.run(tmp_path / "out", steps=100)
+    assert finished_checkpoints(tmp_path / "out") == []
+    rows = pq.read_table(tmp_path / "out/curves.parquet")["step"].to_pylist()
+    assert max(rows) <= 8  # not a hundred steps that nobody can use
+    case.run(tmp_path / "out", resume=True)

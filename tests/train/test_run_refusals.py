@@ -111,12 +111,17 @@ def test_an_output_that_is_a_file(features: Path, tmp_path: Path) -> None:
 
 def test_resume_with_another_config_names_every_difference(features: Path, run: Path) -> None:
     before = content(run)
-    config = tokenizer_config(0.5, batch_size=6, steps=20, keep=1, log_every=3, save_every=9)
+    config = tokenizer_config(0.5, seed=6, steps=20, keep=1, log_every=3, save_every=9)
     with pytest.raises(MismatchError) as refused:
         tokenizer(features, run, config, resume=True)
     message = str(refused.value)
-    assert "black_first_fraction was 0.25, now 0.5; training.batch_size was 5, now 6)" in message
+    assert "black_first_fraction was 0.25, now 0.5; training.seed was 7, now 6)" in message
     assert content(run) == before
+
+
+def test_resume_with_another_effective_batch(features: Path, run: Path) -> None:
+    with pytest.raises(MismatchError, match=r"effective batch of 5, now it is 12: .*change --batch-size"):
+        tokenizer(features, run, tokenizer_config(batch_size=6, accumulation=2), resume=True)
 
 
 def test_steps_and_keeping_may_change(features: Path, run: Path) -> None:

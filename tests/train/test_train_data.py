@@ -5,31 +5,35 @@ import pytest
 import torch
 from drawn import PATCHES, black_tokens, drawn_deltas, drawn_features, write_dataset
 
-from deltacache.pipeline.dataset import load_deltas, open_dataset
+from deltacache.pipeline.dataset import DeltaArrays, load_deltas, open_dataset
 from deltacache.schemas.errors import DatasetError
 from deltacache.train import data
 from deltacache.train.data import (
+    MappedDeltas,
     PairSettings,
     ResidentFeatures,
     StreamedFeatures,
     choose_pairs,
     delta_batches,
     fits_in_memory,
+    open_deltas,
     open_pairs,
     pair_batches,
 )
-from deltacache.train.order import batch_items
+from deltacache.train.order import Part, Split, batch_items
 
 CPU = torch.device("cpu")
-SETTINGS = PairSettings(clips=12, frames=6, batch_size=5, seed=1, black_first_fraction=0.3)
+WHOLE = Split(5)
+SETTINGS = PairSettings(clips=12, frames=6, effective_batch=5, seed=1, black_first_fraction=0.3)
 
 
 def test_a_pair_is_a_frame_and_the_next_one_of_the_drawn_clip(features: Path) -> None:
     tokens = drawn_features(12, 6)
     dataset = open_dataset(features)
-    batches = pair_batches(open_pairs(dataset), dataset.black_patch_tokens, SETTINGS, range(3, 6), CPU)
-    for step, batch in zip(range(3, 6), batches, strict=True):
-        choice = choose_pairs(SETTINGS, step)
+    parts = list(WHOLE.parts_of(range(3, 6)))
+    batches = pair_batches(open_pairs(dataset), dataset.black_patch_tokens, SETTINGS, parts, CPU)
+    for part, batch in zip(parts, batches, strict=True):
+        choice = choose_pairs(SETTINGS, part)
         for row, (clip, start, black) in enumerate(
             zip(choice.clips, choice.starts, choice.black, strict=True)
         ):
@@ -46,7 +50,10 @@ def test_resident_and_streamed_features_give_the_same_batches(
     monkeypatch.setattr(data, "memory_bytes", lambda: 4 * 12 * 6 * PATCHES * 16 * 2 - 4)
     sources.append(open_pairs(dataset))
     assert [type(source) for source in sources] == [ResidentFeatures, StreamedFeatures]
-    runs = [pair_batches(source, dataset.black_patch_tokens, SETTINGS, range(20), CPU) for source in sources]
+    runs = [
+        pair_batches(source, dataset.black_patch_tokens, SETTINGS, WHOLE.parts_of(range(20)), CPU)
+        for source in sources
+    ]
     for resident, streamed in zip(*runs, strict=True):
         assert torch.equal(resident.previous, streamed.previous)
         assert torch.equal(resident.current, streamed.current)
@@ -62,7 +69,7 @@ def test_real_memory_is_measured() -> None:
 
 
 def test_pairs_cover_all_places_and_the_asked_share_is_black() -> None:
-    choices = [choose_pairs(SETTINGS, step) for step in range(400)]
+    choices = [choose_pairs(SETTINGS, part) for part in WHOLE.parts_of(range(400))]
     starts = np.concatenate([choice.starts for choice in choices])
     black = np.concatenate([choice.black for choice in choices])
     assert set(starts.tolist()) == {0, 1, 2, 3, 4}
@@ -71,8 +78,8 @@ def test_pairs_cover_all_places_and_the_asked_share_is_black() -> None:
 
 @pytest.mark.parametrize(("fraction", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_no_or_only_black_pairs(fraction: float, share: float) -> None:
-    settings = PairSettings(clips=3, frames=2, batch_size=64, seed=0, black_first_fraction=fraction)
-    assert choose_pairs(settings, 0).black.mean() == share
+    settings = PairSettings(clips=3, frames=2, effective_batch=64, seed=0, black_first_fraction=fraction)
+    assert choose_pairs(settings, Part(0, 0, 64)).black.mean() == share
 
 
 def test_a_damaged_shard_stops_streaming_with_its_name(
@@ -86,8 +93,8 @@ def test_a_damaged_shard_stops_streaming_with_its_name(
     shard.write_bytes(bytes(body))
     monkeypatch.setattr(data, "memory_bytes", lambda: 0)
     dataset = open_dataset(root)
-    settings = PairSettings(clips=3, frames=2, batch_size=3, seed=0, black_first_fraction=0.0)
-    batches = pair_batches(open_pairs(dataset), dataset.black_patch_tokens, settings, range(3), CPU)
+    settings = PairSettings(clips=3, frames=2, effective_batch=3, seed=0, black_first_fraction=0.0)
+    batches = pair_batches(open_pairs(dataset), dataset.black_patch_tokens, settings, [Part(0, 0, 3)], CPU)
     with pytest.raises(DatasetError, match="video001"):
         next(batches)
 
@@ -95,9 +102,28 @@ def test_a_damaged_shard_stops_streaming_with_its_name(
 def test_delta_batches_hold_whole_clips_and_seconds_from_the_first_frame(deltas: Path) -> None:
     arrays = load_deltas(deltas)
     assert arrays.timestamps_s.min() > 3
-    for step, batch in zip(range(4, 6), delta_batches(arrays, 5, 1, range(4, 6), CPU), strict=True):
-        items = batch_items(1, step, 5, 12)
+    parts = list(Split(2, accumulation=2).parts_of(range(4, 6)))
+    for part, batch in zip(parts, delta_batches(arrays, 4, 1, parts, CPU), strict=True):
+        items = batch_items(1, part.step, 4, 12)[part.start : part.stop]
         assert (batch.delta_tokens.numpy() == drawn_deltas(12, 6)[items].astype(np.float32)).all()
         expected = arrays.timestamps_s[items] - arrays.timestamps_s[items][:, :1]
         assert (batch.timestamps_s.numpy() == expected).all()
         assert (batch.timestamps_s[:, 0] == 0).all()
+
+
+def test_delta_batches_are_the_same_from_memory_and_from_mapped_shards(
+    deltas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(deltas)
+    bytes_of_all = 12 * 6 * 16 * 2
+    found = []
+    for memory in (2 * bytes_of_all, 2 * bytes_of_all - 2):
+        monkeypatch.setattr(data, "memory_bytes", lambda memory=memory: memory)
+        found.append(open_deltas(dataset))
+    assert [type(one) for one in found] == [DeltaArrays, MappedDeltas]
+    parts = list(Split(5).parts_of(range(3, 9)))
+    runs = [delta_batches(one, 5, 1, parts, CPU) for one in found]
+    for resident, mapped in zip(*runs, strict=True):
+        assert torch.equal(resident.delta_tokens, mapped.delta_tokens)
+        assert torch.equal(resident.timestamps_s, mapped.timestamps_s)
+        assert resident.delta_tokens.dtype == torch.float32

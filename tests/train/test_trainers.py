@@ -1,71 +1,18 @@
 """Both trainers from a dataset to a checkpoint."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from cases import Case, Lines
 from drawn import drawn_card, drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
 
-from deltacache.models.checkpoints import load_tokenizer, load_world
-from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.progress import ProgressStage, SilentReporter
+from deltacache.models.checkpoints import load_tokenizer
+from deltacache.schemas.progress import SilentReporter
 from deltacache.train import data, train_tokenizer, train_world
-from deltacache.train.checkpoints import finished_checkpoints
-from deltacache.train.tokenizer import TokenizerTask
-
-
-@dataclass
-class Lines(SilentReporter):
-    """Remembers what was said and shown."""
-
-    said: list[str] = field(default_factory=list)
-    stages: list[tuple[str, int | None, int]] = field(default_factory=list)
-    advances: list[tuple[int, dict[str, float | str]]] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
-        self.stages.append((name, total, done))
-        yield self
-
-    def advance(self, items: int = 1, **status: float | str) -> None:
-        self.advances.append((items, status))
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One of the two trainers, on small data."""
-
-    kind: str
-    train: Callable[..., Path]
-    config: Callable[..., Any]
-    load: Callable[[Path], Any]
-    root: Path
-
-    def run(self, out: Path, *, resume: bool = False, reporter: Any = None, **training: Any) -> Path:
-        config = self.config(**training)
-        return self.train(
-            self.root, out, config, resume=resume, device="cpu", reporter=reporter or SilentReporter()
-        )
-
-    def weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
-        return self.load(checkpoint).model.state_dict()
-
-
-@pytest.fixture(params=["tokenizer", "world"])
-def case(request: pytest.FixtureRequest, features: Path, deltas: Path) -> Case:
-    if request.param == "tokenizer":
-        return Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
-    return Case("world", train_world, world_config, load_world, deltas)
 
 
 def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -91,10 +38,11 @@ def test_a_run_leaves_everything_that_is_promised(case: Case, tmp_path: Path) ->
     }
     assert yaml.safe_load((tmp_path / "out/config.yaml").read_text()) == case.config().model_dump(mode="json")
     assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
-    assert len(reporter.said) == 1
-    assert reporter.said[0].startswith(f"train {case.kind}: 8 steps, ")
-    assert "clips/s" in reporter.said[0]
-    assert "% of the time waiting for data" in reporter.said[0]
+    batch, summary = reporter.said
+    assert batch == f"train {case.kind}: effective batch 5 (batch 5 x accumulation 1 x workers 1)"
+    assert summary.startswith(f"train {case.kind}: 8 steps, ")
+    assert "clips/s" in summary
+    assert "% of the time waiting for data" in summary
 
 
 def test_curves_have_a_row_at_each_interval_and_each_save(case: Case, tmp_path: Path) -> None:
@@ -145,7 +93,9 @@ def test_the_bar_reaches_its_end_also_after_a_stop(case: Case, tmp_path: Path) -
         case.run(tmp_path / "out", resume=resume, steps=steps, reporter=reporter)
         assert reporter.stages == [(f"train {case.kind}", steps, done)]
         assert done + sum(items for items, _ in reporter.advances) == steps
-        assert all(status.keys() == {"loss", "step", "data_wait"} for _, status in reporter.advances)
+        assert all(
+            status.keys() == {"loss", "clips_per_s", "step", "data_wait"} for _, status in reporter.advances
+        )
 
 
 @pytest.mark.parametrize("stopped", [1, 4, 5])
@@ -188,26 +138,6 @@ def test_resuming_a_finished_run_returns_at_once(case: Case, tmp_path: Path) -> 
 def test_resume_without_a_checkpoint_starts(case: Case, tmp_path: Path) -> None:
     fresh = case.weights(case.run(tmp_path / "fresh", resume=True))
     assert_equal_weights(fresh, case.weights(case.run(tmp_path / "plain")))
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = TokenizerTask.training_loss
-
-    def poisoned(self: TokenizerTask, batch: Any, step: int) -> Any:
-        loss, scalars = original(self, batch, step)
-        return (loss * float("nan") if step == 6 else loss), scalars
-
-    monkeypatch.setattr(TokenizerTask, "training_loss", poisoned)
-    case = Case("tokenizer", train_tokenizer, tokenizer_config, load_tokenizer, features)
-    with pytest.raises(DeltacacheError, match="step 7 has loss nan"):
-        case.run(tmp_path / "out")
-    (kept,) = finished_checkpoints(tmp_path / "out")
-    assert kept.name == "step-00000004"
-    monkeypatch.undo()
-    resumed = case.weights(case.run(tmp_path / "out", resume=True))
-    assert_equal_weights(resumed, case.weights(case.run(tmp_path / "unbroken")))
 
 
 def test_the_tokenizer_learns_what_only_the_token_can_tell(tmp_path: Path) -> None:

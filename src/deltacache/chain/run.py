@@ -1,29 +1,37 @@
 """``deltacache run CONFIG.yaml``: every stage in turn; finished stages are skipped.
 
 The output folder holds ``features/train``, ``features/test``, ``tokenizer``, ``deltas``, ``worlds/<name>``
-and ``evaluation``. Each stage decides by its own rules whether it is finished, so a stopped chain goes on
-where it was, and a changed setting is refused by the stage it belongs to.
+and ``evaluation``; what is trained in stages leaves all but the last in ``stages``. Each stage decides by
+its own rules whether it is finished, so a stopped chain goes on where it was, and a changed setting is
+refused by the stage it belongs to.
 """
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
+from deltacache.chain.stages import (
+    AnyTokenizerConfig,
+    AnyWorldConfig,
+    TokenizerStage,
+    TokenizerStages,
+    WorldStage,
+    WorldStages,
+    train_tokenizer_stages,
+    train_world_stages,
+)
 from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
 from deltacache.pipeline.jobs import extract_features, tokenize_features
 from deltacache.schemas.clips import check_id
-from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.train.tokenizer import train_tokenizer
-from deltacache.train.world import train_world
 
 
 class EvaluationPlan(Frozen):
@@ -41,10 +49,22 @@ class ChainConfig(Frozen):
 
     train_videos: ExtractionSettings
     test_videos: ExtractionSettings
-    tokenizer: TokenizerConfig
-    worlds: dict[str, WorldConfig] = Field(min_length=1)
+    tokenizer: TokenizerStages | AnyTokenizerConfig
+    worlds: dict[str, WorldStages | AnyWorldConfig] = Field(min_length=1)
     evaluation: EvaluationPlan = EvaluationPlan()
     device: str = "auto"
+
+    @property
+    def tokenizer_stages(self) -> tuple[TokenizerStage, ...]:
+        """The stages of the tokenizer: one if it has no others."""
+        if isinstance(self.tokenizer, TokenizerStages):
+            return self.tokenizer.stages
+        return (TokenizerStage(name="only", config=self.tokenizer),)
+
+    def world_stages(self, name: str) -> tuple[WorldStage, ...]:
+        """The stages of a world model: one if it has no others."""
+        world = self.worlds[name]
+        return world.stages if isinstance(world, WorldStages) else (WorldStage(name="only", config=world),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,19 @@ class ChainPaths:
     def train_features(self) -> Path:
         """Patch tokens of the training videos."""
         return self.out / "features" / "train"
+
+    def stage_features(self, image_size: int | None) -> Path:
+        """Patch tokens of the training videos at the size of an earlier stage; ``None`` for the last one's."""
+        if image_size is None:
+            return self.train_features
+        return self.out / "features" / f"train-{image_size}px"
+
+    def stage_folders(
+        self, last: Path, stages: Sequence[TokenizerStage] | Sequence[WorldStage]
+    ) -> list[Path]:
+        """Where each stage of the model that ends up in ``last`` is trained."""
+        earlier = self.out / "stages" / last.relative_to(self.out)
+        return [*(earlier / stage.name for stage in stages[:-1]), last]
 
     @property
     def test_features(self) -> Path:
@@ -94,22 +127,29 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
     features, test = paths.train_features, paths.test_features
     with _timed("features of the training videos", reporter):
         extract_features(config.train_videos, features, reporter)
+    stages = config.tokenizer_stages
+    sizes = {stage.image_size: paths.stage_features(stage.image_size) for stage in stages}
+    for size, folder in sizes.items():
+        if size is not None:
+            with _timed(f"features of the training videos at {size} px", reporter):
+                extract_features(
+                    config.train_videos.model_copy(update={"image_size": size}), folder, reporter
+                )
     with _timed("features of the test videos", reporter):
         extract_features(config.test_videos, test, reporter)
     with _timed("tokenizer", reporter):
-        train_tokenizer(
-            features, paths.tokenizer, config.tokenizer, resume=True, device=config.device, reporter=reporter
-        )
+        folders = paths.stage_folders(paths.tokenizer, stages)
+        train_tokenizer_stages(stages, sizes, folders, config.device, reporter)
     with _timed("delta tokens", reporter):
         job = TokenizeSettings(
             features=str(features), tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
         )
         tokenize_features(job, paths.deltas, reporter)
-    for name, world in config.worlds.items():
+    for name in config.worlds:
         with _timed(f"world model {name}", reporter):
-            train_world(
-                paths.deltas, paths.world(name), world, resume=True, device=config.device, reporter=reporter
-            )
+            world = config.world_stages(name)
+            folders = paths.stage_folders(paths.world(name), world)
+            train_world_stages(world, paths.deltas, folders, config.device, reporter)
     with _timed("evaluation", reporter):
         evaluate_clips(evaluation, reporter)
     return paths

@@ -20,7 +20,7 @@ from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.weights import weights_fingerprint
 from deltacache.schemas.errors import CheckpointError
 
-__all__ = ["LoadedModel", "load_tokenizer", "load_world", "save_model", "weights_fingerprint"]
+__all__ = ["LoadedModel", "load_tokenizer", "load_world", "save_model", "save_weights", "weights_fingerprint"]
 
 Kind = Literal["tokenizer", "world"]
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
@@ -48,8 +48,15 @@ def save_model(folder: Path, model: DeltaTok | DeltaWorld, kind: Kind, metadata:
 
     Plain writes: a caller that needs all or nothing writes to a temporary folder and renames it.
     """
-    state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    config = {"kind": kind, "arguments": model.arguments, "fingerprint": weights_fingerprint(state_dict)}
+    save_weights(folder, model.state_dict(), model.arguments, kind, metadata)
+
+
+def save_weights(
+    folder: Path, weights: Mapping[str, Tensor], arguments: Arguments, kind: Kind, metadata: Mapping[str, Any]
+) -> None:
+    """``save_model`` from the parts of a model: its ``state_dict`` and its constructor's arguments."""
+    state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    config = {"kind": kind, "arguments": dict(arguments), "fingerprint": weights_fingerprint(state_dict)}
     if taken := config.keys() & metadata.keys():
         raise ValueError(f"metadata must not name {sorted(taken)}: these describe the model")
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from deltacache.models.blocks import CrossAttentionBlock, KeysValues, check_heads, initialise
 from deltacache.models.losses import smooth_l1
 from deltacache.models.rope import Rotation, time_rotation
+from deltacache.models.selection import Selection, select_winners
 
-# Candidates run in chunks whose widest activation stays below this many numbers: a CPU is a third faster
-# when that fits its cache, an accelerator wants large passes and a bound on memory (256 MiB in float32).
-_WIDEST_ON_CPU, _WIDEST_ELSEWHERE = 2**19, 2**26
+_IN_FULL = Selection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,13 @@ class DeltaWorld(nn.Module):
         beta: float,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        selection: Selection = _IN_FULL,
     ) -> WorldLoss:
         """Teacher-forced smooth-L1 of the best of ``candidates`` for tokens (B, T, D) at times (B, T).
 
         Frame t sees the tokens before it. ``noise`` is (B, T-1, K, D), or drawn from ``generator``. Only
-        the winners run with gradients. A learned query has one candidate and needs neither.
+        the winners run with gradients; ``selection`` says how they are found. A learned query has one candidate
+        and needs no noise.
         """
         seconds = _since_start(timestamps_s)
         targets = delta_tokens[:, 1:]
@@ -119,7 +120,7 @@ class DeltaWorld(nn.Module):
         rotation = time_rotation(seconds[:, 1:], self.predictor.head_dim)
         if self.q_embed is None:
             noise = self._candidates((*targets.shape[:2], candidates, self.hidden_size), noise, generator)
-            winners = self._winners(noise, rotation, past, targets, beta)
+            winners = select_winners(self.predictor, noise, rotation, past, targets, beta, selection)
             queries = noise.gather(2, winners[:, :, None, None].expand(-1, -1, 1, self.hidden_size))[:, :, 0]
         else:
             if candidates != 1:
@@ -163,30 +164,6 @@ class DeltaWorld(nn.Module):
         if noise.shape != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}, expected {shape}: (B, T-1, K, D)")
         return noise
-
-    @torch.no_grad()
-    def _winners(
-        self, noise: Tensor, rotation: Rotation, past: Sequence[KeysValues], targets: Tensor, beta: float
-    ) -> Tensor:
-        """Index (B, P) of the candidate of ``noise`` (B, P, K, D) that predicts each target best.
-
-        All candidates of a frame share its position and its past, so they are queries of one pass.
-        """
-        steps = targets.shape[1]
-        past = [KeysValues(*(part.detach() for part in block)) for block in past]
-        widest = _WIDEST_ON_CPU if targets.device.type == "cpu" else _WIDEST_ELSEWHERE
-        candidates_a_pass = max(1, widest // (targets.shape[0] * steps * self.mlp_width))
-        losses: list[Tensor] = []
-        for chunk in noise.split(candidates_a_pass, dim=2):
-            count = chunk.shape[2]
-            prediction = self.predictor(
-                chunk.flatten(1, 2),
-                Rotation(*(part.repeat_interleave(count, dim=-2) for part in rotation)),
-                past,
-                _causal(targets).repeat_interleave(count, dim=0),
-            ).unflatten(1, (steps, count))
-            losses.append(smooth_l1(prediction, targets[:, :, None], beta).mean(dim=-1))
-        return torch.cat(losses, dim=2).argmin(dim=2)
 
     def _rollout_queries(self, noise: Tensor | None, batch: int, horizon: int) -> Tensor:
         if self.q_embed is not None:

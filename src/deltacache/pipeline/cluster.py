@@ -35,6 +35,8 @@ SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward."""
 _POLL_S = 0.5
 _CONNECT_S = 10.0
+_HTTP2_SETTINGS = b"\x04"  # the kind of frame that both sides of HTTP/2, and so of gRPC, begin with
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
 _WARM_UP_S = 30.0  # decoders that take longer start with their first video
 _START_PATIENCE_S = 120.0  # for encoders that find no room; then those that did begin
 _MOST_STARTS = 5  # of one encoder without any work done in between
@@ -73,7 +75,8 @@ def _connect(settings: ClusterSettings) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise DeltacacheError(
             f"no Ray cluster answers at {settings.ray_address} ({error}): start one with "
-            "'ray start --head', or leave --ray-address out to run on this machine"
+            "'ray start --head', or leave --ray-address out to run on this machine. A cluster with token "
+            "authentication answers only with RAY_AUTH_MODE=token and its token, see docs/cluster.md"
         ) from error
 
 
@@ -81,11 +84,17 @@ def _check_answers(address: str) -> None:
     """Raise at once where Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: nobody listens there, or something that does not speak HTTP/2, such as Ray's dashboard.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    if not host or not port.isdigit():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        connection.sendall(_HTTP2_GREETING)
+        if connection.recv(4)[3:] != _HTTP2_SETTINGS:
+            raise OSError("what listens there is not Ray: its port is 6379 unless you chose one, not 8265")
 
 
 def _nodes() -> list[Node]:

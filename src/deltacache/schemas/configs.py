@@ -1,5 +1,6 @@
 """Configs of models and training. Frozen values that check themselves; presets are YAML files of these."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -10,7 +11,19 @@ from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 
 PresetName = Literal["released", "paper", "tiny"]
-_PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent / "presets"
+TOKENIZER_STAGES: Mapping[PresetName, tuple[str, ...]] = {
+    "released": ("256px", "512px", "cooldown1", "cooldown2"),
+    "paper": ("256px", "512px"),
+    "tiny": ("main",),
+}
+"""The stages of a tokenizer in their order; each is a file ``presets/<preset>/tokenizer-<stage>.yaml``."""
+WORLD_STAGES: Mapping[PresetName, tuple[str, ...]] = {
+    "released": ("main", "cooldown"),
+    "paper": ("main", "cooldown"),
+    "tiny": ("main",),
+}
+"""The stages of a world model in their order; each is a file ``presets/<preset>/world-<stage>.yaml``."""
 
 
 class TokenizerModelConfig(Frozen):
@@ -44,8 +57,16 @@ class WorldModelConfig(Frozen):
 class TrainingConfig(Frozen):
     """The loop: what both trainers share."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    start: Literal["random", "weights", "everything"] = Field(
+        default="random",
+        description="what is taken from the stage before: nothing; its weights, with a fresh optimizer at step 0; "
+        "or weights, optimizer and step, to go on with other rates",
+    )
+    steps: int = Field(
+        ge=1, description="optimizer steps, those of the stage before included if it is resumed"
+    )
+    batch_size: int = Field(ge=1, description="samples of one pass of one worker")
+    accumulation: int = Field(default=1, ge=1, description="passes whose gradients make one step")
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=5000, ge=0)
     weight_decay: float = Field(ge=0)
@@ -54,6 +75,9 @@ class TrainingConfig(Frozen):
     save_every: int = Field(default=1000, ge=1)
     log_every: int = Field(default=50, ge=1)
     keep: int = Field(default=2, ge=1, description="checkpoints kept")
+    probe_every: int = Field(default=1000, ge=1, description="steps between health probes; also at the end")
+    probe_clips: int = Field(default=64, ge=2, description="clips that the probes look at, always the same")
+    wandb: Literal["off", "offline", "online"] = Field(default="off", description="Weights & Biases")
 
 
 class TokenizerConfig(Frozen):
@@ -95,14 +119,23 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         raise DeltacacheError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
 
-def tokenizer_preset(name: PresetName) -> TokenizerConfig:
-    """``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
-    return load_config(_PRESETS / f"tokenizer-{name}.yaml", TokenizerConfig)
+def tokenizer_preset(name: PresetName, stage: str | None = None) -> TokenizerConfig:
+    """A stage (``None``: the first) of ``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
+    return load_config(_stage_file("tokenizer", name, stage, TOKENIZER_STAGES[name]), TokenizerConfig)
 
 
-def world_preset(name: PresetName) -> WorldConfig:
-    """``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
-    return load_config(_PRESETS / f"world-{name}.yaml", WorldConfig)
+def world_preset(name: PresetName, stage: str | None = None) -> WorldConfig:
+    """A stage (``None``: the first) of ``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
+    return load_config(_stage_file("world", name, stage, WORLD_STAGES[name]), WorldConfig)
+
+
+def _stage_file(kind: str, name: PresetName, stage: str | None, stages: tuple[str, ...]) -> Path:
+    stage = stages[0] if stage is None else stage
+    if stage not in stages:
+        raise DeltacacheError(
+            f"stage {stage!r} is not one of the {kind} preset {name!r}: give one of {', '.join(stages)}"
+        )
+    return PRESETS / name / f"{kind}-{stage}.yaml"
 
 
 def config_yaml(config: Frozen) -> str:

@@ -89,3 +89,35 @@ SEQUENCES_SCHEMA = pa.schema(
     + [field for field in _METRIC_FIELDS if field[0] not in ("ci_low", "ci_high", "n_sequences")]
 )
 """``sequences.parquet``: the same per sequence, so that two runs can be compared pairwise."""
+
+_CURVE_FIELDS = [
+    ("step", pa.int64()),
+    ("loss", pa.float64()),
+    ("gradient_norm", pa.float64()),
+    ("loss_max", pa.float64()),
+    ("gradient_norm_max", pa.float64()),
+    ("spikes", pa.int64()),
+    ("learning_rate", pa.float64()),
+    ("step_time_s", pa.float64()),
+    ("data_wait_s", pa.float64()),
+    ("clips_per_s", pa.float64()),
+]
+_PROBES = ("copy_ratio", "z_swap_ratio", "zero_z_ratio", "delta_rank")
+
+TOKENIZER_CURVES_SCHEMA = pa.schema(
+    [
+        *_CURVE_FIELDS,
+        ("mse", pa.float64()),
+        ("copy_last_mse", pa.float64()),
+        *((name, pa.float64()) for name in (*_PROBES, "black_first_ratio")),
+    ]
+)
+"""``curves.parquet`` of a tokenizer: a row an interval; probes are null in rows where none was made."""
+
+WORLD_CURVES_SCHEMA = pa.schema(
+    [
+        *_CURVE_FIELDS,
+        *((name, pa.float64()) for name in (*_PROBES, "predicted_rank", "query_entropy", "queries_winning")),
+    ]
+)
+"""``curves.parquet`` of a world model: a row an interval; probes are null in rows where none was made."""

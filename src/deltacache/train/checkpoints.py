@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
-from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, save_model
+from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, save_weights
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.pipeline.atomic import remove, sync, temporary_path
@@ -21,6 +22,15 @@ STATE_FILE = "training_state.pt"
 STATE_FORMAT = 1
 _FINISHED = re.compile(r"step-\d{8,}")
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """What a checkpoint holds: the model's weights and arguments, and the optimizer's ``state_dict``."""
+
+    weights: Mapping[str, Tensor]
+    arguments: Mapping[str, Any]
+    optimizer: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +55,16 @@ def checkpoint_folder(out: Path, step: int) -> Path:
     return out / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(
-    out: Path,
-    kind: Kind,
-    model: DeltaTok | DeltaWorld,
-    optimizer: torch.optim.Optimizer,
-    metadata: Mapping[str, Any],
-) -> Path:
+def save_checkpoint(out: Path, kind: Kind, saved: TrainingState, metadata: Mapping[str, Any]) -> Path:
     """Write ``checkpoints/step-<metadata["step"]>``; it appears under its name only when complete."""
     final = checkpoint_folder(out, metadata["step"])
     new = temporary_path(final)
     new.mkdir()
-    state = {"format_version": STATE_FORMAT, "step": metadata["step"], "optimizer": optimizer.state_dict()}
+    state = {"format_version": STATE_FORMAT, "step": metadata["step"], "optimizer": saved.optimizer}
     torch.save(state, new / STATE_FILE)
     checksum = crc32c_of_file(new / STATE_FILE)
-    save_model(new, model, kind, {**metadata, "training_state_crc32c": checksum})
+    metadata = {**metadata, "training_state_crc32c": checksum}
+    save_weights(new, saved.weights, saved.arguments, kind, metadata)
     for part in new.iterdir():
         sync(part)
     sync(new)
@@ -90,7 +95,7 @@ def load_newest(out: Path, kind: Kind, load: Callable[[Path], LoadedModel[ModelT
     newest = finished[-1]
     try:
         _check_kind(newest, kind)
-        return _load(newest, load(newest))
+        return read_checkpoint(newest, load)
     except CheckpointError as error:
         before = finished[-2].name if len(finished) > 1 else "none, so that training starts again"
         raise CheckpointError(
@@ -108,7 +113,13 @@ def _check_kind(folder: Path, kind: Kind) -> None:
         raise MismatchError(f"{folder} is of a {found}, not of a {kind}: choose another output folder")
 
 
-def _load(folder: Path, loaded: LoadedModel[ModelT]) -> Resumed[ModelT]:
+def read_checkpoint(folder: Path, load: Callable[[Path], LoadedModel[ModelT]]) -> Resumed[ModelT]:
+    """Read a ``step-*`` folder with its training state.
+
+    Raises:
+        CheckpointError: a part is missing or damaged.
+    """
+    loaded = load(folder)
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")

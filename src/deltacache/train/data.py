@@ -6,9 +6,10 @@ B batch, C clips, T frames, N patches, D hidden.
 
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from deltacache.pipeline.dataset import Dataset, DeltaArrays
 from deltacache.pipeline.stores import token_shape
-from deltacache.train.order import batch_items, step_rng
+from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.prefetch import prefetch
 
 RESIDENT_SHARE = 0.25
 """Features up to this share of the machine's memory are read once and kept."""
+DELTA_SHARE = 0.5
+"""The same for delta tokens, which are small."""
+_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +55,30 @@ class PairChoice:
 
 @dataclass(frozen=True, slots=True)
 class PairSettings:
-    """How pairs are drawn: ``clips`` x ``frames`` are there to choose from."""
+    """How pairs are drawn: ``clips`` x ``frames`` are there to choose from, ``effective_batch`` a step."""
 
     clips: int
     frames: int
-    batch_size: int
+    effective_batch: int
     seed: int
     black_first_fraction: float
 
 
-def choose_pairs(settings: PairSettings, step: int) -> PairChoice:
-    """The pairs of one step: clips epoch by epoch, the place within the clip uniform."""
-    rng = step_rng("pairs", settings.seed, step)
-    size = settings.batch_size
+def choose_pairs(settings: PairSettings, part: Part) -> PairChoice:
+    """The pairs of a part of a step: clips epoch by epoch, the place within the clip uniform."""
+    rng = step_rng("pairs", settings.seed, part.step)  # drawn for the whole batch: the split changes nothing
+    size = settings.effective_batch
     starts = rng.integers(0, settings.frames - 1, size)
     black = rng.random(size) < settings.black_first_fraction
-    return PairChoice(batch_items(settings.seed, step, size, settings.clips), starts, black)
+    clips = batch_items(settings.seed, part.step, size, settings.clips)
+    return PairChoice(*(drawn[part.positions] for drawn in (clips, starts, black)))
 
 
 class PairSource(Protocol):
     """Where pairs of frames come from."""
 
-    def read(self, clips: np.ndarray, starts: np.ndarray) -> Tensor:
-        """Frames ``starts`` and ``starts + 1`` of ``clips``: (B, 2, N, D) float16."""
+    def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """Frames ``starts`` and ``starts + 1`` of ``clips``, one pair after the other: (2, N, D) float16."""
         ...
 
 
@@ -81,14 +86,12 @@ class ResidentFeatures:
     """All patch tokens in memory."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._frames = dataset.card.sampling.frames
-        self._rows = torch.from_numpy(dataset.read_all()).flatten(0, 1)
+        self._tokens = dataset.read_all()
 
-    def read(self, clips: np.ndarray, starts: np.ndarray) -> Tensor:
+    def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
         """See ``PairSource``."""
-        first = clips * self._frames + starts
-        rows = torch.from_numpy(np.stack([first, first + 1], axis=1))
-        return self._rows.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        for clip, start in zip(clips.tolist(), starts.tolist(), strict=True):
+            yield self._tokens[clip, start : start + 2]
 
 
 class StreamedFeatures:
@@ -97,10 +100,9 @@ class StreamedFeatures:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
 
-    def read(self, clips: np.ndarray, starts: np.ndarray) -> Tensor:
+    def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
         """See ``PairSource``."""
-        wanted = zip(clips.tolist(), starts.tolist(), strict=True)
-        return torch.from_numpy(np.stack(list(self._dataset.at_once(self._pair, wanted))))
+        return self._dataset.at_once(self._pair, zip(clips.tolist(), starts.tolist(), strict=True))
 
     def _pair(self, wanted: tuple[int, int]) -> np.ndarray:
         clip, start = wanted
@@ -112,10 +114,14 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def tokens_bytes(dataset: Dataset) -> int:
+    """Size of all tokens in float16."""
+    return len(dataset) * math.prod(token_shape(dataset.card)) * np.dtype(np.float16).itemsize
+
+
 def fits_in_memory(dataset: Dataset) -> bool:
     """Whether the patch tokens take at most ``RESIDENT_SHARE`` of the memory."""
-    size = len(dataset) * math.prod(token_shape(dataset.card)) * np.dtype(np.float16).itemsize
-    return size <= RESIDENT_SHARE * memory_bytes()
+    return tokens_bytes(dataset) <= RESIDENT_SHARE * memory_bytes()
 
 
 def open_pairs(dataset: Dataset) -> PairSource:
@@ -127,36 +133,135 @@ def pair_batches(
     source: PairSource,
     black_patch_tokens: np.ndarray,
     settings: PairSettings,
-    steps: range,
+    parts: Iterable[Part],
     device: torch.device,
 ) -> Generator[PairBatch]:
-    """The batches of ``steps``; what must be read from shards is read ahead by a thread."""
-    pairs = _pairs(source, torch.from_numpy(black_patch_tokens), settings, steps)
-    with closing(prefetch(pairs) if isinstance(source, StreamedFeatures) else pairs) as batches:
-        for previous, current in batches:
-            yield PairBatch(previous.to(device).float(), current.to(device).float())
+    """The batches of ``parts``, made ahead by a thread.
+
+    On a CPU a batch lies in a buffer that is used again: it holds until the next one is asked for.
+    """
+    with closing(prefetch(_pairs(source, black_patch_tokens, settings, parts, device), _AHEAD)) as batches:
+        for pairs in batches:
+            previous, current = pairs.to(device).float()
+            yield PairBatch(previous, current)
 
 
 def _pairs(
-    source: PairSource, black: Tensor, settings: PairSettings, steps: range
-) -> Generator[tuple[Tensor, Tensor]]:
-    for step in steps:
-        choice = choose_pairs(settings, step)
-        pairs = source.read(choice.clips, choice.starts)
-        pairs[torch.from_numpy(choice.black), 0] = black
-        yield pairs[:, 0], pairs[:, 1]
+    source: PairSource, black: np.ndarray, settings: PairSettings, parts: Iterable[Part], device: torch.device
+) -> Generator[Tensor]:
+    """(2, B, N, D), float32 on a CPU, for a GPU float16 in pinned memory: half to send.
+
+    Buffers take turns, for fresh memory costs the system four times what it takes to fill it.
+    """
+    on_cpu, buffers = device.type == "cpu", cycle([_Buffer() for _ in range(_AHEAD + 1)])
+    scratch = torch.empty(2, *black.shape, dtype=torch.float16)
+    first = torch.from_numpy(black)
+    for part, buffer in zip(parts, buffers, strict=False):
+        choice = choose_pairs(settings, part)
+        shape = (2, len(choice.clips), *black.shape)
+        pairs = buffer.take(shape, torch.float32 if on_cpu else torch.float16, pinned=device.type == "cuda")
+        for row, frames in enumerate(source.read(choice.clips, choice.starts)):
+            scratch.numpy()[:] = frames  # torch takes no read-only views; it stays in the cache
+            pairs[:, row].copy_(scratch)
+        pairs[0, torch.from_numpy(choice.black)] = first.to(pairs.dtype)
+        yield pairs
+
+
+class _Buffer:
+    """Memory that is used again as long as the shape stays."""
+
+    def __init__(self) -> None:
+        self._tensor = torch.empty(0)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+        if self._tensor.shape != shape:
+            self._tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        return self._tensor
+
+
+class MappedTokens:
+    """Delta tokens that stay in their shards: indexed by clips like an array of shape (C, T, D)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.shape = (len(dataset), *token_shape(dataset.card))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, clips: np.ndarray) -> np.ndarray:
+        """(B, T, D) float16; each clip is verified the first time."""
+        tokens = np.empty((len(clips), *self.shape[1:]), dtype=np.float16)
+        frames, read = self.shape[1], self._dataset.read_frames
+        found = self._dataset.at_once(lambda clip: read(clip, 0, frames), clips.tolist())
+        for row, clip in enumerate(found):
+            tokens[row] = clip
+        return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class MappedDeltas:
+    """A delta dataset that memory does not hold; see ``DeltaArrays``."""
+
+    delta_tokens: MappedTokens
+    timestamps_s: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "MappedDeltas":
+        """Nothing is read yet."""
+        return cls(MappedTokens(dataset), dataset.timestamps_s)
+
+
+def open_deltas(dataset: Dataset) -> DeltaArrays | MappedDeltas:
+    """All delta tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards."""
+    if tokens_bytes(dataset) <= DELTA_SHARE * memory_bytes():
+        return DeltaArrays(dataset.read_all(), dataset.timestamps_s, dataset.clip_ids)
+    return MappedDeltas.of(dataset)
+
+
+def place(tokens: Tensor, device: torch.device) -> Tensor:
+    """Where tokens stay for a whole run: on a GPU if they take at most half of its free memory, else pinned."""
+    if device.type != "cuda":
+        return tokens
+    if 2 * tokens.nbytes < torch.cuda.mem_get_info(device)[0]:
+        return tokens.to(device)
+    return tokens.pin_memory()
 
 
 def delta_batches(
-    arrays: DeltaArrays, batch_size: int, seed: int, steps: range, device: torch.device
+    deltas: DeltaArrays | MappedDeltas,
+    effective_batch: int,
+    seed: int,
+    parts: Iterable[Part],
+    device: torch.device,
 ) -> Generator[DeltaBatch]:
-    """The batches of ``steps``; all delta tokens stay in memory, on a GPU if they fit into half of it."""
-    tokens = torch.from_numpy(arrays.delta_tokens)
-    times = torch.from_numpy(arrays.timestamps_s - arrays.timestamps_s[:, :1])
-    if device.type == "cuda" and 2 * tokens.nbytes < torch.cuda.mem_get_info(device)[0]:
-        tokens, times = tokens.to(device), times.to(device)
-    for step in steps:
-        items = torch.from_numpy(batch_items(seed, step, batch_size, len(tokens))).to(tokens.device)
-        yield DeltaBatch(
-            tokens.index_select(0, items).to(device).float(), times.index_select(0, items).to(device)
+    """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""
+    times = torch.from_numpy(deltas.timestamps_s - deltas.timestamps_s[:, :1]).to(device)
+    drawn = (
+        torch.from_numpy(batch_items(seed, part.step, effective_batch, len(times))[part.positions])
+        for part in parts
+    )
+    if isinstance(deltas, MappedDeltas):
+        mapped = deltas.delta_tokens
+        batches = prefetch(
+            (items, torch.from_numpy(mapped[items.numpy()]).to(device).float()) for items in drawn
         )
+    else:
+        batches = _gathered(place(torch.from_numpy(deltas.delta_tokens), device), drawn, device)
+    with closing(batches):
+        for items, taken in batches:
+            yield DeltaBatch(taken, times[items.to(device)])
+
+
+def _gathered(
+    tokens: Tensor, drawn: Iterable[Tensor], device: torch.device
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Items with their rows of ``tokens``, float32 on ``device``."""
+    gathered, pinned = _Buffer(), tokens.is_pinned()
+    for items in drawn:
+        if tokens.device.type == "cpu":
+            rows = gathered.take((len(items), *tokens.shape[1:]), tokens.dtype, pinned=pinned)
+            torch.index_select(tokens, 0, items, out=rows)
+        else:
+            rows = tokens.index_select(0, items.to(tokens.device))
+        yield items, rows.to(device).float()

@@ -1,31 +1,34 @@
 """The training loop, shared by the tokenizer and the world model."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
 
 from deltacache.models.checkpoints import Kind
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.deltaworld import DeltaWorld
-from deltacache.models.optimizer_groups import decay_groups
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.progress import ProgressStage, Reporter
-from deltacache.train.checkpoints import checkpoint_folder, delete_old, save_checkpoint
-from deltacache.train.curves import Meter
+from deltacache.train.checkpoints import checkpoint_folder
+from deltacache.train.group import Alone, Group
 from deltacache.train.logs import RunLog
+from deltacache.train.meter import Meter, NonFiniteError
+from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
+from deltacache.train.order import Part, Split
+from deltacache.train.saving import CheckpointWriter
 from deltacache.train.schedules import warmup_constant
+from deltacache.train.stopping import stop_on_sigterm
 
 BatchT = TypeVar("BatchT")
 
 
 class TrainingTask(Protocol[BatchT]):
-    """What is trained. Both methods depend on the step alone, so a resumed run repeats an unbroken one."""
+    """What is trained. All depends on the step and the part alone, so a resumed run repeats an unbroken one."""
 
     @property
     def kind(self) -> Kind:
@@ -37,12 +40,16 @@ class TrainingTask(Protocol[BatchT]):
         """In train mode, on the device of the batches."""
         ...
 
-    def batches(self, steps: range) -> Generator[BatchT]:
-        """The batches of these steps, in order."""
+    def batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
+        """The batches of these parts, in order."""
         ...
 
-    def training_loss(self, batch: BatchT, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend, and detached scalars to log beside it."""
+    def training_loss(self, batch: BatchT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend, and detached scalars to log beside it: means over the part."""
+        ...
+
+    def probes(self) -> dict[str, float]:
+        """Numbers that tell whether the model does what it is meant to do."""
         ...
 
 
@@ -61,52 +68,83 @@ class Run:
     reporter: Reporter
     first_step: int = 0
     optimizer_state: dict[str, Any] | None = None
+    group: Group = field(default_factory=Alone)
 
-    def save(self, task: TrainingTask[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write the checkpoint after ``step`` steps, then delete those that are not to be kept."""
-        save_checkpoint(self.out, task.kind, task.model, optimizer, {**self.metadata, "step": step})
-        delete_old(self.out, self.config.keep)
+    @property
+    def split(self) -> Split:
+        """How a step is shared out."""
+        return split_of(self.config, self.group)
+
+
+def split_of(config: TrainingConfig, group: Group) -> Split:
+    """How the effective batch is shared out among the workers of ``group``."""
+    return Split(config.batch_size, config.accumulation, group.workers, group.rank)
 
 
 def train(task: TrainingTask[BatchT], run: Run) -> Path:
     """Train from ``run.first_step`` to ``run.config.steps`` and return the last checkpoint.
 
     Raises:
-        DeltacacheError: a loss or gradient norm is not finite; the checkpoints before stay.
+        NonFiniteError: a loss or gradient norm is not finite; the state before that step is saved.
+        SystemExit: 0 after SIGTERM, when the state is saved.
     """
-    config = run.config
-    steps = range(run.first_step, config.steps)
+    config, split = run.config, run.split
+    steps, done = range(run.first_step, config.steps), run.first_step
     parameters = [p for p in task.model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(task.model, run)
-    meter = Meter(run.first_step, config.batch_size)
+    optimizer = make_optimizer(task.model, config, run.optimizer_state)
+    guard = FiniteGuard(optimizer, parameters[0].device)
+    meter = Meter(run.first_step, split.effective_batch)
+    run.reporter.line(f"train {task.kind}: effective batch {split}")
     with (
-        closing(task.batches(steps)) as batches,
-        RunLog(run.out, task.kind, run.first_step) as log,
+        stop_on_sigterm() as stop,
+        CheckpointWriter(run.out, task.kind, run.metadata, config.keep) as writer,
+        closing(task.batches(split.parts_of(steps))) as batches,
+        _open_log(task.kind, run) as log,
         run.reporter.stage(f"train {task.kind}", config.steps, done=run.first_step) as stage,
     ):
         for step in steps:
-            with meter.waiting():
-                batch = next(batches)
-            with forward_precision(parameters[0].device):
-                loss, scalars = task.training_loss(batch, step)
             optimizer.zero_grad()
-            loss.backward()
+            values: list[dict[str, Tensor]] = []
+            for part in split.parts(step):
+                with meter.waiting():
+                    batch = next(batches)
+                with forward_precision(parameters[0].device):
+                    loss, scalars = task.training_loss(batch, part)
+                (loss / config.accumulation).backward()
+                values.append({"loss": loss.detach(), **scalars})
+            run.group.average_gradients(parameters)
             norm = clip_gradients(parameters, config.gradient_clip)
+            means = _means(values, run.group)
+            guard.look_at(means["loss"], norm)
             rate = set_rate(optimizer, warmup_constant(step, config.learning_rate, config.warmup_steps))
-            optimizer.step()
-            meter.add({"loss": loss.detach(), **scalars, "gradient_norm": norm})
+            optimizer.step()  # does nothing from the first step on that is not finite
+            meter.add({**means, "gradient_norm": norm}, rate)
             done = step + 1
-            save = done % config.save_every == 0 or done == config.steps
-            if save or done % config.log_every == 0:
-                row = meter.row(rate)  # refuses what is not finite before it can be saved
-                log.add(row)
-                show(stage, meter, row)
+            end = done == config.steps or stop.asked
+            save, probe = end or done % config.save_every == 0, end or done % config.probe_every == 0
+            if save or probe or done % config.log_every == 0:
+                try:
+                    row: dict[str, float] = meter.row()
+                except NonFiniteError as error:
+                    _save_state_before(error, run.out, task, optimizer, log, writer)
+                    raise
+                _show(stage, meter, row, run.reporter)
+                log.add({**row, **(task.probes() if probe else {})})
                 if save:
                     log.save()
-                    run.save(task, optimizer, done)
+                    writer.save(task.model, optimizer, done)
                 meter.restart_clock()
+            if stop.asked:
+                break
+        writer.wait()
         log.plot()
     run.reporter.line(f"train {task.kind}: {meter.summary()}")
+    if stop.asked and done < config.steps:
+        run.reporter.line(
+            f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; "
+            "the same command with --resume goes on"
+        )
+        raise SystemExit(0)
     return checkpoint_folder(run.out, config.steps)
 
 
@@ -115,37 +153,44 @@ def forward_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Give every group the same learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+def _means(values: list[dict[str, Tensor]], group: Group) -> dict[str, Tensor]:
+    """Means over the parts of a step, which are of equal size, and over the workers."""
+    names = list(values[0])
+    table = torch.stack([torch.stack([each[name].float() for name in names]) for each in values])
+    return dict(zip(names, group.average(table.mean(0)).unbind(), strict=True))
 
 
-def make_optimizer(model: nn.Module, run: Run) -> torch.optim.AdamW:
-    """AdamW with weight decay on Linear and Conv weights only, in the state that the run starts from."""
-    groups = [dict(group) for group in decay_groups(model, run.config.weight_decay)]
-    optimizer = torch.optim.AdamW(groups, lr=run.config.learning_rate, fused=True)
-    if run.optimizer_state is not None:
-        optimizer.load_state_dict(run.optimizer_state)
-    return optimizer
+def _open_log(kind: Kind, run: Run) -> RunLog:
+    return RunLog(run.out, kind, run.first_step, wandb=run.config.wandb, config=run.metadata)
 
 
-def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale the gradients to a norm of at most ``limit`` and return their norm before that."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = get_total_norm(gradients, foreach=True)
-    if limit is not None:
-        clip_grads_with_norm_(parameters, limit, norm, foreach=True)
-    return norm
+def _save_state_before(
+    error: NonFiniteError,
+    out: Path,
+    task: TrainingTask[Any],
+    optimizer: torch.optim.Optimizer,
+    log: RunLog,
+    writer: CheckpointWriter,
+) -> None:
+    """The updates since the bad step did nothing, so the state is still the one before it."""
+    if error.row is not None:
+        log.add(error.row)
+    log.save()
+    writer.wait()
+    if not checkpoint_folder(out, error.done).exists():
+        writer.save(task.model, optimizer, error.done)
+        writer.wait()
 
 
-def show(stage: ProgressStage, meter: Meter, row: Mapping[str, float]) -> None:
-    """Move the bar to the row's step, with the loss, the time of a step and how much of it was waiting."""
-    waiting = row["data_wait_s"] / row["step_time_s"]
+def _show(stage: ProgressStage, meter: Meter, row: Mapping[str, float], reporter: Reporter) -> None:
+    """Move the bar to the row's step: loss, speed, how much of the time was waiting; the bar knows what is left."""
     stage.advance(
         meter.interval_steps,
         loss=f"{row['loss']:.4g}",
+        clips_per_s=f"{row['clips_per_s']:,.0f}",
         step=f"{1000 * row['step_time_s']:.1f} ms",
-        data_wait=f"{100 * waiting:.1f} %",
+        data_wait=f"{100 * row['data_wait_s'] / row['step_time_s']:.1f} %",
     )
+    if meter.spikes:
+        more = f" (and {len(meter.spikes) - 1} more since the row before)" if len(meter.spikes) > 1 else ""
+        reporter.line(meter.spikes[0] + more)

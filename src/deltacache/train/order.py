@@ -1,15 +1,69 @@
-"""What is drawn at which step: pure functions of (seed, step), so that a resumed run continues exactly.
+"""What is drawn at which step: pure functions of (seed, step, position in the effective batch).
+
+So a resumed run continues exactly, and neither the number of workers nor of passes changes what is drawn.
 
 B batch size, C clips.
 """
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deltacache.schemas.fingerprints import canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Positions ``start`` to ``stop - 1`` of the effective batch of a step: one forward and backward pass."""
+
+    step: int
+    start: int
+    stop: int
+
+    @property
+    def positions(self) -> slice:
+        """To cut this part out of what is drawn for the whole batch."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the effective batch of a step is shared out: over ``workers``, and for each over passes in turn.
+
+    All parts have the same size, so the mean of their losses is that of the whole batch.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    workers: int = 1
+    rank: int = 0
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples of one optimizer step."""
+        return self.batch_size * self.accumulation * self.workers
+
+    def parts(self, step: int) -> Iterator[Part]:
+        """What worker ``rank`` computes of a step."""
+        for turn in range(self.accumulation):
+            start = (turn * self.workers + self.rank) * self.batch_size
+            yield Part(step, start, start + self.batch_size)
+
+    def parts_of(self, steps: range) -> Iterator[Part]:
+        """The parts of these steps, in order."""
+        for step in steps:
+            yield from self.parts(step)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.effective_batch:,} (batch {self.batch_size:,} x accumulation {self.accumulation} "
+            f"x workers {self.workers})"
+        )
 
 
 def seed_of(*parts: int | str) -> int:
@@ -26,6 +80,16 @@ def step_rng(purpose: str, seed: int, step: int) -> np.random.Generator:
 def step_generator(purpose: str, seed: int, step: int, device: torch.device) -> torch.Generator:
     """The torch generator of one step, for one purpose. Draws differ between kinds of device."""
     return torch.Generator(device).manual_seed(seed_of(purpose, seed, step))
+
+
+def normal_draws(purpose: str, seed: int, part: Part, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal numbers (B, *shape) for the positions of ``part``, each from a generator of its own."""
+    draws = torch.empty((part.stop - part.start, *shape), device=device)
+    generator = torch.Generator(device)
+    for row, position in enumerate(range(part.start, part.stop)):
+        generator.manual_seed(seed_of(purpose, seed, part.step, position))
+        torch.randn(shape, generator=generator, device=device, out=draws[row])
+    return draws
 
 
 @lru_cache(maxsize=2)

@@ -11,10 +11,16 @@ from deltacache.pipeline.atomic import is_temporary, remove_leftovers
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.train.checkpoints import Resumed, finished_checkpoints, load_newest
 
-FREE_ON_RESUME = frozenset({"training.steps", "training.save_every", "training.log_every", "training.keep"})
+FREE_ON_RESUME = frozenset(
+    f"training.{name}"
+    for name in (
+        *("steps", "save_every", "log_every", "keep", "probe_every", "probe_clips", "wandb"),
+        *("batch_size", "accumulation"),  # their product with the number of workers must stay
+    )
+)
 """What may change between a run and its continuation: none of these changes what a step computes."""
 
-_OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard"})
+_OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb"})
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
 
 
@@ -74,7 +80,14 @@ def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> No
             f"{resumed.folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
             "the same one; put these back or choose another output folder"
         )
-    for name in sorted(metadata.keys() & resumed.metadata.keys() - {"config", "code_version"}):
+    batch_before, batch_now = resumed.metadata.get("effective_batch"), metadata["effective_batch"]
+    if batch_before != batch_now:
+        raise MismatchError(
+            f"{resumed.folder} was trained with an effective batch of {batch_before}, now it is {batch_now}: batch x "
+            "accumulation x workers must stay the same; change --batch-size or --accumulation so that it does"
+        )
+    compared = metadata.keys() & resumed.metadata.keys() - {"config", "code_version", "effective_batch"}
+    for name in sorted(compared):
         if metadata[name] != resumed.metadata[name]:
             raise MismatchError(
                 f"{resumed.folder} was trained on other data ({name} was {resumed.metadata[name]}, now "

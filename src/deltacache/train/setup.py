@@ -15,13 +15,15 @@ from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, save_config
-from deltacache.schemas.errors import DatasetError, MismatchError
+from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.progress import Reporter
-from deltacache.train.checkpoints import Resumed
-from deltacache.train.loop import Run
+from deltacache.train.checkpoints import Resumed, finished_checkpoints
+from deltacache.train.group import Alone, Group
+from deltacache.train.loop import Run, split_of
 from deltacache.train.order import seed_of
 from deltacache.train.outputs import claim_output
+from deltacache.train.stages import StageBefore, check_same_start, check_start, read_stage_before
 
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
 
@@ -59,12 +61,14 @@ def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | DeltaWorld]) -> 
 
 @dataclass(frozen=True)
 class Output(Generic[ModelT]):
-    """The output folder of a run, made ready."""
+    """The output folder of a run, made ready, and what the run begins with there."""
 
     out: Path
     config: TokenizerConfig | WorldConfig
     metadata: Mapping[str, Any]
     resumed: Resumed[ModelT] | None
+    before: StageBefore[ModelT] | None
+    group: Group
 
     @property
     def finished(self) -> Path | None:
@@ -74,21 +78,25 @@ class Output(Generic[ModelT]):
         return self.resumed.folder
 
     def model(self, build: Callable[[], ModelT]) -> ModelT:
-        """The resumed model, or a new one whose random weights depend on the seed alone."""
+        """The resumed model, that of the stage before, or a new one."""
         if self.resumed is not None:
             return self.resumed.model
-        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
-            torch.default_generator.manual_seed(seed_of("weights", self.config.training.seed))
-            return build()
+        return seeded(build, self.config) if self.before is None else self.before.model
 
     def run(self, reporter: Reporter) -> Run:
         """Begin: the resolved config is saved beside what follows."""
         with replacing(self.out / "config.yaml") as temporary:
             save_config(self.config, temporary)
-        if self.resumed is None:
-            return Run(self.out, self.config.training, self.metadata, reporter)
-        step, optimizer_state = self.resumed.step, self.resumed.optimizer_state
-        return Run(self.out, self.config.training, self.metadata, reporter, step, optimizer_state)
+        begun = self.resumed or self.before
+        step, state = (0, None) if begun is None else (begun.step, begun.optimizer_state)
+        return Run(self.out, self.config.training, self.metadata, reporter, step, state, self.group)
+
+
+def seeded(build: Callable[[], ModelT], config: TokenizerConfig | WorldConfig) -> ModelT:
+    """A new model, whose random weights depend on the config's seed alone."""
+    with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
+        torch.default_generator.manual_seed(seed_of("weights", config.training.seed))
+        return build()
 
 
 def open_output(
@@ -96,13 +104,46 @@ def open_output(
     dataset: Dataset,
     config: TokenizerConfig | WorldConfig,
     kind: Kind,
-    load: Callable[[Path], LoadedModel[ModelT]],
+    build: Callable[[], ModelT],
+    load: Callable[..., LoadedModel[ModelT]],
     *,
     resume: bool,
+    start_from: Path | None = None,
+    group: Group | None = None,
 ) -> Output[ModelT]:
-    """Claim ``out`` for training on ``dataset``; see ``claim_output`` for what is refused."""
-    metadata = run_metadata(dataset, config)
-    return Output(out, config, metadata, claim_output(out, kind, load, metadata, resume=resume))
+    """Claim ``out`` for training on ``dataset``, and read what the run begins with.
+
+    See ``claim_output`` and ``read_stage_before`` for what is refused.
+    """
+    group = group or Alone()
+    start = config.training.start
+    metadata = {
+        **run_metadata(dataset, config),
+        "effective_batch": split_of(config.training, group).effective_batch,
+    }
+    before = None
+    if not (resume and finished_checkpoints(out)):
+        check_start(start, start_from)
+        if start_from is not None:  # before anything is written
+            before = read_stage_before(start, start_from, seeded(build, config), load, metadata)
+            _check_steps_left(before, config, start_from)
+    resumed = claim_output(out, kind, load, metadata, resume=resume)
+    if resumed is not None:
+        check_same_start(resumed.metadata, start_from)
+    record = (
+        before.record if before is not None else (resumed.metadata if resumed else {}).get("started_from")
+    )
+    return Output(out, config, {**metadata, "started_from": record}, resumed, before, group)
+
+
+def _check_steps_left(
+    before: StageBefore[Any], config: TokenizerConfig | WorldConfig, start_from: Path
+) -> None:
+    if before.step >= config.training.steps:
+        raise DeltacacheError(
+            f"{start_from} has {before.step} steps and this stage ends at {config.training.steps}: steps count those "
+            "of the stage it continues; give a larger --steps"
+        )
 
 
 def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """``train-tokenizer``: DeltaTok on pairs of consecutive frames (method section 1)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ from deltacache.pipeline.dataset import Dataset
 from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import PairBatch, PairSettings, open_pairs, pair_batches
-from deltacache.train.loop import train
-from deltacache.train.order import step_generator
+from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
+from deltacache.train.group import Group
+from deltacache.train.loop import forward_precision, split_of, train
+from deltacache.train.order import Part, Split, step_generator, step_rng
+from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import check_fits, open_output, open_training_data
 
 
@@ -25,8 +29,15 @@ class TokenizerTask:
     kind: Kind = "tokenizer"
 
     def __init__(
-        self, model: DeltaTok, dataset: Dataset, config: TokenizerConfig, device: torch.device
+        self,
+        model: DeltaTok,
+        dataset: Dataset,
+        config: TokenizerConfig,
+        device: torch.device,
+        split: Split | None = None,
     ) -> None:
+        training = config.training
+        split = split or Split(training.batch_size, training.accumulation)
         self.model = model.to(device).train()
         self._dataset = dataset
         self._config = config
@@ -35,24 +46,51 @@ class TokenizerTask:
         self._settings = PairSettings(
             clips=len(dataset),
             frames=dataset.card.sampling.frames,
-            batch_size=config.training.batch_size,
-            seed=config.training.seed,
+            effective_batch=split.effective_batch,
+            seed=training.seed,
             black_first_fraction=config.black_first_fraction,
         )
 
-    def batches(self, steps: range) -> Generator[PairBatch]:
-        """See ``TrainingTask``."""
-        source = open_pairs(self._dataset)
-        return pair_batches(source, self._dataset.black_patch_tokens, self._settings, steps, self._device)
+    @cached_property
+    def _source(self) -> PairSource:
+        return open_pairs(self._dataset)
 
-    def training_loss(self, batch: PairBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``; ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess."""
-        generator = step_generator("rope", self._config.training.seed, step, torch.device("cpu"))
+    def batches(self, parts: Iterable[Part]) -> Generator[PairBatch]:
+        """See ``TrainingTask``."""
+        black = self._dataset.black_patch_tokens
+        return pair_batches(self._source, black, self._settings, parts, self._device)
+
+    def training_loss(self, batch: PairBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingTask``; ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess.
+
+        The factor of the RoPE augmentation is one for the whole step, whatever the part.
+        """
+        generator = step_generator("rope", self._config.training.seed, part.step, torch.device("cpu"))
         result = self.model.training_loss(
             batch.previous, batch.current, self._grid, self._config.loss, generator=generator
         )
         copy_last = torch.nn.functional.mse_loss(batch.previous, batch.current)
         return result.loss, {"mse": result.mse.detach(), "copy_last_mse": copy_last}
+
+    def probes(self) -> dict[str, float]:
+        """See ``TrainingTask`` and ``probe_tokenizer``."""
+        with forward_precision(self._device):
+            return probe_tokenizer(self.model, self._probe, self._grid, self._config.loss)
+
+    @cached_property
+    def _probe(self) -> PairProbe:
+        """Clips and places in them that depend on the seed alone; kept on the device."""
+        settings, training = self._settings, self._config.training
+        rng = step_rng("probe", settings.seed, 0)
+        clips = rng.permutation(settings.clips)[: training.probe_clips]
+        starts = rng.integers(0, settings.frames - 1, len(clips))
+        pairs = np.stack(list(self._source.read(clips, starts)), axis=1)
+        first = np.stack([frames[0] for frames in self._source.read(clips, starts * 0)])
+        previous, current, first, black = (
+            torch.from_numpy(tokens).to(self._device).float()
+            for tokens in (*pairs, first, self._dataset.black_patch_tokens)
+        )
+        return PairProbe(PairBatch(previous, current), first, black)
 
 
 def train_tokenizer(
@@ -63,14 +101,18 @@ def train_tokenizer(
     resume: bool,
     device: str,
     reporter: Reporter,
+    start_from: Path | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Train on a feature dataset and return the last checkpoint; a finished run returns at once.
+
+    ``start_from`` is the stage before, of which ``config.training.start`` says what is taken.
 
     Raises:
         DatasetError: ``features`` is not a feature dataset that can be trained on.
         MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
         CheckpointError: ``resume`` with a damaged newest checkpoint.
-        DeltacacheError: ``out`` holds something else, or the loss became non-finite.
+        DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
     target = choose_device(device)
     dataset = open_training_data(features, "features")
@@ -79,9 +121,20 @@ def train_tokenizer(
         return DeltaTok(dataset.card.hidden_size, **config.model.model_dump())
 
     check_fits(dataset, build)
-    output = open_output(out, dataset, config, "tokenizer", load_tokenizer, resume=resume)
+    output = open_output(
+        out,
+        dataset,
+        config,
+        "tokenizer",
+        build,
+        load_tokenizer,
+        resume=resume,
+        start_from=start_from,
+        group=group,
+    )
     if output.finished is not None:
         reporter.line(f"train tokenizer: {output.finished} has all its steps, nothing to do")
         return output.finished
-    model = output.model(build)
-    return train(TokenizerTask(model, dataset, config, target), output.run(reporter))
+    split = split_of(config.training, output.group)
+    task = TokenizerTask(output.model(build), dataset, config, target, split)
+    return train(task, output.run(reporter))

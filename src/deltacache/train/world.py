@@ -1,6 +1,6 @@
 """``train-world``: DeltaWorld on the delta tokens of whole clips (method section 1)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import torch
@@ -9,13 +9,16 @@ from torch import Tensor
 from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.devices import choose_device
-from deltacache.pipeline.dataset import DeltaArrays, load_deltas
+from deltacache.models.selection import selection_for
+from deltacache.pipeline.dataset import DeltaArrays
 from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import DeltaBatch, delta_batches
-from deltacache.train.loop import train
-from deltacache.train.order import step_generator
+from deltacache.train.data import DeltaBatch, MappedDeltas, delta_batches, open_deltas
+from deltacache.train.group import Group
+from deltacache.train.loop import forward_precision, split_of, train
+from deltacache.train.order import Part, Split, normal_draws, step_rng
+from deltacache.train.probes import probe_world
 from deltacache.train.setup import check_fits, open_output, open_training_data
 
 
@@ -25,41 +28,87 @@ class WorldTask:
     kind: Kind = "world"
 
     def __init__(
-        self, model: DeltaWorld, arrays: DeltaArrays, config: WorldConfig, device: torch.device
+        self,
+        model: DeltaWorld,
+        arrays: DeltaArrays | MappedDeltas,
+        config: WorldConfig,
+        device: torch.device,
+        split: Split | None = None,
     ) -> None:
+        training = config.training
+        split = split or Split(training.batch_size, training.accumulation)
         self.model = model.to(device).train()
         self._arrays = arrays
         self._config = config
         self._device = device
+        self._effective_batch = split.effective_batch
 
-    def batches(self, steps: range) -> Generator[DeltaBatch]:
+    def batches(self, parts: Iterable[Part]) -> Generator[DeltaBatch]:
         """See ``TrainingTask``."""
-        training = self._config.training
-        return delta_batches(self._arrays, training.batch_size, training.seed, steps, self._device)
+        seed = self._config.training.seed
+        return delta_batches(self._arrays, self._effective_batch, seed, parts, self._device)
 
-    def training_loss(self, batch: DeltaBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``; the noise is that of the step."""
-        generator = step_generator("noise", self._config.training.seed, step, self._device)
+    def training_loss(self, batch: DeltaBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingTask``; the noise of a clip is that of its step and position."""
         result = self.model.training_loss(
             batch.delta_tokens,
             batch.timestamps_s,
             candidates=self._config.candidates,
             beta=self._config.smooth_l1_beta,
-            generator=generator,
+            noise=self._noise(batch, part),
+            selection=selection_for(self._device, self.model.hidden_size),
         )
         return result.loss, {}
 
+    def _noise(self, batch: DeltaBatch, part: Part) -> Tensor | None:
+        """(B, T-1, K, D), or ``None`` for a learned query."""
+        if self._config.model.query == "learned":
+            return None
+        _, frames, hidden = batch.delta_tokens.shape
+        shape = (frames - 1, self._config.candidates, hidden)
+        noise = normal_draws("noise", self._config.training.seed, part, shape, self._device)
+        return noise.mul_(self.model.noise_std)
+
+    def probes(self) -> dict[str, float]:
+        """See ``TrainingTask`` and ``probe_world``; clips and candidates depend on the seed alone."""
+        config, seed = self._config, self._config.training.seed
+        tokens, seconds = self._arrays.delta_tokens, self._arrays.timestamps_s
+        clips = step_rng("probe", seed, 0).permutation(len(tokens))[: config.training.probe_clips]
+        batch = DeltaBatch(
+            torch.from_numpy(tokens[clips]).to(self._device).float(),
+            torch.from_numpy(seconds[clips] - seconds[clips, :1]).to(self._device),
+        )
+        noise = None
+        if config.model.query == "noise":
+            shape = (config.candidates, tokens.shape[-1])
+            noise = (
+                normal_draws("probe noise", seed, Part(0, 0, 1), shape, self._device)[0]
+                * self.model.noise_std
+            )
+        with forward_precision(self._device):
+            return probe_world(self.model, batch, noise, config.smooth_l1_beta)
+
 
 def train_world(
-    deltas: AnyPath | str, out: Path, config: WorldConfig, *, resume: bool, device: str, reporter: Reporter
+    deltas: AnyPath | str,
+    out: Path,
+    config: WorldConfig,
+    *,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
+    start_from: Path | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Train on a delta dataset and return the last checkpoint; a finished run returns at once.
+
+    ``start_from`` is the stage before, of which ``config.training.start`` says what is taken.
 
     Raises:
         DatasetError: ``deltas`` is not a delta dataset that can be trained on.
         MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
         CheckpointError: ``resume`` with a damaged newest checkpoint.
-        DeltacacheError: ``out`` holds something else, or the loss became non-finite.
+        DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
     target = choose_device(device)
     dataset = open_training_data(deltas, "deltas")
@@ -68,9 +117,12 @@ def train_world(
         return DeltaWorld(dataset.card.hidden_size, **config.model.model_dump())
 
     check_fits(dataset, build)
-    output = open_output(out, dataset, config, "world", load_world, resume=resume)
+    output = open_output(
+        out, dataset, config, "world", build, load_world, resume=resume, start_from=start_from, group=group
+    )
     if output.finished is not None:
         reporter.line(f"train world: {output.finished} has all its steps, nothing to do")
         return output.finished
-    model = output.model(build)
-    return train(WorldTask(model, load_deltas(deltas), config, target), output.run(reporter))
+    split = split_of(config.training, output.group)
+    task = WorldTask(output.model(build), open_deltas(dataset), config, target, split)
+    return train(task, output.run(reporter))

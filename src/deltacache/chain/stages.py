@@ -1,0 +1,120 @@
+"""Training in stages within a chain: each begins with what the one before it left (method section 2)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from deltacache.schemas.clips import check_id
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.progress import Reporter
+from deltacache.train.tokenizer import train_tokenizer
+from deltacache.train.world import train_world
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``, mapping by mapping."""
+    both = dict(base)
+    for name, value in changes.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _from_preset(value: Any, load: Any) -> Any:
+    """``{preset: released, stage: 512px, training: {...}}`` as the whole config of that stage, so changed."""
+    if not isinstance(value, Mapping) or "preset" not in value:
+        return value
+    changes = {name: each for name, each in value.items() if name not in ("preset", "stage")}
+    try:
+        config = load(value["preset"], value.get("stage"))
+    except (DeltacacheError, KeyError) as error:
+        raise ValueError(f"preset {value['preset']!r}: {error}") from error
+    return merged(config.model_dump(mode="json"), changes)
+
+
+AnyTokenizerConfig = Annotated[TokenizerConfig, BeforeValidator(lambda v: _from_preset(v, tokenizer_preset))]
+AnyWorldConfig = Annotated[WorldConfig, BeforeValidator(lambda v: _from_preset(v, world_preset))]
+
+
+class TokenizerStage(Frozen):
+    """One stage of a tokenizer; ``image_size`` is that of its features (``None``: that of the videos)."""
+
+    name: str
+    image_size: int | None = Field(default=None, ge=16)
+    config: AnyTokenizerConfig
+
+
+class WorldStage(Frozen):
+    """One stage of a world model."""
+
+    name: str
+    config: AnyWorldConfig
+
+
+class TokenizerStages(Frozen):
+    """The stages of a tokenizer; the last one's features make the delta tokens."""
+
+    stages: tuple[TokenizerStage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        _check_order([(stage.name, stage.config.training.start) for stage in self.stages])
+        if self.stages[-1].image_size is not None:
+            raise ValueError("the last stage takes the features of train_videos: leave its image_size out")
+        return self
+
+
+class WorldStages(Frozen):
+    """The stages of one world model."""
+
+    stages: tuple[WorldStage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        _check_order([(stage.name, stage.config.training.start) for stage in self.stages])
+        return self
+
+
+def _check_order(stages: Sequence[tuple[str, str]]) -> None:
+    names = [check_id(name, "stage name") for name, _ in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"stages {', '.join(names)}: give each a name of its own")
+    for position, (name, start) in enumerate(stages):
+        if (start == "random") != (position == 0):
+            raise ValueError(
+                f"stage {name} has training.start {start}: the first stage is random, and each one after it "
+                "starts with weights or everything of the one before"
+            )
+
+
+def train_tokenizer_stages(
+    stages: Sequence[TokenizerStage],
+    features: Mapping[int | None, Path],
+    folders: Sequence[Path],
+    device: str,
+    reporter: Reporter,
+) -> None:
+    """Train each stage into its folder on the features of its image size; finished ones are skipped."""
+    before = None
+    for stage, folder in zip(stages, folders, strict=True):
+        root = features[stage.image_size]
+        train_tokenizer(
+            root, folder, stage.config, resume=True, device=device, reporter=reporter, start_from=before
+        )
+        before = folder
+
+
+def train_world_stages(
+    stages: Sequence[WorldStage], deltas: Path, folders: Sequence[Path], device: str, reporter: Reporter
+) -> None:
+    """Train each stage into its folder; finished ones are skipped."""
+    before = None
+    for stage, folder in zip(stages, folders, strict=True):
+        train_world(
+            deltas, folder, stage.config, resume=True, device=device, reporter=reporter, start_from=before
+        )
+        before = folder
