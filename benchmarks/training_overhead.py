@@ -4,7 +4,7 @@
 
 The world model at ViT-B size on random delta tokens. A share at a small K bounds that at a larger one from
 above, since K makes the step longer and nothing else. Each part is timed by itself, checkpoints as what they
-hold up the loop (the copy) and, while one is written, how much longer the steps beside it take.
+hold up the loop: the copy. How much the thread that writes it slows the steps beside it is not measured.
 """
 
 import argparse

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import Case
 
+from deltacache.schemas.errors import StorageError
 from deltacache.train import checkpoints
 from deltacache.train.checkpoints import finished_checkpoints
 
@@ -107,6 +108,23 @@ def test_killed_at_any_moment(case: Case, tmp_path: Path, seconds: float) -> Non
     assert rows[:step] == list(range(1, step + 1))
 
 
+def test_a_full_disk_is_said_in_one_line(features: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import resource, signal, sys, deltacache.cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "deltacache.cli.main()"
+    )
+    flags = ["--preset", "tiny", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
+    command = [sys.executable, "-c", script, "train-tokenizer", str(features), str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"{out} cannot be written (File too large)" in done.stderr
+    assert finished_checkpoints(out) == []
+
+
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +133,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "sync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match=r"No space left on device.*Make room"):
             case.run(tmp_path / "out", steps=100)
     assert finished_checkpoints(tmp_path / "out") == []
     rows = pq.read_table(tmp_path / "out/curves.parquet")["step"].to_pylist()

@@ -20,6 +20,7 @@ from deltacache.schemas.configs import (
     world_preset,
 )
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.heads import HEAD_RECIPES
 from deltacache.train.optimizer import clip_gradients, make_optimizer, set_rate
 from deltacache.train.schedules import warmup_constant
 
@@ -78,7 +79,8 @@ def test_every_preset_file_is_a_stage_and_every_stage_a_file() -> None:
         f"{name}/tokenizer-{stage}" for name, stages in TOKENIZER_STAGES.items() for stage in stages
     }
     worlds = {f"{name}/world-{stage}" for name, stages in WORLD_STAGES.items() for stage in stages}
-    assert files == tokenizers | worlds
+    heads = {f"{name}/head-{recipe}" for name in ("released", "tiny") for recipe in HEAD_RECIPES}
+    assert files == tokenizers | worlds | heads
     for name in TOKENIZER_STAGES:
         assert tokenizer_preset(name) == tokenizer_preset(name, TOKENIZER_STAGES[name][0])
         assert world_preset(name) == world_preset(name, "main")
@@ -177,3 +179,19 @@ def test_groups_of_the_released_presets_are_the_golden_ones(golden: Path, kind: 
     assert others["weight_decay"] == 0
     for group in (decayed, others):
         assert (group["betas"], group["eps"], group["fused"]) == ((0.9, 0.999), 1e-8, True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "accumulation", "expected"), [(1, None, (1024, 1)), (8, 4, (32, 4)), (16, None, (64, 1))]
+)
+def test_workers_and_passes_share_the_recipes_batch(
+    workers: int, accumulation: int | None, expected: tuple[int, int]
+) -> None:
+    training = world_preset("released").training.shared_by(workers, accumulation)
+    assert (training.batch_size, training.accumulation) == expected
+    assert training.steps == world_preset("released").training.steps
+
+
+def test_a_batch_that_does_not_split_is_refused() -> None:
+    with pytest.raises(DeltacacheError, match=r"1024 does not split.*3 workers x 1 passes.*--batch-size"):
+        world_preset("released").training.shared_by(3)

@@ -22,8 +22,7 @@ from deltacache.chain.stages import (
     TokenizerStages,
     WorldStage,
     WorldStages,
-    train_tokenizer_stages,
-    train_world_stages,
+    train_stages,
 )
 from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
@@ -32,6 +31,7 @@ from deltacache.schemas.clips import check_id
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
+from deltacache.train.launch import Workers
 
 
 class EvaluationPlan(Frozen):
@@ -53,6 +53,12 @@ class ChainConfig(Frozen):
     worlds: dict[str, WorldStages | AnyWorldConfig] = Field(min_length=1)
     evaluation: EvaluationPlan = EvaluationPlan()
     device: str = "auto"
+    workers: int = Field(default=1, ge=1, description="of a training; they share its batch")
+
+    @property
+    def trainers(self) -> Workers:
+        """Who trains: several workers on the cluster of the training videos, if it has an address."""
+        return Workers(self.workers, self.train_videos.cluster.ray_address if self.workers > 1 else None)
 
     @property
     def tokenizer_stages(self) -> tuple[TokenizerStage, ...]:
@@ -139,7 +145,8 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
         extract_features(config.test_videos, test, reporter)
     with _timed("tokenizer", reporter):
         folders = paths.stage_folders(paths.tokenizer, stages)
-        train_tokenizer_stages(stages, sizes, folders, config.device, reporter)
+        data = [sizes[stage.image_size] for stage in stages]
+        train_stages("tokenizer", stages, data, folders, config.device, config.trainers, reporter)
     with _timed("delta tokens", reporter):
         job = TokenizeSettings(
             features=str(features), tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
@@ -149,7 +156,8 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
         with _timed(f"world model {name}", reporter):
             world = config.world_stages(name)
             folders = paths.stage_folders(paths.world(name), world)
-            train_world_stages(world, paths.deltas, folders, config.device, reporter)
+            data = [paths.deltas] * len(world)
+            train_stages("world", world, data, folders, config.device, config.trainers, reporter)
     with _timed("evaluation", reporter):
         evaluate_clips(evaluation, reporter)
     return paths

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,8 +11,10 @@ from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_p
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter
-from deltacache.train.tokenizer import train_tokenizer
-from deltacache.train.world import train_world
+from deltacache.train.launch import Workers, launch
+from deltacache.train.setup import TrainingRequest
+
+_HINT = "the chain is not finished: the same command goes on"
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,30 +93,20 @@ def _check_order(stages: Sequence[tuple[str, str]]) -> None:
             )
 
 
-def train_tokenizer_stages(
-    stages: Sequence[TokenizerStage],
-    features: Mapping[int | None, Path],
+def train_stages(
+    kind: Literal["tokenizer", "world"],
+    stages: Sequence[TokenizerStage] | Sequence[WorldStage],
+    data: Sequence[Path],
     folders: Sequence[Path],
     device: str,
+    workers: Workers,
     reporter: Reporter,
 ) -> None:
-    """Train each stage into its folder on the features of its image size; finished ones are skipped."""
+    """Train each stage on its data into its folder; finished ones are skipped."""
     before = None
-    for stage, folder in zip(stages, folders, strict=True):
-        root = features[stage.image_size]
-        train_tokenizer(
-            root, folder, stage.config, resume=True, device=device, reporter=reporter, start_from=before
-        )
-        before = folder
-
-
-def train_world_stages(
-    stages: Sequence[WorldStage], deltas: Path, folders: Sequence[Path], device: str, reporter: Reporter
-) -> None:
-    """Train each stage into its folder; finished ones are skipped."""
-    before = None
-    for stage, folder in zip(stages, folders, strict=True):
-        train_world(
-            deltas, folder, stage.config, resume=True, device=device, reporter=reporter, start_from=before
-        )
+    for stage, root, folder in zip(stages, data, folders, strict=True):
+        training = stage.config.training.shared_by(workers.count)
+        config: Any = stage.config.model_copy(update={"training": training})
+        request = TrainingRequest(root, folder, config, True, device, before, _HINT)
+        launch(kind, request, reporter, workers)
         before = folder

@@ -6,16 +6,18 @@ from deltacache.schemas.errors import DeltacacheError
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or one of several such as ``cuda:1``.
 
     Raises:
         DeltacacheError: another name, or no CUDA device here.
     """
-    if name not in ("auto", "cpu", "cuda"):
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
         raise DeltacacheError(f"device {name!r} is not known: give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise DeltacacheError(
-            "device 'cuda' needs a GPU that PyTorch can use, and there is none: give auto or cpu"
+            f"device {name!r} needs a GPU that PyTorch can use, and there is none: give auto or cpu"
         )
-    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

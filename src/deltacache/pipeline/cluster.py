@@ -9,14 +9,16 @@ import logging
 import os
 import socket
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 import deltacache
@@ -45,36 +47,57 @@ _DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
 
 @contextmanager
 def cluster(settings: ClusterSettings) -> Iterator[Placement]:
-    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards.
+    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards."""
+    started = time.perf_counter()
+    # On one machine the slots are counted in decoders: encoders share the cores with them.
+    with ray_running(settings.ray_address, (settings.decoders or os.cpu_count() or 1) + 1):
+        cores = os.cpu_count() if settings.ray_address is None else None
+        yield place(settings, nodes(), cores=cores, ray_start_s=time.perf_counter() - started)
+
+
+@contextmanager
+def ray_running(ray_address: str | None, slots: int) -> Iterator[None]:
+    """Start a local Ray with this many CPU ``slots``, or join the one at ``ray_address``; leave it afterwards.
 
     Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
     """
-    with native_log():
-        started = time.perf_counter()
-        _connect(settings)
+    with native_log(), _loopback_only() if ray_address is None else nullcontext():
+        _connect(ray_address, slots)
         try:
-            cores = os.cpu_count() if settings.ray_address is None else None
-            yield place(settings, _nodes(), cores=cores, ray_start_s=time.perf_counter() - started)
+            yield
         finally:
             ray.shutdown()
 
 
-def _connect(settings: ClusterSettings) -> None:
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """A Ray that starts inside listens on the loopback address alone, as it does on Windows and macOS.
+
+    On Linux Ray replaces 127.0.0.1 by the address of the host and listens on all of them; ``ray.init`` has no
+    setting for this. The variable is for the processes that Ray starts, the constant for this one.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+
+
+def _connect(ray_address: str | None, slots: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.ray_address is None:
-        # Loopback only. The slots are counted in decoders: on one machine encoders share the cores with them.
-        cpus = (settings.decoders or os.cpu_count() or 1) + 1
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
-        )
+    if ray_address is None:
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
         return
     package = str(Path(deltacache.__file__).parent)
     try:
-        _check_answers(settings.ray_address)
-        ray.init(address=settings.ray_address, runtime_env={"py_modules": [package]}, **quiet)
+        _check_answers(ray_address)
+        ray.init(address=ray_address, runtime_env={"py_modules": [package]}, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         raise DeltacacheError(
-            f"no Ray cluster answers at {settings.ray_address} ({error}): start one with "
+            f"no Ray cluster answers at {ray_address} ({error}): start one with "
             "'ray start --head', or leave --ray-address out to run on this machine. A cluster with token "
             "authentication answers only with RAY_AUTH_MODE=token and its token, see docs/cluster.md"
         ) from error
@@ -97,7 +120,8 @@ def _check_answers(address: str) -> None:
             raise OSError("what listens there is not Ray: its port is 6379 unless you chose one, not 8265")
 
 
-def _nodes() -> list[Node]:
+def nodes() -> list[Node]:
+    """The machines of the cluster that live."""
     return [
         Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
         for node in ray.nodes()
@@ -476,3 +500,132 @@ def probe(
     task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
     refs = [task.remote([video], decode.locations, decode.settings, {}) for video in videos]
     return rate, ray.get(refs)
+
+
+class TaskWorker(Protocol):
+    """A seam: what runs on a process of ``run_tasks``."""
+
+    @abstractmethod
+    def run(self, item: Any, following: Sequence[Any]) -> Any:
+        """Do one item; ``following`` is what this process gets next, so that it may begin to read it."""
+        ...
+
+
+def run_tasks(
+    build: Callable[[str], TaskWorker], items: Sequence[Any], workers: int, ray_address: str | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Do independent ``items`` on ``workers`` processes; yields (position, result) as each is done, in any order.
+
+    The items of a process that is lost are given to another.
+
+    Args:
+        build: makes the worker on its process; takes the device, ``cpu`` or ``cuda``.
+
+    Raises:
+        DeltacacheError: what a worker refused; or processes that are lost again and again.
+    """
+    if not items:
+        return
+    workers = min(workers, len(items))
+    with ray_running(ray_address, workers + 1):
+        gpus = min(1.0, sum(node.gpus for node in nodes()) / workers)
+        pool = _TaskPool(build, items, gpus)
+        try:
+            pool.start(workers)
+            while pool.running:
+                yield from pool.wait()
+        finally:
+            pool.stop()
+
+
+class _TaskActor:
+    """Actor: holds a worker."""
+
+    def __init__(self, build: Callable[[str], TaskWorker], device: str) -> None:
+        if device == "cpu":
+            import torch
+
+            torch.set_num_threads(1)
+        self._build, self._device = build, device
+        self._worker: TaskWorker | None = None
+
+    def run(self, item: Any, following: Sequence[Any]) -> dict[str, Any]:
+        """Do one item; what was refused comes back as text."""
+        try:
+            self._worker = self._worker or self._build(self._device)
+            return {"result": self._worker.run(item, following)}
+        except DeltacacheError as error:
+            return {"refused": str(error)}
+
+
+@dataclass(slots=True)
+class _TaskMember:
+    """One process: the positions of what it does, and of what it does next."""
+
+    actor: Any
+    now: int
+    following: int | None
+
+
+@dataclass(slots=True)
+class _TaskPool:
+    build: Callable[[str], TaskWorker]
+    items: Sequence[Any]
+    gpus: float
+    left: deque[int] = field(init=False)
+    running: dict[Any, _TaskMember] = field(default_factory=dict)
+    lost: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = deque(range(len(self.items)))
+
+    def start(self, workers: int) -> None:
+        for _ in range(workers):
+            self._give(self._actor(), self.left.popleft())
+
+    def wait(self) -> Iterator[tuple[int, Any]]:
+        done, _ = ray.wait(list(self.running), num_returns=1)
+        member = self.running.pop(done[0])
+        try:
+            answer: dict[str, Any] = ray.get(done[0])
+        except RayTaskError as error:
+            raise RuntimeError(f"a worker failed: {_cause(error)}") from error
+        except RayError as error:
+            self._lost(member, error)
+            return
+        if "refused" in answer:
+            raise DeltacacheError(answer["refused"])
+        following = member.following if member.following is not None else self._next()
+        if following is None:
+            ray.kill(member.actor)
+        else:
+            self._give(member.actor, following)
+        yield member.now, answer["result"]
+
+    def stop(self) -> None:
+        for member in self.running.values():
+            ray.kill(member.actor)
+
+    def _actor(self) -> Any:
+        kind = ray.remote(_TaskActor).options(num_cpus=1, num_gpus=self.gpus, scheduling_strategy="SPREAD")
+        return kind.remote(self.build, "cuda" if self.gpus else "cpu")
+
+    def _next(self) -> int | None:
+        return self.left.popleft() if self.left else None
+
+    def _give(self, actor: Any, position: int) -> None:
+        # The last items are not kept for one process while others have nothing to do.
+        following = self._next() if len(self.left) > len(self.running) else None
+        ahead = [] if following is None else [self.items[following]]
+        self.running[actor.run.remote(self.items[position], ahead)] = _TaskMember(actor, position, following)
+
+    def _lost(self, member: _TaskMember, error: RayError) -> None:
+        self.lost += 1
+        if self.lost > _MOST_STARTS:
+            raise DeltacacheError(
+                f"workers were lost {self.lost} times, the last with {_cause(error)}: look at their memory, and "
+                "ask for fewer"
+            ) from error
+        if member.following is not None:
+            self.left.appendleft(member.following)
+        self._give(self._actor(), member.now)

@@ -69,6 +69,9 @@ class TrainingConfig(Frozen):
     accumulation: int = Field(default=1, ge=1, description="passes whose gradients make one step")
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=5000, ge=0)
+    decay_steps: int | None = Field(
+        default=None, ge=1, description="step at which a cosine after the warm-up reaches 0; null: constant"
+    )
     weight_decay: float = Field(ge=0)
     gradient_clip: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
@@ -78,6 +81,31 @@ class TrainingConfig(Frozen):
     probe_every: int = Field(default=1000, ge=1, description="steps between health probes; also at the end")
     probe_clips: int = Field(default=64, ge=2, description="clips that the probes look at, always the same")
     wandb: Literal["off", "offline", "online"] = Field(default="off", description="Weights & Biases")
+
+    def shared_by(self, workers: int, accumulation: int | None = None) -> "TrainingConfig":
+        """The same effective batch, computed by ``workers`` in ``accumulation`` passes (``None``: as many as now).
+
+        Raises:
+            DeltacacheError: it does not split into equal parts.
+        """
+        effective = self.batch_size * self.accumulation
+        passes = self.accumulation if accumulation is None else accumulation
+        batch_size, left = divmod(effective, workers * passes)
+        if left or batch_size == 0:
+            raise DeltacacheError(
+                f"a batch of {effective} does not split into equal parts for {workers} workers x {passes} passes: "
+                "give --batch-size, the samples of one pass of one worker, or other numbers of these"
+            )
+        return self.model_copy(update={"batch_size": batch_size, "accumulation": passes})
+
+    def in_steps(self, steps: int | None) -> "TrainingConfig":
+        """The same schedule stretched to so many steps (``None``: as it is)."""
+        if steps is None:
+            return self
+        changes: dict[str, int] = {"steps": steps, "warmup_steps": self.warmup_steps * steps // self.steps}
+        if self.decay_steps is not None:
+            changes["decay_steps"] = max(1, self.decay_steps * steps // self.steps)
+        return self.model_copy(update=changes)
 
 
 class TokenizerConfig(Frozen):

@@ -1,27 +1,29 @@
 """Checkpoints of a run: written aside, flushed, renamed, so that ``step-XXXXXXXX`` is always complete."""
 
 import json
+import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, save_weights
-from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel, save_weights
 from deltacache.pipeline.atomic import remove, sync, temporary_path
 from deltacache.pipeline.checksums import crc32c_of_file
+from deltacache.pipeline.storage_errors import readable_errors
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 1
 _FINISHED = re.compile(r"step-\d{8,}")
-ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+ModelT = TypeVar("ModelT", bound=SavedModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,22 @@ def checkpoint_folder(out: Path, step: int) -> Path:
 
 
 def save_checkpoint(out: Path, kind: Kind, saved: TrainingState, metadata: Mapping[str, Any]) -> Path:
-    """Write ``checkpoints/step-<metadata["step"]>``; it appears under its name only when complete."""
+    """Write ``checkpoints/step-<metadata["step"]>``; it appears under its name only when complete.
+
+    Raises:
+        StorageError: the disk is full, or refuses for another reason.
+    """
+    with readable_errors(out), _system_errors():
+        return _save(out, kind, saved, metadata)
+
+
+def _save(out: Path, kind: Kind, saved: TrainingState, metadata: Mapping[str, Any]) -> Path:
     final = checkpoint_folder(out, metadata["step"])
     new = temporary_path(final)
     new.mkdir()
     state = {"format_version": STATE_FORMAT, "step": metadata["step"], "optimizer": saved.optimizer}
-    torch.save(state, new / STATE_FILE)
+    with (new / STATE_FILE).open("wb") as file:
+        torch.save(state, file)
     checksum = crc32c_of_file(new / STATE_FILE)
     metadata = {**metadata, "training_state_crc32c": checksum}
     save_weights(new, saved.weights, saved.arguments, kind, metadata)
@@ -71,6 +83,21 @@ def save_checkpoint(out: Path, kind: Kind, saved: TrainingState, metadata: Mappi
     new.rename(final)
     sync(final.parent)
     return final
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise what the system said, not what PyTorch and safetensors make of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    except SafetensorError as error:
+        if code := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        raise
 
 
 def delete_old(out: Path, keep: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ RESIDENT_SHARE = 0.25
 DELTA_SHARE = 0.5
 """The same for delta tokens, which are small."""
 _AHEAD = 2
+_CPU = torch.device("cpu")
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,18 @@ class StreamedFeatures:
 
 
 def memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory of this machine, or what the control group of this process may have of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [_read_number(path) for path in _CGROUP_LIMITS]
+    return min([physical, *(limit for limit in limits if limit is not None)])
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None  # "max": no limit
 
 
 def tokens_bytes(dataset: Dataset) -> int:
@@ -119,14 +132,14 @@ def tokens_bytes(dataset: Dataset) -> int:
     return len(dataset) * math.prod(token_shape(dataset.card)) * np.dtype(np.float16).itemsize
 
 
-def fits_in_memory(dataset: Dataset) -> bool:
-    """Whether the patch tokens take at most ``RESIDENT_SHARE`` of the memory."""
-    return tokens_bytes(dataset) <= RESIDENT_SHARE * memory_bytes()
+def fits_in_memory(dataset: Dataset, sharers: int = 1) -> bool:
+    """Whether the patch tokens take at most ``RESIDENT_SHARE`` of the memory that ``sharers`` processes divide."""
+    return tokens_bytes(dataset) <= RESIDENT_SHARE * memory_bytes() / sharers
 
 
-def open_pairs(dataset: Dataset) -> PairSource:
+def open_pairs(dataset: Dataset, sharers: int = 1) -> PairSource:
     """The dataset's frames: read once and kept if they fit in memory, else read again for every batch."""
-    return ResidentFeatures(dataset) if fits_in_memory(dataset) else StreamedFeatures(dataset)
+    return ResidentFeatures(dataset) if fits_in_memory(dataset, sharers) else StreamedFeatures(dataset)
 
 
 def pair_batches(
@@ -212,20 +225,31 @@ class MappedDeltas:
         return cls(MappedTokens(dataset), dataset.timestamps_s)
 
 
-def open_deltas(dataset: Dataset) -> DeltaArrays | MappedDeltas:
-    """All delta tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards."""
-    if tokens_bytes(dataset) <= DELTA_SHARE * memory_bytes():
-        return DeltaArrays(dataset.read_all(), dataset.timestamps_s, dataset.clip_ids)
-    return MappedDeltas.of(dataset)
+def open_deltas(
+    dataset: Dataset, device: torch.device = _CPU, sharers: int = 1
+) -> DeltaArrays | MappedDeltas:
+    """All delta tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards.
+
+    ``sharers`` processes divide the memory. What a GPU cannot hold is pinned: half the time to send it there.
+    """
+    if tokens_bytes(dataset) > DELTA_SHARE * memory_bytes() / sharers:
+        return MappedDeltas.of(dataset)
+    tokens = torch.from_numpy(dataset.read_all())
+    if device.type == "cuda" and not _fits_on(device, tokens):
+        tokens = tokens.pin_memory()  # the pageable copy is freed here
+    return DeltaArrays(tokens.numpy(), dataset.timestamps_s, dataset.clip_ids)
+
+
+def _fits_on(device: torch.device, tokens: Tensor) -> bool:
+    """Whether they take at most half of the GPU's free memory."""
+    return 2 * tokens.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
 def place(tokens: Tensor, device: torch.device) -> Tensor:
     """Where tokens stay for a whole run: on a GPU if they take at most half of its free memory, else pinned."""
     if device.type != "cuda":
         return tokens
-    if 2 * tokens.nbytes < torch.cuda.mem_get_info(device)[0]:
-        return tokens.to(device)
-    return tokens.pin_memory()
+    return tokens.to(device) if _fits_on(device, tokens) else tokens.pin_memory()  # itself if it is pinned
 
 
 def delta_batches(

@@ -1,9 +1,17 @@
 """The workers that train one model together, as the loop sees them."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
+
+from deltacache.train.order import Part
+from deltacache.train.stopping import Stop, stop_on_sigterm
+
+ResultT = TypeVar("ResultT")
+Loss = Callable[[Any, Part], tuple[Tensor, dict[str, Tensor]]]
+"""A task's ``training_loss``: of a batch and its part."""
 
 
 class Group(Protocol):
@@ -16,27 +24,73 @@ class Group(Protocol):
 
     @property
     def rank(self) -> int:
-        """Which one this is, from 0."""
+        """Which one this is, from 0. The first one writes and speaks."""
         ...
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each worker's gradients by the mean over all workers."""
+    @property
+    def on_this_node(self) -> int:
+        """How many of them share this machine's memory."""
+        ...
+
+    def shared(self, model: nn.Module, loss: Loss) -> Loss:
+        """``loss``, such that ``backward`` leaves the mean of all workers' gradients in ``model``."""
+        ...
+
+    def gathering(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one pass: gradients are exchanged in the ``last`` one of a step."""
         ...
 
     def average(self, values: Tensor) -> Tensor:
         """The mean of ``values`` over all workers."""
         ...
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any worker is set."""
+        ...
+
+    def first_alone(
+        self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
+    ) -> ResultT:
+        """The first worker does ``first`` before all others do theirs with the number that it gave.
+
+        If it fails there, the others do not begin.
+        """
+        ...
+
+    def stopping(self) -> AbstractContextManager[Stop]:
+        """Inside, a wish to stop is taken note of."""
+        ...
+
 
 class Alone:
-    """One worker: nothing to average."""
+    """One worker, in the process of the command."""
 
     workers = 1
     rank = 0
+    on_this_node = 1
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def shared(self, model: nn.Module, loss: Loss) -> Loss:
         """See ``Group``."""
+        return loss
+
+    def gathering(self, *, last: bool) -> AbstractContextManager[None]:
+        """See ``Group``."""
+        return nullcontext()
 
     def average(self, values: Tensor) -> Tensor:
         """See ``Group``."""
         return values
+
+    def any(self, flag: bool) -> bool:
+        """See ``Group``."""
+        return flag
+
+    def first_alone(
+        self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
+    ) -> ResultT:
+        """See ``Group``."""
+        return first()[0]
+
+    def stopping(self) -> AbstractContextManager[Stop]:
+        """SIGTERM is such a wish."""
+        return stop_on_sigterm()

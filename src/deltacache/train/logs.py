@@ -9,11 +9,16 @@ import pyarrow as pa
 from torch.utils.tensorboard import SummaryWriter
 
 from deltacache.models.checkpoints import Kind
-from deltacache.schemas.tables import TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
+from deltacache.schemas.tables import HEAD_CURVES_SCHEMA, TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
 from deltacache.train.curves import Row, plot_curves, read_curves, write_curves
 from deltacache.train.wandb_log import WandbLog
 
-SCHEMAS: Mapping[Kind, pa.Schema] = {"tokenizer": TOKENIZER_CURVES_SCHEMA, "world": WORLD_CURVES_SCHEMA}
+SCHEMAS: Mapping[Kind, pa.Schema] = {
+    "tokenizer": TOKENIZER_CURVES_SCHEMA,
+    "world": WORLD_CURVES_SCHEMA,
+    "head": HEAD_CURVES_SCHEMA,
+    "rgb_decoder": HEAD_CURVES_SCHEMA,
+}
 
 
 class EventLog(Protocol):

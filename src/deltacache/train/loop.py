@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind
-from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.progress import ProgressStage, Reporter
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.group import Alone, Group
-from deltacache.train.logs import RunLog
 from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Part, Split
-from deltacache.train.saving import CheckpointWriter
-from deltacache.train.schedules import warmup_constant
-from deltacache.train.stopping import stop_on_sigterm
+from deltacache.train.record import FolderRecord, NoRecord, Record
+from deltacache.train.schedules import warmup_cosine
+from deltacache.train.trained import TrainedModel
 
 BatchT = TypeVar("BatchT")
 
@@ -36,7 +33,7 @@ class TrainingTask(Protocol[BatchT]):
         ...
 
     @property
-    def model(self) -> DeltaTok | DeltaWorld:
+    def model(self) -> TrainedModel:
         """In train mode, on the device of the batches."""
         ...
 
@@ -69,11 +66,18 @@ class Run:
     first_step: int = 0
     optimizer_state: dict[str, Any] | None = None
     group: Group = field(default_factory=Alone)
+    hint: str = "the same command with --resume goes on"
 
     @property
     def split(self) -> Split:
         """How a step is shared out."""
         return split_of(self.config, self.group)
+
+    def record(self, kind: Kind) -> Record:
+        """Where this worker's rows and checkpoints go."""
+        if self.group.rank > 0:
+            return NoRecord()
+        return FolderRecord(self.out, kind, self.config, self.metadata, self.first_step)
 
 
 def split_of(config: TrainingConfig, group: Group) -> Split:
@@ -88,18 +92,18 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         NonFiniteError: a loss or gradient norm is not finite; the state before that step is saved.
         SystemExit: 0 after SIGTERM, when the state is saved.
     """
-    config, split = run.config, run.split
-    steps, done = range(run.first_step, config.steps), run.first_step
+    config, split, group = run.config, run.split, run.group
+    steps, done, stopped = range(run.first_step, config.steps), run.first_step, False
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     optimizer = make_optimizer(task.model, config, run.optimizer_state)
     guard = FiniteGuard(optimizer, parameters[0].device)
     meter = Meter(run.first_step, split.effective_batch)
+    training_loss = group.shared(task.model, task.training_loss)
     run.reporter.line(f"train {task.kind}: effective batch {split}")
     with (
-        stop_on_sigterm() as stop,
-        CheckpointWriter(run.out, task.kind, run.metadata, config.keep) as writer,
+        group.stopping() as stop,
         closing(task.batches(split.parts_of(steps))) as batches,
-        _open_log(task.kind, run) as log,
+        run.record(task.kind) as record,
         run.reporter.stage(f"train {task.kind}", config.steps, done=run.first_step) as stage,
     ):
         for step in steps:
@@ -108,44 +112,42 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
             for part in split.parts(step):
                 with meter.waiting():
                     batch = next(batches)
-                with forward_precision(parameters[0].device):
-                    loss, scalars = task.training_loss(batch, part)
-                (loss / config.accumulation).backward()
+                with group.gathering(last=len(values) + 1 == config.accumulation):
+                    with forward_precision(parameters[0].device):
+                        loss, scalars = training_loss(batch, part)
+                    (loss / config.accumulation).backward()
                 values.append({"loss": loss.detach(), **scalars})
-            run.group.average_gradients(parameters)
             norm = clip_gradients(parameters, config.gradient_clip)
-            means = _means(values, run.group)
+            means = _means(values, group)
             guard.look_at(means["loss"], norm)
-            rate = set_rate(optimizer, warmup_constant(step, config.learning_rate, config.warmup_steps))
+            rate = set_rate(optimizer, rate_at(step, config))
             optimizer.step()  # does nothing from the first step on that is not finite
             meter.add({**means, "gradient_norm": norm}, rate)
-            done = step + 1
-            end = done == config.steps or stop.asked
+            done, stopped = step + 1, group.any(stop.asked)
+            end = done == config.steps or stopped
             save, probe = end or done % config.save_every == 0, end or done % config.probe_every == 0
             if save or probe or done % config.log_every == 0:
-                try:
-                    row: dict[str, float] = meter.row()
-                except NonFiniteError as error:
-                    _save_state_before(error, run.out, task, optimizer, log, writer)
-                    raise
+                row = _row(meter, task, optimizer, record)
                 _show(stage, meter, row, run.reporter)
-                log.add({**row, **(task.probes() if probe else {})})
+                record.add({**row, **(task.probes() if probe and group.rank == 0 else {})})
                 if save:
-                    log.save()
-                    writer.save(task.model, optimizer, done)
+                    record.save(task.model, optimizer, done)
                 meter.restart_clock()
-            if stop.asked:
+            if stopped:
                 break
-        writer.wait()
-        log.plot()
+        record.finish()
     run.reporter.line(f"train {task.kind}: {meter.summary()}")
-    if stop.asked and done < config.steps:
+    if done < config.steps:
         run.reporter.line(
-            f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; "
-            "the same command with --resume goes on"
+            f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; {run.hint}"
         )
         raise SystemExit(0)
     return checkpoint_folder(run.out, config.steps)
+
+
+def rate_at(step: int, config: TrainingConfig) -> float:
+    """The learning rate of the optimizer step after ``step`` finished ones."""
+    return warmup_cosine(step, config.learning_rate, config.warmup_steps, config.decay_steps)
 
 
 def forward_precision(device: torch.device) -> torch.autocast:
@@ -160,26 +162,20 @@ def _means(values: list[dict[str, Tensor]], group: Group) -> dict[str, Tensor]:
     return dict(zip(names, group.average(table.mean(0)).unbind(), strict=True))
 
 
-def _open_log(kind: Kind, run: Run) -> RunLog:
-    return RunLog(run.out, kind, run.first_step, wandb=run.config.wandb, config=run.metadata)
+def _row(
+    meter: Meter, task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: Record
+) -> dict[str, float]:
+    """The interval as a row; if one of its steps is not finite, the state before that step is saved.
 
-
-def _save_state_before(
-    error: NonFiniteError,
-    out: Path,
-    task: TrainingTask[Any],
-    optimizer: torch.optim.Optimizer,
-    log: RunLog,
-    writer: CheckpointWriter,
-) -> None:
-    """The updates since the bad step did nothing, so the state is still the one before it."""
-    if error.row is not None:
-        log.add(error.row)
-    log.save()
-    writer.wait()
-    if not checkpoint_folder(out, error.done).exists():
-        writer.save(task.model, optimizer, error.done)
-        writer.wait()
+    The updates since that step did nothing, so the state is still the one before it.
+    """
+    try:
+        return meter.row()
+    except NonFiniteError as error:
+        if error.row is not None:
+            record.add(error.row)
+        record.save_now(task.model, optimizer, error.done)
+        raise
 
 
 def _show(stage: ProgressStage, meter: Meter, row: Mapping[str, float], reporter: Reporter) -> None:

@@ -123,7 +123,8 @@ class Meter:
         self._step += steps
         self._total_steps += steps
         self._total_s += elapsed_s
-        self._total_wait_s += self._wait_s
+        wait_s = self._wait_s * steps / len(self._values)  # fewer steps than values where one was not finite
+        self._total_wait_s += wait_s
         return {
             "step": self._step,
             **dict(zip(names, table.double().mean(0).tolist(), strict=True)),
@@ -132,7 +133,7 @@ class Meter:
             "spikes": len(self.spikes),
             "learning_rate": self._rates[steps - 1],
             "step_time_s": elapsed_s / steps,
-            "data_wait_s": self._wait_s / steps,
+            "data_wait_s": wait_s / steps,
             "clips_per_s": self._effective_batch * steps / max(elapsed_s, 1e-9),
         }
 

@@ -1,4 +1,4 @@
-"""AdamW as both trainers use it: groups, clipping, rate, and no update from what is not finite."""
+"""AdamW as all trainers use it: groups, clipping, rate, and no update from what is not finite."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,15 +1,21 @@
 """The output folder of a run: whose it is, and whether a run may start or go on in it."""
 
+import platform
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltacache.models.checkpoints import Kind, LoadedModel
-from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
 from deltacache.pipeline.atomic import is_temporary, remove_leftovers
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.train.checkpoints import Resumed, finished_checkpoints, load_newest
+from deltacache.train.checkpoints import (
+    Resumed,
+    checkpoint_folder,
+    finished_checkpoints,
+    load_newest,
+    read_checkpoint,
+)
 
 FREE_ON_RESUME = frozenset(
     f"training.{name}"
@@ -20,8 +26,13 @@ FREE_ON_RESUME = frozenset(
 )
 """What may change between a run and its continuation: none of these changes what a step computes."""
 
+NOTHING_DONE = -1
+"""In place of a step: there is no checkpoint."""
+STORAGE_LAG_S = 60.0
+RAY_FOLDER = ".ray-train"
+"""Ray Train's own notes, while several workers train."""
 _OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb"})
-ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+ModelT = TypeVar("ModelT", bound=SavedModel)
 
 
 def claim_output(
@@ -41,12 +52,7 @@ def claim_output(
         CheckpointError: the newest checkpoint is damaged.
         MismatchError: the run there was of the other trainer, or had another config or other data.
     """
-    _check_ours(out)
-    if not resume and finished_checkpoints(out):
-        raise DeltacacheError(
-            f"{out} already holds checkpoints up to {finished_checkpoints(out)[-1].name}: "
-            "add --resume or choose another folder"
-        )
+    check_output(out, resume=resume)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)  # first, so that an interrupted start is known
     for folder in (out, out / "checkpoints"):
         remove_leftovers(folder)
@@ -56,10 +62,45 @@ def claim_output(
     return resumed
 
 
+def check_output(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that may not be written, without writing anything; see ``claim_output``."""
+    _check_ours(out)
+    if not resume and finished_checkpoints(out):
+        raise DeltacacheError(
+            f"{out} already holds checkpoints up to {finished_checkpoints(out)[-1].name}: "
+            "add --resume or choose another folder"
+        )
+
+
+def join_output(
+    out: Path, load: Callable[[Path], LoadedModel[ModelT]], metadata: Mapping[str, Any], step: int
+) -> Resumed[ModelT] | None:
+    """What the first of several workers goes on from, which is after ``step`` steps; nothing is written.
+
+    Raises:
+        DeltacacheError: this worker does not see it, also after a while: shared storage may lag behind.
+    """
+    wanted = out / "checkpoints" if step == NOTHING_DONE else checkpoint_folder(out, step)
+    deadline = time.monotonic() + STORAGE_LAG_S
+    while not wanted.is_dir():
+        if time.monotonic() > deadline:
+            raise DeltacacheError(
+                f"{wanted} is not seen by the worker on {platform.node()}: several workers need an output folder on "
+                "storage that all nodes share, at the same path"
+            )
+        time.sleep(0.5)
+    if step == NOTHING_DONE:
+        return None
+    resumed = read_checkpoint(wanted, load)
+    _check_same_run(resumed, metadata)
+    return resumed
+
+
 def _check_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DeltacacheError(f"{out} is a file: the output must be a folder; choose another one")
-    names = {path.name for path in out.iterdir() if not is_temporary(path.name)} if out.exists() else set()
+    entries = [path.name for path in out.iterdir()] if out.exists() else []
+    names = {name for name in entries if not is_temporary(name) and name != RAY_FOLDER}
     strangers = sorted(names - _OURS)
     if strangers or (names and not (out / "checkpoints").is_dir()):
         raise DeltacacheError(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind
-from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.train.checkpoints import TrainingState, delete_old, save_checkpoint
+from deltacache.train.trained import TrainedModel
 
 
 class CheckpointWriter:
@@ -35,7 +34,7 @@ class CheckpointWriter:
         if error is None:
             self.wait()
 
-    def save(self, model: DeltaTok | DeltaWorld, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Take the state after ``step`` steps; returns when it is copied, not when it is written."""
         self.wait()
         state = TrainingState(

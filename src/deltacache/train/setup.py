@@ -14,18 +14,52 @@ from deltacache.models.deltaworld import DeltaWorld
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage import AnyPath
-from deltacache.schemas.configs import TokenizerConfig, WorldConfig, save_config
+from deltacache.schemas.configs import TokenizerConfig, TrainingConfig, WorldConfig, save_config
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import Resumed, finished_checkpoints
-from deltacache.train.group import Alone, Group
+from deltacache.train.group import Group
 from deltacache.train.loop import Run, split_of
 from deltacache.train.order import seed_of
-from deltacache.train.outputs import claim_output
+from deltacache.train.outputs import NOTHING_DONE, claim_output, join_output
 from deltacache.train.stages import StageBefore, check_same_start, check_start, read_stage_before
 
 ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+ConfigT = TypeVar("ConfigT", TokenizerConfig, WorldConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRequest(Generic[ConfigT]):
+    """What a trainer is asked for; the same for all workers.
+
+    Attributes:
+        data: the dataset's root.
+        resume: go on from the newest checkpoint in ``out``, if there is one.
+        start_from: output of the stage before, of which ``config.training.start`` says what is taken.
+        hint: how a user goes on after SIGTERM.
+    """
+
+    data: AnyPath | str
+    out: Path
+    config: ConfigT
+    resume: bool
+    device: str
+    start_from: Path | None = None
+    hint: str = "the same command with --resume goes on"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training whose inputs are checked and whose output folder is claimed.
+
+    Attributes:
+        first_step: how many steps are done.
+        train: does the others and returns the last checkpoint.
+    """
+
+    first_step: int
+    train: Callable[[], Path]
 
 
 def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
@@ -77,19 +111,34 @@ class Output(Generic[ModelT]):
             return None
         return self.resumed.folder
 
+    @property
+    def first_step(self) -> int:
+        """How many steps are done."""
+        begun = self.resumed or self.before
+        return 0 if begun is None else begun.step
+
     def model(self, build: Callable[[], ModelT]) -> ModelT:
         """The resumed model, that of the stage before, or a new one."""
         if self.resumed is not None:
             return self.resumed.model
         return seeded(build, self.config) if self.before is None else self.before.model
 
-    def run(self, reporter: Reporter) -> Run:
+    def run(self, reporter: Reporter, hint: str) -> Run:
         """Begin: the resolved config is saved beside what follows."""
-        with replacing(self.out / "config.yaml") as temporary:
-            save_config(self.config, temporary)
+        if self.group.rank == 0:
+            with replacing(self.out / "config.yaml") as temporary:
+                save_config(self.config, temporary)
         begun = self.resumed or self.before
-        step, state = (0, None) if begun is None else (begun.step, begun.optimizer_state)
-        return Run(self.out, self.config.training, self.metadata, reporter, step, state, self.group)
+        state = None if begun is None else begun.optimizer_state
+        return Run(
+            self.out, self.config.training, self.metadata, reporter, self.first_step, state, self.group, hint
+        )
+
+
+def nothing_to_do(kind: Kind, finished: Path, training: TrainingConfig, reporter: Reporter) -> Prepared:
+    """For a run whose checkpoint ``finished`` has all its steps."""
+    reporter.line(f"train {kind}: {finished} has all its steps, nothing to do")
+    return Prepared(training.steps, lambda: finished)
 
 
 def seeded(build: Callable[[], ModelT], config: TokenizerConfig | WorldConfig) -> ModelT:
@@ -100,40 +149,50 @@ def seeded(build: Callable[[], ModelT], config: TokenizerConfig | WorldConfig) -
 
 
 def open_output(
-    out: Path,
+    request: TrainingRequest[Any],
     dataset: Dataset,
-    config: TokenizerConfig | WorldConfig,
     kind: Kind,
     build: Callable[[], ModelT],
     load: Callable[..., LoadedModel[ModelT]],
-    *,
-    resume: bool,
-    start_from: Path | None = None,
-    group: Group | None = None,
+    group: Group,
 ) -> Output[ModelT]:
-    """Claim ``out`` for training on ``dataset``, and read what the run begins with.
+    """Claim the output folder for training on ``dataset``, and read what the run begins with.
 
-    See ``claim_output`` and ``read_stage_before`` for what is refused.
+    The first worker of ``group`` claims, the others look at what it left; see ``claim_output`` and
+    ``read_stage_before`` for what is refused.
     """
-    group = group or Alone()
-    start = config.training.start
+    out, config, start_from = request.out, request.config, request.start_from
     metadata = {
         **run_metadata(dataset, config),
         "effective_batch": split_of(config.training, group).effective_batch,
     }
-    before = None
-    if not (resume and finished_checkpoints(out)):
-        check_start(start, start_from)
-        if start_from is not None:  # before anything is written
-            before = read_stage_before(start, start_from, seeded(build, config), load, metadata)
-            _check_steps_left(before, config, start_from)
-    resumed = claim_output(out, kind, load, metadata, resume=resume)
-    if resumed is not None:
-        check_same_start(resumed.metadata, start_from)
-    record = (
-        before.record if before is not None else (resumed.metadata if resumed else {}).get("started_from")
-    )
-    return Output(out, config, {**metadata, "started_from": record}, resumed, before, group)
+
+    def stage_before() -> StageBefore[ModelT] | None:
+        check_start(config.training.start, start_from)
+        if start_from is None:
+            return None
+        new = seeded(build, config)
+        before = read_stage_before(config.training.start, start_from, new, load, metadata)
+        _check_steps_left(before, config, start_from)
+        return before
+
+    def output(before: StageBefore[ModelT] | None, resumed: Resumed[ModelT] | None) -> Output[ModelT]:
+        if resumed is not None:
+            check_same_start(resumed.metadata, start_from)
+        record = before.record if before else (resumed.metadata if resumed else {}).get("started_from")
+        return Output(out, config, {**metadata, "started_from": record}, resumed, before, group)
+
+    def first() -> tuple[Output[ModelT], int]:
+        goes_on = request.resume and finished_checkpoints(out)
+        before = None if goes_on else stage_before()  # before anything is written
+        resumed = claim_output(out, kind, load, metadata, resume=request.resume)
+        return output(before, resumed), NOTHING_DONE if resumed is None else resumed.step
+
+    def others(step: int) -> Output[ModelT]:
+        resumed = join_output(out, load, metadata, step)
+        return output(stage_before() if resumed is None else None, resumed)
+
+    return group.first_alone(first, others)
 
 
 def _check_steps_left(

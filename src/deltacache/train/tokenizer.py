@@ -1,6 +1,6 @@
 """``train-tokenizer``: DeltaTok on pairs of consecutive frames (method section 1)."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,11 +16,18 @@ from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
-from deltacache.train.group import Group
+from deltacache.train.group import Alone, Group
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, step_generator, step_rng
 from deltacache.train.probes import PairProbe, probe_tokenizer
-from deltacache.train.setup import check_fits, open_output, open_training_data
+from deltacache.train.setup import (
+    Prepared,
+    TrainingRequest,
+    check_fits,
+    nothing_to_do,
+    open_output,
+    open_training_data,
+)
 
 
 class TokenizerTask:
@@ -35,6 +42,7 @@ class TokenizerTask:
         config: TokenizerConfig,
         device: torch.device,
         split: Split | None = None,
+        sharers: int = 1,
     ) -> None:
         training = config.training
         split = split or Split(training.batch_size, training.accumulation)
@@ -42,6 +50,7 @@ class TokenizerTask:
         self._dataset = dataset
         self._config = config
         self._device = device
+        self._sharers = sharers
         self._grid = dataset.card.patch_grid
         self._settings = PairSettings(
             clips=len(dataset),
@@ -53,7 +62,7 @@ class TokenizerTask:
 
     @cached_property
     def _source(self) -> PairSource:
-        return open_pairs(self._dataset)
+        return open_pairs(self._dataset, self._sharers)
 
     def batches(self, parts: Iterable[Part]) -> Generator[PairBatch]:
         """See ``TrainingTask``."""
@@ -102,7 +111,6 @@ def train_tokenizer(
     device: str,
     reporter: Reporter,
     start_from: Path | None = None,
-    group: Group | None = None,
 ) -> Path:
     """Train on a feature dataset and return the last checkpoint; a finished run returns at once.
 
@@ -114,27 +122,36 @@ def train_tokenizer(
         CheckpointError: ``resume`` with a damaged newest checkpoint.
         DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
-    target = choose_device(device)
-    dataset = open_training_data(features, "features")
+    request = TrainingRequest(features, out, config, resume, device, start_from)
+    return prepare_tokenizer(request, reporter, Alone()).train()
+
+
+def prepare_tokenizer(
+    request: TrainingRequest[TokenizerConfig], reporter: Reporter, group: Group
+) -> Prepared:
+    """What ``train_tokenizer`` does before the first step, for one worker of ``group``."""
+    config, target = request.config, choose_device(request.device)
+    dataset, build = open_tokenizer_inputs(request)
+    output = open_output(request, dataset, "tokenizer", build, load_tokenizer, group)
+    if output.finished is not None:
+        return nothing_to_do("tokenizer", output.finished, config.training, reporter)
+
+    def run() -> Path:
+        split = split_of(config.training, group)
+        task = TokenizerTask(output.model(build), dataset, config, target, split, group.on_this_node)
+        return train(task, output.run(reporter, request.hint))
+
+    return Prepared(output.first_step, run)
+
+
+def open_tokenizer_inputs(
+    request: TrainingRequest[TokenizerConfig],
+) -> tuple[Dataset, Callable[[], DeltaTok]]:
+    """The data, and what builds a new model for them; see ``train_tokenizer`` for what is refused."""
+    dataset = open_training_data(request.data, "features")
 
     def build() -> DeltaTok:
-        return DeltaTok(dataset.card.hidden_size, **config.model.model_dump())
+        return DeltaTok(dataset.card.hidden_size, **request.config.model.model_dump())
 
     check_fits(dataset, build)
-    output = open_output(
-        out,
-        dataset,
-        config,
-        "tokenizer",
-        build,
-        load_tokenizer,
-        resume=resume,
-        start_from=start_from,
-        group=group,
-    )
-    if output.finished is not None:
-        reporter.line(f"train tokenizer: {output.finished} has all its steps, nothing to do")
-        return output.finished
-    split = split_of(config.training, output.group)
-    task = TokenizerTask(output.model(build), dataset, config, target, split)
-    return train(task, output.run(reporter))
+    return dataset, build

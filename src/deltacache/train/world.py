@@ -1,6 +1,6 @@
 """``train-world``: DeltaWorld on the delta tokens of whole clips (method section 1)."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import torch
@@ -10,16 +10,23 @@ from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.devices import choose_device
 from deltacache.models.selection import selection_for
-from deltacache.pipeline.dataset import DeltaArrays
+from deltacache.pipeline.dataset import Dataset, DeltaArrays
 from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import DeltaBatch, MappedDeltas, delta_batches, open_deltas
-from deltacache.train.group import Group
+from deltacache.train.group import Alone, Group
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, normal_draws, step_rng
 from deltacache.train.probes import probe_world
-from deltacache.train.setup import check_fits, open_output, open_training_data
+from deltacache.train.setup import (
+    Prepared,
+    TrainingRequest,
+    check_fits,
+    nothing_to_do,
+    open_output,
+    open_training_data,
+)
 
 
 class WorldTask:
@@ -98,7 +105,6 @@ def train_world(
     device: str,
     reporter: Reporter,
     start_from: Path | None = None,
-    group: Group | None = None,
 ) -> Path:
     """Train on a delta dataset and return the last checkpoint; a finished run returns at once.
 
@@ -110,19 +116,33 @@ def train_world(
         CheckpointError: ``resume`` with a damaged newest checkpoint.
         DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
-    target = choose_device(device)
-    dataset = open_training_data(deltas, "deltas")
+    request = TrainingRequest(deltas, out, config, resume, device, start_from)
+    return prepare_world(request, reporter, Alone()).train()
+
+
+def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: Group) -> Prepared:
+    """What ``train_world`` does before the first step, for one worker of ``group``."""
+    config, target = request.config, choose_device(request.device)
+    dataset, build = open_world_inputs(request)
+    output = open_output(request, dataset, "world", build, load_world, group)
+    if output.finished is not None:
+        return nothing_to_do("world", output.finished, config.training, reporter)
+
+    def run() -> Path:
+        split = split_of(config.training, group)
+        arrays = open_deltas(dataset, target, group.on_this_node)
+        task = WorldTask(output.model(build), arrays, config, target, split)
+        return train(task, output.run(reporter, request.hint))
+
+    return Prepared(output.first_step, run)
+
+
+def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, Callable[[], DeltaWorld]]:
+    """The data, and what builds a new model for them; see ``train_world`` for what is refused."""
+    dataset = open_training_data(request.data, "deltas")
 
     def build() -> DeltaWorld:
-        return DeltaWorld(dataset.card.hidden_size, **config.model.model_dump())
+        return DeltaWorld(dataset.card.hidden_size, **request.config.model.model_dump())
 
     check_fits(dataset, build)
-    output = open_output(
-        out, dataset, config, "world", build, load_world, resume=resume, start_from=start_from, group=group
-    )
-    if output.finished is not None:
-        reporter.line(f"train world: {output.finished} has all its steps, nothing to do")
-        return output.finished
-    split = split_of(config.training, output.group)
-    task = WorldTask(output.model(build), open_deltas(dataset), config, target, split)
-    return train(task, output.run(reporter))
+    return dataset, build

@@ -38,7 +38,7 @@ def test_the_chain_of_a_recipe_is_its_stages(preset: PresetName, stages: list[st
         world_preset(preset, stage) for stage in ("main", "cooldown")
     ]
     sampling = config.train_videos.sampling
-    assert (sampling.frames, sampling.spacing_min_s, sampling.spacing_max_s) == (8, 1 / 25, 0.3333)
+    assert (sampling.frames, sampling.spacing_min_s, sampling.spacing_max_s) == (8, 1 / 25, 1 / 3)
     assert (sampling.crop_scale, sampling.crop_ratio) == ((0.6, 1.0), (3 / 4, 4 / 3))
     assert sampling.flip_probability == (0.5 if preset == "released" else 0)
     assert config.train_videos.image_size == 512

@@ -1,0 +1,157 @@
+"""Batches for heads: features of frozen backbones, their labels, and the pictures themselves.
+
+What a batch holds depends on (seed, step) alone. Features are rounded to float16, as feature datasets hold them,
+and kept when all of them fit in memory; else they are computed again whenever a frame comes up.
+B frames, M crops of them, C crops of one frame, S input size, D hidden, h x w patches, H' x W' a half of the label.
+"""
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltacache.models.backbone import Backbone
+from deltacache.pipeline.benchmarks.geometry import Split
+from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
+from deltacache.schemas.heads import FramesConfig
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes
+from deltacache.train.order import Part, batch_items, step_rng
+from deltacache.train.prefetch import prefetch
+
+_BACKBONE_CROPS = 64  # of a forward on a GPU; on a CPU those of one frame, whatever else is in the batch
+_THREADS = 8
+Key = tuple[int, bool]
+"""Number of a frame, and whether it is mirrored."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCrops:
+    """Crops ``start`` to ``stop - 1`` of a batch are of one labelled frame; ``label`` (C, H', W')."""
+
+    start: int
+    stop: int
+    split: Split
+    label: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBatch:
+    """``features`` (M, D, h, w) float32; ``pictures`` (M, S, S, 3) uint8 if they are wanted; labelled ``frames``."""
+
+    features: Tensor
+    pictures: Tensor | None
+    frames: tuple[LabelledCrops, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A frame with its features (C, N, D) float16."""
+
+    loaded: LoadedFrame
+    features: Tensor
+
+
+class HeadFrames:
+    """The frames of a training, seen through a frozen backbone.
+
+    Args:
+        pictures: whether batches hold the pictures.
+    """
+
+    def __init__(
+        self,
+        frames: TrainingFrames,
+        config: FramesConfig,
+        backbone: Backbone,
+        device: torch.device,
+        *,
+        pictures: bool = False,
+    ) -> None:
+        self._frames, self._config, self._device = frames, config, device
+        self._backbone = backbone.to(device)
+        self._grid = backbone.grid(config.image_size)
+        self._pictures = pictures
+        self._known: dict[Key, _Known] = {}
+        self._keep: bool | None = None  # decided at the first frame
+
+    def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[HeadBatch]:
+        """The batches of ``parts``; pictures are read ahead in threads."""
+        with (
+            ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "deltacache-frames") as pool,
+            closing(prefetch(self._read(seed, effective_batch, parts, pool))) as read,
+        ):
+            for keys, loaded in read:
+                yield self._batch(keys, loaded)
+
+    def _read(
+        self, seed: int, effective_batch: int, parts: Iterable[Part], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Key], dict[Key, LoadedFrame]]]:
+        for part in parts:
+            items = batch_items(seed, part.step, effective_batch, len(self._frames.frames))[part.positions]
+            drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions]
+            keys = list(zip(items.tolist(), (drawn < self._config.flip).tolist(), strict=True))
+            missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+            yield keys, dict(zip(missing, pool.map(self._load, missing), strict=True))
+
+    def _load(self, key: Key) -> LoadedFrame:
+        number, flip = key
+        return load_frame(self._frames, number, self._config.image_size, flip=flip)
+
+    def _batch(self, keys: Sequence[Key], loaded: dict[Key, LoadedFrame]) -> HeadBatch:
+        missing = {key: each for key, each in loaded.items() if key not in self._known}
+        found = {**{key: self._known[key] for key in keys if key in self._known}, **self._seen(missing)}
+        if self._keep:
+            self._known.update(found)
+        labelled, start = list[LabelledCrops](), 0
+        for key in keys:
+            each = found[key].loaded
+            if each.label is not None:
+                label = torch.from_numpy(each.label).to(self._device)
+                labelled.append(LabelledCrops(start, start + each.split.crops, each.split, label))
+            start += each.split.crops
+        tokens = torch.cat([found[key].features for key in keys]).to(self._device).float()
+        pictures = None
+        if self._pictures:
+            crops = np.concatenate([found[key].loaded.crops for key in keys])
+            pictures = torch.from_numpy(crops).to(self._device)
+        return HeadBatch(tokens.transpose(1, 2).unflatten(2, self._grid), pictures, tuple(labelled))
+
+    def _seen(self, loaded: dict[Key, LoadedFrame]) -> dict[Key, _Known]:
+        """Features of new frames. On a CPU frame by frame, so that they do not depend on the batch."""
+        frames = list(loaded.values())
+        if not frames:
+            return {}
+        if self._device.type == "cpu":
+            features = [self._features(each.crops) for each in frames]
+        else:
+            crops = np.concatenate([each.crops for each in frames])
+            whole = [
+                self._features(crops[at : at + _BACKBONE_CROPS])
+                for at in range(0, len(crops), _BACKBONE_CROPS)
+            ]
+            features = list(torch.cat(whole).split([each.split.crops for each in frames]))
+        if self._keep is None:
+            self._keep = self._fit(frames[0], features[0])
+        if self._keep and not self._pictures:  # what is kept needs no pixels
+            frames = [LoadedFrame(each.split, each.crops[:0], each.label) for each in frames]
+        return {
+            key: _Known(*each) for key, each in zip(loaded, zip(frames, features, strict=True), strict=True)
+        }
+
+    @torch.inference_mode()
+    def _features(self, crops: np.ndarray) -> Tensor:
+        """(C, N, D) float16 of crops (C, S, S, 3), on the CPU."""
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
+        return self._backbone.patch_tokens(pixels).half().cpu()
+
+    def _fit(self, frame: LoadedFrame, features: Tensor) -> bool:
+        """Whether all frames take at most ``RESIDENT_SHARE`` of the memory, judged by the first."""
+        variants = 2 if 0 < self._config.flip < 1 else 1
+        label = 0 if frame.label is None else frame.label.nbytes
+        each = features.nbytes + label + (frame.crops.nbytes if self._pictures else 0)
+        return each * variants * len(self._frames.frames) <= RESIDENT_SHARE * memory_bytes()

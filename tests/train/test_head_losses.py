@@ -1,0 +1,76 @@
+"""Losses of heads against slow ones that are easy to read."""
+
+import math
+
+import pytest
+import torch
+
+from deltacache.schemas.benchmarks import IGNORE
+from deltacache.train.head_losses import depth_losses, picture_losses, segmentation_loss
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def test_segmentation_is_the_mean_over_valid_pixels_of_frames_of_any_size(draw: torch.Generator) -> None:
+    logits = [torch.randn(2, 5, *size, generator=draw) for size in ((3, 4), (6, 2))]
+    labels = [torch.randint(0, 5, (2, *size), generator=draw, dtype=torch.uint8) for size in ((3, 4), (6, 2))]
+    labels[0][0, 0] = IGNORE
+    expected = [
+        -each[crop, :, row, column].log_softmax(0)[int(label[crop, row, column])]
+        for each, label in zip(logits, labels, strict=True)
+        for crop, row, column in (label != IGNORE).nonzero().tolist()
+    ]
+    assert len(expected) == 44
+    torch.testing.assert_close(segmentation_loss(logits, labels), torch.stack(expected).mean())
+
+
+def test_a_batch_without_a_valid_pixel_gives_zero_and_no_gradient() -> None:
+    logits, depth = torch.ones(1, 3, 2, 2, requires_grad=True), torch.ones(1, 9, 9, requires_grad=True)
+    loss = segmentation_loss([logits], [torch.full((1, 2, 2), IGNORE, dtype=torch.uint8)])
+    (loss + sum(depth_losses([depth], [torch.zeros(1, 9, 9)]))).backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    assert depth.grad is not None
+    assert not depth.grad.any()
+
+
+def test_depth_by_a_loop(draw: torch.Generator) -> None:
+    depths = [torch.rand(2, *size, generator=draw) * 50 + 1 for size in ((18, 20), (17, 9))]
+    labels = [torch.rand(2, *size, generator=draw) * 50 + 1 for size in ((18, 20), (17, 9))]
+    for label in labels:
+        label[torch.rand(label.shape, generator=draw) < 0.3] = 0
+    errors, metres = [], []
+    steps: dict[int, list[float]] = {stride: [] for stride in (1, 2, 4, 8)}
+    for depth, label in zip(depths, labels, strict=True):
+        crops, rows, columns = label.shape
+        off = ((depth + 1e-3).log() - (label + 1e-3).log()).tolist()
+        known = (label > 0).tolist()
+        errors += [off[c][y][x] for c, y, x in (label > 0).nonzero().tolist()]
+        metres += (depth - label)[label > 0].tolist()
+        for c in range(crops):
+            for s, found in steps.items():
+                for y in range(0, rows, s):
+                    for x in range(0, columns, s):
+                        for below, right in ((y + s, x), (y, x + s)):
+                            if below < rows and right < columns and known[c][y][x] and known[c][below][right]:
+                                found.append(abs(off[c][below][right] - off[c][y][x]))
+    mean = sum(errors) / len(errors)
+    variance = sum((each - mean) ** 2 for each in errors) / len(errors)
+    losses = depth_losses(depths, labels)
+    assert float(losses.silog) == pytest.approx(math.sqrt(variance + 0.15 * mean**2), rel=1e-5)
+    assert float(losses.gradient) == pytest.approx(sum(sum(f) / len(f) for f in steps.values()) / 4, rel=1e-5)
+    assert float(losses.rmse) == pytest.approx(math.sqrt(sum(m**2 for m in metres) / len(metres)), rel=1e-5)
+
+
+def test_pictures_are_judged_by_colour_and_by_edges(draw: torch.Generator) -> None:
+    truth = torch.rand(2, 3, 32, 32, generator=draw)
+    absolute, gradient = picture_losses(truth + 0.25, truth)
+    assert float(absolute) == pytest.approx(0.25)
+    assert float(gradient) == pytest.approx(0.0, abs=1e-6)  # an offset has no edges
+    ramp = torch.arange(32.0) / 10
+    _, gradient = picture_losses(truth + ramp, truth)
+    assert float(gradient) == pytest.approx(0.1 * (1 + 2 + 4 + 8) / 4, rel=1e-4)

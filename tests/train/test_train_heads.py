@@ -1,0 +1,138 @@
+"""Training heads on drawn pictures: resuming, where features lie, schedule, refusals."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from cases import Lines
+
+from deltacache.models.backbone import load_backbone
+from deltacache.models.heads import load_head
+from deltacache.models.rgb_decoder import load_rgb_decoder
+from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.heads import FramesConfig, head_preset, rgb_preset
+from deltacache.schemas.progress import SilentReporter
+from deltacache.train import head_data
+from deltacache.train.head_setup import HeadRequest
+from deltacache.train.heads import train_head, train_rgb_decoder
+
+TARGETS = ("vspw", "cityscapes", "kitti", "rgb")
+STEPS = 6
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(mini_benchmarks: Path, tmp_path: Path) -> Run:
+    """Trains a head on the miniature trees with the tiny backbone."""
+
+    def train(target: str, name: str = "out", **changes: Any) -> Path:
+        resume, reporter = changes.pop("resume", False), changes.pop("reporter", SilentReporter())
+        root = mini_benchmarks / ("vspw/data/101_clip1" if target == "rgb" else target)
+        request = HeadRequest(root, tmp_path / name, changes.pop("backbone", "tiny"), resume, "cpu")
+        config: Any = rgb_preset("tiny") if target == "rgb" else head_preset(target, "tiny")  # type: ignore[arg-type]
+        flip = changes.pop("flip", 0.5)
+        training = config.training.in_steps(STEPS).model_copy(
+            update={"batch_size": 2, "warmup_steps": 2, "save_every": 2, "log_every": 1, **changes}
+        )
+        frames = FramesConfig(image_size=32, split="train" if target == "rgb" else "val", flip=flip)
+        config = config.model_copy(update={"training": training, "frames": frames})
+        if target == "rgb":
+            return train_rgb_decoder(request, config, reporter)
+        return train_head(request, config, reporter)
+
+    return train
+
+
+def weights(target: str, checkpoint: Path) -> dict[str, torch.Tensor]:
+    if target == "rgb":
+        return load_rgb_decoder(checkpoint, load_backbone("tiny")).model.state_dict()
+    return load_head(checkpoint, "depth" if target == "kitti" else "segmentation").model.state_dict()
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_resumed_run_is_bitwise_the_unbroken_one(run: Run, target: str, tmp_path: Path) -> None:
+    unbroken = weights(target, run(target, "unbroken"))
+    run(target, "resumed", steps=3)
+    resumed = run(target, "resumed", resume=True)
+    assert resumed == tmp_path / f"resumed/checkpoints/step-{STEPS:08d}"
+    assert_same(unbroken, weights(target, resumed))
+    rows = [pq.read_table(tmp_path / name / "curves.parquet") for name in ("unbroken", "resumed")]
+    for column in ("step", "loss", "main_loss", "gradient_loss", "learning_rate"):
+        assert rows[0][column].to_pylist() == rows[1][column].to_pylist()
+    other = weights(target, run(target, "other", seed=1))
+    assert not all(torch.equal(unbroken[name], other[name]) for name in unbroken)
+
+
+@pytest.mark.parametrize("target", ["vspw", "rgb"])
+def test_features_that_do_not_fit_in_memory_train_the_same_weights(
+    run: Run, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = weights(target, run(target, "kept"))
+    monkeypatch.setattr(head_data, "memory_bytes", lambda: 0)
+    assert_same(kept, weights(target, run(target, "streamed")))
+
+
+def test_mirrored_frames_train_other_weights(run: Run) -> None:
+    straight, mirrored = (weights("vspw", run("vspw", f"flip{flip}", flip=flip)) for flip in (0.0, 1.0))
+    assert not torch.equal(straight["head.weight"], mirrored["head.weight"])
+
+
+def test_kept_features_are_computed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    features = head_data.HeadFrames._features
+    monkeypatch.setattr(
+        head_data.HeadFrames, "_features", lambda self, crops: (asked.append(1), features(self, crops))[1]
+    )
+    run("cityscapes", "kept", flip=0.0)
+    assert len(asked) == 2  # frames
+    monkeypatch.setattr(head_data, "memory_bytes", lambda: 0)
+    run("cityscapes", "streamed", flip=0.0)
+    assert len(asked) == 2 + 2 * STEPS
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine(run: Run, tmp_path: Path) -> None:
+    run("cityscapes")
+    peak = head_preset("cityscapes", "tiny").training.learning_rate
+    fall = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    rates = pq.read_table(tmp_path / "out/curves.parquet")["learning_rate"].to_pylist()
+    assert rates == pytest.approx([peak * share for share in (0, 0.5, *fall)])
+
+
+def test_what_is_learned_from_is_said(run: Run) -> None:
+    reporter = Lines()
+    run("kitti", reporter=reporter)
+    assert reporter.said[0] == "train head: 2 labelled frames of kitti, 1 left out (no ground truth)"
+    assert "the frames that kitti is scored on (--split val)" in reporter.said[1]
+    reporter = Lines()
+    checkpoint = run("kitti", resume=True, reporter=reporter)
+    assert reporter.said[-1] == f"train head: {checkpoint} has all its steps, nothing to do"
+
+
+def test_a_checkpoint_says_what_it_was_made_from(run: Run) -> None:
+    metadata = load_head(run("vspw"), "segmentation").metadata
+    assert metadata["benchmark"] == "vspw"
+    assert metadata["backbone_sha256"] == load_backbone("tiny").weights_sha256
+    assert (metadata["image_size"], metadata["hidden_size"], metadata["patch_grid"]) == (32, 64, [2, 2])
+    assert (metadata["frames"]["count"], metadata["step"]) == (5, STEPS)
+
+
+def test_resuming_with_something_else_names_both(run: Run, golden: Path, tmp_path: Path) -> None:
+    run("cityscapes", steps=2)
+    with pytest.raises(MismatchError, match=r"training\.learning_rate was 0\.02, now 0\.5"):
+        run("cityscapes", resume=True, learning_rate=0.5)
+    shas = [load_backbone(name).weights_sha256 for name in ("tiny", str(golden / "tiny" / "backbone"))]
+    with pytest.raises(MismatchError, match=f"backbone_sha256 was {shas[0]}, now {shas[1]}"):
+        run("cityscapes", resume=True, backbone=str(golden / "tiny" / "backbone"))
+    with pytest.raises(MismatchError, match="of a head, not of a rgb_decoder"):
+        run("rgb", resume=True)
+    with pytest.raises(DeltacacheError, match="already holds checkpoints"):
+        run("cityscapes")
