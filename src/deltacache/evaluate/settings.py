@@ -1,35 +1,34 @@
 """What an evaluation is asked to do; saved as ``config.yaml`` beside its tables."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from upath import UPath
 
+from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
+from deltacache.schemas.configs import load_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.jobs import DEFAULT_BACKBONE
+
+CONFIG = "config.yaml"
+CLIPS = "clips"
 
 
-class ClipEvaluation(Frozen):
-    """Feature-space metrics on a feature dataset, without labels."""
+class EvaluationSettings(Frozen):
+    """What every evaluation is asked: the models, how far, how often."""
 
     out: Path
-    features: str = Field(description="a feature dataset: a folder, or a url in an object store")
-    dataset: str = Field(default="clips", min_length=1, description="name in the tables")
     tokenizer: Path | None = None
     worlds: tuple[Path, ...] = ()
     context: int = Field(default=4, ge=1, description="frames that are seen")
     horizons: tuple[int, ...] = Field(default=(1, 3), min_length=1, description="frames after the context")
     samples: int = Field(default=20, ge=1, description="roll-outs of a world model with a noise query")
     seed: int = Field(default=0, ge=0)
-    futures: Path | None = Field(default=None, description="CSV or Parquet: video_uri, scene, outcome")
     examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
     device: str = "auto"
-
-    @field_validator("features", mode="before")
-    @classmethod
-    def _features_as_text(cls, features: Any) -> Any:
-        return str(features) if isinstance(features, Path | UPath) else features
 
     @field_validator("horizons")
     @classmethod
@@ -39,17 +38,78 @@ class ClipEvaluation(Frozen):
         return tuple(sorted(set(horizons)))
 
     @model_validator(mode="after")
-    def _models_that_need_each_other(self) -> Self:
+    def _worlds_need_a_tokenizer(self) -> Self:
         if self.worlds and self.tokenizer is None:
             raise ValueError("a world model predicts delta tokens: give the tokenizer they were made with")
-        if self.futures is not None and not self.worlds:
-            raise ValueError("futures say which outcomes a world model should reach: give a world model")
         return self
 
     @property
     def frames(self) -> int:
-        """Frames that a sequence needs: the context and the longest horizon."""
+        """Frames that the longest horizon needs: the context and what comes after."""
         return self.context + max(self.horizons)
+
+
+class ClipEvaluation(EvaluationSettings):
+    """Feature-space metrics on a feature dataset, without labels."""
+
+    features: str = Field(description="a feature dataset: a folder, or a url in an object store")
+    dataset: str = Field(default="clips", min_length=1, description="name in the tables")
+    futures: Path | None = Field(default=None, description="CSV or Parquet: video_uri, scene, outcome")
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _features_as_text(cls, features: Any) -> Any:
+        return str(features) if isinstance(features, Path | UPath) else features
+
+    @model_validator(mode="after")
+    def _futures_need_a_world(self) -> Self:
+        if self.futures is not None and not self.worlds:
+            raise ValueError("futures say which outcomes a world model should reach: give a world model")
+        return self
+
+
+class BenchmarkEvaluation(EvaluationSettings):
+    """Labelled sequences of the published benchmarks (method section 3)."""
+
+    data: dict[BenchmarkName, Path] = Field(min_length=1, description="root of each benchmark")
+    heads: dict[BenchmarkName, Path] = Field(
+        default={}, description="of the benchmarks that are scored by label"
+    )
+    clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
+    backbone: str = DEFAULT_BACKBONE
+    image_size: int = Field(default=512, ge=16, description="side of the square crops in pixels")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="of the backbone")
+    kitti_split: Path | None = Field(default=None, description="Eigen test list, if not in KITTI's root")
+    rgb_decoder: Path | None = Field(default=None, description="makes pictures of features, for the report")
+    cache: Path | None = Field(default=None, description="folder of feature datasets of the crops")
+    workers: int | None = Field(default=None, ge=1, description="processes through Ray; None: this one")
+    ray_address: str | None = None
+
+    @model_validator(mode="after")
+    def _what_belongs_to_data(self) -> Self:
+        stray = [name for name in self.heads if name not in self.data]
+        if stray:
+            raise ValueError(f"head {stray[0]}: there is no data {stray[0]}=DIR for it")
+        if self.kitti_split is not None and "kitti" not in self.data:
+            raise ValueError(
+                "kitti_split is the list of KITTI's test frames: give kitti=DIR, or leave it out"
+            )
+        if self.ray_address is not None and self.workers is None:
+            raise ValueError("ray_address says where workers run: give their number")
+        return self
+
+    @property
+    def dataset(self) -> str:
+        """All names of the tables' ``dataset``."""
+        return ", ".join([*self.data, *([self.clips.dataset] if self.clips else [])])
+
+    @property
+    def frame_counts(self) -> tuple[int, ...]:
+        """Frames of a sequence up to and with its target, for each horizon."""
+        return tuple(self.context + horizon for horizon in self.horizons)
+
+
+SettingsT = TypeVar("SettingsT", ClipEvaluation, BenchmarkEvaluation)
 
 
 def clip_evaluation(**fields: Any) -> ClipEvaluation:
@@ -58,8 +118,78 @@ def clip_evaluation(**fields: Any) -> ClipEvaluation:
     Raises:
         DeltacacheError: a value is out of range or two values do not go together.
     """
+    return _built(ClipEvaluation, fields)
+
+
+def benchmark_evaluation(**fields: Any) -> BenchmarkEvaluation:
+    """``clip_evaluation`` for the published benchmarks."""
+    return _built(BenchmarkEvaluation, fields)
+
+
+def evaluation(
+    data: Mapping[str, str], heads: Mapping[str, str], **flags: Any
+) -> ClipEvaluation | BenchmarkEvaluation:
+    """The evaluation that a command line asks for: of a feature dataset, of benchmarks, or of both.
+
+    Raises:
+        DeltacacheError: an unknown name, or flags that do not go together.
+    """
+    unknown = [name for name in (*data, *heads) if name not in (*BENCHMARKS, CLIPS)]
+    if unknown:
+        raise DeltacacheError(
+            f"{unknown[0]} is not known: give {', '.join(BENCHMARKS)} or {CLIPS}, as NAME=PATH"
+        )
+    roots = {name: _absolute(path) for name, path in data.items() if name != CLIPS}
+    named = {name: _absolute(path) for name, path in heads.items()}
+    clips = None
+    if CLIPS in data:
+        fields = {name: flags[name] for name in ClipEvaluation.model_fields if name in flags}
+        clips = clip_evaluation(features=data[CLIPS], **fields)
+    elif flags.get("futures") is not None:
+        raise DeltacacheError("futures are those of a feature dataset: give --data clips=FEATURES too")
+    if not roots:
+        return _without_benchmarks(clips, named, flags)
+    fields = {name: flags[name] for name in BenchmarkEvaluation.model_fields if name in flags}
+    for name in ("tokenizer", "kitti_split", "cache", "rgb_decoder"):
+        fields[name] = None if flags.get(name) is None else _absolute(flags[name])
+    fields["worlds"] = tuple(_absolute(path) for path in flags["worlds"])
+    return benchmark_evaluation(data=roots, heads=named, clips=clips, **fields)
+
+
+def _without_benchmarks(
+    clips: ClipEvaluation | None, heads: Mapping[str, Path], flags: Mapping[str, Any]
+) -> ClipEvaluation:
+    idle = [
+        name for name in ("kitti_split", "cache", "workers", "ray_address") if flags.get(name) is not None
+    ]
+    if heads or idle:
+        raise DeltacacheError(
+            f"{'head' if heads else idle[0]} is for benchmarks, and a feature dataset has no use for it: leave it out"
+        )
+    if clips is None:
+        raise DeltacacheError("there is nothing to evaluate: give --data NAME=PATH")
+    return clips
+
+
+def _absolute(path: str | Path) -> Path:
+    """Processes of a cluster have other working directories."""
+    return Path(path).absolute()
+
+
+def load_evaluation(out: Path) -> ClipEvaluation | BenchmarkEvaluation:
+    """The settings that were saved in the folder of an evaluation.
+
+    Raises:
+        DeltacacheError: they are missing or damaged.
+    """
+    path = out / CONFIG
+    is_benchmark = path.is_file() and any(line.startswith("data:") for line in path.read_text().splitlines())
+    return load_config(path, BenchmarkEvaluation if is_benchmark else ClipEvaluation)
+
+
+def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:
     try:
-        return ClipEvaluation.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,11 +20,41 @@ from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.weights import weights_fingerprint
 from deltacache.schemas.errors import CheckpointError
 
-__all__ = ["LoadedModel", "load_tokenizer", "load_world", "save_model", "save_weights", "weights_fingerprint"]
+__all__ = [
+    "LoadedModel",
+    "load_model",
+    "load_tokenizer",
+    "load_world",
+    "save_model",
+    "save_weights",
+    "weights_fingerprint",
+]
 
-Kind = Literal["tokenizer", "world"]
-ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+Kind = Literal["tokenizer", "world", "head", "rgb_decoder"]
 Arguments = Mapping[str, Any]
+
+
+class SavedModel(Protocol):
+    """A seam: a model that says what it was built with."""
+
+    arguments: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and buffers by name."""
+        ...
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take weights and buffers over."""
+        ...
+
+    def eval(self) -> Any:
+        """Change to eval mode."""
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=SavedModel)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _RELEASED_FILES = ("pytorch_model.bin", "last.ckpt")
@@ -43,7 +73,7 @@ class LoadedModel(Generic[ModelT]):
     metadata: Mapping[str, Any]
 
 
-def save_model(folder: Path, model: DeltaTok | DeltaWorld, kind: Kind, metadata: Mapping[str, Any]) -> None:
+def save_model(folder: Path, model: SavedModel, kind: Kind, metadata: Mapping[str, Any]) -> None:
     """Write config.json and model.safetensors into ``folder``; equal weights give equal bytes.
 
     Plain writes: a caller that needs all or nothing writes to a temporary folder and renames it.
@@ -72,21 +102,22 @@ def load_tokenizer(path: Path, arguments: Arguments | None = None) -> LoadedMode
     (``num_heads`` without gate and QK-norm, ``frame_compression``). Anything missing, unexpected,
     misshapen or damaged is a ``CheckpointError``.
     """
-    return _load(path, "tokenizer", DeltaTok, tokenizer_arguments, arguments)
+    return load_model(path, "tokenizer", DeltaTok, tokenizer_arguments, arguments)
 
 
 def load_world(path: Path, arguments: Arguments | None = None) -> LoadedModel[DeltaWorld]:
     """Read a DeltaWorld, as ``load_tokenizer`` does; ``arguments`` may settle ``num_heads``."""
-    return _load(path, "world", DeltaWorld, world_arguments, arguments)
+    return load_model(path, "world", DeltaWorld, world_arguments, arguments)
 
 
-def _load(
+def load_model(
     path: Path,
     kind: Kind,
     model_class: type[ModelT],
     infer: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]],
-    arguments: Arguments | None,
+    arguments: Arguments | None = None,
 ) -> LoadedModel[ModelT]:
+    """Read any of our models, as ``load_tokenizer`` does; ``infer`` reads arguments off names and shapes."""
     place = _locate(path)
     config: dict[str, Any] = {}
     if place.is_dir():
@@ -208,7 +239,7 @@ def _build(model_class: type[ModelT], arguments: Arguments, place: Path) -> Mode
         ) from error
 
 
-def _fill(model: DeltaTok | DeltaWorld, state_dict: Mapping[str, Tensor], place: Path) -> None:
+def _fill(model: SavedModel, state_dict: Mapping[str, Tensor], place: Path) -> None:
     """Load strictly, in float32; what does not fit is listed before anything is assigned."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     misshapen = [
@@ -229,7 +260,11 @@ def _fill(model: DeltaTok | DeltaWorld, state_dict: Mapping[str, Tensor], place:
             "Give a checkpoint of this model, or the arguments that made this one."
         )
     weights = {
-        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        name: tensor.to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
         for name, tensor in state_dict.items()
     }
     model.load_state_dict(weights, assign=True)

@@ -2,6 +2,8 @@
 
 # B batch, S samples, H horizon, N patches, D hidden
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,14 +12,20 @@ from deltacache.models.deltatok import DeltaTok, Grid
 
 @torch.no_grad()
 def decode_future(tokenizer: DeltaTok, last_patch_tokens: Tensor, delta_tokens: Tensor, grid: Grid) -> Tensor:
-    """Patch tokens (B, S, H, N, D) of futures (B, S, H, D) that all start at one frame (B, N, D).
+    """Patch tokens (B, S, H, N, D) of futures (B, S, H, D) that all start at one frame (B, N, D)."""
+    return torch.stack(list(decode_steps(tokenizer, last_patch_tokens, delta_tokens, grid)), dim=2)
+
+
+def decode_steps(
+    tokenizer: DeltaTok, last_patch_tokens: Tensor, delta_tokens: Tensor, grid: Grid
+) -> Iterator[Tensor]:
+    """Yield ``decode_future``'s frames (B, S, N, D) one step after the other, so that none need be kept.
 
     Each step is decoded from the one before; nothing is encoded again.
     """
-    batch, samples, horizon, _ = delta_tokens.shape
+    batch, samples = delta_tokens.shape[:2]
     current = last_patch_tokens.repeat_interleave(samples, dim=0)  # (B S, N, D)
-    frames: list[Tensor] = []
     for delta in delta_tokens.flatten(0, 1).unbind(dim=1):
-        current = tokenizer.decode(delta, current, grid)
-        frames.append(current)
-    return torch.stack(frames, dim=1).view(batch, samples, horizon, *last_patch_tokens.shape[1:])
+        with torch.no_grad():
+            current = tokenizer.decode(delta, current, grid)
+        yield current.unflatten(0, (batch, samples))

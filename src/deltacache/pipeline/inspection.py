@@ -47,7 +47,7 @@ class DatasetDescription:
         lines = [
             f"{self.root}: {card.kind} in {card.store} shards, {state}",
             f"  holds        {self.clips} clips of {self.videos} videos in {self.shards} of {self.planned_shards} "
-            f"shards, {_size(self.bytes)}",
+            f"shards, {readable_size(self.bytes)}",
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
             f"  backbone     {card.backbone.id}, {card.image_size} px, {rows} x {columns} patches, "
@@ -59,7 +59,8 @@ class DatasetDescription:
         return "\n".join(lines)
 
 
-def _size(count: int) -> str:
+def readable_size(count: int) -> str:
+    """Bytes in MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 

@@ -121,3 +121,25 @@ WORLD_CURVES_SCHEMA = pa.schema(
     ]
 )
 """``curves.parquet`` of a world model: a row an interval; probes are null in rows where none was made."""
+
+HEAD_CURVES_SCHEMA = pa.schema([*_CURVE_FIELDS, ("main_loss", pa.float64()), ("gradient_loss", pa.float64())])
+"""``curves.parquet`` of a head: the parts of its loss are null where it has one part only."""
+
+STATISTICS_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("task", pa.string()),
+        ("method", pa.string()),
+        ("tokenizer", pa.string()),
+        ("world", pa.string()),
+        ("aggregation", pa.string()),
+        ("horizon", pa.int32()),
+        ("horizon_s", pa.float64()),
+        ("num_samples", pa.int32()),
+        ("sequence_id", pa.string()),
+        ("group", pa.string()),
+        ("n_targets", pa.int64()),
+        ("totals", pa.list_(pa.float64())),
+    ]
+)
+"""``statistics.parquet`` of an evaluation of benchmarks: sums from which ``evaluate.pooled`` makes every metric."""

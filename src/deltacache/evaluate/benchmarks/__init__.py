@@ -1,0 +1,1 @@
+"""VSPW, Cityscapes and KITTI by the published protocol (method section 3)."""

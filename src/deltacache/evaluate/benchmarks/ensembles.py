@@ -1,0 +1,75 @@
+"""Sampled futures of one crop, judged at the one step that is scored.
+
+Shapes: S samples, H horizon, N patches, D hidden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltacache.evaluate.metrics import feature_metrics, token_distance
+from deltacache.models.deltatok import DeltaTok, Grid
+from deltacache.models.futures import decode_steps
+
+_CHUNK_NUMBERS = 2**26  # of patch tokens decoded at a time: 256 MiB in float32
+
+
+@dataclass(frozen=True, repr=False)
+class Ensemble:
+    """The last step of every sample.
+
+    Attributes:
+        samples: (S, N, D).
+        metrics: (S, 3) of ``feature_metrics``.
+    """
+
+    samples: Tensor
+    metrics: Tensor
+
+    @property
+    def best(self) -> int:
+        """The sample with the lowest smooth-L1 to the truth."""
+        return int(self.metrics[:, 0].argmin())
+
+    def first(self, count: int) -> "Ensemble":
+        """The first samples alone."""
+        return Ensemble(self.samples[:count], self.metrics[:count])
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, D) features averaged over the samples."""
+        return self.samples.mean(0)
+
+
+def decode_last(model: DeltaTok, last: Tensor, deltas: Tensor, grid: Grid) -> Tensor:
+    """The last frames (S, N, D) of futures (S, H, D) after the frame (N, D), some samples at a time."""
+    frames = []
+    for chunk in deltas.split(max(1, _CHUNK_NUMBERS // last.numel())):
+        *_, decoded = decode_steps(model, last[None], chunk[None], grid)
+        frames.append(decoded[0])
+    return torch.cat(frames)
+
+
+def judge(samples: Tensor, truth: Tensor) -> Ensemble:
+    """Compare samples (S, N, D) with the true frame (N, D)."""
+    return Ensemble(samples, feature_metrics(samples, truth))
+
+
+def sample_totals(ensemble: Ensemble, truth: Tensor) -> Tensor:
+    """Sums of ``pooled``'s samples for one crop, (4 + S + 1,) float64, of two or more samples.
+
+    Energy score (Gneiting & Raftery 2007) in its unbiased form, distances being root mean squares over
+    patches and hidden; the variance that an ensemble like this one would have to have for the spread to
+    equal the error of its mean (Fortin et al. 2014); and the rank of each true number among the samples'.
+    """
+    samples = ensemble.samples
+    count, numbers = len(samples), truth.numel()
+    flat = samples.flatten(1)
+    between = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").double().sum()
+    to_truth = token_distance(samples, truth).mean()
+    energy = (to_truth - between / (2 * count * (count - 1))) / numbers**0.5
+    variance = samples.var(0).mean(dtype=torch.float64) * (count + 1) / count
+    squared = (ensemble.mean - truth).square().mean(dtype=torch.float64)
+    ranks = torch.bincount((samples < truth).sum(0).flatten(), minlength=count + 1).double()
+    return torch.cat([torch.stack([torch.ones_like(energy), energy, variance, squared]), ranks])

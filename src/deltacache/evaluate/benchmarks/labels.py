@@ -1,0 +1,119 @@
+"""What a head says about patch tokens, compared with the label at its own resolution.
+
+Shapes: C crops, S samples, N patches, D hidden, K numbers a pixel of the head, H' x W' a half of the label.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
+from deltacache.models.deltatok import Grid
+from deltacache.pipeline.benchmarks.geometry import Split
+from deltacache.pipeline.benchmarks.upsampling import upsample, upsample_crop
+from deltacache.schemas.benchmarks import IGNORE, Task
+
+_CHUNK_NUMBERS = 2**26  # upsampled logits held at a time: 256 MiB in float32
+
+
+class LabelScorer(Protocol):
+    """A seam: a head and the way in which its maps are judged."""
+
+    task: Task
+
+    @abstractmethod
+    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+        """Sums of ``pooled`` for one prediction (C, N, D) of a frame labelled (C, H', W')."""
+        ...
+
+    @abstractmethod
+    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+        """(2,) float64: valid pixels of a half (H', W'), and those of them that the samples (S, N, D) cover."""
+        ...
+
+    @abstractmethod
+    def maps(self, tokens: Tensor, side: int) -> Tensor:
+        """Maps (S, side, side) of whole crops (S, N, D), for pictures: uint8 class ids, or float16 metres."""
+        ...
+
+
+class _Head:
+    """A head applied to tokens."""
+
+    def __init__(self, head: nn.Module, grid: Grid) -> None:
+        self._head, self._grid = head, grid
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, K, h, w)."""
+        return self._head(tokens.transpose(1, 2).unflatten(2, self._grid))
+
+    def chunks(self, samples: Tensor, split: Split, half: tuple[int, int], crop: int) -> Iterator[Tensor]:
+        """Maps (s, K, H', W') of a few samples (S, N, D) at a time."""
+        small = self(samples)
+        numbers = small.shape[1] * max(half) ** 2
+        for chunk in small.split(max(1, _CHUNK_NUMBERS // numbers)):
+            yield upsample_crop(chunk, split, half, crop)
+
+    def square(self, tokens: Tensor, side: int) -> Iterator[Tensor]:
+        """Maps (s, K, side, side) of whole crops."""
+        whole = Split((side, side), wide=False)
+        yield from self.chunks(tokens, whole, (side, side), 0)
+
+
+class SegmentationScorer:
+    """Classes: intersection and union; a vote covers a pixel if any sample has its true class there."""
+
+    task: Task = "segmentation"
+
+    def __init__(self, head: nn.Module, grid: Grid, classes: int) -> None:
+        self._head, self._classes = _Head(head, grid), classes
+
+    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+        """See ``LabelScorer``."""
+        logits = upsample(self._head(tokens), split, _half(label))
+        return segmentation_totals(logits.argmax(1), label, self._classes)
+
+    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+        """See ``LabelScorer``."""
+        hit = torch.zeros_like(label, dtype=torch.bool)
+        for logits in self._head.chunks(samples, split, _half(label), crop):
+            hit |= (logits.argmax(1) == label).any(0)
+        valid = label != IGNORE
+        return torch.stack([valid.sum(), (hit & valid).sum()]).double()
+
+    def maps(self, tokens: Tensor, side: int) -> Tensor:
+        """See ``LabelScorer``."""
+        return torch.cat([logits.argmax(1).byte() for logits in self._head.square(tokens, side)])
+
+
+class DepthScorer:
+    """Metres: errors; a vote covers a pixel if its true depth lies between the samples' extremes."""
+
+    task: Task = "depth"
+
+    def __init__(self, head: nn.Module, grid: Grid) -> None:
+        self._head = _Head(head, grid)
+
+    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+        """See ``LabelScorer``."""
+        return depth_totals(upsample(self._head(tokens), split, _half(label))[:, 0], label)
+
+    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+        """See ``LabelScorer``."""
+        above, below = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label, dtype=torch.bool)
+        for depth in self._head.chunks(samples, split, _half(label), crop):
+            above |= (depth[:, 0] >= label).any(0)
+            below |= (depth[:, 0] <= label).any(0)
+        valid = label > 0
+        return torch.stack([valid.sum(), (above & below & valid).sum()]).double()
+
+    def maps(self, tokens: Tensor, side: int) -> Tensor:
+        """See ``LabelScorer``."""
+        return torch.cat([depth[:, 0].half() for depth in self._head.square(tokens, side)])
+
+
+def _half(label: Tensor) -> tuple[int, int]:
+    return label.shape[-2], label.shape[-1]

@@ -1,0 +1,150 @@
+"""The models of an evaluation of benchmarks, loaded and checked against each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltacache import __version__
+from deltacache.evaluate.benchmarks.labels import DepthScorer, LabelScorer, SegmentationScorer
+from deltacache.evaluate.benchmarks.loading import LoadedSequence
+from deltacache.evaluate.inputs import Models, load_models
+from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.settings import BenchmarkEvaluation
+from deltacache.models.backbone import Backbone, load_backbone
+from deltacache.models.devices import choose_device
+from deltacache.models.heads import DepthHead, SegmentationHead, load_head
+from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
+from deltacache.pipeline.checksums import crc32c_of_npy
+from deltacache.pipeline.encoders import black_patch_tokens_of, resolve_precision
+from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, SPACING_S, BenchmarkName
+from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+from deltacache.schemas.errors import MismatchError
+
+_BACKBONE_FRAMES = 64  # of a forward
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is loaded once a process.
+
+    Attributes:
+        black: (N, D) float16, patch tokens of an all-black frame, as a feature dataset holds them.
+        scorers: None for a benchmark without a head.
+        heads: fingerprints.
+        rgb: makes pictures of features (B, D, h, w), for the report.
+    """
+
+    backbone: Backbone
+    black: np.ndarray
+    models: Models
+    protocol: Protocol
+    scorers: dict[BenchmarkName, LabelScorer | None]
+    heads: dict[BenchmarkName, str]
+    rgb: RgbDecoder | None
+    device: torch.device
+
+
+def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -> Inputs:
+    """Load all models of ``settings``, on its device or the one of this name.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+        MismatchError: models that do not belong together.
+    """
+    device = choose_device(device_name or settings.device)
+    precision = resolve_precision(device, settings.precision)
+    backbone = load_backbone(settings.backbone, precision).to(device)
+    grid = backbone.grid(settings.image_size)
+    with torch.inference_mode():
+        exact = backbone.black_patch_tokens(settings.image_size)
+        black = black_patch_tokens_of(backbone, settings.image_size)
+    card = feature_card(settings, backbone, black, settings.frames, next(iter(settings.data)), device)
+    protocol = Protocol(
+        context=settings.context,
+        horizons=settings.horizons,
+        seed=settings.seed,
+        grid=grid,
+        black=torch.from_numpy(black).to(device).float() if settings.cache else exact,
+    )
+    scorers: dict[BenchmarkName, LabelScorer | None] = dict.fromkeys(settings.data)
+    heads: dict[BenchmarkName, str] = {}
+    for name, path in settings.heads.items():
+        scorers[name], heads[name] = _scorer(name, path, backbone, settings.image_size, device)
+    models = load_models(settings, card, f"backbone {backbone.id}", device)
+    rgb = None
+    if settings.rgb_decoder is not None:
+        rgb = load_rgb_decoder(settings.rgb_decoder, backbone).model.to(device).requires_grad_(False)
+    return Inputs(backbone, black, models, protocol, scorers, heads, rgb, device)
+
+
+def feature_card(
+    settings: BenchmarkEvaluation,
+    backbone: Backbone,
+    black: np.ndarray,
+    frames: int,
+    benchmark: BenchmarkName,
+    device: torch.device,
+) -> DatasetCard:
+    """What patch tokens of a benchmark's crops are, as a feature dataset says it."""
+    spacing = SPACING_S[benchmark]
+    return DatasetCard(
+        kind="features",
+        store="webdataset",
+        precision=resolve_precision(device, settings.precision),
+        backbone=BackboneCard(
+            id=backbone.id,
+            weights_sha256=backbone.weights_sha256,
+            patch_size=backbone.patch_size,
+            hidden_size=backbone.hidden_size,
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
+        ),
+        image_size=settings.image_size,
+        patch_grid=backbone.grid(settings.image_size),
+        hidden_size=backbone.hidden_size,
+        sampling=SamplingSettings(
+            frames=frames, spacing_min_s=spacing, spacing_max_s=spacing, augment=False, allow_duplicates=False
+        ),
+        black_crc32c=crc32c_of_npy(black),
+        code_version=__version__,
+    )
+
+
+def _scorer(
+    name: BenchmarkName, path: Path, backbone: Backbone, image_size: int, device: torch.device
+) -> tuple[LabelScorer, str]:
+    loaded = load_head(path, BENCHMARK_TASK[name])
+    head = loaded.model.to(device).eval().requires_grad_(False)
+    if head.hidden_size != backbone.hidden_size:
+        raise MismatchError(
+            f"the head {path} takes {head.hidden_size}-wide features, but {backbone.id} gives "
+            f"{backbone.hidden_size}: give the head that was trained on this backbone"
+        )
+    made_with = loaded.metadata.get("backbone_sha256")
+    if made_with is not None and made_with != backbone.weights_sha256:
+        raise MismatchError(
+            f"the head {path} was trained on features of backbone {made_with[:16]}, but {backbone.id} is "
+            f"{backbone.weights_sha256[:16]}: give the head that was trained on this backbone"
+        )
+    grid = backbone.grid(image_size)
+    if isinstance(head, DepthHead):
+        return DepthScorer(head, grid), loaded.fingerprint
+    if head.classes != CLASSES[name]:
+        raise MismatchError(
+            f"the head {path} knows {head.classes} classes, {name} has {CLASSES[name]}: give a head of {name}"
+        )
+    assert isinstance(head, SegmentationHead)
+    return SegmentationScorer(head, grid, head.classes), loaded.fingerprint
+
+
+@torch.inference_mode()
+def patch_tokens(inputs: Inputs, loaded: LoadedSequence) -> Tensor:
+    """(C, T, N, D) float32 of a sequence's crops (C, T, S, S, 3), on the device."""
+    if loaded.crops is None:
+        raise ValueError(f"{loaded.sequence.sequence_id} was loaded without its frames")
+    frames = torch.from_numpy(loaded.crops).flatten(0, 1).permute(0, 3, 1, 2)
+    tokens = torch.cat([inputs.backbone.patch_tokens(chunk) for chunk in frames.split(_BACKBONE_FRAMES)])
+    return tokens.unflatten(0, loaded.crops.shape[:2])

@@ -1,0 +1,138 @@
+"""One sequence kept for the report: frames, features, what the head sees in them, and sampled futures.
+
+Only the first crop is kept. Shapes: T frames, H longest horizon of the sequence, S samples, s of them that are
+kept, N patches, D hidden.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltacache.evaluate.benchmarks.ensembles import decode_last, judge
+from deltacache.evaluate.benchmarks.opening import Inputs
+from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
+from deltacache.evaluate.examples import (
+    Example,
+    ExampleMaps,
+    ExampleWorld,
+    MapKind,
+    save_example,
+    save_frames,
+)
+from deltacache.evaluate.inputs import Tokenizer, World
+from deltacache.evaluate.modes import NOTHING_REACHED
+from deltacache.models.deltatok import Grid
+from deltacache.models.futures import decode_future
+from deltacache.models.rgb_decoder import RgbDecoder
+from deltacache.schemas.clips import clip_id_of
+
+_EXAMPLE_SAMPLES = 8
+_PICTURES_AT_ONCE = 16
+_MAP_SIDE = 256  # pixels of a kept map, at most
+
+
+@torch.inference_mode()
+def save_picture(
+    batch: SequenceBatch, frames: np.ndarray | None, inputs: Inputs, sampler: Sampler, folder: Path
+) -> None:
+    """Keep the first crop of the one sequence of ``batch``; ``frames`` (C, T, S, S, 3) are its pixels."""
+    sequence, clip = batch.sequences[0].sequence, batch.tokens[0]
+    context = inputs.protocol.context
+    horizon = len(clip) - context
+    tokenizer = inputs.models.tokenizer
+    reconstruction, samples = clip[:0], {}
+    worlds: list[ExampleWorld] = []
+    if tokenizer is not None:
+        reconstruction = tokenizer.model.reconstruct_closed_loop(
+            clip[None], inputs.protocol.black, inputs.protocol.grid, horizon
+        )[0]
+        deltas = sampler.true_deltas(batch, [horizon])
+        for world in inputs.models.worlds:
+            rollouts = sampler.roll_out(world, batch, deltas, horizon)[0]
+            kept, entry = _world(tokenizer, world, clip, rollouts, inputs)
+            samples[entry.fingerprint] = kept
+            worlds.append(entry)
+    clip_id = clip_id_of(sequence.sequence_id, 0)
+    example = Example(
+        title=f"{batch.dataset} {sequence.sequence_id}",
+        clip_ids=(clip_id,),
+        outcomes=("",),
+        context=context,
+        grid=inputs.protocol.grid,
+        seconds=(np.arange(len(clip)) * sequence.spacing_s).astype(np.float32),
+        patch_tokens=_stored(clip),
+        futures=_stored(clip[None, context:]),
+        reconstruction=_stored(reconstruction),
+        worlds=tuple(worlds),
+        maps=tuple(_maps(batch, inputs, reconstruction, samples)),
+    )
+    save_example(example, folder)
+    if frames is not None:
+        save_frames(folder, clip_id, frames[0])
+
+
+def _world(
+    tokenizer: Tokenizer, world: World, clip: Tensor, rollouts: Tensor, inputs: Inputs
+) -> tuple[Tensor, ExampleWorld]:
+    """The first samples (s, H, N, D), and what is kept of a world model's futures (S, H, D)."""
+    grid, last = inputs.protocol.grid, clip[inputs.protocol.context - 1]
+    ensemble = judge(decode_last(tokenizer.model, last, rollouts, grid), clip[-1])
+    kept = decode_future(tokenizer.model, last[None], rollouts[None, :_EXAMPLE_SAMPLES], grid)[0]
+    none = np.full(len(rollouts), NOTHING_REACHED)
+    entry = ExampleWorld(
+        method=world.method.name,
+        fingerprint=world.method.world or "",
+        samples=_stored(kept),
+        mean=_stored(ensemble.mean),
+        best=ensemble.best,
+        nearest=none,
+        reached=none,
+    )
+    return kept, entry
+
+
+def _maps(
+    batch: SequenceBatch, inputs: Inputs, reconstruction: Tensor, samples: dict[str, Tensor]
+) -> Iterator[ExampleMaps]:
+    """What the head, and the decoder of pictures, see in true, reconstructed and sampled frames."""
+    loaded, scorer = batch.sequences[0], inputs.scorers[batch.dataset]
+    side = min(_MAP_SIDE, loaded.split.size)
+    kinds: list[tuple[MapKind, np.ndarray | None, Callable[[Tensor], Tensor]]] = []
+    if scorer is not None:
+        label = None if loaded.label is None else loaded.label[0]
+        kinds.append((scorer.task, label, lambda tokens: scorer.maps(tokens, side)))
+    if inputs.rgb is not None:
+        decoder, grid = inputs.rgb, inputs.protocol.grid
+        kinds.append(("rgb", None, lambda tokens: _pictures(decoder, tokens, grid, side)))
+    for kind, label, make in kinds:
+        truth = _made(make, batch.tokens[0])
+        yield ExampleMaps(
+            kind=kind,
+            truth=truth,
+            label=label,
+            reconstruction=_made(make, reconstruction) if len(reconstruction) else truth[:0],
+            samples={name: _made(make, each) for name, each in samples.items()},
+        )
+
+
+def _made(make: Callable[[Tensor], Tensor], tokens: Tensor) -> np.ndarray:
+    """Maps (..., side, side[, 3]) of tokens (..., N, D)."""
+    return make(tokens.flatten(0, -3)).unflatten(0, tokens.shape[:-2]).cpu().numpy()
+
+
+def _pictures(decoder: RgbDecoder, tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """(B, side, side, 3) uint8 of tokens (B, N, D)."""
+    pictures = []
+    for chunk in tokens.split(_PICTURES_AT_ONCE):
+        picture = decoder(chunk.transpose(1, 2).unflatten(2, grid))
+        small = functional.interpolate(picture, size=(side, side), mode="area")
+        pictures.append((255 * small).round().byte().permute(0, 2, 3, 1))
+    return torch.cat(pictures)
+
+
+def _stored(tokens: Tensor) -> np.ndarray:
+    return tokens.half().cpu().numpy()

@@ -1,0 +1,140 @@
+"""What does the blocks: in this process, or on processes of a cluster. The same numbers either way."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from deltacache.evaluate.benchmarks.blocks import Block, BlockResult
+from deltacache.evaluate.benchmarks.cached import CachedFeatures, Item
+from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, load_cached, load_sequence
+from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs, patch_tokens
+from deltacache.evaluate.benchmarks.pictures import save_picture
+from deltacache.evaluate.benchmarks.sampling import SequenceBatch
+from deltacache.evaluate.benchmarks.scoring import BatchScorer
+from deltacache.evaluate.benchmarks.statistics import Statistic, statistics_table
+from deltacache.evaluate.benchmarks.timing import Timing
+from deltacache.evaluate.settings import BenchmarkEvaluation
+from deltacache.schemas.benchmarks import BenchmarkName
+
+_CUDA_SEQUENCES = 4  # of a batch
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a process needs to know to build its worker.
+
+    Attributes:
+        caches: feature dataset of each benchmark and number of frames; empty without a cache.
+        threads: that read frames.
+    """
+
+    settings: BenchmarkEvaluation
+    caches: Mapping[tuple[BenchmarkName, int], str]
+    threads: int
+
+    def worker(self, inputs: Inputs) -> "BlockWorker":
+        """The worker of models that are loaded."""
+        return BlockWorker(self, inputs)
+
+    def build(self, device: str) -> "BlockWorker":
+        """The worker, on its own process."""
+        return self.worker(load_inputs(self.settings, device if self.settings.device == "auto" else None))
+
+
+def batch_sequences(device: torch.device) -> int:
+    """Sequences that go through the models together: a few on a GPU; on a CPU one is as fast."""
+    return _CUDA_SEQUENCES if device.type == "cuda" else 1
+
+
+class BlockWorker:
+    """Holds the models and scores one block after the other."""
+
+    def __init__(self, plan: WorkerPlan, inputs: Inputs) -> None:
+        self._settings, self._inputs = plan.settings, inputs
+        self._caches = {key: CachedFeatures(place) for key, place in plan.caches.items()}
+        self._frames = Ahead(self._load, plan.threads)
+
+    def close(self) -> None:
+        """End the threads that read frames."""
+        self._frames.close()
+
+    def run(self, item: Block, following: Sequence[Block] = ()) -> BlockResult:
+        """Score a block; the frames of the ``following`` ones are begun to be read meanwhile."""
+        timing, started = Timing(), time.perf_counter()
+        scorer = BatchScorer(
+            self._inputs.models,
+            self._inputs.protocol,
+            self._inputs.scorers[item.dataset],
+            self._inputs.device,
+            timing,
+        )
+        statistics: list[Statistic] = []
+        with TemporaryDirectory() as folder:
+            for batch in self._batches(item, following, timing):
+                statistics.extend(scorer.score(batch))
+                self._keep(batch, item.examples, scorer, Path(folder))
+            examples = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        timing.sequences = len(item.sequences)
+        timing.total_s = time.perf_counter() - started
+        timing.measure_memory(self._inputs.device)
+        return BlockResult(statistics_table(statistics), timing, examples)
+
+    def _load(self, item: Item) -> LoadedSequence:
+        benchmark, sequence = item
+        labelled = self._inputs.scorers[benchmark] is not None
+        cache = self._caches.get((benchmark, len(sequence.frames)))
+        if cache is not None:
+            return load_cached(benchmark, sequence, cache, labelled=labelled)
+        return load_sequence(benchmark, sequence, self._settings.image_size, labelled=labelled)
+
+    def _keep(self, batch: SequenceBatch, wanted: frozenset[str], scorer: BatchScorer, folder: Path) -> None:
+        """Keep those of the sequences that are ``wanted`` for pictures."""
+        for at, loaded in enumerate(batch.sequences):
+            if loaded.sequence.sequence_id in wanted:
+                frames = loaded.crops
+                if frames is None:  # a cache does not hold them
+                    size = self._settings.image_size
+                    frames = load_sequence(batch.dataset, loaded.sequence, size, labelled=False).crops
+                save_picture(batch.only(at), frames, self._inputs, scorer.sampler, folder)
+
+    def _batches(self, block: Block, following: Sequence[Block], timing: Timing) -> Iterator[SequenceBatch]:
+        """Sequences of equally many frames that follow each other, a few at a time."""
+        items: list[Item] = [(block.dataset, sequence) for sequence in block.sequences]
+        later: list[Item] = [(each.dataset, sequence) for each in following for sequence in each.sequences]
+        most = batch_sequences(self._inputs.device)
+        arriving = self._arriving(self._frames.loaded(items, later), timing)
+        for _, alike in groupby(arriving, key=lambda loaded: len(loaded.sequence.frames)):
+            while sequences := [each for _, each in zip(range(most), alike, strict=False)]:
+                yield self._batch(block.dataset, sequences, timing)
+
+    def _arriving(self, loaded: Iterator[LoadedSequence], timing: Timing) -> Iterator[LoadedSequence]:
+        while True:
+            with timing.part("waiting", torch.device("cpu")):
+                each = next(loaded, None)
+            if each is None:
+                return
+            timing.decode_s += each.seconds
+            yield each
+
+    def _batch(
+        self, dataset: BenchmarkName, sequences: Sequence[LoadedSequence], timing: Timing
+    ) -> SequenceBatch:
+        first = [0]
+        for loaded in sequences:
+            first.append(first[-1] + loaded.split.crops)
+        with timing.part("backbone", self._inputs.device):
+            tokens = torch.cat([self._tokens(loaded) for loaded in sequences])
+        return SequenceBatch(dataset, tuple(sequences), tokens, tuple(first))
+
+    def _tokens(self, loaded: LoadedSequence) -> Tensor:
+        """(C, T, N, D) float32 on the device."""
+        if loaded.tokens is not None:
+            return torch.from_numpy(loaded.tokens).to(self._inputs.device).float()
+        assert loaded.crops is not None  # one of the two is there
+        return patch_tokens(self._inputs, loaded)

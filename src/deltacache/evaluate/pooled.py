@@ -1,0 +1,120 @@
+"""Metrics from sums, so that sequences pool by addition: whatever was computed where, and in any resample.
+
+A row of sums (``totals``) belongs to one task:
+
+- segmentation: ``[intersection (C) | predicted (C) | labelled (C)]`` in valid pixels, over C classes;
+- depth: ``[n, sum (d-g)^2, sum |d-g| / g, count max(d/g, g/d) < 1.25]`` over valid pixels;
+- features: ``[n, sum smooth-L1, sum squared error, sum cosine]`` over n crops;
+- samples: ``[n, sum energy score, sum (S+1)/S variance, sum squared error of the mean, rank counts (S+1)]``;
+- vote: ``[n, covered]`` in valid pixels.
+
+Shapes: K sums, S samples, C classes, G groups, R resamples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from deltacache.evaluate.bootstrap import CONFIDENCE, bootstrap_means
+from deltacache.evaluate.metrics import FEATURE_METRICS
+
+_SAMPLE_SUMS = 4
+Metrics = dict[str, np.ndarray]
+
+
+def pooled_metrics(task: str, totals: np.ndarray) -> dict[str, float]:
+    """Metrics of one row of sums (K,), or of several (n, K) added up; those over nothing are left out.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    summed = totals if totals.ndim == 1 else totals.sum(0)
+    values = metrics_of(task, summed)
+    return {name: float(value) for name, value in values.items() if not np.isnan(value)}
+
+
+def bootstrap(
+    task: str, totals: np.ndarray, groups: Sequence[str], *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of ``pooled_metrics`` under resampling of groups (videos, cities, drives).
+
+    Args:
+        totals: (n, K) a row a sequence.
+        groups: of the n sequences.
+    """
+    resampled = metrics_of(task, bootstrap_means(group_sums(totals, groups), seed=seed))
+    tail = (1 - CONFIDENCE) / 2
+    intervals = {}
+    for name, values in resampled.items():
+        known = values[~np.isnan(values)]  # a class may be absent from a resample
+        if known.size:
+            low, high = np.quantile(known, [tail, 1 - tail])
+            intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def group_sums(totals: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """(G, K) sums by group, in the order in which groups first appear."""
+    positions = {name: at for at, name in enumerate(dict.fromkeys(groups))}
+    summed = np.zeros((len(positions), totals.shape[1]))
+    np.add.at(summed, [positions[name] for name in groups], totals)
+    return summed
+
+
+def metrics_of(task: str, totals: np.ndarray) -> Metrics:
+    """Metrics (...) by name of sums (..., K); NaN where there is nothing to divide by.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    if task not in _TASKS:
+        raise ValueError(f"task {task!r} has no pooled metrics: {', '.join(_TASKS)} have")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _TASKS[task](totals.astype(np.float64))
+
+
+def _segmentation(totals: np.ndarray) -> Metrics:
+    """Jaccard index, macro over the classes that are predicted or labelled anywhere."""
+    intersection, predicted, labelled = np.split(totals, 3, axis=-1)
+    union = predicted + labelled - intersection
+    iou = np.where(union > 0, intersection / union, np.nan)
+    seen = (union > 0).sum(-1)
+    metrics = {
+        "miou": np.nansum(iou, -1) / seen,
+        "accuracy": intersection.sum(-1) / labelled.sum(-1),
+    }
+    return metrics | {f"iou/{label}": iou[..., label] for label in range(iou.shape[-1])}
+
+
+def _depth(totals: np.ndarray) -> Metrics:
+    count, squared, relative, close = np.moveaxis(totals, -1, 0)
+    return {"rmse": np.sqrt(squared / count), "abs_rel": relative / count, "delta1": close / count}
+
+
+def _features(totals: np.ndarray) -> Metrics:
+    means = totals[..., 1:] / totals[..., :1]
+    return {name: means[..., at] for at, name in enumerate(FEATURE_METRICS)}
+
+
+def _samples(totals: np.ndarray) -> Metrics:
+    count, energy, variance, squared = np.moveaxis(totals[..., :_SAMPLE_SUMS], -1, 0)
+    ranks = totals[..., _SAMPLE_SUMS:]
+    shares = ranks / ranks.sum(-1, keepdims=True)
+    metrics = {"energy_score": energy / count, "spread_skill": np.sqrt(variance / squared)}
+    return metrics | {f"rank/{rank}": shares[..., rank] for rank in range(ranks.shape[-1])}
+
+
+def _vote(totals: np.ndarray) -> Metrics:
+    return {"vote_coverage": totals[..., 1] / totals[..., 0]}
+
+
+_TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
+    {
+        "segmentation": _segmentation,
+        "depth": _depth,
+        "features": _features,
+        "samples": _samples,
+        "vote": _vote,
+    }
+)

@@ -1,0 +1,197 @@
+"""Labelled frames that heads are trained on, one at a time, with the readers and geometry of the benchmarks.
+
+``train`` is the training split: VSPW's ``train.txt``, Cityscapes' ``gtFine/train``, KITTI's ``train/`` depth maps
+of drives that its test list does not name. ``val`` is what the benchmark scores: for trees that hold nothing else.
+Shapes: H x W a frame, S input size, C crops, H' x W' a half of the label.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX
+from deltacache.pipeline.benchmarks.files import existing, lines_of, names_in
+from deltacache.pipeline.benchmarks.geometry import (
+    Split,
+    crop_frames,
+    label_halves,
+    resize_frame,
+    split_of,
+)
+from deltacache.pipeline.benchmarks.kitti import SPLIT_FILE, depth_file
+from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
+from deltacache.pipeline.benchmarks.reading import INVALID_DEPTH, read_depth, read_frame, read_label
+from deltacache.pipeline.benchmarks.windows import FrameCounts
+from deltacache.schemas.benchmarks import IGNORE, BenchmarkName
+from deltacache.schemas.errors import DatasetError
+
+SplitName = Literal["train", "val"]
+_PICTURES = frozenset({".jpg", ".jpeg", ".png"})
+_LABEL_FOLDERS = frozenset({"mask", "gtFine", "gtCoarse", "proj_depth", "groundtruth"})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFrame:
+    """A picture and its label; ``None`` where the picture itself is what is learned."""
+
+    frame: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFrames:
+    """What is trained on.
+
+    Attributes:
+        benchmark: ``None`` for pictures without labels.
+        scored: whether labels are as they are scored; else KITTI's also hold what lies outside the Garg region.
+        dropped: how many frames were left out for which reason.
+    """
+
+    benchmark: BenchmarkName | None
+    frames: tuple[TrainingFrame, ...]
+    dropped: dict[str, int]
+    scored: bool = False
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LoadedFrame:
+    """One frame as arrays: ``crops`` (C, S, S, 3) uint8, ``label`` (C, H', W') class ids or metres."""
+
+    split: Split
+    crops: np.ndarray
+    label: np.ndarray | None
+
+
+def labelled_frames(
+    benchmark: BenchmarkName, root: Path, split: SplitName, kitti_split: Path | None = None
+) -> TrainingFrames:
+    """List the frames below ``root``, in a fixed order; ``kitti_split`` lists KITTI's instead of the folders.
+
+    Raises:
+        DatasetError: a file is missing, or no frame is left; says what other split there is.
+    """
+    existing(root)
+    if split == "val":
+        found = benchmark_sequences(benchmark, root, FrameCounts((1,)), kitti_split)
+        frames = tuple(TrainingFrame(each.frames[-1], each.label) for each in found.sequences)
+        return TrainingFrames(benchmark, frames, dict(found.dropped), scored=True)
+    dropped: Counter[str] = Counter()
+    try:
+        frames = tuple(_training_split(benchmark, root, kitti_split, dropped))
+    except DatasetError as error:
+        raise DatasetError(f"{error}. For a tree that has only what is scored, add --split val") from None
+    if not frames:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no label"
+        raise DatasetError(
+            f"{root} has no frame of {benchmark}'s training split ({reasons}): give the training data, or, for a "
+            "tree that has only what is scored, add --split val"
+        )
+    return TrainingFrames(benchmark, frames, dict(dropped))
+
+
+def picture_frames(folder: Path) -> TrainingFrames:
+    """All pictures below a folder of frames or a benchmark's root, in the order of their names; no labels.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    found = sorted(
+        path
+        for path in existing(folder).rglob("*")
+        if path.suffix.lower() in _PICTURES
+        and not _LABEL_FOLDERS & set(path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not found:
+        raise DatasetError(
+            f"{folder} holds no pictures ({', '.join(sorted(_PICTURES))}): give a folder of frames"
+        )
+    return TrainingFrames(None, tuple(TrainingFrame(str(path), None) for path in found), {})
+
+
+def load_frame(frames: TrainingFrames, number: int, size: int, *, flip: bool) -> LoadedFrame:
+    """Read, mirror if asked, resize and cut a frame and its label.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or frame and label differ in size.
+    """
+    benchmark, frame = frames.benchmark, frames.frames[number]
+    picture = read_frame(benchmark or "vspw", frame.frame)
+    shape = (picture.shape[0], picture.shape[1])
+    split = split_of(*shape, size)
+    label, ignore = None, IGNORE
+    if benchmark == "kitti" and frame.label is not None:
+        label, ignore = read_depth(frame.label, shape, garg=frames.scored), INVALID_DEPTH
+    elif benchmark is not None and frame.label is not None:
+        label = read_label(benchmark, frame.label, shape)
+    if flip:
+        picture = np.ascontiguousarray(picture[:, ::-1])
+        label = None if label is None else np.ascontiguousarray(label[:, ::-1])
+    halves = None if label is None else label_halves(label, split, ignore)
+    return LoadedFrame(split, crop_frames(resize_frame(picture, split)[None], split)[:, 0], halves)
+
+
+def _training_split(
+    benchmark: BenchmarkName, root: Path, kitti_split: Path | None, dropped: Counter[str]
+) -> Iterator[TrainingFrame]:
+    if benchmark == "vspw":
+        yield from _vspw(root)
+    elif benchmark == "cityscapes":
+        yield from _cityscapes(root)
+    elif kitti_split is not None:
+        yield from _kitti_list(root, kitti_split, dropped)
+    else:
+        yield from _kitti_folders(root, dropped)
+
+
+def _vspw(root: Path) -> Iterator[TrainingFrame]:
+    """Every masked frame of the videos of ``train.txt``."""
+    for video in lines_of(root / "train.txt"):
+        folder = root / "data" / video
+        for mask in names_in(folder / "mask", ".png"):
+            frame = existing(folder / "origin" / f"{Path(mask).stem}.jpg")
+            yield TrainingFrame(str(frame), str(folder / "mask" / mask))
+
+
+def _cityscapes(root: Path) -> Iterator[TrainingFrame]:
+    """Every finely labelled frame; pictures from ``leftImg8bit`` or, without it, the sequences."""
+    labels = existing(root / "gtFine" / "train")
+    places = [root / name / "train" for name in ("leftImg8bit", "leftImg8bit_sequence")]
+    pictures = next((place for place in places if place.is_dir()), places[0])
+    for city in sorted(path for path in labels.iterdir() if path.is_dir()):
+        for name in names_in(city, LABEL_SUFFIX):
+            picture = pictures / city.name / f"{name.removesuffix(LABEL_SUFFIX)}_leftImg8bit.png"
+            yield TrainingFrame(str(existing(picture)), str(city / name))
+
+
+def _kitti_folders(root: Path, dropped: Counter[str]) -> Iterator[TrainingFrame]:
+    """The annotated ``train/`` depth maps of the left colour camera; drives of the test list are left out."""
+    listed = root / SPLIT_FILE
+    lines = lines_of(listed) if listed.exists() else []
+    tested = {part for line in lines for part in Path(line.split()[0]).parts}
+    for drive in sorted(path for path in existing(root / "train").iterdir() if path.is_dir()):
+        folder = drive / "proj_depth" / "groundtruth" / "image_02"
+        names = names_in(folder, ".png")
+        if drive.name in tested:
+            dropped[f"of drives that {SPLIT_FILE} tests"] += len(names)
+            continue
+        pictures = root / drive.name[:10] / drive.name / "image_02" / "data"
+        for name in names:
+            yield TrainingFrame(str(existing(pictures / name)), str(folder / name))
+
+
+def _kitti_list(root: Path, listed: Path, dropped: Counter[str]) -> Iterator[TrainingFrame]:
+    """Lines ``<image> <depth> <focal>``, as they are."""
+    for number, line in enumerate(lines_of(listed), 1):
+        image, depth, *_ = [*line.split(), ""]
+        if not depth:
+            raise DatasetError(f"{listed}, line {number}: {line!r} must be <image> <depth> <focal>")
+        if depth == "None":
+            dropped["no ground truth"] += 1
+        else:
+            yield TrainingFrame(str(existing(root / image)), str(depth_file(root, depth)))

@@ -1,0 +1,43 @@
+"""VSPW (Miao et al. 2021): ``val.txt`` and ``data/<video>/{origin/*.jpg,mask/*.png}``, 15 frames a second."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from deltacache.pipeline.benchmarks.files import existing, lines_of, names_in, safe_id
+from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet, choose, frame_numbers
+from deltacache.schemas.benchmarks import SPACING_S, LabelledSequence
+
+_FIRST_TARGET, _TARGET_STEP, _FRAME_STEP = 19, 20, 3
+
+
+def vspw_sequences(root: Path, counts: FrameCounts) -> SequenceSet:
+    """Sequences that end on the frames at indices 19, 39, ... of every video of ``val.txt``.
+
+    Raises:
+        DatasetError: a file is missing, or there is no sequence.
+    """
+    dropped: Counter[str] = Counter()
+    candidates = [
+        each
+        for video in lines_of(root / "val.txt")
+        for each in _of_video(root / "data" / video, counts.counts[-1], dropped)
+    ]
+    return choose(candidates, counts, dropped)
+
+
+def _of_video(video: Path, most: int, dropped: Counter[str]) -> Iterator[LabelledSequence]:
+    frames = names_in(video / "origin", ".jpg")
+    if len(frames) <= _FIRST_TARGET:
+        dropped[f"videos of fewer than {_FIRST_TARGET + 1} frames: no target"] += 1
+    for target in range(_FIRST_TARGET, len(frames), _TARGET_STEP):
+        stem = Path(frames[target]).stem
+        yield LabelledSequence(
+            sequence_id=safe_id(f"{video.name}_{stem}"),
+            group=video.name,
+            frames=tuple(
+                str(video / "origin" / frames[at]) for at in frame_numbers(target, _FRAME_STEP, 0, most)
+            ),
+            label=str(existing(video / "mask" / f"{stem}.png")),
+            spacing_s=SPACING_S["vspw"],
+        )

@@ -1,0 +1,147 @@
+"""Which frames heads are trained on, and how they are cut, on copies of the miniature trees."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deltacache.pipeline.benchmarks.geometry import label_halves
+from deltacache.pipeline.benchmarks.reading import garg_region, read_label
+from deltacache.pipeline.benchmarks.training_frames import labelled_frames, load_frame, picture_frames
+from deltacache.schemas.benchmarks import BENCHMARKS, IGNORE
+from deltacache.schemas.errors import DatasetError
+
+DRIVE = "2011_09_28_drive_0002_sync"
+
+
+@pytest.fixture
+def trees(mini_benchmarks: Path, tmp_path: Path) -> Path:
+    """The miniature trees under the names of training splits, beside those of validation."""
+    root = tmp_path / "trees"
+    for name in BENCHMARKS:
+        shutil.copytree(mini_benchmarks / name, root / name)
+    (root / "vspw" / "train.txt").write_text("102_clip2\n\n100_clip0\n")
+    shutil.copytree(root / "cityscapes/gtFine/val", root / "cityscapes/gtFine/train")
+    shutil.copytree(root / "cityscapes/leftImg8bit_sequence/val", root / "cityscapes/leftImg8bit/train")
+    return root
+
+
+def test_val_are_the_frames_that_are_scored(mini_benchmarks: Path) -> None:
+    found = {name: labelled_frames(name, mini_benchmarks / name, "val") for name in BENCHMARKS}
+    assert {name: len(each.frames) for name, each in found.items()} == {
+        "vspw": 5,
+        "cityscapes": 2,
+        "kitti": 2,
+    }
+    assert found["kitti"].dropped == {"no ground truth": 1}
+    assert found["vspw"].frames[0].frame.endswith("vspw/data/100_clip0/origin/00000019.jpg")
+    assert found["vspw"].frames[0].label == str(mini_benchmarks / "vspw/data/100_clip0/mask/00000019.png")
+
+
+def test_vspw_takes_every_mask_of_the_listed_videos(trees: Path) -> None:
+    frames = labelled_frames("vspw", trees / "vspw", "train").frames
+    masks = [sorted((trees / "vspw/data" / video / "mask").iterdir()) for video in ("102_clip2", "100_clip0")]
+    assert [each.label for each in frames] == [str(path) for video in masks for path in video]
+    assert all(Path(each.frame).stem == Path(each.label or "").stem for each in frames)
+
+
+def test_cityscapes_takes_still_pictures_or_sequences(trees: Path) -> None:
+    root = trees / "cityscapes"
+    stills = labelled_frames("cityscapes", root, "train").frames
+    assert [Path(each.frame).relative_to(root).as_posix() for each in stills] == [
+        "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
+        "leftImg8bit/train/bremen/bremen_000003_000019_leftImg8bit.png",
+    ]
+    shutil.rmtree(root / "leftImg8bit")
+    shutil.copytree(root / "leftImg8bit_sequence/val", root / "leftImg8bit_sequence/train")
+    moving = labelled_frames("cityscapes", root, "train").frames
+    assert [each.frame.replace("leftImg8bit_sequence", "leftImg8bit") for each in moving] == [
+        each.frame for each in stills
+    ]
+
+
+def test_kitti_leaves_the_drives_of_the_test_list_out(trees: Path) -> None:
+    root = trees / "kitti"
+    depths = sorted((root / "train").rglob("*.png"))
+    with pytest.raises(
+        DatasetError, match=f"{len(depths)} of drives that eigen_test_files.txt tests.*--split val"
+    ):
+        labelled_frames("kitti", root, "train")
+    (root / "eigen_test_files.txt").unlink()
+    frames = labelled_frames("kitti", root, "train").frames
+    assert [each.label for each in frames] == [str(path) for path in depths]
+    pictures = root / "2011_09_28" / DRIVE / "image_02/data"
+    assert [each.frame for each in frames] == [str(pictures / path.name) for path in depths]
+
+
+def test_a_list_of_kitti_is_taken_as_it_is(trees: Path, tmp_path: Path) -> None:
+    root, listed = trees / "kitti", tmp_path / "list.txt"
+    depth = f"{DRIVE}/proj_depth/groundtruth/image_02/0000000018.png"
+    image = f"2011_09_28/{DRIVE}/image_02/data/0000000018.png"
+    listed.write_text(f"{image} {depth} 721.5\n{image} None 721.5\n")
+    found = labelled_frames("kitti", root, "train", listed)
+    assert [(each.frame, each.label) for each in found.frames] == [
+        (f"{root / image}", f"{root / 'train' / depth}")
+    ]
+    assert found.dropped == {"no ground truth": 1}
+    listed.write_text(f"{image}\n")
+    with pytest.raises(DatasetError, match=r"list\.txt, line 1: .* must be <image> <depth> <focal>"):
+        labelled_frames("kitti", root, "train", listed)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("vspw", "train.txt"), ("cityscapes", "gtFine/train"), ("kitti", "train")]
+)
+def test_a_tree_without_the_training_split_says_so(mini_benchmarks: Path, tmp_path: Path, name, missing: str):
+    with pytest.raises(DatasetError, match=rf"{missing} is missing.*add --split val"):
+        labelled_frames(name, tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_mirrored_frame_is_the_frame_of_a_mirrored_file(trees: Path, name) -> None:
+    frames = labelled_frames(name, trees / name, "val")
+    mirrored = load_frame(frames, 0, 64, flip=True)
+    for path in (frames.frames[0].frame, frames.frames[0].label):
+        written = Path(path).with_suffix(".png")
+        cv2.imwrite(str(written), np.ascontiguousarray(cv2.imread(path, cv2.IMREAD_UNCHANGED)[:, ::-1]))
+        if written != Path(path):
+            written.replace(path)  # the reader looks at the content
+    plain = load_frame(frames, 0, 64, flip=False)
+    if name == "kitti":  # the Garg region is not symmetric
+        assert (plain.label > 0).mean() == pytest.approx((mirrored.label > 0).mean(), rel=0.05)
+    else:
+        np.testing.assert_array_equal(mirrored.label, plain.label)
+    np.testing.assert_array_equal(mirrored.crops, plain.crops)
+
+
+def test_training_learns_depth_also_where_it_is_not_scored(trees: Path) -> None:
+    (trees / "kitti" / "eigen_test_files.txt").rename(trees / "list.txt")
+    learned = load_frame(
+        labelled_frames("kitti", trees / "kitti", "train", trees / "list.txt"), 0, 64, flip=False
+    )
+    scored = load_frame(
+        labelled_frames("kitti", trees / "kitti", "val", trees / "list.txt"), 0, 64, flip=False
+    )
+    inside = label_halves(garg_region(352, 1216), scored.split, False)
+    np.testing.assert_array_equal(np.where(inside, learned.label, 0), scored.label)
+    assert (learned.label[~inside] > 0).any()
+
+
+def test_labels_are_those_of_the_benchmark(mini_benchmarks: Path) -> None:
+    frames = labelled_frames("vspw", mini_benchmarks / "vspw", "val")
+    loaded = load_frame(frames, 1, 64, flip=False)
+    whole = read_label("vspw", frames.frames[1].label or "", (72, 128))
+    np.testing.assert_array_equal(np.concatenate(list(loaded.label), 1), whole)
+    assert loaded.crops.shape == (2, 64, 64, 3)
+    assert loaded.label.max() < 124 or loaded.label.max() == IGNORE
+
+
+def test_pictures_are_all_but_labels(mini_benchmarks: Path, tmp_path: Path) -> None:
+    found = picture_frames(mini_benchmarks / "vspw")
+    assert len(found.frames) == len(list((mini_benchmarks / "vspw").rglob("*.jpg"))) > 100
+    assert all(each.label is None and "/origin/" in each.frame for each in found.frames)
+    assert load_frame(found, 0, 64, flip=False).label is None
+    with pytest.raises(DatasetError, match="holds no pictures"):
+        picture_frames(tmp_path)
