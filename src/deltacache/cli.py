@@ -59,6 +59,50 @@ class Preset(StrEnum):
     tiny = "tiny"
 
 
+class HeadTarget(StrEnum):
+    """What a head tells."""
+
+    vspw = "vspw"
+    cityscapes = "cityscapes"
+    kitti = "kitti"
+    rgb = "rgb"
+
+
+class HeadPreset(StrEnum):
+    """Recipes of heads in ``schemas/presets``."""
+
+    released = "released"
+    tiny = "tiny"
+
+
+class TrainingSplit(StrEnum):
+    """Which frames a head learns from."""
+
+    train = "train"
+    val = "val"
+
+
+class Padding(StrEnum):
+    """How a generator takes frames."""
+
+    plain = "plain"
+    cosmos = "cosmos"
+
+
+class Rate(StrEnum):
+    """Which frames a generator sees and makes."""
+
+    native = "native"
+    evaluation = "evaluation"
+
+
+class ClipFormat(StrEnum):
+    """How clips for a generator are kept."""
+
+    frames = "frames"
+    mp4 = "mp4"
+
+
 class Wandb(StrEnum):
     """Where Weights & Biases keeps a run."""
 
@@ -133,7 +177,13 @@ GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [de
 DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
 PresetOpt = Annotated[Preset, typer.Option(help="Recipe to start from.")]
 StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
-BatchOpt = Annotated[int | None, typer.Option(min=1, help="Samples a pass. [default: the preset's]")]
+BatchOpt = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Samples of one pass of one worker. [default: the preset's batch, shared by workers and passes]",
+    ),
+]
 TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
 SaveOpt = Annotated[
     int | None, typer.Option(min=1, help="Steps between checkpoints. [default: the preset's]")
@@ -141,7 +191,7 @@ SaveOpt = Annotated[
 LogOpt = Annotated[int | None, typer.Option(min=1, help="Steps between rows of the curves.")]
 KeepOpt = Annotated[int | None, typer.Option(min=1, help="Checkpoints kept. [default: the preset's]")]
 AccumulationOpt = Annotated[
-    int | None, typer.Option(min=1, help="Passes of --batch-size that make one step. [default: the preset's]")
+    int | None, typer.Option(min=1, help="Passes that make one step. [default: the preset's, 1]")
 ]
 ProbeOpt = Annotated[
     int | None, typer.Option(min=1, help="Steps between health probes. [default: the preset's]")
@@ -158,6 +208,13 @@ ContinueFromOpt = Annotated[
     typer.Option(help="Start with weights, optimizer and step of this training output: a cool-down."),
 ]
 WandbOpt = Annotated[Wandb | None, typer.Option(help="Weights & Biases (pip install 'deltacache[wandb]').")]
+BlackFirstOpt = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of pairs whose first frame is black. [default: the preset's, 0]"),
+]
+WorkersOpt = Annotated[
+    int, typer.Option(min=1, help="Processes that train one model, one GPU each; see docs/training.md.")
+]
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
 DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TokenizerOpt = Annotated[
@@ -241,7 +298,10 @@ def train_tokenizer(
     stage: StageOpt = None,
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
+    black_first_fraction: BlackFirstOpt = None,
     wandb: WandbOpt = None,
+    workers: WorkersOpt = 1,
+    ray_address: AddressOpt = None,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -251,19 +311,14 @@ def train_tokenizer(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import tokenizer_preset
-    from deltacache.train.tokenizer import train_tokenizer as train
+    from deltacache.train.launch import Workers, launch
+    from deltacache.train.setup import TrainingRequest
 
     config = tokenizer_preset(preset.value, stage)
-    config = _changed(config, training=_training(config.training, locals()))
-    train(
-        _absolute(features),
-        out,
-        config,
-        resume=resume,
-        device=device,
-        reporter=terminal_reporter(),
-        start_from=init_from or continue_from,
-    )
+    training = _training(config.training, locals())
+    config = _changed(config, training=training, black_first_fraction=black_first_fraction)
+    request = TrainingRequest(_absolute(features), out, config, resume, device, init_from or continue_from)
+    launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address))
 
 
 @app.command()
@@ -340,6 +395,8 @@ def train_world(
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
     wandb: WandbOpt = None,
+    workers: WorkersOpt = 1,
+    ray_address: AddressOpt = None,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -349,7 +406,8 @@ def train_world(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import world_preset
-    from deltacache.train.world import train_world as train
+    from deltacache.train.launch import Workers, launch
+    from deltacache.train.setup import TrainingRequest
 
     config = world_preset(preset.value, stage)
     training = _training(config.training, locals())
@@ -357,79 +415,255 @@ def train_world(
         candidates = 1
     model = _changed(config.model, query=query.value)
     config = _changed(config, training=training, model=model, candidates=candidates)
-    train(
-        _absolute(deltas),
-        out,
-        config,
-        resume=resume,
-        device=device,
-        reporter=terminal_reporter(),
-        start_from=init_from or continue_from,
-    )
+    request = TrainingRequest(_absolute(deltas), out, config, resume, device, init_from or continue_from)
+    launch("world", request, terminal_reporter(), Workers(workers, ray_address))
+
+
+@app.command("train-head")
+def train_head(
+    head: Annotated[HeadTarget, typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")],
+    root: Annotated[
+        Path,
+        typer.Argument(help="Root of the benchmark in its published layout; for rgb any folder of pictures."),
+    ],
+    out: OutArg,
+    backbone: BackboneOpt = None,
+    image_size: ImageSizeOpt = 512,
+    preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
+    split: Annotated[
+        TrainingSplit,
+        typer.Option(help="Frames to learn from; val are those that are scored, for trials only."),
+    ] = TrainingSplit.train,
+    kitti_split: Annotated[
+        Path | None, typer.Option(help="List of KITTI's training frames. [default: its train/ depth maps]")
+    ] = None,
+    flip: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of mirrored frames. [default: the preset's]")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training steps, warm-up and decay in proportion. [default: the preset's]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a step, two crops each. [default: the preset's]")
+    ] = None,
+    seed: TrainSeedOpt = None,
+    save_every: SaveOpt = None,
+    log_every: LogOpt = None,
+    precision: PrecisionOpt = Precision.auto,
+    resume: ResumeOpt = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Train a benchmark's linear head, or a decoder to pictures, on features of a frozen backbone.
+
+    Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline.encoders import resolve_precision
+    from deltacache.schemas.heads import head_preset, rgb_preset
+    from deltacache.schemas.jobs import DEFAULT_BACKBONE
+    from deltacache.train.head_setup import HeadRequest
+    from deltacache.train.heads import train_head as train_linear_head
+    from deltacache.train.heads import train_rgb_decoder
+
+    if head is not HeadTarget.kitti and kitti_split is not None:
+        raise typer.BadParameter(f"--kitti-split concerns kitti, not {head.value}: leave it out")
+    if head is HeadTarget.rgb and split is not TrainingSplit.train:
+        raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
+    request = HeadRequest(root, out, _backbone(backbone or DEFAULT_BACKBONE), resume, device, kitti_split)
+    seen = {
+        "image_size": image_size,
+        "split": split.value,
+        "flip": flip,
+        "precision": resolve_precision(device, precision.value),
+    }
+    asked = {"batch_size": batch_size, "seed": seed, "save_every": save_every, "log_every": log_every}
+    if head is HeadTarget.rgb:
+        decoder = rgb_preset(preset.value)
+        training = _changed(decoder.training.in_steps(steps), **asked)
+        decoder = _changed(decoder, training=training, frames=_changed(decoder.frames, **seen))
+        train_rgb_decoder(request, decoder, terminal_reporter())
+        return
+    config = head_preset(head.value, preset.value)
+    training = _changed(config.training.in_steps(steps), **asked)
+    config = _changed(config, training=training, frames=_changed(config.frames, **seen))
+    train_linear_head(request, config, terminal_reporter())
 
 
 @app.command()
 def evaluate(
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet, sequences.parquet, report.html.")],
-    data: Annotated[list[str], typer.Option(help="NAME=PATH; clips=FEATURES is a feature dataset.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti and its root; clips and a feature dataset."
+        ),
+    ],
+    head: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark; may be repeated.")
+    ] = None,
+    backbone: BackboneOpt = None,
     tokenizer: TokenizerOpt = None,
     world: Annotated[list[Path] | None, typer.Option(help="Output of train-world; may be repeated.")] = None,
+    image_size: ImageSizeOpt = 512,
     context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
     horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
     samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
     seed: SeedOpt = 0,
     futures: Annotated[
-        Path | None, typer.Option(help="CSV or Parquet (video_uri, scene, outcome): adds mode coverage.")
+        Path | None,
+        typer.Option(help="Of clips: CSV or Parquet (video_uri, scene, outcome): adds mode coverage."),
     ] = None,
+    kitti_split: Annotated[
+        Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
+    ] = None,
+    rgb_decoder: Annotated[
+        Path | None,
+        typer.Option(help="Output of train-head rgb, or a released decoder: pictures of futures."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the benchmarks' patch tokens here, for the next model.")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=0, max=32, help="Sequences of each data set kept for pictures.")
+    ] = 4,
+    precision: PrecisionOpt = Precision.auto,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
+    ] = None,
+    ray_address: AddressOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
     """Score reconstructions and sampled futures; writes Parquet tables and a report.
 
-    Example: deltacache evaluate results/ --data clips=features/ --tokenizer tokenizer/ --world world/
+    Example: deltacache evaluate results/ --data vspw=VSPW/ --head vspw=head.bin --tokenizer tokenizer/ --world world/
     """
     from deltacache.chain.results import evaluate_and_show
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.evaluate.settings import clip_evaluation
+    from deltacache.evaluate.settings import evaluation
+    from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
-    name, path = _named_path(data)
-    settings = clip_evaluation(
+    settings = evaluation(
+        _named_paths("--data", data),
+        heads=_named_paths("--head", head or []),
         out=out,
-        features=path,
-        dataset=name,
+        backbone=_backbone(backbone or DEFAULT_BACKBONE),
         tokenizer=tokenizer,
         worlds=tuple(world or ()),
+        image_size=image_size,
         context=context,
         horizons=_horizons(horizons),
         samples=samples,
         seed=seed,
         futures=futures,
+        kitti_split=kitti_split,
+        rgb_decoder=rgb_decoder,
+        cache=cache,
+        examples=examples,
+        precision=precision.value,
+        workers=workers,
+        ray_address=ray_address,
         device=device,
     )
     evaluate_and_show(settings, terminal_reporter())
 
 
+@app.command("export-contexts")
+def export_contexts(
+    out: OutArg,
+    data: Annotated[
+        list[str], typer.Option(help="NAME=PATH, may be repeated: vspw, cityscapes or kitti and its root.")
+    ],
+    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
+    context: Annotated[int, typer.Option(min=1, help="Context frames of the evaluation.")] = 4,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that the generator sees.")] = 9,
+    padding: Annotated[
+        Padding, typer.Option(help="As they are, or 512 high in 640 x 1024 as Cosmos takes them.")
+    ] = Padding.plain,
+    rate: Annotated[Rate, typer.Option(help="Frames as recorded, or one a step of the evaluation.")] = (
+        Rate.native
+    ),
+    clip_format: Annotated[ClipFormat, typer.Option("--format", help="Pictures or videos.")] = (
+        ClipFormat.frames
+    ),
+    kitti_split: Annotated[
+        Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
+    ] = None,
+) -> None:
+    """Write the context frames from which a video generator predicts the benchmarks' labelled frames.
+
+    Example: deltacache export-contexts contexts/ --data vspw=VSPW/ --padding cosmos --format mp4
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.evaluate.generators import export
+
+    wanted = export.context_export(
+        _named_paths("--data", data),
+        horizons=_horizons(horizons),
+        context=context,
+        frames=frames,
+        padding=padding.value,
+        rate=rate.value,
+        clip_format=clip_format.value,
+        kitti_split=kitti_split,
+    )
+    export.export_contexts(wanted, out, terminal_reporter())
+
+
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="Output of evaluate.")],
+    runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate; several are shown side by side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page. [default: report.html in RUN; of several ./report.html]"),
+    ] = None,
 ) -> None:
-    """Write report.html again from an evaluation's tables.
+    """Write one page about an evaluation, or about several side by side.
 
-    Example: deltacache report results/
+    Example: deltacache report results/ other-results/ --out report.html
     """
-    from deltacache.evaluate.report import write_report
+    from deltacache.evaluate.report import write_page
 
-    typer.echo(f"report: {write_report(out)}")
+    typer.echo(f"report: {write_page(runs, out)}")
 
 
 @app.command()
-def inspect(path: Annotated[str, typer.Argument(help="Dataset, training output or evaluation.")]) -> None:
+def compare(
+    a: Annotated[Path, typer.Argument(help="Output of evaluate.")],
+    b: Annotated[Path, typer.Argument(help="Output of evaluate on the same data.")],
+    every_metric: Annotated[
+        bool, typer.Option("--every-metric", help="Not only the main ones of each task.")
+    ] = False,
+) -> None:
+    """Say in which numbers B is better or worse than A, with intervals of the paired differences.
+
+    Example: deltacache compare results/ other-results/
+    """
+    from rich.console import Console
+
+    from deltacache.evaluate.compare import compare_runs
+    from deltacache.evaluate.compare_tables import print_comparison
+
+    print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Dataset, training output, model or evaluation.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet of a feature dataset here (.png or .html)."),
+    ] = None,
+) -> None:
     """Say what something is, what it was made from and how large it is.
 
-    Example: deltacache inspect features/
+    Example: deltacache inspect features/ --pictures sheet.png
     """
-    from deltacache.chain.results import describe_output
+    from deltacache.chain.described import describe_output, write_pictures
 
     typer.echo(describe_output(path))
+    if pictures is not None:
+        typer.echo(f"pictures: {write_pictures(path, pictures)}")
 
 
 @app.command()
@@ -564,9 +798,11 @@ def _extraction(flags: dict[str, Any]) -> Any:
 
 
 def _training(config: Any, flags: dict[str, Any]) -> Any:
-    """The training settings with what the flags of a trainer change."""
+    """The training settings with what a trainer's flags change; without --batch-size workers share the recipe's."""
     if flags["init_from"] and flags["continue_from"]:
         raise typer.BadParameter("give --init-from or --continue-from, not both")
+    if flags["batch_size"] is None:
+        config = config.shared_by(flags["workers"], flags["accumulation"])
     names = ("steps", "batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
     start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
     wandb = flags["wandb"].value if flags["wandb"] else None
@@ -595,10 +831,17 @@ def _usage_errors() -> Iterator[None]:
         raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
 
 
-def _named_path(data: list[str]) -> tuple[str, Path]:
-    if len(data) != 1 or not data[0].startswith("clips="):
-        raise typer.BadParameter(f"--data {' '.join(data)}: give clips=PATH of one feature dataset")
-    return "clips", Path(data[0].removeprefix("clips="))
+def _named_paths(flag: str, texts: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` of a flag that may be repeated."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {name or 'vspw'}=PATH")
+        if name in named:
+            raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
+        named[name] = path
+    return named
 
 
 def _horizons(text: str) -> tuple[int, ...]:

@@ -209,9 +209,13 @@ def test_tables_have_the_agreed_columns_and_say_over_how_many(evaluated: DrawnWo
     assert metrics.schema.equals(METRICS_SCHEMA)
     assert sequences.schema.equals(SEQUENCES_SCHEMA)
     counts = {(row["task"], row["n_sequences"], row["n_targets"]) for row in metrics.to_pylist()}
-    assert counts == {("features", 2 * SCENES, 2 * SCENES), ("modes", SCENES, 2 * SCENES)}
+    assert counts == {
+        *((task, 2 * SCENES, 2 * SCENES) for task in ("features", "samples")),
+        ("modes", SCENES, 2 * SCENES),
+    }
     # 3 feature metrics at 2 horizons: 5 methods alone, DeltaWorld twice, the learned query once
-    assert metrics.num_rows == 3 * 2 * 8 + 2 * 2 * 2
+    # energy, spread and 7 ranks of the model that samples
+    assert metrics.num_rows == 3 * 2 * 8 + 2 * 2 * 2 + 2 * (2 + 7)
     for row in metrics.to_pylist():
         columns = {name: row[name] for name in ("method", "metric", "aggregation", "horizon", "world")}
         values = [each["value"] for each in rows_of(out / "sequences.parquet", **columns)]

@@ -17,12 +17,12 @@ from PIL import Image
 from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.examples import load_examples
 from deltacache.evaluate.output import find_curves
-from deltacache.evaluate.pictures import change_picture, fit_projection
+from deltacache.evaluate.pictures import change_picture, fit_projection, gap_of
 from deltacache.evaluate.report import ReportInput, clips_to_show, write_report
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 
-VOID = {"meta", "img", "source", "br"}
+VOID = {"meta", "img", "input", "br"}
 
 
 class Page(HTMLParser):
@@ -31,6 +31,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.images: list[dict[str, str | None]] = []
+        self.charts: list[str] = []
         self.sources: list[str] = []
         self.text = ""
         self._open: list[str] = []
@@ -40,6 +41,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
             self.images.append(dict(attrs))
+        if dict(attrs).get("role") == "img":
+            self.charts.append(dict(attrs)["aria-label"] or "")
         self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
         if tag not in VOID:
             self._open.append(tag)
@@ -51,8 +54,18 @@ class Page(HTMLParser):
         self.text += data
 
 
-def pixels_of(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))))
+def strip_of(image: dict[str, str | None]) -> np.ndarray:
+    """(h, w, 4) uint8 of a strip."""
+    content = base64.b64decode((image["src"] or "").split(",", 1)[1])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
+
+
+def cells_of(image: dict[str, str | None], width: int) -> np.ndarray:
+    """(n, h, width, 4) uint8: the pictures of a strip, without the gaps."""
+    strip = strip_of(image)
+    cell = width + gap_of(width)
+    assert strip.shape[1] % cell == 0
+    return np.stack([strip[:, at : at + width] for at in range(0, strip.shape[1], cell)])
 
 
 def frames_of(clip_id: str) -> np.ndarray:
@@ -75,33 +88,48 @@ def out(evaluated: DrawnWorld, tmp_path: Path) -> Path:
 def test_the_page_needs_nothing_but_itself(out: Path) -> None:
     page = Page(write_report(out))
     assert page.sources
-    assert all(source.startswith("data:image/") for source in page.sources)
+    assert all(source.startswith(("data:image/webp", "#")) for source in page.sources)
     text = (out / "report.html").read_text()
-    assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+    assert not re.search(r"https?://|@import|<link|<script [^>]*src", text)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
     assert len(text) < 15_000_000
+
+
+def test_links_lead_to_sections_and_no_name_is_used_twice(out: Path) -> None:
+    text = write_report(out).read_text()
+    names = re.findall(r'\sid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used
+    assert used <= set(names)
 
 
 def test_every_picture_has_an_alt_text_and_content(out: Path) -> None:
     page = Page(write_report(ReportInput(out, frames_of)))
     assert all(image["alt"] for image in page.images)
-    pngs = [image for image in page.images if (image["src"] or "").startswith("data:image/png")]
-    charts = [image for image in page.images if (image["src"] or "").startswith("data:image/svg")]
-    constant = [image["alt"] for image in pngs if np.ptp(pixels_of(image["src"] or "")) == 0]
-    # only the last seen frame does not differ from itself, and earlier ones of the first scene may
-    assert all((alt or "").startswith("where the seen frame") for alt in constant)
-    assert len(charts) == 3 + 2  # feature metrics, and the curves of the tokenizer and of the world models
-    for chart in charts:
-        svg = base64.b64decode((chart["src"] or "").split(",", 1)[1]).decode()
-        assert svg.count("<path") > 10
+    constant = [image["alt"] for image in page.images if np.ptp(strip_of(image)[..., :3]) == 0]
+    assert not constant
+    # feature loss, two horizons by number of samples, two rank histograms, spread, and two of training
+    assert len(page.charts) == 1 + 2 + 3 + 2
+    assert all(page.charts)
 
 
 def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     text = Page(write_report(out)).text
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
-        assert any(f"{row['value']:.{digits}f}" in text for digits in (3, 4, 5, 6))
+        if "/" not in row["metric"]:
+            assert any(f"{row['value']:.{digits}f}" in text for digits in (2, 3, 4, 5, 6)), row
     for words in ("DeltaWorld, best of 6", "DeltaWorld, learned query", "DeltaTok, swapped token", "scene0"):
         assert words in text
     assert f"of {SCENES} scenes" in text
+
+
+def test_what_was_evaluated_is_said(out: Path, evaluated: DrawnWorld) -> None:
+    text = Page(write_report(out)).text
+    for row in pq.read_table(out / "metrics.parquet").to_pylist():
+        assert all(row[name] in text for name in ("backbone", "tokenizer", "world") if row[name])
+    assert str(evaluated.features) in text
+    assert f"clips: {2 * SCENES} sequences" in text
 
 
 def test_examples_show_every_future_and_sample(out: Path) -> None:
@@ -111,42 +139,56 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
     alts = [image["alt"] or "" for image in page.images]
     examples = load_examples(out / "examples")
     assert len(examples) == 2
-    assert sum(alt.startswith("features of future") for alt in alts) == 2 * 6
-    assert sum(alt.startswith("features of the average of 6 futures") for alt in alts) == 2
-    assert sum(alt.startswith("true frame at") for alt in alts) == 2 * 2
-    shown = [
-        pixels_of(image["src"] or "")
-        for image in page.images
-        if (image["alt"] or "").startswith("true frame")
-    ]
-    expected = [frames_of(clip_id)[-1] for example in examples for clip_id in example.clip_ids]
-    assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
+    assert sum(bool(re.match(r"Features, DeltaWorld: future \d", alt)) for alt in alts) == 2 * 6
+    assert sum(alt.startswith("Features, DeltaWorld, learned query: its one future") for alt in alts) == 2
+    assert sum(alt.startswith("Features, average of 6") for alt in alts) == 2
+    frames = [image for image in page.images if (image["alt"] or "").startswith("Frames")]
+    expected = [frames_of(clip_id) for example in examples for clip_id in example.clip_ids]
+    assert len(frames) == len(expected) == 2 * 2
+    for image, own in zip(frames, expected, strict=True):
+        for cell, frame in zip(cells_of(image, 24), own, strict=True):
+            errors = [np.abs(cell[..., :3].astype(int) - other).mean() for clip in expected for other in clip]
+            assert np.abs(cell[..., :3].astype(int) - frame).mean() == min(errors)
 
 
 def test_true_futures_are_shown_under_their_names(out: Path) -> None:
     page, examples = Page(write_report(out)), load_examples(out / "examples")
     projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
     for at, name in enumerate(("left", "right")):
-        alt = f"features of the true frame at +0.60 s ({name}) as colours"
-        shown = [pixels_of(image["src"] or "") for image in page.images if image["alt"] == alt]
-        expected = [projection.picture(each.futures[at, -1], each.grid) for each in examples]
-        assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
+        shown = [
+            image for image in page.images if (image["alt"] or "").startswith(f"Features, what came: {name}")
+        ]
+        for image, example in zip(shown, examples, strict=True):
+            tokens = np.concatenate([example.patch_tokens[: example.context], example.futures[at]])
+            expected = [projection.picture(each, example.grid) for each in tokens]
+            assert np.array_equal(cells_of(image, example.grid[1])[..., :3], expected)
     for example in examples:
         assert example.outcomes == ("left", "right")
         assert np.array_equal(example.futures[0], example.patch_tokens[example.context :])
         assert example.seconds[0] == 0
 
 
+def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
+    page, examples = Page(write_report(out)), load_examples(out / "examples")
+    (image, *_) = [
+        image for image in page.images if re.match(r"Features, DeltaWorld: future", image["alt"] or "")
+    ]
+    cells = cells_of(image, examples[0].grid[1])
+    context = examples[0].context
+    assert not cells[:context].any()
+    assert (cells[context:, ..., 3] == 255).all()
+
+
 def test_pixels_are_kept_for_the_next_report(out: Path) -> None:
     first = write_report(ReportInput(out, frames_of)).read_bytes()
-    assert b"true frame at" in first
+    assert b"Frames, what came" in first
     assert write_report(out).read_bytes() == first
 
 
 def test_text_from_outside_is_escaped(drawn: DrawnWorld) -> None:
     settings = drawn.settings(dataset="<script>alert(1)</script>", worlds=(), futures=None)
     evaluate_clips(settings, SilentReporter())
-    assert "<script>" not in write_report(settings.out).read_text()
+    assert "<script>alert" not in write_report(settings.out).read_text()
 
 
 def test_without_models_there_is_still_a_page(drawn: DrawnWorld) -> None:
@@ -154,7 +196,19 @@ def test_without_models_there_is_still_a_page(drawn: DrawnWorld) -> None:
     evaluate_clips(settings, SilentReporter())
     text = Page(write_report(settings.out)).text
     assert "Copy of the last frame" in text
-    assert "Training" not in text
+    assert not any(words in text for words in ("Training", "Calibration", "Number of samples"))
+
+
+def test_a_page_that_would_be_too_large_shows_less(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = len(write_report(out).read_bytes())
+    strips = len(Page(out / "report.html").images)
+    monkeypatch.setattr("deltacache.evaluate.report.MOST_BYTES", whole - 1)
+    smaller = Page(write_report(out))
+    assert len((out / "report.html").read_bytes()) < whole
+    assert 0 < len(smaller.images) < strips
+    monkeypatch.setattr("deltacache.evaluate.report.MOST_BYTES", 10_000)
+    with pytest.raises(DatasetError, match=r"would have .* MB even with few pictures"):
+        write_report(out)
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(drawn: DrawnWorld) -> None:

@@ -8,8 +8,9 @@ import pytest
 from drawn_features import SCENES, DrawnWorld
 from rich.console import Console
 
-from deltacache.evaluate.report import findings
-from deltacache.evaluate.tables import Cell, Line, Panel, panels, plain_text, print_metrics
+from deltacache.evaluate.findings import findings
+from deltacache.evaluate.panels import Cell, Column, Line, Panel, panels
+from deltacache.evaluate.tables import plain_text, print_metrics
 
 
 def made_panel(*values: float) -> Panel:
@@ -18,7 +19,8 @@ def made_panel(*values: float) -> Panel:
         Line("copy_last", "single", "Copy", cells),
         Line("deltaworld", "best", "Best", (cells[0],) + (None,) * (len(cells) - 1)),
     )
-    return Panel("clips", "features", "smooth_l1", tuple(range(1, len(values) + 1)), lines)
+    columns = tuple(Column(1 + at, 0.2 * (1 + at)) for at in range(len(values)))
+    return Panel("clips", "features", "smooth_l1", columns, lines)
 
 
 def test_numbers_keep_four_digits_of_the_largest() -> None:

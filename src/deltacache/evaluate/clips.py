@@ -7,15 +7,20 @@ counted from 0. The published benchmarks end on a labelled frame instead.
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from deltacache.evaluate import output
+from deltacache.evaluate.benchmarks.statistics import statistics_table
 from deltacache.evaluate.opening import Run, open_run
-from deltacache.evaluate.rows import Score, metric_table, sequence_table, write_table
-from deltacache.evaluate.scoring import score_batch
+from deltacache.evaluate.pooling import pool, pooled_rows
+from deltacache.evaluate.rows import RunStamp, metric_table, sequence_table, write_table
+from deltacache.evaluate.scoring import ClipScores, score_batch
 from deltacache.evaluate.sequences import read_batches
 from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.tables import METRICS_SCHEMA
 
 
 def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
@@ -43,16 +48,17 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
         reporter.line(f"evaluate: {note}")
     settings.out.mkdir(parents=True, exist_ok=True)
     with output.new_folder(settings.out / output.EXAMPLES) as examples:
-        scores = _score(run, examples, reporter)
-        for stale in (output.METRICS, output.SEQUENCES, output.REPORT):
+        scores = score_clips(run, examples, reporter)
+        for stale in output.TABLES:
             (settings.out / stale).unlink(missing_ok=True)
     _write(run, scores)
     return metrics
 
 
-def _score(run: Run, examples: Path, reporter: Reporter) -> list[Score]:
+def score_clips(run: Run, examples: Path, reporter: Reporter) -> ClipScores:
+    """Score all sequences; some are kept in the folder ``examples``."""
     count = len(run.sequences.rows)
-    scores: list[Score] = []
+    scores = ClipScores()
     started = time.perf_counter()
     reading_s = 0.0
     with reporter.stage("evaluate", count) as stage:
@@ -63,7 +69,7 @@ def _score(run: Run, examples: Path, reporter: Reporter) -> list[Score]:
             reading_s += time.perf_counter() - asked
             if batch is None:
                 break
-            scores.extend(score_batch(run, batch, examples))
+            score_batch(run, batch, examples, scores)
             stage.advance(len(batch.rows))
     elapsed_s = time.perf_counter() - started
     share = reading_s / elapsed_s
@@ -74,7 +80,7 @@ def _score(run: Run, examples: Path, reporter: Reporter) -> list[Score]:
     return scores
 
 
-def _write(run: Run, scores: list[Score]) -> None:
+def _write(run: Run, found: ClipScores) -> None:
     """The metrics come last: a folder with them is finished."""
     out, settings = run.settings.out, run.settings
     models = [("tokenizer", settings.tokenizer)] if settings.tokenizer else []
@@ -85,5 +91,15 @@ def _write(run: Run, scores: list[Score]) -> None:
     output.keep_curves(out, [*models, *named])
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, run.notes)
-    write_table(sequence_table(scores, run.stamp), out / output.SEQUENCES)
-    write_table(metric_table(scores, run.stamp), out / output.METRICS)
+    write_table(sequence_table(found.scores, run.stamp), out / output.SEQUENCES)
+    write_table(statistics_table(found.statistics), out / output.STATISTICS)
+    write_table(metric_table(found.by_count, run.stamp), out / output.SAMPLES)
+    write_table(clip_metrics(found, run.stamp), out / output.METRICS)
+
+
+def clip_metrics(found: ClipScores, stamp: RunStamp) -> pa.Table:
+    """All rows of ``metrics.parquet``: means over sequences, and what pools from sums."""
+    pooled = list(pooled_rows(pool(found.statistics), lambda _: stamp))
+    return pa.concat_tables(
+        [metric_table(found.scores, stamp), pa.Table.from_pylist(pooled, schema=METRICS_SCHEMA)]
+    )

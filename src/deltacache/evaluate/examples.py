@@ -7,9 +7,10 @@ Shapes: T frames (context and longest horizon H), F true futures, s samples kept
 D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from deltacache.schemas.errors import DatasetError
 
 _SUFFIX = ".npz"
+MapKind = Literal["segmentation", "depth", "rgb"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class ExampleWorld:
     best: int
     nearest: np.ndarray
     reached: np.ndarray
+
+
+@dataclass(frozen=True)
+class ExampleMaps:
+    """What a head or a decoder of pictures makes of the sequence: class ids (uint8, 255 is ignored), metres
+    (float16) or colours (uint8, with a last dimension of 3).
+
+    Attributes:
+        truth: (T, h, w[, 3]) of the true features.
+        label: (H', W') of the last frame, at its own resolution, or ``None``.
+        reconstruction: (H, h, w[, 3]), or no frames.
+        samples: (s, H, h, w[, 3]) by the fingerprint of the world model.
+    """
+
+    kind: MapKind
+    truth: np.ndarray
+    label: np.ndarray | None
+    reconstruction: np.ndarray
+    samples: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,7 @@ class Example:
     futures: np.ndarray
     reconstruction: np.ndarray
     worlds: tuple[ExampleWorld, ...]
+    maps: tuple[ExampleMaps, ...] = ()
 
 
 def save_example(example: Example, folder: Path) -> Path:
@@ -90,9 +112,19 @@ def save_example(example: Example, folder: Path) -> Path:
             f"{world.fingerprint}_nearest": world.nearest,
             f"{world.fingerprint}_reached": world.reached,
         }
+    arrays["maps"] = np.array([each.kind for each in example.maps], dtype=np.str_)
+    for each in example.maps:
+        arrays |= _map_arrays(each)
     path = folder / f"{example.clip_ids[0]}{_SUFFIX}"
     np.savez_compressed(path, allow_pickle=False, **arrays)
     return path
+
+
+def _map_arrays(maps: ExampleMaps) -> dict[str, np.ndarray]:
+    arrays = {f"{maps.kind}_truth": maps.truth, f"{maps.kind}_reconstruction": maps.reconstruction}
+    if maps.label is not None:
+        arrays[f"{maps.kind}_label"] = maps.label
+    return arrays | {f"{maps.kind}_samples_{name}": each for name, each in maps.samples.items()}
 
 
 def load_examples(folder: Path) -> list[Example]:
@@ -119,6 +151,7 @@ def _load(path: Path) -> Example:
                 futures=arrays["futures"],
                 reconstruction=arrays["reconstruction"],
                 worlds=tuple(_load_world(arrays, name) for name in arrays["worlds"].tolist()),
+                maps=tuple(_load_maps(arrays, kind) for kind in arrays["maps"].tolist()),
             )
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise DatasetError(f"{path} is damaged ({error}): run evaluate again") from error
@@ -133,6 +166,17 @@ def _load_world(arrays: np.lib.npyio.NpzFile, name: str) -> ExampleWorld:
         best=int(arrays[f"{name}_best"]),
         nearest=arrays[f"{name}_nearest"],
         reached=arrays[f"{name}_reached"],
+    )
+
+
+def _load_maps(arrays: np.lib.npyio.NpzFile, kind: MapKind) -> ExampleMaps:
+    prefix = f"{kind}_samples_"
+    return ExampleMaps(
+        kind=kind,
+        truth=arrays[f"{kind}_truth"],
+        label=arrays.get(f"{kind}_label"),
+        reconstruction=arrays[f"{kind}_reconstruction"],
+        samples={name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)},
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltacache.evaluate.rows import Method
-from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.evaluate.settings import EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.deltaworld import DeltaWorld
@@ -48,8 +48,10 @@ class Models:
     worlds: tuple[World, ...]
 
 
-def load_models(settings: ClipEvaluation, card: DatasetCard, device: torch.device) -> Models:
-    """Load what ``settings`` names.
+def load_models(
+    settings: EvaluationSettings, card: DatasetCard, features: str, device: torch.device
+) -> Models:
+    """Load what ``settings`` names, for the features that ``card`` describes and ``features`` names.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
@@ -58,7 +60,7 @@ def load_models(settings: ClipEvaluation, card: DatasetCard, device: torch.devic
     if settings.tokenizer is None:
         return Models(None, ())
     loaded = load_tokenizer(settings.tokenizer)
-    check_tokenizer(loaded, card, settings.tokenizer, settings.features)
+    check_tokenizer(loaded, card, settings.tokenizer, features)
     tokenizer = Tokenizer(_ready(loaded.model, device), loaded.fingerprint)
     worlds = []
     for path in settings.worlds:

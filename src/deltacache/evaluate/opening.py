@@ -43,7 +43,7 @@ def open_run(settings: ClipEvaluation) -> Run:
     """Open what ``settings`` names; see ``evaluate_clips`` for what is refused."""
     dataset = open_dataset(settings.features, "features")
     device = choose_device(settings.device)
-    models = load_models(settings, dataset.card, device)
+    models = load_models(settings, dataset.card, settings.features, device)
     protocol = Protocol(
         context=settings.context,
         horizons=settings.horizons,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltacache.evaluate.settings import CONFIG
 from deltacache.pipeline.atomic import (
     is_temporary,
     remove,
@@ -18,16 +19,20 @@ from deltacache.pipeline.atomic import (
     temporary_path,
 )
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
+from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
 
-CONFIG = "config.yaml"
 METRICS = "metrics.parquet"
 SEQUENCES = "sequences.parquet"
 NOTES = "notes.json"
 EXAMPLES = "examples"
 CURVES = "curves"
 REPORT = "report.html"
-_OURS = frozenset({CONFIG, METRICS, SEQUENCES, NOTES, EXAMPLES, CURVES, REPORT})
+STATISTICS = "statistics.parquet"
+SAMPLES = "samples.parquet"
+TIMING = "timing.json"
+PARTS = "parts"
+TABLES = (METRICS, SEQUENCES, SAMPLES, STATISTICS, REPORT)
+_OURS = frozenset({CONFIG, NOTES, EXAMPLES, CURVES, TIMING, PARTS, *TABLES})
 
 
 def finished_run(out: Path) -> str | None:
@@ -68,6 +73,18 @@ def read_metrics(out: Path) -> pa.Table:
 def read_sequences(out: Path) -> pa.Table:
     """The scores of single sequences; see ``read_metrics``."""
     return _read(out / SEQUENCES if out.is_dir() else out, SEQUENCES_SCHEMA)
+
+
+def read_samples(out: Path) -> pa.Table:
+    """Best and mean by the number of samples, rows as in ``metrics.parquet``; none in an older evaluation."""
+    path = out / SAMPLES
+    return _read(path, METRICS_SCHEMA) if path.exists() else METRICS_SCHEMA.empty_table()
+
+
+def read_statistics(out: Path) -> pa.Table:
+    """Sums of single sequences; none in an older evaluation."""
+    path = out / STATISTICS
+    return _read(path, STATISTICS_SCHEMA) if path.exists() else STATISTICS_SCHEMA.empty_table()
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:

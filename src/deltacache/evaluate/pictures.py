@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-_FRAME_SIDE = 256
-_EXACT_SIDE = 128
+_GAP = 0.04  # between pictures of a film, as a share of their width
 _COLOUR_RANGE = (1.0, 99.0)  # percentiles of the true features that become dark and bright
 
 
@@ -69,24 +68,38 @@ def largest_change(futures: np.ndarray, before: np.ndarray) -> float:
     return float(distance.max())
 
 
-def png_uri(picture: np.ndarray) -> str:
-    """A picture (H, W, 3 or 4) uint8 as a ``data:`` address."""
-    return _uri(Image.fromarray(picture), "png")
+def film(cells: Sequence[np.ndarray | None], side: int) -> np.ndarray:
+    """Pictures of one size side by side, (h, n (w + gap), 4) uint8; what is missing stays transparent.
+
+    Args:
+        cells: (h, w, 3 or 4) uint8 each; those of more than ``side`` pixels are made smaller.
+    """
+    known = [_fitted(each, side) for each in cells if each is not None]
+    height, width = known[0].shape[:2]
+    gap = gap_of(width)
+    strip = np.zeros((height, len(cells) * (width + gap), 4), np.uint8)
+    left = iter(known)
+    for at, cell in enumerate(cells):
+        if cell is not None:
+            start = at * (width + gap)
+            strip[:, start : start + width] = next(left)
+    return strip
 
 
-def frame_uri(frame: np.ndarray) -> str:
-    """A video frame (H, W, 3) uint8, made smaller if it is large."""
-    image = Image.fromarray(frame)
-    image.thumbnail((_FRAME_SIDE, _FRAME_SIDE), Image.Resampling.LANCZOS)
-    return _uri(image, "png" if max(image.size) <= _EXACT_SIDE else "jpeg")
+def gap_of(width: int) -> int:
+    """Pixels between pictures of a film."""
+    return max(1, round(width * _GAP))
 
 
-def _uri(image: Image.Image, kind: str) -> str:
+def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
+    image = Image.fromarray(picture).convert("RGBA")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def webp_uri(picture: np.ndarray, *, lossless: bool) -> str:
+    """A picture (h, w, 4) uint8 as a ``data:`` address."""
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
-    return data_uri(buffer.getvalue(), f"image/{kind}")
-
-
-def data_uri(content: bytes, media_type: str) -> str:
-    """``content`` inside an address."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    options = {"lossless": True, "exact": False} if lossless else {"quality": 82, "alpha_quality": 100}
+    Image.fromarray(picture).save(buffer, format="webp", method=4, **options)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,7 +1,7 @@
-"""``report.html``: an evaluation as one page that needs nothing but itself."""
+"""``report.html``: one or several evaluations as one page that needs nothing but itself."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,34 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deltacache.evaluate import output
-from deltacache.evaluate.examples import load_examples, load_frames, save_frames
-from deltacache.evaluate.plots import Chart, Curve, curve_chart, metric_chart
-from deltacache.evaluate.settings import ClipEvaluation
-from deltacache.evaluate.strips import PixelLookup, example_views
-from deltacache.evaluate.tables import METHOD_LABELS, Line, Panel, panels
+from deltacache.evaluate.class_tables import class_tables
+from deltacache.evaluate.examples import Example, load_examples, load_frames, save_frames, spread
+from deltacache.evaluate.findings import findings
+from deltacache.evaluate.labels import METRIC_WORDS
+from deltacache.evaluate.legends import LegendEntry, legend
+from deltacache.evaluate.panels import Panel, panels
+from deltacache.evaluate.plots import Curve, curve_chart
+from deltacache.evaluate.published import SOURCES
+from deltacache.evaluate.report_charts import (
+    MAIN_METRICS,
+    ChartGroup,
+    Shown,
+    all_styles,
+    calibration_groups,
+    drift_group,
+    panel_view,
+    samples_groups,
+)
+from deltacache.evaluate.report_runs import ReportRun, facts_of, open_runs
+from deltacache.evaluate.series import Style
+from deltacache.evaluate.strips import example_views
+from deltacache.evaluate.views import Detail, ExampleView, PixelLookup
 from deltacache.pipeline.atomic import write_bytes
-from deltacache.schemas.configs import load_config
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 MOST_BYTES = 15_000_000
+_DETAILS = (Detail(), Detail(6, 6, 160), Detail(4, 6, 128), Detail(3, 4, 96), Detail(2, 3, 64))
+_FEWER_EXAMPLES = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -56,30 +74,97 @@ def write_report(run: ReportInput | Path) -> Path:
     """
     if isinstance(run, Path):
         run = ReportInput(run)
-    metrics = output.read_metrics(run.out)
-    folder = run.out / output.EXAMPLES
-    examples = load_examples(folder)
+    runs = open_runs([run.out])
     if run.pixels is not None:
         _keep_frames(run.out, run.pixels)
-    tables = panels(metrics)
-    page = _template().render(
-        settings=load_config(run.out / output.CONFIG, ClipEvaluation),
-        facts=_facts(metrics),
-        findings=findings(tables),
-        notes=output.read_notes(run.out),
-        features=[(panel, metric_chart(panel)) for panel in tables if panel.task == "features"],
-        modes=[panel for panel in tables if panel.task == "modes"],
-        curves=_curve_charts(run.out / output.CURVES, metrics),
-        examples=example_views(examples, lambda clip_id: load_frames(folder, clip_id)),
+    return _write(runs, run.out / output.REPORT)
+
+
+def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page about one or several evaluations to ``out``, or where it belongs.
+
+    Raises:
+        DatasetError: a folder is not the output of an evaluation, or a part of it is damaged.
+        DeltacacheError: ``out`` is a folder.
+    """
+    if out is None:
+        out = folders[0] / output.REPORT if len(folders) == 1 else Path(output.REPORT)
+    if out.is_dir():
+        raise DeltacacheError(f"{out} is a folder: give the name of the page, such as {out / output.REPORT}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return _write(open_runs(folders), out)
+
+
+def _write(runs: Sequence[ReportRun], path: Path) -> Path:
+    context = _context(runs)
+    examples = [load_examples(run.out / output.EXAMPLES) for run in runs]
+    page = b""
+    most = max(map(len, examples))
+    for detail, count in [
+        *((each, most) for each in _DETAILS),
+        *((_DETAILS[-1], few) for few in _FEWER_EXAMPLES),
+    ]:
+        shown = [
+            {"run": run.name, "example": view}
+            for run, each in zip(runs, examples, strict=True)
+            for view in _views(run, [each[at] for at in spread(range(len(each)), count)], detail)
+        ]
+        page = _template().render(**context, examples=shown).encode()
+        if len(page) <= MOST_BYTES:
+            write_bytes(path, page)
+            return path
+    raise DatasetError(
+        f"the report would have {len(page) / 1e6:.1f} MB even with few pictures, a page may have "
+        f"{MOST_BYTES / 1e6:.0f}: give fewer runs"
     )
-    if len(page.encode()) > MOST_BYTES:
-        raise DatasetError(
-            f"the report would have {len(page.encode()) / 1e6:.1f} MB, a page may have {MOST_BYTES / 1e6:.0f}: "
-            "evaluate with fewer examples"
-        )
-    path = run.out / output.REPORT
-    write_bytes(path, page.encode())
-    return path
+
+
+def _views(run: ReportRun, examples: Sequence[Example], detail: Detail) -> list[ExampleView]:
+    return example_views(examples, lambda clip_id: load_frames(run.out / output.EXAMPLES, clip_id), detail)
+
+
+def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
+    shown = panels({run.name: run.metrics for run in runs})
+    styles = all_styles(shown)
+    datasets = dict.fromkeys(panel.dataset for panel in shown)
+    facts = [facts_of(run) for run in runs]
+    published = {line.published for panel in shown for line in panel.published}
+    return {
+        "title": "Evaluation on " + ", ".join(datasets),
+        "runs": [run.name for run in runs],
+        "context": runs[0].settings.context,
+        "facts": {
+            name: [each.get(name, "") for each in facts]
+            for name in dict.fromkeys(n for f in facts for n in f)
+        },
+        "findings": [(run.name, findings(_of_run(shown, run.name))) for run in runs],
+        "sections": [
+            _section(dataset, shown, styles) | {"classes": class_tables(runs, dataset)}
+            for dataset in datasets
+        ],
+        "words": METRIC_WORDS,
+        "sources": {name: text for name, text in SOURCES.items() if name in published},
+        "drift": drift_group(shown, styles),
+        "samples": samples_groups(runs),
+        "calibration": calibration_groups(runs),
+        "curves": [group for run in runs for group in _curve_groups(run)],
+    }
+
+
+def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any]:
+    views = [panel_view(panel, styles) for panel in shown if panel.dataset == dataset]
+    return {
+        "dataset": dataset,
+        "main": [view for view in views if view.panel.metric in MAIN_METRICS],
+        "modes": [view for view in views if view.panel.task == "modes"],
+        "more": [
+            view for view in views if view.panel.metric not in MAIN_METRICS and view.panel.task != "modes"
+        ],
+    }
+
+
+def _of_run(shown: Sequence[Panel], run: str) -> tuple[Panel, ...]:
+    return tuple(panel.of_run(run) for panel in shown if run in panel.runs)
 
 
 def _template() -> Any:
@@ -90,6 +175,8 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["unbroken"] = lambda text: text.replace(" s)", "\N{NO-BREAK SPACE}s)")
     return environment.get_template("report.html")
 
 
@@ -100,89 +187,34 @@ def _keep_frames(out: Path, pixels: PixelLookup | Mapping[str, np.ndarray]) -> N
             save_frames(out / output.EXAMPLES, clip_id, frames)
 
 
-def _facts(metrics: pa.Table) -> dict[str, str]:
-    """Where the numbers come from: one row's shared columns, and the fingerprints of all models."""
-    rows = metrics.to_pylist()
-    first = rows[0]
-    facts: dict[str, str] = {
-        "Dataset": first["dataset"],
-        "Image size": f"{first['image_size']} px",
-        "Backbone": first["backbone"],
-    }
-    for row in rows:
-        if row["tokenizer"]:
-            facts["Tokenizer"] = row["tokenizer"]
-    for world, label in _world_labels(rows).items():
-        facts[label] = world
-    return facts | {
-        "Run": first["run_id"],
-        "Seed": str(first["seed"]),
-        "Code": f"deltacache {first['code_version']}",
-        "Made": f"{first['created_at']:%Y-%m-%d %H:%M} UTC",
-    }
-
-
-def _world_labels(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """A name for every world model's fingerprint; no two are alike."""
-    methods: dict[str, str] = {row["world"]: row["method"] for row in rows if row["world"]}
-    several = len(set(methods.values())) < len(methods)
-    return {
-        world: METHOD_LABELS.get(method, method) + (f" ({world[:8]})" if several else "")
-        for world, method in methods.items()
-    }
-
-
-def findings(tables: tuple[Panel, ...]) -> list[str]:
-    """The numbers that a reader looks for first, in words."""
-    by_metric = {panel.metric: panel for panel in tables}
-    sentences = []
-    loss = by_metric.get("smooth_l1")
-    if loss is not None:
-        sentences += [text for column in range(len(loss.horizons)) if (text := _loss_sentence(loss, column))]
-    modes = by_metric.get("mode_coverage")
-    if modes is not None:
-        sentences += [text for line in modes.lines if (text := _mode_sentence(modes, line))]
-    return sentences
-
-
-def _loss_sentence(panel: Panel, column: int) -> str:
-    names = {
-        ("deltaworld", "best"): "best future",
-        ("deltaworld", "mean"): "average future",
-        ("copy_last", "single"): "repeating the last frame",
-    }
-    cells = {(line.method, line.aggregation): line.cells[column] for line in panel.lines}
-    if any(cells.get(key) is None for key in names):
-        return ""
-    texts = [f"{name} {panel.text(cells[key])[0]}" for key, name in names.items()]
-    return f"Feature loss {panel.heading(column)} ahead: {', '.join(texts)} (lower is better)."
-
-
-def _mode_sentence(panel: Panel, line: Line) -> str:
-    shares = [
-        f"in {100 * cell.value:.0f} % of {cell.sequences} scenes {panel.heading(column)} ahead"
-        for column, cell in enumerate(line.cells)
-        if cell is not None
-    ]
-    return f"{line.label}: reaches every true future {', '.join(shares)}."
-
-
-def _curve_charts(folder: Path, metrics: pa.Table) -> list[Chart]:
+def _curve_groups(run: ReportRun) -> list[ChartGroup]:
     """The tokenizer's error beside that of copying, and the loss of every world model."""
-    charts = []
+    folder, groups = run.out / output.CURVES, []
     tokenizer = _read_curve(folder / "tokenizer.parquet")
     if tokenizer is not None:
         columns = {"mse": "squared error", "copy_last_mse": "that of copying the frame before"}
-        shown = {label: (tokenizer, name) for name, label in columns.items() if name in tokenizer}
-        charts.append(curve_chart("Tokenizer", shown or {"loss": (tokenizer, "loss")}))
+        found = {label: name for name, label in columns.items() if name in tokenizer} or {"loss": "loss"}
+        groups.append(
+            _curve_group(run, "Tokenizer", {label: (tokenizer, name) for label, name in found.items()})
+        )
     worlds: dict[str, tuple[Curve, str]] = {}
-    for world, label in _world_labels(metrics.to_pylist()).items():
+    for world, label in run.world_labels.items():
         curve = _read_curve(folder / f"{world}.parquet")
         if curve is not None:
             worlds[label] = (curve, "loss")
     if worlds:
-        charts.append(curve_chart("World models: loss", worlds))
-    return charts
+        groups.append(_curve_group(run, "World models: loss", worlds))
+    return groups
+
+
+def _curve_group(run: ReportRun, title: str, curves: Mapping[str, tuple[Curve, str]]) -> ChartGroup:
+    looks = (Style(1, ""), Style(4, "", (4, 2)), Style(6, "", (1, 1.5)), Style(3, "", (4, 1.5, 1, 1.5)))
+    drawn = {
+        label: (curve, column, looks[position % len(looks)])
+        for position, (label, (curve, column)) in enumerate(curves.items())
+    }
+    entries: tuple[LegendEntry, ...] = legend((label, style, False) for label, (_, _, style) in drawn.items())
+    return ChartGroup(title, (Shown(run.name, replace(curve_chart(title, drawn), title="")),), entries)
 
 
 def _read_curve(path: Path) -> Mapping[str, Any] | None:

@@ -5,17 +5,19 @@ D hidden, C context.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
 from deltacache.evaluate.inputs import Tokenizer, World
 from deltacache.evaluate.metrics import feature_metrics, token_distance
 from deltacache.evaluate.predictions import Protocol, feature_scores, horizon_seconds
 from deltacache.evaluate.rows import Score
+from deltacache.evaluate.sample_sums import SampleSums
 from deltacache.evaluate.sequences import ClipBatch
 from deltacache.models.futures import decode_future
 
@@ -33,6 +35,8 @@ class JudgedSamples:
         distances: (S, K, F) float64 to every true future, or ``None``.
         kept: (s, H, N, D) float16, the first samples, for pictures.
         mean: (K, N, D) float16, the averaged features.
+        means: (K, 3) metrics of the mean of the first n samples, by n.
+        totals: (K, 4 + S + 1) sums of what the samples are together, see ``pooled``; none of a single sample.
     """
 
     metrics: np.ndarray
@@ -40,6 +44,8 @@ class JudgedSamples:
     distances: np.ndarray | None
     kept: np.ndarray
     mean: np.ndarray
+    means: Mapping[int, np.ndarray]
+    totals: np.ndarray | None
 
 
 def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
@@ -81,24 +87,25 @@ def judge_samples(
     """
     truth = clip[protocol.targets]
     metrics, distances, kept = [], [], []
-    total = torch.zeros_like(truth)
+    sums = SampleSums(truth, len(deltas))
     for chunk in deltas.split(max(1, _CHUNK_NUMBERS // (clip[0].numel() * deltas.shape[1]))):
         decoded = decode_future(
             tokenizer.model, clip[None, protocol.context - 1], chunk[None], protocol.grid
         )[0]
         scored = decoded[:, [horizon - 1 for horizon in protocol.horizons]]
         metrics.append(feature_metrics(scored, truth).cpu())
-        total += scored.sum(0)
+        sums.add(scored)
         if futures is not None:
             distances.append(torch.stack([token_distance(scored, each) for each in futures], -1).cpu())
         kept.append(decoded[: max(0, keep - sum(map(len, kept)))].half().cpu())
-    mean = total / len(deltas)
     return JudgedSamples(
         metrics=torch.cat(metrics).numpy(),
-        mean_metrics=feature_metrics(mean, truth).cpu().numpy(),
+        mean_metrics=sums.means[len(deltas)].numpy(),
         distances=torch.cat(distances).numpy() if distances else None,
         kept=torch.cat(kept).numpy(),
-        mean=mean.half().cpu().numpy(),
+        mean=sums.mean.half().cpu().numpy(),
+        means={count: each.numpy() for count, each in sums.means.items()},
+        totals=sums.totals().numpy() if len(deltas) > 1 else None,
     )
 
 
@@ -118,6 +125,31 @@ def score_samples(
     yield from feature_scores(world.method, "best", count, clip_id, times, best, protocol)
     mean = judged.mean_metrics.tolist()
     yield from feature_scores(world.method, "mean", count, clip_id, times, mean, protocol)
+
+
+def score_first_samples(
+    world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol
+) -> Iterator[Score]:
+    """Best and mean of the first 1, 2, 5, ... samples: what fewer ``--samples`` would have given."""
+    if world.model.q_embed is not None:
+        return
+    times = horizon_seconds(seconds, protocol)
+    for count, mean in judged.means.items():
+        best = best_samples(judged.metrics[:count])
+        yield from feature_scores(world.method, "best", count, clip_id, times, best, protocol)
+        yield from feature_scores(world.method, "mean", count, clip_id, times, mean.tolist(), protocol)
+
+
+def ensemble_statistics(
+    world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol, dataset: str
+) -> Iterator[Statistic]:
+    """What the samples are together at each horizon: spread, error of their mean, ranks of the truth."""
+    if judged.totals is None:
+        return
+    times = horizon_seconds(seconds, protocol)
+    for horizon, horizon_s, totals in zip(protocol.horizons, times, judged.totals, strict=True):
+        series = StatisticSeries(dataset, "samples", world.method, "single", horizon, world.samples)
+        yield Statistic(series, clip_id, clip_id, horizon_s, totals)
 
 
 def best_samples(metrics: np.ndarray) -> list[list[float]]:

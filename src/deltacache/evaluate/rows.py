@@ -71,7 +71,7 @@ def sequence_table(scores: Iterable[Score], stamp: RunStamp) -> pa.Table:
             "horizon_s": score.horizon_s,
             "value": score.value,
             "n_targets": score.n_targets,
-            **_shared_columns(score.series, stamp),
+            **shared_columns(score.series, stamp),
         }
         for score in scores
     ]
@@ -90,7 +90,7 @@ def metric_table(scores: Iterable[Score], stamp: RunStamp) -> pa.Table:
             "ci_high": intervals[each][1],
             "n_sequences": len(members),
             "n_targets": sum(score.n_targets for score in members),
-            **_shared_columns(each, stamp),
+            **shared_columns(each, stamp),
         }
         for each, members in series.items()
     ]
@@ -118,7 +118,8 @@ def _intervals(groups: Mapping[Series, Sequence[Score]], seed: int) -> dict[Seri
     return intervals
 
 
-def _shared_columns(series: Series, stamp: RunStamp) -> dict[str, object]:
+def shared_columns(series: Series, stamp: RunStamp) -> dict[str, object]:
+    """The columns that rows of a series have in both tables."""
     return {
         "run_id": stamp.run_id,
         "method": series.method.name,

@@ -3,19 +3,27 @@
 Shapes: S samples, H longest horizon, D hidden.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltacache.evaluate.benchmarks.statistics import Statistic
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example
 from deltacache.evaluate.inputs import Tokenizer, World
 from deltacache.evaluate.modes import NOTHING_REACHED
 from deltacache.evaluate.opening import Run
 from deltacache.evaluate.predictions import bounds, reconstructions, score_predictions
-from deltacache.evaluate.rollouts import JudgedSamples, judge_samples, roll_out, score_samples
+from deltacache.evaluate.rollouts import (
+    JudgedSamples,
+    ensemble_statistics,
+    judge_samples,
+    roll_out,
+    score_first_samples,
+    score_samples,
+)
 from deltacache.evaluate.rows import Score
 from deltacache.evaluate.scenes import CheckedScene, read_futures_of, score_modes
 from deltacache.evaluate.sequences import ClipBatch
@@ -25,11 +33,26 @@ _EXAMPLE_BYTES = 32 << 20
 """An example keeps this many bytes of each world model's samples, and at least ``_EXAMPLE_SAMPLES``."""
 
 
+@dataclass(slots=True)
+class ClipScores:
+    """What is known of the sequences of a feature dataset.
+
+    Attributes:
+        scores: of single sequences, with all samples.
+        by_count: best and mean of the first 1, 2, 5, ... samples.
+        statistics: what each sequence's samples are together.
+    """
+
+    scores: list[Score] = field(default_factory=list)
+    by_count: list[Score] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+
+
 @torch.inference_mode()
-def score_batch(run: Run, batch: ClipBatch, examples: Path) -> list[Score]:
-    """Every method's scores on the sequences of ``batch``; some are kept in the folder ``examples``."""
+def score_batch(run: Run, batch: ClipBatch, examples: Path, found: ClipScores) -> None:
+    """Add every method's scores on the sequences of ``batch``; some are kept in the folder ``examples``."""
     protocol, tokenizer = run.protocol, run.models.tokenizer
-    scores: list[Score] = []
+    scores = found.scores
     for method, predictions in bounds(batch, protocol):
         scores.extend(score_predictions(method, predictions, batch, protocol))
     rollouts: list[tuple[World, Tensor]] = []
@@ -40,13 +63,17 @@ def score_batch(run: Run, batch: ClipBatch, examples: Path) -> list[Score]:
         rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
     for position in range(len(batch.rows)):
         futures = [(world, each[position]) for world, each in rollouts]
-        scores.extend(_score_futures(run, batch, position, futures, examples))
-    return scores
+        _score_futures(run, batch, position, futures, examples, found)
 
 
 def _score_futures(
-    run: Run, batch: ClipBatch, position: int, rollouts: list[tuple[World, Tensor]], examples: Path
-) -> Iterator[Score]:
+    run: Run,
+    batch: ClipBatch,
+    position: int,
+    rollouts: list[tuple[World, Tensor]],
+    examples: Path,
+    found: ClipScores,
+) -> None:
     """Score the sampled futures (S, H, D) of one sequence, and keep them if it is an example."""
     row, clip = batch.rows[position], batch.own[position]
     checked = run.scenes.get(row)
@@ -59,10 +86,12 @@ def _score_futures(
         keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
         judged = judge_samples(_tokenizer(run), clip, deltas, run.protocol, futures, keep if wanted else 0)
         judgements.append((world, judged))
-        seconds = batch.seconds[position]
-        yield from score_samples(world, judged, batch.clip_ids[position], seconds, run.protocol)
+        about = (world, judged, batch.clip_ids[position], batch.seconds[position], run.protocol)
+        found.scores.extend(score_samples(*about))
+        found.by_count.extend(score_first_samples(*about))
+        found.statistics.extend(ensemble_statistics(*about, run.settings.dataset))
         if checked is not None and judged.distances is not None:
-            yield from score_modes(world, checked, judged.distances, run.protocol)
+            found.scores.extend(score_modes(world, checked, judged.distances, run.protocol))
     if wanted:
         save_example(_example(run, batch, position, judgements), examples)
 

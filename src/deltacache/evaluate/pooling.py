@@ -1,0 +1,66 @@
+"""Series of sums added up by group, and the rows of ``metrics.parquet`` that follow from them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
+from deltacache.evaluate.pooled import bootstrap, pooled_metrics
+from deltacache.evaluate.rows import RunStamp, Series, shared_columns
+
+
+@dataclass(slots=True)
+class Pool:
+    """A series added up by group."""
+
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
+    n_sequences: int = 0
+    n_targets: int = 0
+    seconds: float = 0.0
+
+    def add(self, statistic: Statistic) -> None:
+        """Count one more sequence."""
+        held = self.groups.get(statistic.group)
+        self.groups[statistic.group] = statistic.totals if held is None else held + statistic.totals
+        self.n_sequences += 1
+        self.n_targets += statistic.n_targets
+        self.seconds += statistic.horizon_s
+
+
+Pools = dict[StatisticSeries, Pool]
+
+
+def pool(statistics: Iterable[Statistic]) -> Pools:
+    """Add up all statistics by series, which keep the order in which they first appear."""
+    pools: Pools = {}
+    for statistic in statistics:
+        pools.setdefault(statistic.series, Pool()).add(statistic)
+    return pools
+
+
+def pooled_rows(
+    pools: Mapping[StatisticSeries, Pool], stamp: Callable[[str], RunStamp]
+) -> Iterator[dict[str, object]]:
+    """A row a metric, with its interval under resampling of groups. ``stamp``: of a data set's name."""
+    for series, pooled in pools.items():
+        totals = np.stack(list(pooled.groups.values()))
+        of_run = stamp(series.dataset)
+        intervals = bootstrap(series.task, totals, list(pooled.groups), seed=of_run.seed)
+        for metric, value in pooled_metrics(series.task, totals).items():
+            low, high = intervals.get(metric, (None, None))
+            yield {
+                "horizon_s": pooled.seconds / pooled.n_sequences,
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "n_sequences": pooled.n_sequences,
+                "n_targets": pooled.n_targets,
+                **statistic_columns(series, metric, of_run),
+            }
+
+
+def statistic_columns(series: StatisticSeries, metric: str, stamp: RunStamp) -> dict[str, object]:
+    """The columns that rows of one metric of a series share."""
+    named = Series(series.method, series.task, metric, series.aggregation, series.horizon, series.num_samples)
+    return shared_columns(named, stamp)

@@ -1,0 +1,41 @@
+"""Evaluations of the miniature benchmarks with the golden models."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltacache.evaluate.settings import BenchmarkEvaluation, benchmark_evaluation
+from deltacache.schemas.benchmarks import BENCHMARKS
+
+SAMPLES = 4
+TABLES = ("metrics", "sequences", "statistics")
+
+
+def mini_settings(golden: Path, mini: Path, out: Path, **changes: Any) -> BenchmarkEvaluation:
+    """All three benchmarks with heads, tokenizer and world model, on the CPU."""
+    fields: dict[str, Any] = {
+        "out": out,
+        "data": {name: mini / name for name in BENCHMARKS},
+        "heads": {name: golden / "eval" / f"head_{name}.safetensors" for name in BENCHMARKS},
+        "backbone": str(golden / "tiny" / "backbone"),
+        "tokenizer": golden / "tiny" / "deltatok_released.safetensors",
+        "worlds": (golden / "tiny" / "deltaworld.safetensors",),
+        "image_size": 64,
+        "samples": SAMPLES,
+        "examples": 0,
+        "device": "cpu",
+    }
+    return benchmark_evaluation(**(fields | changes))
+
+
+def table(out: Path, name: str) -> pa.Table:
+    """A table without what differs between runs by design."""
+    read = pq.read_table(out / f"{name}.parquet")
+    return read.drop_columns([column for column in ("created_at",) if column in read.column_names])
+
+
+def same_tables(one: Path, other: Path) -> bool:
+    """Whether all tables of two evaluations are equal to the last bit."""
+    return all(table(one, name).equals(table(other, name)) for name in TABLES)

@@ -1,0 +1,97 @@
+"""What inspect says of evaluations, models and datasets, and the commands for reports and comparisons."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drawn_features import DrawnWorld, save_tokenizer
+
+from deltacache.chain.described import describe_output, write_pictures
+from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.pipeline.dataset import open_dataset
+from deltacache.schemas.errors import CheckpointError, DeltacacheError
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deltacache", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_an_evaluation_and_its_chain_of_fingerprints(evaluated: DrawnWorld) -> None:
+    text = describe_output(evaluated.root / "out")
+    tokenizer = load_tokenizer(evaluated.tokenizer)
+    lines = text.splitlines()
+    assert "an evaluation" in lines[0]
+    assert f"{tokenizer.fingerprint} at {evaluated.tokenizer}, as it was" in text
+    assert f"of backbone sha256 {'b' * 16}" in text
+    for world in (evaluated.noise, evaluated.learned):
+        assert f"{load_world(world).fingerprint} at {world}, as it was" in text
+    assert f"of tokenizer fingerprint {tokenizer.fingerprint}" in text
+    assert f"{open_dataset(evaluated.features).card.fingerprint} at {evaluated.features}" in text
+
+
+def test_models_that_changed_or_left_are_told(drawn: DrawnWorld, evaluated: DrawnWorld) -> None:
+    out = drawn.root / "out"
+    shutil.copytree(evaluated.root / "out", out)
+    config = out / "config.yaml"
+    config.write_text(config.read_text().replace(str(evaluated.root), str(drawn.root)))
+    assert "another one by now" not in describe_output(out)
+    shutil.rmtree(drawn.tokenizer)
+    save_tokenizer(drawn.tokenizer, seed=1)
+    shutil.rmtree(drawn.learned)
+    text = describe_output(out)
+    assert f"at {drawn.tokenizer}, another one by now" in text
+    assert f"{drawn.learned} is not there any more" in text
+
+
+def test_models(evaluated: DrawnWorld, golden: Path) -> None:
+    text = describe_output(evaluated.noise)
+    assert "DeltaWorld, " in text
+    assert load_tokenizer(evaluated.tokenizer).fingerprint in text
+    assert text.count("fingerprint") == 2  # its own and its tokenizer's
+    heads = golden / "eval"
+    assert "SegmentationHead" in describe_output(heads / "head_vspw.safetensors")
+    assert "DepthHead" in describe_output(heads / "head_kitti.safetensors")
+    assert "DeltaTok" in describe_output(golden / "tiny" / "deltatok_released.safetensors")
+
+
+def test_datasets(evaluated: DrawnWorld, tmp_path: Path) -> None:
+    assert open_dataset(evaluated.features).card.fingerprint in describe_output(evaluated.features)
+    sheet = write_pictures(evaluated.features, tmp_path / "sheet.png")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_refusals(evaluated: DrawnWorld, tmp_path: Path) -> None:
+    with pytest.raises(DeltacacheError, match="does not exist"):
+        describe_output(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        describe_output(tmp_path)
+    with pytest.raises(DeltacacheError, match="is no dataset: --pictures shows"):
+        write_pictures(evaluated.tokenizer, tmp_path / "sheet.png")
+
+
+def test_commands(evaluated: DrawnWorld, tmp_path: Path) -> None:
+    out, both = evaluated.root / "out", tmp_path / "pages" / "both.html"
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    done = command("report", out, copy, "--out", both)
+    assert done.returncode == 0, done.stderr
+    assert str(both) in done.stdout
+    assert both.read_text().count("<h1>") == 1
+    compared = command("compare", out, copy)
+    assert compared.returncode == 0, compared.stderr
+    assert "no difference at all" in compared.stdout
+    sheet = tmp_path / "sheet.html"
+    inspected = command("inspect", evaluated.features, "--pictures", sheet)
+    assert inspected.returncode == 0, inspected.stderr
+    assert sheet.exists()
+    refused = command("report", out, copy, "--out", tmp_path)
+    assert refused.returncode == 1
+    assert "is a folder: give the name of the page" in refused.stderr
+    assert "Traceback" not in refused.stderr

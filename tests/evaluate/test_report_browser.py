@@ -1,0 +1,148 @@
+"""Reports in a real browser: nothing errors, every picture has content, phones and dark pages are readable."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_runs import mini_settings
+from browser import Browser, find_browser
+from drawn_features import FRAMES, DrawnWorld
+from PIL import Image
+
+from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
+from deltacache.evaluate.report import ReportInput, write_page, write_report
+from deltacache.schemas.progress import SilentReporter
+
+LOOKS = [(1280, False), (1280, True), (390, False), (390, True)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    return find_browser(tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def benchmarks(
+    golden: Path, mini_benchmarks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Two evaluations of the miniature benchmarks, with other noise."""
+    folder = tmp_path_factory.mktemp("runs")
+    outs = (folder / "first", folder / "second")
+    for seed, out in enumerate(outs):
+        settings = mini_settings(golden, mini_benchmarks, out, seed=seed, horizons=(1, 2, 3), examples=1)
+        evaluate_benchmarks(settings, SilentReporter())
+    return outs
+
+
+@pytest.fixture(scope="module")
+def pages(
+    benchmarks: tuple[Path, Path], evaluated: DrawnWorld, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A report of benchmarks, one of clips with frames, and one of two runs."""
+
+    def frames(clip_id: str) -> np.ndarray:
+        rng = np.random.default_rng(sum(clip_id.encode()))
+        return rng.integers(0, 256, (FRAMES, 24, 24, 3), dtype=np.uint8)
+
+    clips = write_report(ReportInput(evaluated.root / "out", frames))
+    both = tmp_path_factory.mktemp("pages") / "both.html"
+    return {
+        "benchmarks": write_report(benchmarks[0]),
+        "clips": clips,
+        "both": write_page(list(benchmarks), both),
+    }
+
+
+@pytest.mark.parametrize(("width", "dark"), LOOKS)
+@pytest.mark.parametrize("name", ["benchmarks", "clips", "both"])
+def test_a_page_is_readable(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
+) -> None:
+    found = browser.check(pages[name], width=width, dark=dark)
+    assert found["errors"] == found["console"] == found["loaded"] == []
+    assert found["window"] == width
+    assert found["width"] <= width  # no sideways scroll of the page
+    assert found["low_contrast"] == []
+    assert found["unnamed"] == found["tables_without_caption"] == 0
+    assert (sum(found["background"]) < 3 * 64) == dark
+    levels = found["headings"]
+    assert levels[0] == 1
+    assert all(later - before <= 1 for before, later in pairwise(levels))
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "clips", "both"])
+def test_every_picture_has_content(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    found = browser.check(pages[name])
+    assert len(found["images"]) > 20
+    for image in found["images"]:
+        assert image["width"] > 0, image
+        assert image["spread"] > 0, image
+        assert image["alt"]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", ["benchmarks", "clips", "both"])
+def test_every_chart_has_content(
+    browser: Browser, pages: dict[str, Path], name: str, dark: bool, tmp_path: Path
+) -> None:
+    found = browser.check(pages[name], dark=dark)
+    assert len(found["charts"]) >= 6
+    shot = browser.picture(pages[name], tmp_path / "page.png", width=1280, height=found["height"], dark=dark)
+    with Image.open(shot) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for chart in found["charts"]:
+        x, y, width, height = chart["box"]
+        assert min(width, height) > 100, chart
+        box = pixels[y : y + height, x : x + width]
+        assert (np.abs(box - box[0, 0]).sum(-1) > 150).mean() > 0.005, chart  # ink
+        hue = box.max(-1) - box.min(-1)
+        assert (hue > 60).any(), chart  # and some of it is coloured
+
+
+def test_the_slider_moves_and_the_strips_come_back(browser: Browser, pages: dict[str, Path]) -> None:
+    act = """
+      const example = document.querySelector(".example"), said = () => example.querySelector("output").textContent;
+      const slider = example.querySelector("input"), strip = example.querySelector(".predicted img");
+      const place = () => Math.round(strip.getBoundingClientRect().x);
+      const states = [[example.classList.contains("one"), said(), place()]];
+      slider.value = 0;
+      slider.dispatchEvent(new Event("input"));
+      states.push([example.classList.contains("before"), said(), place()]);
+      example.querySelector("[data-mode]").click();
+      states.push([example.classList.contains("one"), strip.getBoundingClientRect().width > 300, 0]);
+      return states;
+    """
+    first, moved, strips = browser.check(pages["clips"], act=act)["acted"]
+    assert first[:2] == [True, "+0.60 s, future"]
+    assert moved[0]
+    assert moved[1].endswith(", seen")
+    assert moved[2] > first[2]
+    assert strips[:2] == [False, True]
+
+
+def test_without_scripts_all_moments_are_shown(
+    browser: Browser, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    text = pages["clips"].read_text()
+    start, end = text.index("<script>"), text.index("</script>")
+    still = tmp_path / "still.html"
+    still.write_text(text[:start] + text[end + len("</script>") :])
+    act = """return [...document.querySelectorAll(".strip")].map((strip) => strip.getBoundingClientRect().width > 300
+      && strip.querySelector("img").getBoundingClientRect().width <= strip.getBoundingClientRect().width);"""
+    found = browser.check(still, act=act)
+    assert found["acted"]
+    assert all(found["acted"])
+    assert 'class="controls" hidden' in browser.source(still)
+
+
+def test_several_runs_have_the_same_scale_and_both_names(browser: Browser, pages: dict[str, Path]) -> None:
+    act = """
+      const charts = [...document.querySelectorAll("#data-1 .pair .charts")][0].querySelectorAll("svg");
+      return [[...charts].map((svg) => [...svg.querySelectorAll("text")].map((each) => each.textContent).join(" ")),
+        [...document.querySelectorAll("#data-1 thead")][0].textContent];
+    """
+    (first, second), heading = browser.check(pages["both"], act=act)["acted"]
+    assert first == second
+    assert "first" in heading
+    assert "second" in heading
