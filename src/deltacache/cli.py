@@ -514,6 +514,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Of clips: CSV or Parquet (video_uri, scene, outcome): adds mode coverage."),
     ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=DIR: futures of a video generator (export-contexts); may be repeated."),
+    ] = None,
     kitti_split: Annotated[
         Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
     ] = None,
@@ -556,6 +560,7 @@ def evaluate(
         samples=samples,
         seed=seed,
         futures=futures,
+        predictions=_named_paths("--predictions", [_with_name(text) for text in predictions or []]),
         kitti_split=kitti_split,
         rgb_decoder=rgb_decoder,
         cache=cache,
@@ -829,6 +834,10 @@ def _usage_errors() -> Iterator[None]:
             for each in error.errors()
         ]
         raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
+
+
+def _with_name(text: str) -> str:
+    return text if "=" in text else f"external={text}"
 
 
 def _named_paths(flag: str, texts: list[str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def benchmarks(
 
 @pytest.fixture(scope="module")
 def clips(evaluated: DrawnWorld) -> tuple[Path, Path]:
-    settings = evaluated.settings(out="other-seed", seed=4, examples=0)
+    settings = evaluated.settings(out="compared", seed=4, examples=0)
     evaluate_clips(settings, SilentReporter())
     return evaluated.root / "out", settings.out
 
@@ -135,7 +135,7 @@ def test_a_shift_of_all_sequences_is_seen_and_has_a_direction(
 
 
 def test_what_only_one_has_is_said(evaluated: DrawnWorld, clips: tuple[Path, Path]) -> None:
-    settings = evaluated.settings(out="fewer", horizons=(3,), worlds=(evaluated.noise,), examples=0)
+    settings = evaluated.settings(out="compared-fewer", horizons=(3,), worlds=(evaluated.noise,), examples=0)
     evaluate_clips(settings, SilentReporter())
     comparison = compare_runs(clips[0], settings.out)
     assert {each.horizon for each in comparison.differences} == {3}

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import garg_region, read_frame, read_label
+from deltacache.pipeline.benchmarks.reading import (
+    check_depth_belongs,
+    garg_region,
+    read_depth,
+    read_frame,
+    read_label,
+)
 from deltacache.pipeline.benchmarks.windows import FrameCounts, frame_numbers
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError
@@ -97,6 +103,8 @@ def test_frame_numbers_stop_at_the_first_frame() -> None:
     ("benchmark", "lost"),
     [
         ("vspw", "data/101_clip1/mask/00000019.png"),
+        ("vspw", "data/101_clip1/mask/00000004.png"),
+        ("vspw", "data/101_clip1/origin/00000003.jpg"),
         ("vspw", "data/101_clip1/origin"),
         ("vspw", "val.txt"),
         ("cityscapes", "leftImg8bit_sequence/val/aachen/aachen_000000_000010_leftImg8bit.png"),
@@ -184,3 +192,16 @@ def test_damaged_pictures_are_refused(tmp_path: Path) -> None:
         read_label("vspw", str(path), (4, 6))
     with pytest.raises(DatasetError, match=r"gone\.jpg is missing"):
         read_frame("vspw", str(tmp_path / "gone.jpg"))
+
+
+def test_depth_of_another_drive_is_refused_although_the_crops_agree(tmp_path: Path) -> None:
+    frame, depth = tmp_path / "frame.png", tmp_path / "depth.png"
+    cv2.imwrite(str(frame), np.zeros((375, 1242, 3), np.uint8))
+    cv2.imwrite(str(depth), np.zeros((370, 1226), np.uint16))
+    with pytest.raises(
+        DatasetError, match=r"depth.png has 370 x 1226 pixels, its frame .*frame.png 375 x 1242"
+    ):
+        check_depth_belongs(str(frame), str(depth))
+    cv2.imwrite(str(depth), np.zeros((375, 1242), np.uint8))
+    with pytest.raises(DatasetError, match=r"depth.png has 8 bits a pixel: depth has 16"):
+        read_depth(str(depth), (352, 1216))

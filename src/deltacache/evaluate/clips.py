@@ -12,7 +12,7 @@ import pyarrow as pa
 from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.statistics import statistics_table
 from deltacache.evaluate.opening import Run, open_run
-from deltacache.evaluate.pooling import pool, pooled_rows
+from deltacache.evaluate.pooling import pool, pooled_rows, sequence_rows
 from deltacache.evaluate.rows import RunStamp, metric_table, sequence_table, write_table
 from deltacache.evaluate.scoring import ClipScores, score_batch
 from deltacache.evaluate.sequences import read_batches
@@ -20,7 +20,7 @@ from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import Reporter
-from deltacache.schemas.tables import METRICS_SCHEMA
+from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 
 def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
@@ -91,10 +91,18 @@ def _write(run: Run, found: ClipScores) -> None:
     output.keep_curves(out, [*models, *named])
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, run.notes)
-    write_table(sequence_table(found.scores, run.stamp), out / output.SEQUENCES)
+    write_table(clip_sequences(found, run.stamp), out / output.SEQUENCES)
     write_table(statistics_table(found.statistics), out / output.STATISTICS)
     write_table(metric_table(found.by_count, run.stamp), out / output.SAMPLES)
     write_table(clip_metrics(found, run.stamp), out / output.METRICS)
+
+
+def clip_sequences(found: ClipScores, stamp: RunStamp) -> pa.Table:
+    """All rows of ``sequences.parquet``."""
+    alone = [row for statistic in found.statistics for row in sequence_rows(statistic, stamp)]
+    return pa.concat_tables(
+        [sequence_table(found.scores, stamp), pa.Table.from_pylist(alone, schema=SEQUENCES_SCHEMA)]
+    )
 
 
 def clip_metrics(found: ClipScores, stamp: RunStamp) -> pa.Table:

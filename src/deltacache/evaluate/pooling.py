@@ -56,11 +56,24 @@ def pooled_rows(
                 "ci_high": high,
                 "n_sequences": pooled.n_sequences,
                 "n_targets": pooled.n_targets,
-                **statistic_columns(series, metric, of_run),
+                **_columns(series, metric, of_run),
             }
 
 
-def statistic_columns(series: StatisticSeries, metric: str, stamp: RunStamp) -> dict[str, object]:
+def sequence_rows(statistic: Statistic, stamp: RunStamp) -> Iterator[dict[str, object]]:
+    """Metrics of one sequence alone, without those that are many (``iou/``, ``rank/``)."""
+    for metric, value in pooled_metrics(statistic.series.task, statistic.totals).items():
+        if "/" not in metric:
+            yield {
+                "sequence_id": statistic.sequence_id,
+                "horizon_s": statistic.horizon_s,
+                "value": value,
+                "n_targets": statistic.n_targets,
+                **_columns(statistic.series, metric, stamp),
+            }
+
+
+def _columns(series: StatisticSeries, metric: str, stamp: RunStamp) -> dict[str, object]:
     """The columns that rows of one metric of a series share."""
     named = Series(series.method, series.task, metric, series.aggregation, series.horizon, series.num_samples)
     return shared_columns(named, stamp)

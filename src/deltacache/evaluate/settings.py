@@ -15,6 +15,14 @@ from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
 CONFIG = "config.yaml"
 CLIPS = "clips"
+OWN_METHODS = (
+    "copy_last",
+    "deltatok",
+    "deltatok_parallel",
+    "deltaworld",
+    "deltaworld_discriminative",
+    "present",
+)
 
 
 class EvaluationSettings(Frozen):
@@ -79,6 +87,9 @@ class BenchmarkEvaluation(EvaluationSettings):
     backbone: str = DEFAULT_BACKBONE
     image_size: int = Field(default=512, ge=16, description="side of the square crops in pixels")
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="of the backbone")
+    predictions: dict[str, Path] = Field(
+        default={}, description="futures of video generators, by method name"
+    )
     kitti_split: Path | None = Field(default=None, description="Eigen test list, if not in KITTI's root")
     rgb_decoder: Path | None = Field(default=None, description="makes pictures of features, for the report")
     cache: Path | None = Field(default=None, description="folder of feature datasets of the crops")
@@ -90,6 +101,11 @@ class BenchmarkEvaluation(EvaluationSettings):
         stray = [name for name in self.heads if name not in self.data]
         if stray:
             raise ValueError(f"head {stray[0]}: there is no data {stray[0]}=DIR for it")
+        taken = [name for name in self.predictions if name in OWN_METHODS]
+        if taken:
+            raise ValueError(
+                f"predictions {taken[0]}: that is the name of a method of ours; give another NAME=DIR"
+            )
         if self.kitti_split is not None and "kitti" not in self.data:
             raise ValueError(
                 "kitti_split is the list of KITTI's test frames: give kitti=DIR, or leave it out"
@@ -139,6 +155,7 @@ def evaluation(
         raise DeltacacheError(
             f"{unknown[0]} is not known: give {', '.join(BENCHMARKS)} or {CLIPS}, as NAME=PATH"
         )
+    predictions = {name: _absolute(path) for name, path in (flags.get("predictions") or {}).items()}
     roots = {name: _absolute(path) for name, path in data.items() if name != CLIPS}
     named = {name: _absolute(path) for name, path in heads.items()}
     clips = None
@@ -152,6 +169,7 @@ def evaluation(
     fields = {name: flags[name] for name in BenchmarkEvaluation.model_fields if name in flags}
     for name in ("tokenizer", "kitti_split", "cache", "rgb_decoder"):
         fields[name] = None if flags.get(name) is None else _absolute(flags[name])
+    fields["predictions"] = predictions
     fields["worlds"] = tuple(_absolute(path) for path in flags["worlds"])
     return benchmark_evaluation(data=roots, heads=named, clips=clips, **fields)
 
@@ -160,7 +178,7 @@ def _without_benchmarks(
     clips: ClipEvaluation | None, heads: Mapping[str, Path], flags: Mapping[str, Any]
 ) -> ClipEvaluation:
     idle = [
-        name for name in ("kitti_split", "cache", "workers", "ray_address") if flags.get(name) is not None
+        name for name in ("kitti_split", "cache", "workers", "ray_address", "predictions") if flags.get(name)
     ]
     if heads or idle:
         raise DeltacacheError(

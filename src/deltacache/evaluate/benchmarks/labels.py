@@ -73,8 +73,10 @@ class SegmentationScorer:
 
     def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
         """See ``LabelScorer``."""
-        logits = upsample(self._head(tokens), split, _half(label))
-        return segmentation_totals(logits.argmax(1), label, self._classes)
+        small, half = self._head(tokens), _half(label)
+        # Crop by crop: logits of both side by side would be copied into another memory format, ten times as slow
+        classes = [upsample_crop(each[None], split, half, crop).argmax(1) for crop, each in enumerate(small)]
+        return segmentation_totals(torch.cat(classes), label, self._classes)
 
     def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
         """See ``LabelScorer``."""

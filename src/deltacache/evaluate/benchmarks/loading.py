@@ -6,9 +6,9 @@ Shapes: C crops, T frames, S input size, H' x W' a half of the label.
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,7 +20,13 @@ from deltacache.pipeline.benchmarks.geometry import (
     resize_frame,
     split_of,
 )
-from deltacache.pipeline.benchmarks.reading import INVALID_DEPTH, frame_shape, read_frame, read_label
+from deltacache.pipeline.benchmarks.reading import (
+    INVALID_DEPTH,
+    check_depth_belongs,
+    frame_shape,
+    read_frame,
+    read_label,
+)
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, IGNORE, BenchmarkName, LabelledSequence
 from deltacache.schemas.errors import DatasetError
 
@@ -37,6 +43,7 @@ class LoadedSequence:
         tokens: (C, T, N, D) float16 from a cache.
         label: (C, H', W') class ids or metres; None where nothing is scored by label.
         seconds: it took to read.
+        generated: (S, C, s, s, 3) uint8, the target as a video generator made it, by its name and the horizon.
     """
 
     sequence: LabelledSequence
@@ -45,6 +52,7 @@ class LoadedSequence:
     label: np.ndarray | None
     seconds: float
     tokens: np.ndarray | None = None
+    generated: Mapping[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
 def load_sequence(
@@ -105,6 +113,8 @@ def _halves(
     benchmark: BenchmarkName, sequence: LabelledSequence, shape: tuple[int, int], split: Split
 ) -> np.ndarray:
     ignore = IGNORE if BENCHMARK_TASK[benchmark] == "segmentation" else INVALID_DEPTH
+    if benchmark == "kitti":
+        check_depth_belongs(sequence.frames[-1], sequence.label)
     return label_halves(read_label(benchmark, sequence.label, shape), split, ignore)
 
 

@@ -145,6 +145,11 @@ def patch_tokens(inputs: Inputs, loaded: LoadedSequence) -> Tensor:
     """(C, T, N, D) float32 of a sequence's crops (C, T, S, S, 3), on the device."""
     if loaded.crops is None:
         raise ValueError(f"{loaded.sequence.sequence_id} was loaded without its frames")
-    frames = torch.from_numpy(loaded.crops).flatten(0, 1).permute(0, 3, 1, 2)
+    return crop_tokens(inputs, loaded.crops)
+
+
+def crop_tokens(inputs: Inputs, crops: np.ndarray) -> Tensor:
+    """(A, B, N, D) float32 of crops (A, B, S, S, 3) uint8, on the device."""
+    frames = torch.from_numpy(crops).flatten(0, 1).permute(0, 3, 1, 2)
     tokens = torch.cat([inputs.backbone.patch_tokens(chunk) for chunk in frames.split(_BACKBONE_FRAMES)])
-    return tokens.unflatten(0, loaded.crops.shape[:2])
+    return tokens.unflatten(0, crops.shape[:2])

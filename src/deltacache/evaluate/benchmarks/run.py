@@ -1,6 +1,6 @@
 """An evaluation of benchmarks whose inputs have been opened and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from deltacache.evaluate import opening
 from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
 from deltacache.evaluate.examples import spread
+from deltacache.evaluate.generators.futures import GeneratedFutures, open_generators
 from deltacache.evaluate.rows import RunStamp
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
@@ -33,6 +34,7 @@ class BenchmarkRun:
         settings: with ``auto`` resolved, so that every process computes alike.
         sequences: of each benchmark, in order.
         clips: the feature dataset that goes into the same tables.
+        generated: how many samples each video generator has.
         notes: what was left out, in words.
     """
 
@@ -41,6 +43,7 @@ class BenchmarkRun:
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]]
     blocks: tuple[Block, ...]
     clips: opening.Run | None
+    generated: Mapping[str, int]
     notes: tuple[str, ...]
     run_id: str
     created_at: datetime
@@ -49,6 +52,10 @@ class BenchmarkRun:
     def sequence_count(self) -> int:
         """Of all benchmarks."""
         return sum(map(len, self.sequences.values()))
+
+    def samples_of(self, method: str) -> int:
+        """How many futures of each sequence a method has."""
+        return self.generated.get(method, self.settings.samples)
 
     def stamp(self, dataset: str) -> RunStamp:
         """Columns that all rows of one benchmark share."""
@@ -77,6 +84,10 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]] = {
         name: each.sequences for name, each in found.items()
     }
+    generators = open_generators(settings)
+    for each in generators:
+        for name, of_benchmark in sequences.items():
+            each.check_covers(name, of_benchmark, settings.context, settings.horizons)
     clips = opening.open_run(settings.clips) if settings.clips else None
     inputs = load_inputs(settings, "cpu" if settings.workers else None)
     blocks = tuple(
@@ -90,8 +101,9 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
         sequences=sequences,
         blocks=blocks,
         clips=clips,
+        generated={each.name: each.samples for each in generators},
         notes=tuple(_notes(settings, found)) + (clips.notes if clips else ()),
-        run_id=_run_id(settings, inputs, sequences, clips),
+        run_id=_run_id(settings, inputs, sequences, clips, generators),
         created_at=datetime.now(UTC),
     )
 
@@ -124,6 +136,7 @@ def _run_id(
     inputs: Inputs,
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]],
     clips: opening.Run | None,
+    generators: Sequence[GeneratedFutures],
 ) -> str:
     """Follows from the numbers that went in: not from paths, the workers, the device or the clock."""
     models = inputs.models
@@ -136,6 +149,7 @@ def _run_id(
         "worlds": [world.method.world for world in models.worlds],
         "data": {name: _content(each) for name, each in sequences.items()},
         "clips": clips.stamp.run_id if clips else None,
+        "generated": {each.name: fingerprint_of({"files": each.content}) for each in generators},
         "code_version": __version__,
     }
     return fingerprint_of(made_from)

@@ -3,7 +3,7 @@
 Shapes: B sequences, X crops of all of them, T frames, S samples, h steps, N patches, D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,18 +24,25 @@ class SequenceBatch:
     Attributes:
         tokens: (X, T, N, D) float32 on the device.
         first: where the crops of each sequence begin in ``tokens``, and where the last ones end.
+        generated: of each sequence, patch tokens (S, C, N, D) of the target as video generators made it, by the
+            generator's name and the horizon.
     """
 
     dataset: BenchmarkName
     sequences: tuple[LoadedSequence, ...]
     tokens: Tensor
     first: tuple[int, ...]
+    generated: tuple[Mapping[tuple[str, int], Tensor], ...]
 
     def only(self, at: int) -> "SequenceBatch":
         """The batch of one of the sequences."""
         crops = slice(self.first[at], self.first[at + 1])
         return SequenceBatch(
-            self.dataset, (self.sequences[at],), self.tokens[crops], (0, crops.stop - crops.start)
+            self.dataset,
+            (self.sequences[at],),
+            self.tokens[crops],
+            (0, crops.stop - crops.start),
+            (self.generated[at],),
         )
 
     @property

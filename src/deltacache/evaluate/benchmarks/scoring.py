@@ -6,7 +6,7 @@ labelled one. So every horizon has its own context, and its own roll-out.
 Shapes: B sequences, X crops of all of them, C crops of one, T frames, S samples, h steps, N patches, D hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +68,9 @@ class BatchScorer:
                 found.extend(self._score_prediction(batch, halves, prediction, horizon))
             for world in self._models.worlds:
                 found.extend(self._score_world(batch, halves, world, deltas, horizon))
+            for name, at_horizon in batch.generated[0]:
+                if at_horizon == horizon:
+                    found.extend(self._score_generated(batch, halves, name, horizon))
         return found
 
     def _label(self, loaded: LoadedSequence) -> Tensor | None:
@@ -117,49 +120,88 @@ class BatchScorer:
         deltas: dict[int, Tensor],
         horizon: int,
     ) -> Iterator[Statistic]:
-        """Best and mean of the samples as predictions, and what the samples are together."""
+        """Roll-outs of a world model, decoded crop by crop."""
         tokenizer = self._models.tokenizer
         assert tokenizer is not None  # a world model has one
         rollouts = self.sampler.roll_out(world, batch, deltas, horizon)
+
+        def decoded(at: int, crop: int) -> Tensor:
+            position = batch.first[at] + crop
+            last = batch.tokens[position, -1 - horizon]
+            with self._timing.part("decoder", self._device):
+                return decode_last(tokenizer.model, last, rollouts[position], self._protocol.grid)
+
+        single = world.model.q_embed is not None
+        yield from self._score_samples(
+            batch, halves, Futures(world.method, world.samples, single, decoded), horizon
+        )
+
+    def _score_generated(
+        self, batch: SequenceBatch, halves: Sequence[Tensor | None], name: str, horizon: int
+    ) -> Iterator[Statistic]:
+        """Frames of a video generator, encoded by the backbone."""
+        count = len(batch.generated[0][name, horizon])
+
+        def encoded(at: int, crop: int) -> Tensor:
+            return batch.generated[at][name, horizon][:, crop]
+
+        yield from self._score_samples(
+            batch, halves, Futures(Method(name), count, count == 1, encoded), horizon
+        )
+
+    def _score_samples(
+        self, batch: SequenceBatch, halves: Sequence[Tensor | None], futures: "Futures", horizon: int
+    ) -> Iterator[Statistic]:
+        """Best and mean of the samples as predictions, and what the samples are together."""
         kinds: dict[tuple[Aggregation, int], list[Tensor]] = {}
         together = []
-        learned = world.model.q_embed is not None
         for at, loaded in enumerate(batch.sequences):
             sums: dict[str, Tensor] = {}
             for crop in range(loaded.split.crops):
-                position = batch.first[at] + crop
-                clip, label = batch.tokens[position], halves[at]
-                with self._timing.part("decoder", self._device):
-                    samples = decode_last(
-                        tokenizer.model, clip[-1 - horizon], rollouts[position], self._protocol.grid
-                    )
-                    ensemble = judge(samples, clip[-1])
-                    for key, tokens in _summaries(ensemble, learned):
-                        kinds.setdefault(key, []).append(tokens)
+                truth, label = batch.tokens[batch.first[at] + crop, -1], halves[at]
+                samples = futures.of_crop(at, crop)
+                ensemble = judge(samples, truth)
+                for key, tokens in _summaries(ensemble, futures.single):
+                    kinds.setdefault(key, []).append(tokens)
                 if len(samples) > 1:
-                    _accumulate(sums, "samples", sample_totals(ensemble, clip[-1]))
+                    _accumulate(sums, "samples", sample_totals(ensemble, truth))
                 if self._labels is not None and label is not None and len(samples) > 1:
                     with self._timing.part("heads", self._device):
                         covered = self._labels.covered(samples, loaded.split, label[crop], crop)
                     _accumulate(sums, "vote", covered)
             together.append(sums)
         for (aggregation, count), tokens in kinds.items():
-            prediction = Prediction(world.method, aggregation, count, torch.stack(tokens))
+            prediction = Prediction(futures.method, aggregation, count, torch.stack(tokens))
             yield from self._score_prediction(batch, halves, prediction, horizon)
-        ensemble_of = Prediction(world.method, "single", world.samples, batch.tokens[:, -1])
+        ensemble_of = Prediction(futures.method, "single", futures.samples, batch.tokens[:, -1])
         for at, sums in enumerate(together):
             yield from _statistics(batch, at, sums, ensemble_of, horizon)
 
 
-def _summaries(ensemble: Ensemble, learned: bool) -> Iterator[tuple[tuple[Aggregation, int], Tensor]]:
-    """Best and mean (N, D) of the first 1, 2, 5, ... samples and of all; the one future of a learned query."""
-    if learned:
+def _summaries(ensemble: Ensemble, single: bool) -> Iterator[tuple[tuple[Aggregation, int], Tensor]]:
+    """Best and mean (N, D) of the first 1, 2, 5, ... samples and of all; the one future of a single sample."""
+    if single:
         yield ("single", 1), ensemble.samples[0]
         return
     for count in sample_counts(len(ensemble.samples)):
         first = ensemble.first(count)
         yield ("best", count), first.samples[first.best]
         yield ("mean", count), first.mean
+
+
+@dataclass(frozen=True)
+class Futures:
+    """Samples of one method.
+
+    Attributes:
+        single: there is but one of each, so it is neither best nor mean.
+        of_crop: patch tokens (S, N, D) of the target, for a sequence of the batch and one of its crops.
+    """
+
+    method: Method
+    samples: int
+    single: bool
+    of_crop: Callable[[int, int], Tensor]
 
 
 def _accumulate(sums: dict[str, Tensor], task: str, totals: Tensor) -> None:

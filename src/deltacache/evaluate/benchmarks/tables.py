@@ -1,7 +1,6 @@
 """From the blocks' sums to the tables. What grows with the benchmark is read and written block by block."""
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,36 +12,26 @@ from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.blocks import Parts
 from deltacache.evaluate.benchmarks.run import BenchmarkRun
 from deltacache.evaluate.benchmarks.statistics import (
-    Statistic,
     StatisticSeries,
     statistics_of,
     statistics_table,
 )
 from deltacache.evaluate.benchmarks.timing import Timing
-from deltacache.evaluate.clips import clip_metrics, score_clips
-from deltacache.evaluate.pooled import pooled_metrics
-from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, statistic_columns
+from deltacache.evaluate.clips import clip_metrics, clip_sequences, score_clips
+from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, sequence_rows
 from deltacache.evaluate.rows import (
     RunStamp,
     metric_table,
-    sequence_table,
     write_table,
 )
 from deltacache.evaluate.scoring import ClipScores
+from deltacache.evaluate.settings import OWN_METHODS
 from deltacache.pipeline.atomic import replacing
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
 
 _TASKS = ("segmentation", "depth", "features", "samples", "vote")
-_METHODS = (
-    "copy_last",
-    "deltatok",
-    "deltatok_parallel",
-    "deltaworld",
-    "deltaworld_discriminative",
-    "present",
-)
 
 
 def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
@@ -92,16 +81,16 @@ def _stream(run: BenchmarkRun, parts: Parts, clips: ClipScores | None) -> tuple[
                 series = statistic.series
                 if series.aggregation != "single":
                     by_count.setdefault(series, Pool()).add(statistic)
-                    if series.num_samples < run.settings.samples:
+                    if series.num_samples < run.samples_of(series.method.name):
                         continue
                 pools.setdefault(series, Pool()).add(statistic)
                 whole.append(statistic)
-                rows.extend(_sequence_rows(run, statistic))
+                rows.extend(sequence_rows(statistic, run.stamp(series.dataset)))
             statistics.write_table(statistics_table(whole))
             sequences.write_table(pa.Table.from_pylist(rows, schema=SEQUENCES_SCHEMA))
         if clips:
             statistics.write_table(statistics_table(clips.statistics))
-            sequences.write_table(sequence_table(clips.scores, _clip_stamp(run)))
+            sequences.write_table(clip_sequences(clips, _clip_stamp(run)))
     return pools, by_count
 
 
@@ -117,19 +106,6 @@ def _clip_stamp(run: BenchmarkRun) -> RunStamp:
     return replace(run.clips.stamp, run_id=run.run_id, created_at=run.created_at)
 
 
-def _sequence_rows(run: BenchmarkRun, statistic: Statistic) -> Iterator[dict[str, object]]:
-    """Metrics of one sequence alone, without those that are many (``iou/``, ``rank/``)."""
-    for metric, value in pooled_metrics(statistic.series.task, statistic.totals).items():
-        if "/" not in metric:
-            yield {
-                "sequence_id": statistic.sequence_id,
-                "horizon_s": statistic.horizon_s,
-                "value": value,
-                "n_targets": statistic.n_targets,
-                **statistic_columns(statistic.series, metric, run.stamp(statistic.series.dataset)),
-            }
-
-
 def _metric_table(run: BenchmarkRun, pools: Pools) -> pa.Table:
     ordered = {series: pools[series] for series in sorted(pools, key=lambda series: _order(run, series))}
     return pa.Table.from_pylist(list(pooled_rows(ordered, run.stamp)), schema=METRICS_SCHEMA)
@@ -142,7 +118,7 @@ def _order(run: BenchmarkRun, series: StatisticSeries) -> tuple[object, ...]:
     return (
         [str(name) for name in run.sequences].index(series.dataset),
         _TASKS.index(series.task),
-        _METHODS.index(series.method.name),
+        (series.method.name not in OWN_METHODS, series.method.name),
         worlds.index(world) if world else -1,
         series.aggregation,
         series.num_samples,

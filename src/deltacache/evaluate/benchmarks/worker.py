@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +13,13 @@ from torch import Tensor
 from deltacache.evaluate.benchmarks.blocks import Block, BlockResult
 from deltacache.evaluate.benchmarks.cached import CachedFeatures, Item
 from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, load_cached, load_sequence
-from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs, patch_tokens
+from deltacache.evaluate.benchmarks.opening import Inputs, crop_tokens, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.pictures import save_picture
 from deltacache.evaluate.benchmarks.sampling import SequenceBatch
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
 from deltacache.evaluate.benchmarks.statistics import Statistic, statistics_table
 from deltacache.evaluate.benchmarks.timing import Timing
+from deltacache.evaluate.generators.futures import open_generators
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.schemas.benchmarks import BenchmarkName
 
@@ -58,6 +59,7 @@ class BlockWorker:
     def __init__(self, plan: WorkerPlan, inputs: Inputs) -> None:
         self._settings, self._inputs = plan.settings, inputs
         self._caches = {key: CachedFeatures(place) for key, place in plan.caches.items()}
+        self._generators = open_generators(plan.settings)
         self._frames = Ahead(self._load, plan.threads)
 
     def close(self) -> None:
@@ -90,8 +92,23 @@ class BlockWorker:
         labelled = self._inputs.scorers[benchmark] is not None
         cache = self._caches.get((benchmark, len(sequence.frames)))
         if cache is not None:
-            return load_cached(benchmark, sequence, cache, labelled=labelled)
-        return load_sequence(benchmark, sequence, self._settings.image_size, labelled=labelled)
+            loaded = load_cached(benchmark, sequence, cache, labelled=labelled)
+        else:
+            loaded = load_sequence(benchmark, sequence, self._settings.image_size, labelled=labelled)
+        return self._with_generated(benchmark, loaded)
+
+    def _with_generated(self, benchmark: BenchmarkName, loaded: LoadedSequence) -> LoadedSequence:
+        if not self._generators:
+            return loaded
+        started, sequence = time.perf_counter(), loaded.sequence
+        generated = {
+            (each.name, horizon): each.load((benchmark, sequence.sequence_id, horizon), loaded.split)
+            for each in self._generators
+            for horizon in self._settings.horizons
+            if self._settings.context + horizon <= len(sequence.frames)
+        }
+        seconds = loaded.seconds + time.perf_counter() - started
+        return replace(loaded, generated=generated, seconds=seconds)
 
     def _keep(self, batch: SequenceBatch, wanted: frozenset[str], scorer: BatchScorer, folder: Path) -> None:
         """Keep those of the sequences that are ``wanted`` for pictures."""
@@ -130,7 +147,11 @@ class BlockWorker:
             first.append(first[-1] + loaded.split.crops)
         with timing.part("backbone", self._inputs.device):
             tokens = torch.cat([self._tokens(loaded) for loaded in sequences])
-        return SequenceBatch(dataset, tuple(sequences), tokens, tuple(first))
+            generated = tuple(
+                {key: crop_tokens(self._inputs, crops) for key, crops in loaded.generated.items()}
+                for loaded in sequences
+            )
+        return SequenceBatch(dataset, tuple(sequences), tokens, tuple(first), generated)
 
     def _tokens(self, loaded: LoadedSequence) -> Tensor:
         """(C, T, N, D) float32 on the device."""

@@ -13,6 +13,7 @@ import numpy as np
 from deltacache.evaluate.generators.clips import read_frame_at, samples_in
 from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
 from deltacache.evaluate.generators.padding import unpadded
+from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import Split, crop_frames, resize_frame
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.errors import DatasetError, MismatchError
@@ -96,3 +97,19 @@ class GeneratedFutures:
             resized = resize_frame(unpadded(frame, place), split)
             crops.append(crop_frames(resized[None], split)[:, 0])
         return np.stack(crops)
+
+    @property
+    def content(self) -> list[list[object]]:
+        """Names and sizes of all files of the samples."""
+        files = [
+            path
+            for entry in self.entries.values()
+            for sample in samples_in(self.root / entry.folder)
+            for path in (sorted(sample.iterdir()) if sample.is_dir() else [sample])
+        ]
+        return [[path.relative_to(self.root).as_posix(), path.stat().st_size] for path in files]
+
+
+def open_generators(settings: BenchmarkEvaluation) -> tuple[GeneratedFutures, ...]:
+    """Those that ``settings`` names; see ``GeneratedFutures.open``."""
+    return tuple(GeneratedFutures.open(name, root) for name, root in settings.predictions.items())

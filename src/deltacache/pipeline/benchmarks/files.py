@@ -38,7 +38,11 @@ def names_in(folder: Path, suffix: str) -> list[str]:
     Raises:
         DatasetError: the folder is missing.
     """
-    return sorted(path.name for path in existing(folder).iterdir() if path.name.endswith(suffix))
+    return sorted(
+        path.name
+        for path in existing(folder).iterdir()
+        if path.name.endswith(suffix) and not path.name.startswith(".")
+    )
 
 
 def safe_id(name: str) -> str:

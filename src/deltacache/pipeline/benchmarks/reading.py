@@ -50,8 +50,15 @@ def frame_shape(benchmark: BenchmarkName, path: str) -> tuple[int, int]:
     Raises:
         DatasetError: missing, or no picture.
     """
-    if benchmark == "kitti":
-        return _KB_CROP
+    return _KB_CROP if benchmark == "kitti" else stored_shape(path)
+
+
+def stored_shape(path: str) -> tuple[int, int]:
+    """Rows and columns of a picture as it lies on disk.
+
+    Raises:
+        DatasetError: missing, or no picture.
+    """
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -78,9 +85,27 @@ def read_label(benchmark: BenchmarkName, path: str, shape: tuple[int, int]) -> n
     return _TRAIN_IDS[benchmark](label, path)
 
 
+def check_depth_belongs(frame: str, depth: str) -> None:
+    """Refuse a depth map of another size than its frame: after the crop all would be of one size.
+
+    Raises:
+        DatasetError: names both.
+    """
+    of_frame, of_depth = stored_shape(frame), stored_shape(depth)
+    if of_frame != of_depth:
+        raise DatasetError(
+            f"{depth} has {of_depth[0]} x {of_depth[1]} pixels, its frame {frame} {of_frame[0]} x {of_frame[1]}: depth "
+            "and frames must be of the same drive"
+        )
+
+
 def read_depth(path: str, shape: tuple[int, int], *, garg: bool = True) -> np.ndarray:
     """KB crop (H, W) float32 of a depth map in metres; see ``read_label``."""
     stored = kb_crop(_read_single_channel(path), path)
+    if stored.dtype != np.uint16:
+        raise DatasetError(
+            f"{path} has {8 * stored.itemsize} bits a pixel: depth has 16, in 1/256 m; get it again"
+        )
     _check_size(stored, path, shape)
     depth = stored.astype(np.float32) / _DEPTH_SCALE
     valid = (depth > MIN_DEPTH_M) & (depth < MAX_DEPTH_M)

@@ -24,7 +24,13 @@ from deltacache.pipeline.benchmarks.geometry import (
 )
 from deltacache.pipeline.benchmarks.kitti import SPLIT_FILE, depth_file
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import INVALID_DEPTH, read_depth, read_frame, read_label
+from deltacache.pipeline.benchmarks.reading import (
+    INVALID_DEPTH,
+    check_depth_belongs,
+    read_depth,
+    read_frame,
+    read_label,
+)
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import IGNORE, BenchmarkName
 from deltacache.schemas.errors import DatasetError
@@ -126,6 +132,7 @@ def load_frame(frames: TrainingFrames, number: int, size: int, *, flip: bool) ->
     split = split_of(*shape, size)
     label, ignore = None, IGNORE
     if benchmark == "kitti" and frame.label is not None:
+        check_depth_belongs(frame.frame, frame.label)
         label, ignore = read_depth(frame.label, shape, garg=frames.scored), INVALID_DEPTH
     elif benchmark is not None and frame.label is not None:
         label = read_label(benchmark, frame.label, shape)

@@ -1,0 +1,222 @@
+"""Futures of a video generator through the commands: what goes out comes back as it went."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from deltacache.evaluate.generators.clips import ClipFormat, write_clip
+from deltacache.evaluate.generators.export import ContextExport, context_export, export_contexts
+from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
+from deltacache.evaluate.generators.padding import Padding, padded, placement_of, unpadded
+from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
+from deltacache.pipeline.benchmarks.reading import read_frame
+from deltacache.pipeline.benchmarks.windows import FrameCounts
+from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
+from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.progress import SilentReporter
+
+Kind = str
+"""What is put in place of a generator: ``real`` future frames, or the last context frame ``repeated``."""
+
+
+def fill(root: Path, mini: Path, kinds: list[Kind], clip_format: ClipFormat = "frames") -> None:
+    """Answer every context of an export with these samples."""
+    frames = {
+        (name, each.sequence_id): each.frames
+        for name in BENCHMARKS
+        for each in benchmark_sequences(name, mini / name, FrameCounts((5, 7))).sequences
+    }
+    for entry in read_manifest(root).contexts:
+        paths = frames[entry.dataset, entry.sequence_id][-1 - entry.horizon :]
+        shown = [padded(read_frame(entry.dataset, path), entry.place) for path in paths]
+        for number, kind in enumerate(kinds):
+            future = shown[1:] if kind == "real" else shown[:1] * entry.horizon
+            write_clip(root / entry.folder / f"sample-{number:02d}", future, clip_format, 5.0)
+
+
+@pytest.fixture(scope="module")
+def flags(golden: Path, mini_benchmarks: Path) -> list[str]:
+    data = [f"--data={name}={mini_benchmarks / name}" for name in BENCHMARKS]
+    heads = [f"--head={name}={golden / 'eval' / f'head_{name}.safetensors'}" for name in BENCHMARKS]
+    return [*data, *heads, f"--backbone={golden / 'tiny' / 'backbone'}", "--image-size=64", "--examples=0"]
+
+
+def export(deltacache, mini: Path, out: Path, *more: str) -> Path:
+    data = [f"--data={name}={mini / name}" for name in BENCHMARKS]
+    deltacache("export-contexts", out, *data, "--rate", "evaluation", *more).done()
+    return out
+
+
+def values(out: Path, method: str, aggregation: str) -> dict[tuple[str, str, int], float]:
+    return {
+        (row["dataset"], row["metric"], row["horizon"]): row["value"]
+        for row in pq.read_table(out / "metrics.parquet").to_pylist()
+        if (row["method"], row["aggregation"]) == (method, aggregation)
+        and not row["metric"].startswith("rank/")
+    }
+
+
+def test_real_futures_are_present_and_repeated_frames_copy_last(
+    deltacache, flags: list[str], mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    real = export(deltacache, mini_benchmarks, tmp_path / "real")
+    still = tmp_path / "still"
+    shutil.copytree(real, still)
+    fill(real, mini_benchmarks, ["real"])
+    fill(still, mini_benchmarks, ["repeated"])
+    out = tmp_path / "out"
+    deltacache("evaluate", out, *flags, "--predictions", f"seer={real}", "--predictions", str(still)).done()
+    for generator, bound in (("seer", "present"), ("external", "copy_last")):
+        made, expected = values(out, generator, "single"), values(out, bound, "single")
+        assert made.keys() == expected.keys()
+        assert {horizon for _, _, horizon in made} == {1, 3}
+        for key, value in expected.items():
+            assert made[key] == pytest.approx(value, abs=1e-6), (generator, key)
+
+
+def test_the_best_of_samples_is_found_and_workers_change_nothing(
+    deltacache, flags: list[str], mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    root = export(deltacache, mini_benchmarks, tmp_path / "contexts")
+    fill(root, mini_benchmarks, ["repeated", "real", "repeated"])
+    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("--workers", "2"))):
+        deltacache("evaluate", out, *flags, "--predictions", f"seer={root}", *more).done()
+    best, present = values(tmp_path / "one", "seer", "best"), values(tmp_path / "one", "present", "single")
+    for key, value in present.items():
+        assert best[key] == pytest.approx(value, abs=1e-6)
+    mean = values(tmp_path / "one", "seer", "mean")
+    assert (
+        0
+        < mean["vspw", "smooth_l1", 3]
+        < values(tmp_path / "one", "copy_last", "single")["vspw", "smooth_l1", 3]
+    )
+    vote = values(tmp_path / "one", "seer", "single")
+    assert 0 < vote["vspw", "vote_coverage", 3] <= 1
+    one, two = (
+        pq.read_table(tmp_path / name / "metrics.parquet").drop_columns(["created_at"]).to_pylist()
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize(("padding", "clip_format", "most"), [("plain", "mp4", 0.2), ("cosmos", "mp4", 0.2)])
+def test_compression_and_padding_move_the_present_row_a_little(
+    deltacache,
+    flags: list[str],
+    mini_benchmarks: Path,
+    tmp_path: Path,
+    padding: str,
+    clip_format: ClipFormat,
+    most: float,
+) -> None:
+    root = export(
+        deltacache, mini_benchmarks, tmp_path / "contexts", "--padding", padding, "--format", clip_format
+    )
+    fill(root, mini_benchmarks, ["real"], clip_format)
+    deltacache("evaluate", tmp_path / "out", *flags, "--predictions", f"seer={root}").done()
+    made, present = values(tmp_path / "out", "seer", "single"), values(tmp_path / "out", "present", "single")
+    still = values(tmp_path / "out", "copy_last", "single")
+    for name, metric, scale in (("vspw", "miou", 1.0), ("cityscapes", "miou", 1.0), ("kitti", "rmse", 10.0)):
+        moved = abs(made[name, metric, 3] - present[name, metric, 3]) / scale
+        print(padding, name, made[name, metric, 3], present[name, metric, 3], made[name, "smooth_l1", 3])
+        assert made[name, "smooth_l1", 3] < 0.7 * still[name, "smooth_l1", 3]
+        assert moved < most, (name, made[name, metric, 3], present[name, metric, 3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "benchmark"),
+    [((480, 854), "vspw"), ((960, 540), "vspw"), ((1024, 2048), "cityscapes"), ((352, 1216), "kitti")],
+)
+@pytest.mark.parametrize("padding", ["plain", "cosmos"])
+def test_what_is_padded_comes_back_as_it_was_resized(
+    shape: tuple[int, int], benchmark: BenchmarkName, padding: Padding
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    place = placement_of(*shape, padding, benchmark)
+    out = padded(frame, place)
+    assert out.shape == (place.height, place.width, 3)
+    if padding == "plain":
+        assert np.array_equal(out, frame)
+        return
+    assert out.shape == (640, 1024, 3)
+    width = 1024 if benchmark == "kitti" else min(1024, round(512 * shape[1] / shape[0]))
+    assert np.array_equal(
+        unpadded(out, place), cv2.resize(frame, (width, 512), interpolation=cv2.INTER_LINEAR)
+    )
+
+
+@pytest.fixture
+def answered(mini_benchmarks: Path, tmp_path: Path) -> Path:
+    """Contexts of VSPW at horizon 1 with one real sample each."""
+    wanted = ContextExport({"vspw": mini_benchmarks / "vspw"}, horizons=(1,), rate="evaluation")
+    export_contexts(wanted, tmp_path / "contexts", SilentReporter())
+    fill(tmp_path / "contexts", mini_benchmarks, ["real"])
+    return tmp_path / "contexts"
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "size", "unequal", "damaged", "horizon"])
+def test_what_does_not_fit_is_refused_by_name(
+    deltacache, golden: Path, mini_benchmarks: Path, answered: Path, tmp_path: Path, damage: str
+) -> None:
+    entry: ContextEntry = read_manifest(answered).contexts[1]
+    sample = answered / entry.folder / "sample-00"
+    horizons, words = "1", [str(sample)]
+    if damage == "missing":
+        shutil.rmtree(sample)
+        words = [str(answered / entry.folder), "holds 0 samples"]
+    elif damage == "short":
+        (sample / "00000.png").unlink()
+        words.append("has no frame 0")
+    elif damage == "size":
+        (sample / "00000.png").write_bytes(cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes())
+        words.append("20 x 30 pixels")
+    elif damage == "unequal":
+        shutil.copytree(sample, sample.with_name("sample-01"))
+        words = [str(answered / entry.folder), "holds 2 samples"]
+    elif damage == "damaged":
+        (sample / "00000.png").write_bytes(b"no picture")
+        words = [str(sample / "00000.png"), "damaged"]
+    else:
+        horizons, words = "1,2", [entry.sequence_id.split("_")[0], "at horizon 2"]
+    deltacache(
+        "evaluate", tmp_path / "out", f"--data=vspw={mini_benchmarks / 'vspw'}", "--horizons", horizons,
+        f"--backbone={golden / 'tiny' / 'backbone'}", "--image-size=64", "--predictions", answered,
+    ).refused(*words)  # fmt: skip
+
+
+def test_exports_are_refused_in_words(mini_benchmarks: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"aachen_000000_0000\d\d_leftImg8bit.png is missing.*--rate evaluation"
+    ):
+        export_contexts(
+            ContextExport({"cityscapes": mini_benchmarks / "cityscapes"}), tmp_path / "a", SilentReporter()
+        )
+    with pytest.raises(DeltacacheError, match="coco is not known"):
+        context_export({"coco": "x"}, horizons=(1,))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").touch()
+    with pytest.raises(DatasetError, match="is not empty"):
+        export_contexts(ContextExport({"vspw": mini_benchmarks / "vspw"}), tmp_path / "b", SilentReporter())
+
+
+def test_native_contexts_are_the_recorded_frames_before_the_last_one(
+    mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    wanted = ContextExport({"vspw": mini_benchmarks / "vspw"}, horizons=(3,))
+    export_contexts(wanted, tmp_path / "out", SilentReporter())
+    entry = next(
+        each for each in read_manifest(tmp_path / "out").contexts if each.sequence_id.endswith("00000019")
+    )
+    assert (entry.context_frames, entry.target_frame, entry.frames_per_second) == (9, 8, 15.0)
+    written = sorted((tmp_path / "out" / entry.folder / "context").iterdir())
+    video = mini_benchmarks / "vspw" / "data" / entry.sequence_id.rsplit("_", 1)[0] / "origin"
+    for path, number in zip(written, range(2, 11), strict=True):  # 19 - 3 * 3 = 10 is the last context frame
+        assert np.array_equal(
+            read_frame("vspw", str(path)), read_frame("vspw", str(video / f"{number:08d}.jpg"))
+        )
+    assert json.loads((tmp_path / "out" / "contexts.json").read_text())["padding"] == "plain"
