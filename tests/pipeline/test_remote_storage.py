@@ -47,6 +47,7 @@ from deltacache.pipeline.receipts import StoredClip, read_receipts
 from deltacache.pipeline.storage import dataset_root, names_in, objects_below, read_many
 from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
+from deltacache.train.order import Split
 from deltacache.train.setup import open_training_data
 
 NAMES = ("a", "b", "broken", "c")
@@ -530,9 +531,11 @@ def test_batches_of_a_remote_dataset_are_those_of_the_local_one(root: UPath, tmp
     for place in places:
         make_dataset(place, "features", "webdataset", *"abcdef")
         dataset = open_training_data(place, "features")
-        settings = PairSettings(len(dataset), 3, batch_size=8, seed=0, black_first_fraction=0.1)
+        settings = PairSettings(len(dataset), 3, effective_batch=8, seed=0, black_first_fraction=0.1)
         for source in (ResidentFeatures(dataset), StreamedFeatures(dataset)):
-            pairs = pair_batches(source, BLACK, settings, range(4), torch.device("cpu"))
-            batches.append([(pair.previous.numpy(), pair.current.numpy()) for pair in pairs])
+            parts = Split(8).parts_of(range(4))
+            pairs = pair_batches(source, BLACK, settings, parts, torch.device("cpu"))
+            # A batch holds until the next one is asked for
+            batches.append([(pair.previous.numpy().copy(), pair.current.numpy().copy()) for pair in pairs])
     for other in batches[1:]:
         np.testing.assert_array_equal(other, batches[0])
