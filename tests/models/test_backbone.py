@@ -72,7 +72,7 @@ def test_other_vits_give_their_patch_tokens(name, tmp_path):
     model = _save(tmp_path, model_name, config_name, settings)
     backbone = load_backbone(str(tmp_path))
     frames = _frames(2, 3, 32, 32)
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (backbone.image_mean, backbone.image_std))
     with torch.no_grad():
         expected = model((frames / 255 - mean) / std).last_hidden_state[:, prefix:]
     torch.testing.assert_close(backbone.patch_tokens(frames), expected)
