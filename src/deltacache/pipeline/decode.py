@@ -2,7 +2,7 @@
 
 ``decode_child`` runs this in a disposable process; nothing else should decode files that are not trusted.
 
-Shapes: T frames, S image size, H, W of the upright frame.
+Shapes: T frames, h x w pixels of a clip, H, W of the upright frame.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ from deltacache.pipeline.sampling import ViewSample, draw_view
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.images import Size, sides
 
 if TYPE_CHECKING:
     from deltacache.pipeline.probe import VideoProbe
@@ -31,7 +32,7 @@ class VideoJob:
 
     Attributes:
         path: of a video file or a folder of frames on this machine.
-        image_size: S, the side of the square that every crop is resized to, pixels.
+        image_size: what every crop is resized to, pixels.
     """
 
     path: str
@@ -39,7 +40,7 @@ class VideoJob:
     video_id: str
     first_view: int
     views: int
-    image_size: int
+    image_size: Size
     sampling: SamplingSettings
 
 
@@ -95,7 +96,15 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
     check_size(source.height, source.width)
     views = range(job.first_view, job.first_view + job.views)
     samples = [
-        draw_view(job.video_id, view, source.timestamps_s, source.height, source.width, job.sampling)
+        draw_view(
+            job.video_id,
+            view,
+            source.timestamps_s,
+            source.height,
+            source.width,
+            job.sampling,
+            sides(job.image_size),
+        )
         for view in views
     ]
     canvases = _fill(samples, source, job.image_size)
@@ -116,8 +125,8 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
     ]
 
 
-def _fill(samples: list[ViewSample], source: FrameSource, size: int) -> list[np.ndarray]:
-    """(T, S, S, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
+def _fill(samples: list[ViewSample], source: FrameSource, size: Size) -> list[np.ndarray]:
+    """(T, h, w, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
     from deltacache.pipeline.resampling import CroppedClip, Resizer
 
     clips = [CroppedClip(len(s.frame_indices), size, s.crop, flip=s.flip) for s in samples]
@@ -141,8 +150,8 @@ def _places(samples: list[ViewSample]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: int, *, flip: bool) -> np.ndarray:
-    """(S, S, 3) uint8: the crop of one (H, W, 3) frame as a square. See ``resampling``."""
+def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: Size, *, flip: bool) -> np.ndarray:
+    """(h, w, 3) uint8: the crop of one (H, W, 3) frame. See ``resampling``."""
     from deltacache.pipeline.resampling import CroppedClip, Resizer
 
     clip, resizer = CroppedClip(1, size, crop, flip=flip), Resizer(size)

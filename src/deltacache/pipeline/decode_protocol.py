@@ -19,6 +19,7 @@ from deltacache.pipeline.decode import VideoJob
 from deltacache.schemas.clips import CropBox, PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.images import parse_size
 
 _LENGTH = struct.Struct(">Q")
 _KEPT_BYTES = 64 << 20  # of the file in memory: taking pages again costs more than writing them
@@ -90,7 +91,8 @@ def job_to_json(job: VideoJob) -> dict[str, Any]:
 
 def job_from_json(values: dict[str, Any]) -> VideoJob:
     """The inverse of ``job_to_json``."""
-    return VideoJob(**{**values, "sampling": SamplingSettings.model_validate(values["sampling"])})
+    sampling = SamplingSettings.model_validate(values["sampling"])
+    return VideoJob(**{**values, "image_size": parse_size(values["image_size"]), "sampling": sampling})
 
 
 def pixel_file() -> int:

@@ -1,9 +1,7 @@
-"""The work of a decode worker, free of Ray: a few videos of a shard in, their pixels out.
-
-Shapes: S image size.
-"""
+"""The work of a decode worker, free of Ray: a few videos of a shard in, their pixels out."""
 
 import atexit
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from deltacache.pipeline.receipts import Failure, SourceRecord
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.images import Size, sides
 from deltacache.schemas.jobs import DecodeLimits
 
 _GROUP_BYTES = 16 << 20
@@ -27,7 +26,7 @@ _GROUP_VIDEOS = 8
 class DecodeSettings:
     """What decoding needs beside the videos."""
 
-    image_size: int
+    image_size: Size
     sampling: SamplingSettings
     limits: DecodeLimits
 
@@ -77,7 +76,7 @@ def warm_up(settings: DecodeSettings) -> None:
 
 def groups_of(videos: Sequence[PlannedVideo], settings: DecodeSettings) -> list[tuple[PlannedVideo, ...]]:
     """Consecutive videos in groups of at most eight and about 16 MiB of pixels, several even of a small shard."""
-    clip_bytes = settings.sampling.frames * settings.image_size**2 * 3
+    clip_bytes = settings.sampling.frames * math.prod(sides(settings.image_size)) * 3
     most_views = max((video.views for video in videos), default=1)
     fitting = _GROUP_BYTES // (clip_bytes * most_views)
     size = max(1, min(_GROUP_VIDEOS, fitting, -(-len(videos) // 4)))

@@ -1,6 +1,6 @@
 """What turns the pixels of clips into the tokens that are stored.
 
-Shapes: B clips of a forward, T frames, S image size, N patches, D hidden size.
+Shapes: B clips of a forward, T frames, H x W pixels, N patches, D hidden size.
 
 Every forward has the same shape (B clips, padded with zeros), so a clip's tokens do not depend on how many
 clips were left for it. Tokens are rounded to float16 before anything else uses them: what is computed straight
@@ -8,6 +8,7 @@ from videos then equals what is computed from shards. int8 tokens are those floa
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +25,7 @@ from deltacache.pipeline.quantisation import dequantise_on_device, quantise
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import Precision
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.images import Size
 
 _CUDA_FRAMES = 64
 """Frames in a forward on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""
@@ -61,7 +63,7 @@ def resolve_precision(
     return "bfloat16" if fast else "float32"
 
 
-def black_patch_tokens_of(backbone: Backbone, image_size: int) -> np.ndarray:
+def black_patch_tokens_of(backbone: Backbone, image_size: Size) -> np.ndarray:
     """(N, D) float16 of an all-black frame: a constant of backbone, its precision and size."""
     return backbone.black_patch_tokens(image_size).half().cpu().numpy()
 
@@ -83,7 +85,7 @@ class FeatureEncoder:
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip]:
-        """(T, S, S, 3) pixels to (T, N, D) patch tokens, of up to ``batch_clips`` clips of equal shape.
+        """(T, H, W, 3) pixels to (T, N, D) patch tokens, of up to ``batch_clips`` clips of equal shape.
 
         Raises:
             ValueError: more clips than a batch, or of different shapes.
@@ -120,7 +122,7 @@ class DeltaEncoder:
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[PixelClip]) -> list[DeltaClip]:
-        """(T, S, S, 3) pixels to (T, D) delta tokens, of up to ``batch_clips`` clips of equal shape.
+        """(T, H, W, 3) pixels to (T, D) delta tokens, of up to ``batch_clips`` clips of equal shape.
 
         Raises:
             ValueError: built without a backbone, more clips than a batch, or of different shapes.
@@ -166,13 +168,31 @@ class DeltaEncoder:
 
 
 def patch_tokens_of(backbone: Backbone, pixels: Tensor) -> Tensor:
-    """(B, T, S, S, 3) uint8 to (B, T, N, D) float16, on the device of both."""
+    """(B, T, H, W, 3) uint8 to (B, T, N, D) float16, on the device of both."""
     frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
     return backbone.patch_tokens(frames).half().unflatten(0, pixels.shape[:2])
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenBackbone:
+    """Where a backbone is read from, and what is taken of it; see ``load_backbone``."""
+
+    source: str
+    layers: tuple[int, ...] | None = None
+    pca: Path | None = None
+
+    def load(self, precision: Precision = "float32") -> Backbone:
+        """Read it."""
+        return load_backbone(self.source, precision, self.layers, self.pca)
+
+
+def _load(backbone: ChosenBackbone | str, precision: Precision) -> Backbone:
+    chosen = ChosenBackbone(backbone) if isinstance(backbone, str) else backbone
+    return chosen.load(precision)
+
+
 def build_feature_encoder(
-    backbone: str,
+    backbone: "ChosenBackbone | str",
     device: str,
     *,
     frames: int,
@@ -183,7 +203,7 @@ def build_feature_encoder(
     """Load what a worker needs to extract features of clips of ``frames`` frames."""
     chosen = choose_device(device)
     size = batch_clips or default_batch_clips(chosen, frames)
-    return FeatureEncoder(load_backbone(backbone, precision), chosen, size, dtype)
+    return FeatureEncoder(_load(backbone, precision), chosen, size, dtype)
 
 
 def build_delta_encoder(
@@ -191,7 +211,7 @@ def build_delta_encoder(
     black_patch_tokens: np.ndarray,
     grid: tuple[int, int],
     device: str,
-    backbone: str | None,
+    backbone: "ChosenBackbone | str | None",
     *,
     frames: int,
     precision: Precision = "float32",
@@ -204,6 +224,6 @@ def build_delta_encoder(
         black_patch_tokens,
         grid,
         chosen,
-        load_backbone(backbone, precision) if backbone else None,
+        _load(backbone, precision) if backbone else None,
         batch_clips or default_batch_clips(chosen, frames),
     )

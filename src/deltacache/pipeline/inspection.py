@@ -9,6 +9,7 @@ from deltacache.pipeline.receipts import finished_shards
 from deltacache.pipeline.recorded import holdings
 from deltacache.pipeline.storage import AnyPath, dataset_root
 from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.images import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,20 @@ class DatasetDescription:
             f"shards, {readable_size(self.bytes)}",
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
-            f"  backbone     {card.backbone.id}, {card.image_size} px, {rows} x {columns} patches, "
-            f"{card.hidden_size} wide, {card.dtype}, {card.precision} forward",
+            f"  backbone     {card.backbone.id}{_taken(card)}, {size_text(card.image_size)} px, "
+            f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
             f"  sampling     {sampling.frames} frames {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
         ]
         return "\n".join(lines)
+
+
+def _taken(card: DatasetCard) -> str:
+    """Layers and PCA, where they are used."""
+    layers, pca = card.backbone.layers, card.backbone.pca_fingerprint
+    joined = f", layers {','.join(map(str, layers))}" if layers is not None else ""
+    return joined + (f", PCA {pca}" if pca is not None else "")
 
 
 def readable_size(count: int) -> str:

@@ -10,13 +10,23 @@ from upath import UPath
 import deltacache
 from deltacache.models.backbone import Backbone
 from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.encoders import ClipEncoder, build_delta_encoder, build_feature_encoder
+from deltacache.pipeline.encoders import (
+    ChosenBackbone,
+    ClipEncoder,
+    build_delta_encoder,
+    build_feature_encoder,
+)
 from deltacache.pipeline.workers import FeatureShardWorker, VideoShardWorker
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, Precision
 from deltacache.schemas.jobs import ExtractionSettings
 
 BuildEncoder = Callable[[str], ClipEncoder]
 """From a device (``cpu`` or ``cuda``) to an encoder there."""
+
+
+def chosen_backbone(settings: ExtractionSettings) -> ChosenBackbone:
+    """What makes the tokens of these settings."""
+    return ChosenBackbone(settings.backbone, settings.layers, settings.pca)
 
 
 def features_card(
@@ -36,9 +46,11 @@ def features_card(
             id=backbone.id,
             weights_sha256=backbone.weights_sha256,
             patch_size=backbone.patch_size,
-            hidden_size=backbone.hidden_size,
+            hidden_size=backbone.width,
             image_mean=backbone.image_mean,
             image_std=backbone.image_std,
+            layers=backbone.layers,
+            pca_fingerprint=backbone.pca.fingerprint if backbone.pca else None,
         ),
         image_size=settings.image_size,
         patch_grid=backbone.grid(settings.image_size),
@@ -53,7 +65,7 @@ def feature_encoder(settings: ExtractionSettings, precision: Precision) -> Build
     """From pixels to patch tokens."""
     return partial(
         build_feature_encoder,
-        settings.backbone,
+        chosen_backbone(settings),
         frames=settings.sampling.frames,
         dtype=settings.dtype,
         precision=precision,
@@ -64,11 +76,11 @@ def video_delta_encoder(
     settings: ExtractionSettings, card: DatasetCard, tokenizer: Path, black: np.ndarray
 ) -> BuildEncoder:
     """From pixels to delta tokens."""
-    return partial(_video_delta_encoder, tokenizer, black, card, settings.backbone)
+    return partial(_video_delta_encoder, tokenizer, black, card, chosen_backbone(settings))
 
 
 def _video_delta_encoder(
-    tokenizer: Path, black: np.ndarray, card: DatasetCard, backbone: str, device: str
+    tokenizer: Path, black: np.ndarray, card: DatasetCard, backbone: ChosenBackbone, device: str
 ) -> ClipEncoder:
     frames, precision = card.sampling.frames, card.precision
     return build_delta_encoder(

@@ -10,7 +10,6 @@ import numpy as np
 from upath import UPath
 
 import deltacache
-from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.pipeline.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.attempts import Attempts, Kind
@@ -29,6 +28,7 @@ from deltacache.pipeline.encoders import black_patch_tokens_of
 from deltacache.pipeline.finishing import FAILURES_FILE, INDEX_FILE, is_merged, read_table
 from deltacache.pipeline.job_parts import (
     BuildEncoder,
+    chosen_backbone,
     feature_encoder,
     feature_worker,
     features_card,
@@ -135,7 +135,7 @@ def extract_features(settings: ExtractionSettings, out: AnyPath | str, reporter:
     """
     with _job("extract-features", out, settings.cluster, reporter) as job:
         precision = _precision(settings, job)
-        backbone = load_backbone(settings.backbone)
+        backbone = chosen_backbone(settings).load()
         black = black_patch_tokens_of(backbone, settings.image_size)
         card = features_card(settings, backbone, black, precision)
         encoder = feature_encoder(settings, precision)
@@ -151,13 +151,16 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
     videos = settings.videos
     with _job("tokenize", out, videos.cluster, reporter) as job:
         precision = _precision(videos, job)
-        backbone = load_backbone(videos.backbone)
+        backbone = chosen_backbone(videos).load()
         tokenizer = load_tokenizer(settings.tokenizer)
         black = black_patch_tokens_of(backbone, videos.image_size)
         features = features_card(videos, backbone, black, precision)
         check_tokenizer_fits(tokenizer, features, settings.tokenizer)
         card = features.deltas(
-            store=videos.store, tokenizer=tokenizer.fingerprint, code_version=deltacache.__version__
+            store=videos.store,
+            tokenizer=tokenizer.fingerprint,
+            code_version=deltacache.__version__,
+            tokens_per_frame=tokenizer.model.tokens_per_frame,
         )
         encoder = video_delta_encoder(videos, card, settings.tokenizer, black)
         return _encode_videos(job, _VideoJob(videos, settings, card, black, encoder))
@@ -179,7 +182,10 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
     check_tokenizer_fits(tokenizer, features.card, settings.tokenizer)
     with _job("tokenize", out, settings.cluster, reporter) as job:
         card = features.card.deltas(
-            store=settings.store, tokenizer=tokenizer.fingerprint, code_version=deltacache.__version__
+            store=settings.store,
+            tokenizer=tokenizer.fingerprint,
+            code_version=deltacache.__version__,
+            tokens_per_frame=tokenizer.model.tokens_per_frame,
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         _follow_plan(root, job.out)

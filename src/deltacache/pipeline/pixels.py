@@ -19,7 +19,7 @@ from deltacache.schemas.jobs import ExtractionSettings
 
 
 def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs of clip id and its pixels (T, S, S, 3) uint8, for the clips whose videos are still there.
+    """Pairs of clip id and its pixels (T, H, W, 3) uint8, for the clips whose videos are still there.
 
     Where the videos lie is read from the ``config.yaml`` that extraction left in the dataset.
     """

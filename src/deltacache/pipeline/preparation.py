@@ -202,11 +202,11 @@ def _check_free(root: AnyPath, card: DatasetCard) -> None:
 
 
 def _check_same_settings(root: AnyPath, existing: DatasetCard, wanted: DatasetCard) -> None:
-    new = dict(_flat(wanted.model_dump(mode="json")))
+    old, new = (dict(_flat(card.model_dump(mode="json"))) for card in (existing, wanted))
     differing = [
-        f"{name} is {canonical_json(value)}, asked for {canonical_json(new.get(name))}"
-        for name, value in _flat(existing.model_dump(mode="json"))
-        if name not in _NOT_SETTINGS and new.get(name) != value
+        f"{name} is {canonical_json(old.get(name))}, asked for {canonical_json(new.get(name))}"
+        for name in {**old, **new}
+        if name not in _NOT_SETTINGS and old.get(name) != new.get(name)
     ]
     if differing:
         raise MismatchError(

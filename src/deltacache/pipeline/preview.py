@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from deltacache.models.backbone import load_backbone
 from deltacache.pipeline.cluster import DecodePlan, cluster, probe
 from deltacache.pipeline.decode_work import DecodedGroup, DecodeSettings
 from deltacache.pipeline.encoders import black_patch_tokens_of
-from deltacache.pipeline.job_parts import feature_encoder, features_card, video_worker
+from deltacache.pipeline.job_parts import chosen_backbone, feature_encoder, features_card, video_worker
 from deltacache.pipeline.placement import Placement
 from deltacache.pipeline.plan import PlannedVideo
 from deltacache.pipeline.sources import VideoSource, find_videos
@@ -74,7 +73,7 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
 
 
 def _card(settings: ExtractionSettings) -> DatasetCard:
-    backbone = load_backbone(settings.backbone)
+    backbone = chosen_backbone(settings).load()
     black = black_patch_tokens_of(backbone, settings.image_size)
     precision = "float32" if settings.precision == "auto" else settings.precision
     return features_card(settings, backbone, black, precision)

@@ -6,7 +6,7 @@ plane where it lies. Where pixels get fewer, the filter of the outermost row or 
 FFmpeg repeats the edge and Pillow leaves it out, so Pillow computes these. Elsewhere the two differ by
 rounding, at most one grey level.
 
-Shapes: S image size, H, W of the upright frame.
+Shapes: h x w pixels of a clip, H, W of the upright frame.
 """
 
 import cv2
@@ -16,6 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from deltacache.schemas.clips import CropBox
+from deltacache.schemas.images import Size, sides
 
 cv2.setNumThreads(1)  # several videos are decoded side by side
 
@@ -29,27 +30,28 @@ class CroppedClip:
     """The frames of one view, filled one by one.
 
     Attributes:
-        pixels: (T, S, S, 3) uint8, to be read after ``finish``.
+        pixels: (T, h, w, 3) uint8, to be read after ``finish``.
     """
 
-    def __init__(self, frames: int, size: int, crop: CropBox, *, flip: bool) -> None:
-        self.pixels = np.empty((frames, size, size, 3), np.uint8)
+    def __init__(self, frames: int, size: Size, crop: CropBox, *, flip: bool) -> None:
+        height, width = sides(size)
+        self.pixels = np.empty((frames, height, width, 3), np.uint8)
         self.flip = flip
         self.rows = slice(crop.top, crop.top + crop.height)
         self.columns = slice(crop.left, crop.left + crop.width)
         self.edges = [
-            _Edges(frames, size, crop.height, crop.width),
-            _Edges(frames, size, crop.width, crop.height),
+            _Edges(frames, (height, width), crop.height, crop.width),
+            _Edges(frames, (width, height), crop.width, crop.height),
         ]
 
     def finish(self) -> np.ndarray:
         """Have Pillow's outermost rows and columns put in; mirror. Call it once."""
         rows, columns = (edges.scaled() for edges in self.edges)
-        last = self.pixels.shape[1] - 1
+        _, height, width, _ = self.pixels.shape
         if rows is not None:
-            self.pixels[:, ::last] = rows
+            self.pixels[:, :: height - 1] = rows
         if columns is not None:
-            self.pixels[:, :, ::last] = columns.transpose(0, 2, 1, 3)
+            self.pixels[:, :, :: width - 1] = columns.transpose(0, 2, 1, 3)
         if self.flip:
             for frame in self.pixels:
                 cv2.flip(frame, 1, frame)
@@ -57,10 +59,10 @@ class CroppedClip:
 
 
 class Resizer:
-    """Cuts one frame after the other to squares of ``size`` pixels."""
+    """Cuts one frame after the other to ``size`` pixels."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: Size) -> None:
+        self._height, self._width = sides(size)
         self._reformatter = VideoReformatter()
         self._rgb = np.empty((0, 0, 3), np.uint8)
         self._planes = self._rgb.transpose(2, 0, 1)
@@ -87,23 +89,22 @@ class Resizer:
     def _scale(self, plane: np.ndarray) -> np.ndarray:
         scaled = self._reformatter.reformat(
             VideoFrame.from_numpy_buffer(plane, "gray"),
-            width=self._size,
-            height=self._size,
+            width=self._width,
+            height=self._height,
             format="gray",
             interpolation=_FLAGS,
             threads=1,
         ).planes[0]
-        return np.frombuffer(memoryview(scaled), np.uint8).reshape(self._size, scaled.line_size)[
-            :, : self._size
-        ]
+        rows = np.frombuffer(memoryview(scaled), np.uint8).reshape(self._height, scaled.line_size)
+        return rows[:, : self._width]
 
 
 class _Edges:
     """What the first and last row of every frame depend on, where rows get fewer."""
 
-    def __init__(self, frames: int, size: int, height: int, width: int) -> None:
-        self._size = size
-        scale = height / size
+    def __init__(self, frames: int, size: tuple[int, int], height: int, width: int) -> None:
+        rows, self._length = size  # of what it becomes; height and width are of the crop
+        scale = height / rows
         self._depth = min(height, int(1.5 * scale + 0.5)) if scale > 1 else 0
         weights = 1 - np.abs(np.arange(self._depth) + 0.5 - 0.5 * scale) / scale
         self._weights = (weights / weights.sum()).astype(np.float32) if self._depth else weights
@@ -116,11 +117,11 @@ class _Edges:
             self._strips[t, 1] = rgb[: -self._depth - 1 : -1]
 
     def scaled(self) -> np.ndarray | None:
-        """(T, 2, S, 3): the first and last row of each frame."""
+        """(T, 2, w, 3): the first and last row of each frame."""
         if not self._depth:
             return None
         frames, _, depth, width, _ = self._strips.shape
         rows = self._weights @ self._strips.reshape(2 * frames, depth, width * 3)
         picture = Image.fromarray((rows + 0.5).astype(np.uint8).reshape(2 * frames, width, 3))
-        scaled = picture.resize((self._size, 2 * frames), Image.Resampling.BILINEAR)
-        return np.asarray(scaled).reshape(frames, 2, self._size, 3)
+        scaled = picture.resize((self._length, 2 * frames), Image.Resampling.BILINEAR)
+        return np.asarray(scaled).reshape(frames, 2, self._length, 3)

@@ -104,6 +104,7 @@ def draw_view(
     height: int,
     width: int,
     settings: SamplingSettings,
+    target: tuple[int, int] = (1, 1),
 ) -> ViewSample:
     """Draw one view from (seed, video id, view) alone, never from worker, order or clock.
 
@@ -111,6 +112,8 @@ def draw_view(
         timestamps_s: (frames,) float32, seconds from the first frame, non-decreasing.
         height: of the upright frame, pixels.
         width: of the upright frame, pixels.
+        target: height and width that the crop is resized to; only their ratio counts. Crops have that aspect, or
+            when augmented aspects around it: ``crop_ratio`` is how much wider than the target they look.
 
     Raises:
         VideoRefusedError: ``too_short``, when frames would repeat and ``allow_duplicates`` is off.
@@ -121,12 +124,14 @@ def draw_view(
         spread = settings.spacing_max_s - settings.spacing_min_s
         spacings = settings.spacing_min_s + spread * rng.random(count)
         start_fraction = rng.random()
-        crop = random_crop(height, width, settings.crop_scale, settings.crop_ratio, rng)
+        narrowest, widest = settings.crop_ratio
+        aspect = target[1] / target[0]
+        crop = random_crop(height, width, settings.crop_scale, (narrowest * aspect, widest * aspect), rng)
         flip = bool(rng.random() < settings.flip_probability)
     else:
         spacings = np.full(count, (settings.spacing_min_s + settings.spacing_max_s) / 2)
         start_fraction = van_der_corput(view + 1)
-        crop, flip = central_square(height, width), False
+        crop, flip = largest_crop(height, width, target), False
     times = np.asarray(timestamps_s, dtype=np.float32)
     times = times - times[0]
     indices = clip_indices(times, spacings_s=spacings.tolist(), start_fraction=start_fraction)
@@ -172,8 +177,17 @@ def van_der_corput(n: int) -> float:
 
 def central_square(height: int, width: int) -> CropBox:
     """The largest centred square."""
-    side = min(height, width)
-    return CropBox((height - side) // 2, (width - side) // 2, side, side)
+    return largest_crop(height, width, (1, 1))
+
+
+def largest_crop(height: int, width: int, target: tuple[int, int]) -> CropBox:
+    """The largest centred crop that has the aspect of ``target`` (height, width), to the nearest pixel."""
+    rows, columns = target
+    if width * rows >= height * columns:  # the frame is wider
+        crop_height, crop_width = height, max(1, min(width, round(height * columns / rows)))
+    else:
+        crop_height, crop_width = max(1, min(height, round(width * rows / columns))), width
+    return CropBox((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def random_crop(

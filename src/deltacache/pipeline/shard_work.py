@@ -19,6 +19,7 @@ from deltacache.pipeline.receipts import Failure, Receipt, SourceRecord, StoredC
 from deltacache.pipeline.shard_reading import stored_clips
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.images import Size, sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +217,18 @@ def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
     )
 
 
-def measure_forward(encoder: ClipEncoder, frames: int, image_size: int, seconds: float = 1.0) -> float:
+def measure_forward(encoder: ClipEncoder, frames: int, image_size: Size, seconds: float = 1.0) -> float:
     """Clips a second of the encoder alone, on noise: a warm-up, then at least two batches and ``seconds``."""
     rng = np.random.default_rng(0)
+    height, width = sides(image_size)
     clip = PixelClip(
         clip_id="probe",
         video_uri="probe",
         view=0,
-        pixels=rng.integers(0, 256, (frames, image_size, image_size, 3), dtype=np.uint8),
+        pixels=rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8),
         timestamps_s=np.arange(frames, dtype=np.float32),
         frame_indices=tuple(range(frames)),
-        crop=CropBox(0, 0, image_size, image_size),
+        crop=CropBox(0, 0, height, width),
         flip=False,
         decoder="none",
         duplicate_frames=0,

@@ -94,10 +94,11 @@ def token_array(card: DatasetCard) -> str:
 
 
 def token_shape(card: DatasetCard) -> tuple[int, ...]:
-    """Of one clip: (T, N, D) of features, (T, D) of deltas."""
+    """Of one clip: (T, N, D) of features; (T, D) of deltas, (T, M, D) with M > 1 tokens a frame."""
     frames, (rows, columns) = card.sampling.frames, card.patch_grid
-    patches = (rows * columns,) if card.kind == "features" else ()
-    return (frames, *patches, card.hidden_size)
+    tokens = rows * columns if card.kind == "features" else card.tokens_per_frame
+    of_a_frame = () if card.kind == "deltas" and tokens == 1 else (tokens,)
+    return (frames, *of_a_frame, card.hidden_size)
 
 
 def token_dtype(card: DatasetCard) -> np.dtype:

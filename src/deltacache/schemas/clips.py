@@ -1,6 +1,6 @@
 """The data objects that stages hand to each other. Checked on creation; later stages trust them.
 
-Shapes: T frames, N patches, D hidden size, S image size.
+Shapes: T frames, H x W pixels, N patches, D hidden size.
 """
 
 import re
@@ -61,7 +61,7 @@ class PixelClip:
     """Decoded frames of one clip, cropped, flipped and resized.
 
     Attributes:
-        pixels: (T, S, S, 3) uint8 RGB.
+        pixels: (T, H, W, 3) uint8 RGB.
         timestamps_s: (T,) float32, seconds from the first frame of the video, non-decreasing.
         frame_indices: T indices in presentation order.
         decoder: ``decord`` or ``pyav``, with the way of access, such as ``decord-seek``.
@@ -86,7 +86,7 @@ class PixelClip:
         shape = self.pixels.shape
         if self.pixels.dtype != np.uint8 or len(shape) != 4 or shape[0] != frames or shape[3] != 3:
             raise ValueError(
-                f"{self.clip_id}: pixels are {self.pixels.dtype}{shape}, must be uint8({frames}, S, S, 3)"
+                f"{self.clip_id}: pixels are {self.pixels.dtype}{shape}, must be uint8({frames}, H, W, 3)"
             )
         _check_timestamps(self.clip_id, self.timestamps_s, frames)
 
@@ -129,7 +129,7 @@ class DeltaClip:
     """Delta tokens of one clip; token t encodes frame t against frame t-1, frame -1 being black.
 
     Attributes:
-        delta_tokens: (T, D) float16.
+        delta_tokens: (T, D) float16; (T, M, D) of a tokenizer with M > 1 tokens a frame.
         timestamps_s: (T,) float32, seconds from the first frame of the video.
     """
 
@@ -139,10 +139,10 @@ class DeltaClip:
 
     def __post_init__(self) -> None:
         check_id(self.clip_id, "clip id")
-        if self.delta_tokens.ndim != 2 or self.delta_tokens.dtype != np.float16:
+        if self.delta_tokens.ndim not in (2, 3) or self.delta_tokens.dtype != np.float16:
             raise ValueError(
                 f"{self.clip_id}: delta_tokens are {self.delta_tokens.dtype}{self.delta_tokens.shape}, "
-                "must be float16(T, D)"
+                "must be float16(T, D), or (T, M, D) with M tokens a frame"
             )
         _check_timestamps(self.clip_id, self.timestamps_s, self.delta_tokens.shape[0])
 

@@ -1,10 +1,19 @@
 """``dataset.json``: what a dataset holds and what it was made from."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.images import ImageSize
+from deltacache.schemas.layers import Layers
 
 FORMAT_VERSION = 2
 Precision = Literal["float32", "bfloat16"]
@@ -39,15 +48,45 @@ class SamplingSettings(Frozen):
         return self
 
 
+_OPTIONAL = ("layers", "pca_fingerprint")
+
+
 class BackboneCard(Frozen):
     """Which frozen backbone made the patch tokens."""
 
     id: str = Field(description="hub id, folder name, or 'tiny'")
     weights_sha256: str
     patch_size: int
-    hidden_size: int
+    hidden_size: int = Field(description="of the transformer; the tokens' own is that of the dataset")
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    layers: Layers = Field(
+        default=None, description="blocks whose outputs are joined; None: the last hidden state"
+    )
+    pca_fingerprint: str | None = Field(
+        default=None, description="of the PCA that reduced the tokens, if any"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Layers and PCA are left out when there are none: fingerprints from before there were any stay."""
+        unused = {name for name in _OPTIONAL if getattr(self, name) is None}
+        return {name: value for name, value in serialise(self).items() if name not in unused}
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """Layers and PCA as plain JSON values, for what is made from the tokens; empty without both."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name in _OPTIONAL}
+
+    @property
+    def name(self) -> str:
+        """For tables: id, weights, layers, PCA."""
+        parts = [f"{self.id}@{self.weights_sha256[:16]}"]
+        if self.layers is not None:
+            parts.append("layers " + ",".join(map(str, self.layers)))
+        if self.pca_fingerprint is not None:
+            parts.append(f"PCA {self.pca_fingerprint}")
+        return ", ".join(parts)
 
 
 class DatasetCard(Frozen):
@@ -63,9 +102,10 @@ class DatasetCard(Frozen):
     features_dtype: Literal["float16", "int8"] | None = Field(
         default=None, description="of deltas: dtype of the features they were made from, None meaning float16"
     )
-    image_size: int
+    image_size: ImageSize
     patch_grid: tuple[int, int]
     hidden_size: int
+    tokens_per_frame: int = Field(default=1, ge=1, description="of deltas")
     sampling: SamplingSettings
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
     code_version: str
@@ -81,12 +121,25 @@ class DatasetCard(Frozen):
             raise ValueError("features_dtype is for deltas: features say their dtype in dtype")
         return self
 
-    def deltas(self, *, store: Literal["webdataset", "zarr"], tokenizer: str, code_version: str) -> Self:
+    def deltas(
+        self,
+        *,
+        store: Literal["webdataset", "zarr"],
+        tokenizer: str,
+        code_version: str,
+        tokens_per_frame: int = 1,
+    ) -> Self:
         """The card of the deltas that the tokenizer of this fingerprint makes from these features."""
         features_dtype = self.dtype if self.dtype != "float16" else None
         changes = {"kind": "deltas", "store": store, "dtype": "float16", "features_dtype": features_dtype}
         return type(self).model_validate(
-            self.model_dump() | changes | {"tokenizer_fingerprint": tokenizer, "code_version": code_version}
+            self.model_dump()
+            | changes
+            | {
+                "tokenizer_fingerprint": tokenizer,
+                "code_version": code_version,
+                "tokens_per_frame": tokens_per_frame,
+            }
         )
 
     @property
@@ -97,7 +150,7 @@ class DatasetCard(Frozen):
                 "kind": "features",
                 "format_version": self.format_version,
                 "backbone": self.backbone.model_dump(mode="json", exclude={"id"}),
-                "image_size": self.image_size,
+                "image_size": self.model_dump(mode="json", include={"image_size"})["image_size"],
                 "dtype": (self.dtype if self.kind == "features" else self.features_dtype) or "float16",
                 "precision": self.precision,
                 "sampling": self.sampling.model_dump(mode="json"),

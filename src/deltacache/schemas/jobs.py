@@ -1,11 +1,13 @@
 """Settings of the offline jobs: what a command line turns into and what is saved beside its output."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deltacache.schemas.datasets import Frozen, SamplingSettings
+from deltacache.schemas.images import ImageSize, sides, size_text
+from deltacache.schemas.layers import Layers
 
 DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 
@@ -33,7 +35,11 @@ class ExtractionSettings(Frozen):
 
     source: str
     backbone: str = DEFAULT_BACKBONE
-    image_size: int = Field(default=512, ge=16)
+    layers: Layers = Field(
+        default=None, description="blocks whose outputs are joined; None: the last hidden state"
+    )
+    pca: Path | None = Field(default=None, description="output of fit-pca that reduces the tokens")
+    image_size: ImageSize = Field(default=512, description="side of a square, or height and width, in pixels")
     views: int = Field(default=1, ge=1, le=1000)
     sampling: SamplingSettings = SamplingSettings()
     store: Literal["webdataset", "zarr"] = "webdataset"
@@ -50,6 +56,14 @@ class ExtractionSettings(Frozen):
     )
     limits: DecodeLimits = DecodeLimits()
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _not_too_small(self) -> Self:
+        if min(sides(self.image_size)) < 16:
+            raise ValueError(
+                f"image size {size_text(self.image_size)} is too small: give at least 16 pixels a side"
+            )
+        return self
 
 
 class TokenizeSettings(Frozen):
