@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.worlds.deltaworld import DeltaWorld
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "released": {},

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deltacache.models import selection
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.losses import smooth_l1
 from deltacache.models.rope import time_rotation
 from deltacache.models.selection import FoldedPredictor, Selection, selection_for
+from deltacache.models.worlds.deltaworld import DeltaWorld
 
 BATCH, FRAMES, CANDIDATES, HIDDEN, BETA = 3, 5, 6, 24, 0.1
 
@@ -40,7 +40,7 @@ def noise():
 
 def _predict_one(world: DeltaWorld, query, past_tokens, past_seconds, seconds):
     """One query, one clip, only the tokens it may see: no mask, no batch, no reused keys."""
-    past = world.predictor.remember(past_tokens[None], past_seconds[None])
+    past = world.remember(past_tokens[None, :, None], past_seconds[None])
     rotation = time_rotation(seconds.view(1, 1), world.predictor.head_dim)
     return world.predictor(query.view(1, 1, -1), rotation, past)[0, 0]
 
@@ -89,7 +89,7 @@ def test_passes_of_any_size_choose_the_same(clip, noise, monkeypatch, rows):
 
 
 def _losses(world: DeltaWorld, fold, noise, deltas, seconds):
-    past = world.predictor.remember(deltas[:, :-1], seconds[:, :-1])
+    past = world.remember(deltas[:, :-1, None], seconds[:, :-1])
     rotation = time_rotation(seconds[:, 1:], world.predictor.head_dim)
     with torch.no_grad():
         folded = fold(world.predictor, world.predictor.head.weight.dtype)
@@ -100,7 +100,7 @@ def _plain_losses(world: DeltaWorld, noise, deltas, seconds):
     """The definition: every candidate through the predictor itself, frame by frame."""
     found = torch.empty(noise.shape[:3], dtype=noise.dtype)
     for p in range(noise.shape[1]):
-        past = world.predictor.remember(deltas[:, : p + 1], seconds[:, : p + 1])
+        past = world.remember(deltas[:, : p + 1, None], seconds[:, : p + 1])
         rotation = time_rotation(seconds[:, p + 1, None], world.predictor.head_dim)
         with torch.no_grad():
             predicted = world.predictor(noise[:, p], rotation, past)
@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_refused(clip, noise):
         learned.training_loss(deltas, seconds, candidates=4, beta=BETA)
     with pytest.raises(ValueError, match="take it from draw_noise"):
         world.rollout(deltas[:, :3], seconds)
-    with pytest.raises(ValueError, match=r"expected \(3, S, 2, D\)"):
+    with pytest.raises(ValueError, match=r"expected \(3, S, 2, Z\)"):
         world.rollout(deltas[:, :3], seconds, noise[:, :1])
     with pytest.raises(ValueError, match="takes no noise"):
         learned.rollout(deltas[:, :3], seconds, noise[:, :2])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model, weights_fingerprint
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import CheckpointError
 
 LOADERS = {"deltatok": load_tokenizer, "deltaworld": load_world}

@@ -6,8 +6,9 @@ from drawn import HIDDEN, tokenizer_config, world_config
 from torch import nn
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
-from deltacache.pipeline.dataset import load_deltas, open_dataset
+from deltacache.models.worlds.deltaworld import DeltaWorld
+from deltacache.pipeline.dataset import open_dataset
+from deltacache.train.data import open_clips
 from deltacache.train.loop import TrainingTask
 from deltacache.train.optimizer import clip_gradients, set_rate
 from deltacache.train.order import Part
@@ -27,7 +28,13 @@ def task(request: pytest.FixtureRequest, features: Path, deltas: Path) -> Traini
         task = TokenizerTask(model, open_dataset(features), tokenizer, CPU)
     else:
         world = world_config()
-        task = WorldTask(DeltaWorld(HIDDEN, **world.model.model_dump()), load_deltas(deltas), world, CPU)
+        task = WorldTask(
+            DeltaWorld(HIDDEN, **world.model.arguments),
+            open_clips(open_dataset(deltas, "deltas")),
+            (1, 1),
+            world,
+            CPU,
+        )
     with torch.no_grad():
         for parameter in task.model.parameters():
             parameter.mul_(10)

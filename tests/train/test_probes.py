@@ -10,12 +10,12 @@ from cases import Case
 from drawn import GRID, HIDDEN, PATCHES, drawn_deltas, world_config, write_dataset
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.losses import log_cosh, smooth_l1
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
 from deltacache.train import train_world
-from deltacache.train.data import DeltaBatch, PairBatch
+from deltacache.train.data import ClipBatch, PairBatch
 from deltacache.train.probes import PairProbe, participation_ratio, probe_tokenizer, probe_world, usage
 
 
@@ -104,13 +104,13 @@ def test_world_probes_are_what_they_say(candidates: int) -> None:
     torch.manual_seed(0)
     model = DeltaWorld(HIDDEN, 2, 2, layer_scale_init=0.3).train()
     enlarged(model, 3.0)
-    clips = DeltaBatch(normal(9, 6, HIDDEN), torch.linspace(0, 1, 6).repeat(9, 1))
+    clips = ClipBatch(normal(9, 6, HIDDEN), torch.linspace(0, 1, 6).repeat(9, 1))
     noise = normal(candidates, HIDDEN, seed=1)
-    found = probe_world(model, clips, noise, 0.1)
+    found = probe_world(model, clips, (1, 1), noise, 0.1)
     assert model.training
     own, swapped, zero, won, best = [], [], [], [], []
     for clip in range(9):
-        context, target = clips.delta_tokens[:, :-1], clips.delta_tokens[clip, -1]
+        context, target = clips.tokens[:, :-1], clips.tokens[clip, -1]
         queries = noise[None, :, None]
         for losses, past in ((own, context[clip]), (swapped, context[clip - 1]), (zero, 0 * context[clip])):
             tokens = model.rollout(past[None], clips.timestamps_s[clip : clip + 1], queries)[0, :, 0]
@@ -120,7 +120,7 @@ def test_world_probes_are_what_they_say(candidates: int) -> None:
                 won.append(each.argmin())
                 best.append(tokens[each.argmin()])
     entropy, winning = usage(torch.stack(won), candidates)
-    target, last = clips.delta_tokens[:, -1], clips.delta_tokens[:, -2]
+    target, last = clips.tokens[:, -1], clips.tokens[:, -2]
     assert found == pytest.approx(
         {
             "copy_ratio": sum(own) / 9 / smooth_l1(last, target, 0.1).mean().item(),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from torch import nn
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import (
     PRESETS,
-    TOKENIZER_STAGES,
-    WORLD_STAGES,
-    PresetName,
+    Stage,
+    TokenizerConfig,
+    WorldConfig,
+    preset_names,
+    preset_stages,
     tokenizer_preset,
     world_preset,
 )
@@ -27,7 +30,7 @@ from deltacache.train.schedules import warmup_constant
 RELEASED = {"qk_norm": True, "gated_attention": True, "mlp": "swiglu", "rope_rescale": 2.0}
 PAPER = {"qk_norm": False, "gated_attention": False, "mlp": "gelu", "rope_rescale": None}
 # preset, stage, start, steps at its end, rate
-TOKENIZERS: list[tuple[PresetName, str, str, int, float]] = [
+TOKENIZERS: list[tuple[str, str, str, int, float]] = [
     ("released", "256px", "random", 1_000_000, 1e-3),
     ("released", "512px", "weights", 500_000, 1e-4),
     ("released", "cooldown1", "everything", 550_000, 1e-5),
@@ -42,7 +45,7 @@ WORLDS: list[tuple[str, str, int, float]] = [
 
 
 @pytest.mark.parametrize(("preset", "stage", "start", "steps", "rate"), TOKENIZERS)
-def test_tokenizer_stages(preset: PresetName, stage: str, start: str, steps: int, rate: float) -> None:
+def test_tokenizer_stages(preset: str, stage: str, start: str, steps: int, rate: float) -> None:
     config = tokenizer_preset(preset, stage)
     model, training = config.model, config.training
     assert (config.loss, training.weight_decay) == (
@@ -58,7 +61,7 @@ def test_tokenizer_stages(preset: PresetName, stage: str, start: str, steps: int
 
 @pytest.mark.parametrize("preset", ["released", "paper"])
 @pytest.mark.parametrize(("stage", "start", "steps", "rate"), WORLDS)
-def test_world_stages(preset: PresetName, stage: str, start: str, steps: int, rate: float) -> None:
+def test_world_stages(preset: str, stage: str, start: str, steps: int, rate: float) -> None:
     config = world_preset(preset, stage)
     model, training = config.model, config.training
     assert (model.num_heads, model.num_layers, model.mlp_ratio, model.layer_scale_init) == (12, 12, 4.0, 1e-5)
@@ -73,17 +76,33 @@ def test_world_stages(preset: PresetName, stage: str, start: str, steps: int, ra
     assert training.batch_size * training.accumulation == 1024
 
 
-def test_every_preset_file_is_a_stage_and_every_stage_a_file() -> None:
-    files = {f"{path.parent.name}/{path.stem}" for path in PRESETS.glob("*/*.yaml") if path.stem != "chain"}
-    tokenizers = {
-        f"{name}/tokenizer-{stage}" for name, stages in TOKENIZER_STAGES.items() for stage in stages
-    }
-    worlds = {f"{name}/world-{stage}" for name, stages in WORLD_STAGES.items() for stage in stages}
+KINDS: list[tuple[Stage, Callable[[str, str], TokenizerConfig | WorldConfig]]] = [
+    ("tokenizer", tokenizer_preset),
+    ("world", world_preset),
+]
+
+
+@pytest.mark.parametrize(("kind", "load"), KINDS)
+def test_every_preset_file_is_a_stage_that_loads(kind: Stage, load: Callable[..., Any]) -> None:
+    files = {path for path in PRESETS.rglob("*.yaml") if path.stem.startswith(f"{kind}-")}
+    stages = {(name, stage) for name in preset_names(kind) for stage in preset_stages(kind, name)}
+    assert files == {PRESETS / name / f"{kind}-{stage}.yaml" for name, stage in stages}
+    for name, stage in stages:
+        load(name, stage)
+    for name in preset_names(kind):
+        assert load(name) == load(name, preset_stages(kind, name)[0])
+
+
+def test_no_other_files_lie_between_the_presets() -> None:
+    others = {path.stem for path in PRESETS.glob("*/*.yaml")} - {"chain", "systems"}
+    assert all(stem.startswith(("tokenizer-", "world-", "head-")) for stem in others)
     heads = {f"{name}/head-{recipe}" for name in ("released", "tiny") for recipe in HEAD_RECIPES}
-    assert files == tokenizers | worlds | heads
-    for name in TOKENIZER_STAGES:
-        assert tokenizer_preset(name) == tokenizer_preset(name, TOKENIZER_STAGES[name][0])
-        assert world_preset(name) == world_preset(name, "main")
+    assert {f"{path.parent.name}/{path.stem}" for path in PRESETS.glob("*/head-*.yaml")} == heads
+
+
+def test_stages_are_in_their_order() -> None:
+    assert preset_stages("tokenizer", "released") == ["256px", "512px", "cooldown1", "cooldown2"]
+    assert preset_stages("world", "paper") == ["main", "cooldown"]
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
@@ -129,7 +148,7 @@ def adamw_by_hand(weight: float, gradients: list[float], rates: list[float], dec
 
 @pytest.mark.parametrize("preset", ["released", "paper"])
 @pytest.mark.parametrize("kind", ["tokenizer", "world"])
-def test_updates_are_those_computed_by_hand(preset: PresetName, kind: str) -> None:
+def test_updates_are_those_computed_by_hand(preset: str, kind: str) -> None:
     """Two weights with gradients (3, 4) x 10^-2: a norm of 5e-2, which the tokenizer clips to 1e-2."""
     training = (tokenizer_preset if kind == "tokenizer" else world_preset)(preset).training
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.LayerNorm(1, bias=False))
@@ -170,7 +189,7 @@ def test_groups_of_the_released_presets_are_the_golden_ones(golden: Path, kind: 
         model: nn.Module = DeltaTok(meta["hidden"], **arguments)
     else:
         config = world_preset("released")
-        model = DeltaWorld(meta["hidden"], **(config.model.model_dump() | sizes | {"num_layers": layers}))
+        model = DeltaWorld(meta["hidden"], **(config.model.arguments | sizes | {"num_layers": layers}))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, others = make_optimizer(model, config.training).param_groups
     assert sorted(names[id(p)] for p in decayed["params"]) == sorted(expected["decay"])

@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
 def test_heads_that_the_tokens_do_not_split_into(features: Path, tmp_path: Path, heads: int) -> None:
     config = tokenizer_config()
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_heads": heads})})
-    with pytest.raises(MismatchError, match=rf"16-wide tokens.*{heads} heads.*num_heads"):
+    with pytest.raises(MismatchError, match=rf"16-wide tokens.*{heads} heads.*--heads"):
         tokenizer(features, tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
 
@@ -81,7 +81,7 @@ def test_heads_that_the_tokens_do_not_split_into(features: Path, tmp_path: Path,
 def test_world_heads_too_narrow_for_time(deltas: Path, tmp_path: Path) -> None:
     config = world_config()
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_heads": 4})})
-    with pytest.raises(MismatchError, match=r"16-wide tokens.*4 heads.*least 6.*num_heads"):
+    with pytest.raises(MismatchError, match=r"16-wide tokens.*4 heads.*least 6.*--heads"):
         train_world(deltas, tmp_path / "out", config, resume=False, device="cpu", reporter=SilentReporter())
     assert not (tmp_path / "out").exists()
 

@@ -9,9 +9,10 @@ from cases import Case
 from drawn import HIDDEN, world_config
 from torch import nn
 
-from deltacache.models.deltaworld import DeltaWorld
-from deltacache.pipeline.dataset import load_deltas
+from deltacache.models.worlds.deltaworld import DeltaWorld
+from deltacache.pipeline.dataset import open_dataset
 from deltacache.schemas.configs import WorldConfig
+from deltacache.train.data import open_clips
 from deltacache.train.order import Part, Split, normal_draws
 from deltacache.train.world import WorldTask
 
@@ -67,7 +68,14 @@ def test_the_mean_of_two_workers_gradients_is_that_of_one(deltas: Path) -> None:
 
 def _gradients(deltas: Path, config: WorldConfig, split: Split) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    task = WorldTask(DeltaWorld(HIDDEN, **config.model.model_dump()), load_deltas(deltas), config, CPU, split)
+    task = WorldTask(
+        DeltaWorld(HIDDEN, **config.model.arguments),
+        open_clips(open_dataset(deltas, "deltas")),
+        (1, 1),
+        config,
+        CPU,
+        split,
+    )
     parts = list(split.parts(4))
     for part, batch in zip(parts, task.batches(parts), strict=True):
         (task.training_loss(batch, part)[0] / len(parts)).backward()

@@ -5,18 +5,19 @@ import pytest
 import torch
 from drawn import PATCHES, black_tokens, drawn_deltas, drawn_features, write_dataset
 
-from deltacache.pipeline.dataset import DeltaArrays, load_deltas, open_dataset
+from deltacache.pipeline.dataset import open_dataset
 from deltacache.schemas.errors import DatasetError
 from deltacache.train import data
 from deltacache.train.data import (
-    MappedDeltas,
+    MappedClips,
     PairSettings,
+    ResidentClips,
     ResidentFeatures,
     StreamedFeatures,
     choose_pairs,
-    delta_batches,
+    clip_batches,
     fits_in_memory,
-    open_deltas,
+    open_clips,
     open_pairs,
     pair_batches,
 )
@@ -100,12 +101,12 @@ def test_a_damaged_shard_stops_streaming_with_its_name(
 
 
 def test_delta_batches_hold_whole_clips_and_seconds_from_the_first_frame(deltas: Path) -> None:
-    arrays = load_deltas(deltas)
+    arrays = open_clips(open_dataset(deltas, "deltas"))
     assert arrays.timestamps_s.min() > 3
     parts = list(Split(2, accumulation=2).parts_of(range(4, 6)))
-    for part, batch in zip(parts, delta_batches(arrays, 4, 1, parts, CPU), strict=True):
+    for part, batch in zip(parts, clip_batches(arrays, 4, 1, parts, CPU), strict=True):
         items = batch_items(1, part.step, 4, 12)[part.start : part.stop]
-        assert (batch.delta_tokens.numpy() == drawn_deltas(12, 6)[items].astype(np.float32)).all()
+        assert (batch.tokens.numpy() == drawn_deltas(12, 6)[items].astype(np.float32)).all()
         expected = arrays.timestamps_s[items] - arrays.timestamps_s[items][:, :1]
         assert (batch.timestamps_s.numpy() == expected).all()
         assert (batch.timestamps_s[:, 0] == 0).all()
@@ -119,11 +120,11 @@ def test_delta_batches_are_the_same_from_memory_and_from_mapped_shards(
     found = []
     for memory in (2 * bytes_of_all, 2 * bytes_of_all - 2):
         monkeypatch.setattr(data, "memory_bytes", lambda memory=memory: memory)
-        found.append(open_deltas(dataset))
-    assert [type(one) for one in found] == [DeltaArrays, MappedDeltas]
+        found.append(open_clips(dataset))
+    assert [type(one) for one in found] == [ResidentClips, MappedClips]
     parts = list(Split(5).parts_of(range(3, 9)))
-    runs = [delta_batches(one, 5, 1, parts, CPU) for one in found]
+    runs = [clip_batches(one, 5, 1, parts, CPU) for one in found]
     for resident, mapped in zip(*runs, strict=True):
-        assert torch.equal(resident.delta_tokens, mapped.delta_tokens)
+        assert torch.equal(resident.tokens, mapped.tokens)
         assert torch.equal(resident.timestamps_s, mapped.timestamps_s)
-        assert resident.delta_tokens.dtype == torch.float32
+        assert resident.tokens.dtype == torch.float32

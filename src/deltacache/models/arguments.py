@@ -28,6 +28,7 @@ def tokenizer_arguments(shapes: Shapes) -> dict[str, Any]:
         "qk_norm": _usual(shapes, "q_norm.weight") is not None,
         "gated_attention": _usual(shapes, "attn_gate.weight") is not None,
         "mlp": "gelu" if _usual(shapes, "mlp.gate_proj.weight") is None else "swiglu",
+        "tokens_per_frame": shapes.get("z_embed.weight", (1,))[0],
     }
 
 
@@ -43,6 +44,7 @@ def world_arguments(shapes: Shapes) -> dict[str, Any]:
         "num_layers": _layers(shapes, "predictor.blocks."),
         "mlp_ratio": mlp_width[0] / hidden_size if mlp_width else 4.0,
         "query": "learned" if "q_embed.weight" in shapes else "noise",
+        **({"tokens_per_frame": shapes["place_embed.weight"][0]} if "place_embed.weight" in shapes else {}),
     }
 
 

@@ -116,13 +116,13 @@ class KeysValues(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to past tokens; keys and values come from the raw tokens."""
+    """Queries attend to past tokens; keys and values come from the raw tokens, ``token_size`` wide."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, token_size: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size)
+        self.kv_proj = nn.Linear(token_size, 2 * hidden_size)
         self.out_proj = nn.Linear(hidden_size, hidden_size)
 
     def remember(self, tokens: Tensor, rotation: Rotation) -> KeysValues:
@@ -141,10 +141,12 @@ class CrossAttention(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """One block of the world model's predictor."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_width: int, layer_scale_init: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_width: int, layer_scale_init: float, token_size: int
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size)
-        self.attention = CrossAttention(hidden_size, num_heads)
+        self.attention = CrossAttention(hidden_size, num_heads, token_size)
         self.layer_scale1 = LayerScale(hidden_size, layer_scale_init)
         self.norm2 = nn.LayerNorm(hidden_size)
         self.mlp = GeluMlp(hidden_size, mlp_width)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from deltacache.models.arguments import tokenizer_arguments, world_arguments
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.weights import weights_fingerprint
+from deltacache.models.world_model import WorldModel
+from deltacache.models.worlds import architecture_of, world_class
 from deltacache.schemas.errors import CheckpointError
 
 __all__ = [
@@ -59,6 +60,8 @@ ModelT = TypeVar("ModelT", bound=SavedModel)
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _RELEASED_FILES = ("pytorch_model.bin", "last.ckpt")
 _NAMES_SHOWN = 8
+_FIRST_ARCHITECTURE = "deltaworld"
+"""Of checkpoints from before there were others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def save_model(folder: Path, model: SavedModel, kind: Kind, metadata: Mapping[st
 
     Plain writes: a caller that needs all or nothing writes to a temporary folder and renames it.
     """
+    if isinstance(model, WorldModel):
+        metadata = {"architecture": architecture_of(model), **metadata}
     save_weights(folder, model.state_dict(), model.arguments, kind, metadata)
 
 
@@ -105,9 +110,20 @@ def load_tokenizer(path: Path, arguments: Arguments | None = None) -> LoadedMode
     return load_model(path, "tokenizer", DeltaTok, tokenizer_arguments, arguments)
 
 
-def load_world(path: Path, arguments: Arguments | None = None) -> LoadedModel[DeltaWorld]:
-    """Read a DeltaWorld, as ``load_tokenizer`` does; ``arguments`` may settle ``num_heads``."""
-    return load_model(path, "world", DeltaWorld, world_arguments, arguments)
+def load_world(
+    path: Path, arguments: Arguments | None = None, architecture: str | None = None
+) -> LoadedModel[WorldModel]:
+    """Read a world model, as ``load_tokenizer`` does; ``arguments`` may settle ``num_heads``.
+
+    A folder says which architecture it is; a released file is a DeltaWorld unless ``architecture`` says otherwise:
+    DINO-world's parameters have the same names and shapes.
+    """
+    place = _locate(path)
+    if place.is_dir():
+        architecture = _read_config(place, "world").get("architecture", _FIRST_ARCHITECTURE)
+    return load_model(
+        path, "world", world_class(architecture or _FIRST_ARCHITECTURE), world_arguments, arguments
+    )
 
 
 def load_model(

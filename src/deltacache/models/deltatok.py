@@ -1,6 +1,6 @@
 """DeltaTok: the change between two frames' patch tokens as one delta token."""
 
-# B batch, T frames, N patches, D hidden
+# B batch, T frames, N patches, M delta tokens of a frame, D hidden
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +30,9 @@ class DeltaTok(nn.Module):
     ``frame_compression`` is the ablation that encodes a frame alone: the decoder then starts from a
     learned vector or zeros in place of the previous frame. ``rope_rescale`` r multiplies the patch
     coordinates by a log-uniform factor in [1/r, r], in train mode and when a generator is given.
+
+    Delta tokens of a frame are (B, D). With ``tokens_per_frame`` M > 1, which the paper does not have, they are
+    (B, M, D): M learned vectors stand before the patches instead of one.
     """
 
     def __init__(
@@ -46,8 +49,11 @@ class DeltaTok(nn.Module):
         rope_theta: float = 100.0,
         rope_rescale: float | None = 2.0,
         layer_scale_init: float = 1e-5,
+        tokens_per_frame: int = 1,
     ) -> None:
         super().__init__()
+        if tokens_per_frame < 1:
+            raise ValueError(f"{tokens_per_frame} tokens a frame: give at least 1")
         check_heads(hidden_size, num_heads, multiple=4, least=4)
         self.arguments: dict[str, Any] = {
             "hidden_size": hidden_size,
@@ -61,11 +67,13 @@ class DeltaTok(nn.Module):
             "rope_theta": rope_theta,
             "rope_rescale": rope_rescale,
             "layer_scale_init": layer_scale_init,
+            "tokens_per_frame": tokens_per_frame,
         }
         self.hidden_size, self.head_dim = hidden_size, hidden_size // num_heads
         self.frame_compression = frame_compression
         self.rope_theta, self.rope_rescale = rope_theta, rope_rescale
-        self.z_embed = nn.Embedding(1, hidden_size)
+        self.tokens_per_frame = tokens_per_frame
+        self.z_embed = nn.Embedding(tokens_per_frame, hidden_size)
         self.xy_embed = nn.Embedding(2, hidden_size)  # one vector for the previous frame, one for the current
         self.encoder_blocks = nn.ModuleList(self._block() for _ in range(encoder_layers))
         self.norm = nn.LayerNorm(hidden_size)
@@ -145,23 +153,25 @@ class DeltaTok(nn.Module):
         return SelfAttentionBlock(self.hidden_size, attention, mlp, asked["layer_scale_init"])
 
     def _encode(self, previous: Tensor, current: Tensor, rotation: Rotation) -> Tensor:
-        token = self.z_embed.weight.expand(len(current), 1, -1)
+        tokens = self.z_embed.weight.expand(len(current), -1, -1)
         from_previous, from_current = self.xy_embed.weight
-        sequence = [token, previous + from_previous, current + from_current]
+        sequence = [tokens, previous + from_previous, current + from_current]
         if self.frame_compression != "off":
             del sequence[1]
         hidden = torch.cat(sequence, dim=1)
-        rotation = _behind_token(rotation, copies=len(sequence) - 1)
+        rotation = _behind_tokens(rotation, self.tokens_per_frame, copies=len(sequence) - 1)
         for block in self.encoder_blocks:
             hidden = block(hidden, rotation)
-        return self.norm(hidden[:, 0])
+        tokens = self.norm(hidden[:, : self.tokens_per_frame])
+        return tokens[:, 0] if self.tokens_per_frame == 1 else tokens
 
     def _decode(self, delta: Tensor, previous: Tensor, rotation: Rotation) -> Tensor:
-        hidden = torch.cat((delta[:, None], self._decoder_start(previous)), dim=1)
-        rotation = _behind_token(rotation, copies=1)
+        tokens = delta[:, None] if self.tokens_per_frame == 1 else delta
+        hidden = torch.cat((tokens, self._decoder_start(previous)), dim=1)
+        rotation = _behind_tokens(rotation, self.tokens_per_frame, copies=1)
         for block in self.decoder_blocks:
             hidden = block(hidden, rotation)
-        return hidden[:, 1:]
+        return hidden[:, self.tokens_per_frame :]
 
     def _decoder_start(self, previous: Tensor) -> Tensor:
         if self.frame_compression == "off":
@@ -180,13 +190,11 @@ class DeltaTok(nn.Module):
         return patch_rotation(grid, self.head_dim, self.rope_theta, scale)
 
 
-def _behind_token(rotation: Rotation, copies: int) -> Rotation:
-    """Repeat the patches' rotation for each frame of the sequence, behind a token that has no position."""
+def _behind_tokens(rotation: Rotation, tokens: int, copies: int) -> Rotation:
+    """Repeat the patches' rotation for each frame of the sequence, behind tokens that have no position."""
     cos, sin = rotation
-    return Rotation(
-        torch.cat([torch.ones_like(cos[:1])] + [cos] * copies),
-        torch.cat([torch.zeros_like(sin[:1])] + [sin] * copies),
-    )
+    still = cos.new_ones(tokens, cos.shape[1]), sin.new_zeros(tokens, sin.shape[1])
+    return Rotation(torch.cat([still[0]] + [cos] * copies), torch.cat([still[1]] + [sin] * copies))
 
 
 def _frame_before(patch_tokens: Tensor, black: Tensor, horizon: int) -> Tensor:

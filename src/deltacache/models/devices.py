@@ -1,5 +1,7 @@
 """Where models run."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from deltacache.schemas.errors import DeltacacheError
@@ -21,3 +23,10 @@ def choose_device(name: str) -> torch.device:
     if kind == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def autocast_to(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast on a kind of device; ``None``: off. The meta device, which computes nothing, has none to turn off."""
+    if kind == "meta":
+        return nullcontext()
+    return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)

@@ -3,7 +3,8 @@
 # B batch, T tokens, N patches, R rotated dims of a head
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,22 +13,34 @@ _SLOWEST_EXPONENT, _FASTEST_EXPONENT = -2.0, 2.0  # periods of 10^-2 to 10^2 sec
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of one position each, broadcastable to (..., tokens, R)."""
+    """Cosines and sines of one position each, broadcastable to (..., tokens, R).
+
+    The R dims are as many groups as ``axes``; within a group, dim i pairs with the one half a group further.
+    """
 
     cos: Tensor
     sin: Tensor
+    axes = 1
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same change of cosines and sines."""
+        return type(self)(change(self.cos), change(self.sin))
+
+
+class SpaceTimeRotation(Rotation):
+    """A group of dims each for seconds, columns and rows."""
+
+    axes = 3
 
 
 def rotate(states: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the first R dims of ``states`` (..., tokens, head_dim); dim i pairs with dim i + R/2.
-
-    Dims beyond R carry no position and pass unchanged.
-    """
+    """Turn the first R dims of ``states`` (..., tokens, head_dim); dims beyond R pass unchanged."""
     cos, sin = (part.to(states.dtype) for part in rotation)
     rotated_dims = cos.shape[-1]
     turning, still = states[..., :rotated_dims], states[..., rotated_dims:]
-    first, second = turning.chunk(2, dim=-1)
-    turned = turning * cos + torch.cat((-second, first), dim=-1) * sin
+    first, second = turning.unflatten(-1, (rotation.axes, 2, -1)).unbind(dim=-2)
+    partner = torch.stack((-second, first), dim=-2).flatten(-3)
+    turned = turning * cos + partner * sin
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
@@ -59,3 +72,22 @@ def time_rotation(seconds: Tensor, head_dim: int) -> Rotation:
     angles = 2.0 * math.pi * seconds[:, None, :, None] / 10.0**exponents
     angles = angles.tile(2)
     return Rotation(angles.cos(), angles.sin())
+
+
+def space_time_rotation(seconds: Tensor, grid: tuple[int, int], head_dim: int) -> SpaceTimeRotation:
+    """Rotation (B, 1, T N, R) of N patches, row by row, of frames at times (B, T) in seconds (DINO-world).
+
+    A third of the turning dims each for seconds, columns and rows, the latter from -1 to 1; R is the largest
+    multiple of 6 within ``head_dim``.
+    """
+    device, third = seconds.device, head_dim // 6
+    exponents = torch.linspace(_SLOWEST_EXPONENT, _FASTEST_EXPONENT, third, device=device)
+    rows, columns = (torch.linspace(-1.0, 1.0, count, device=device) for count in grid)
+    down, across = (part.flatten() for part in torch.meshgrid(rows, columns, indexing="ij"))
+    batch, frames = seconds.shape
+    places = torch.stack((across, down), dim=-1).expand(batch, frames, -1, -1)  # (B, T, N, 2)
+    times = seconds[:, :, None, None].expand(-1, -1, places.shape[2], -1)
+    positions = torch.cat((times, places), dim=-1).flatten(1, 2)  # (B, T N, 3)
+    angles = 2.0 * math.pi * positions[:, None, :, :, None] / 10.0**exponents
+    angles = angles.tile(2).flatten(3)
+    return SpaceTimeRotation(angles.cos(), angles.sin())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltacache.models.blocks import CrossAttentionBlock, KeysValues
+from deltacache.models.devices import autocast_to
 from deltacache.models.losses import smooth_l1
 from deltacache.models.rope import Rotation, rotate
 
@@ -66,7 +67,7 @@ def select_winners(
     selection: Selection,
 ) -> Tensor:
     """Index (B, P) of the candidate with the least loss; for the arguments see ``FoldedPredictor.losses``."""
-    with torch.autocast(noise.device.type, enabled=False):
+    with autocast_to(noise.device.type, None):
         full = predictor.head.weight.dtype
         dtype = selection.dtype or full
         losses = FoldedPredictor(predictor, dtype).losses(noise, rotation, past, targets, beta)

@@ -1,8 +1,7 @@
 """Configs of models and training. Frozen values that check themselves; presets are YAML files of these."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -10,20 +9,10 @@ from pydantic import Field, ValidationError, model_validator
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 
-PresetName = Literal["released", "paper", "tiny"]
 PRESETS = Path(__file__).parent / "presets"
-TOKENIZER_STAGES: Mapping[PresetName, tuple[str, ...]] = {
-    "released": ("256px", "512px", "cooldown1", "cooldown2"),
-    "paper": ("256px", "512px"),
-    "tiny": ("main",),
-}
-"""The stages of a tokenizer in their order; each is a file ``presets/<preset>/tokenizer-<stage>.yaml``."""
-WORLD_STAGES: Mapping[PresetName, tuple[str, ...]] = {
-    "released": ("main", "cooldown"),
-    "paper": ("main", "cooldown"),
-    "tiny": ("main",),
-}
-"""The stages of a world model in their order; each is a file ``presets/<preset>/world-<stage>.yaml``."""
+Stage = Literal["tokenizer", "world"]
+_ORDERED = ("main", "256px", "512px", "cooldown", "cooldown1", "cooldown2")
+"""Stages come in this order, others behind them by name."""
 
 
 class TokenizerModelConfig(Frozen):
@@ -41,17 +30,26 @@ class TokenizerModelConfig(Frozen):
         default=2.0, description="train mode: coordinates x [1/r, r]; null for none"
     )
     layer_scale_init: float = 1e-5
+    tokens_per_frame: int = Field(default=1, ge=1, le=64, description="delta tokens of a frame; the paper: 1")
 
 
 class WorldModelConfig(Frozen):
-    """DeltaWorld's predictor (method section 1). ``hidden_size`` comes from the delta tokens."""
+    """A world model (method section 1). ``hidden_size`` and ``tokens_per_frame`` come from the dataset."""
 
+    architecture: str = Field(default="deltaworld", description="a file of deltacache/models/worlds")
     num_heads: int = 12
     num_layers: int = 12
     mlp_ratio: float = 4.0
     query: Literal["noise", "learned"] = "noise"
     noise_std: float = 0.02
     layer_scale_init: float = 1e-5
+    options: dict[str, Any] = Field(default={}, description="further arguments of the architecture")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the constructor, all but what comes from the dataset."""
+        common = self.model_dump(exclude={"architecture", "options"})
+        return {**common, **self.options}
 
 
 class TrainingConfig(Frozen):
@@ -147,17 +145,46 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         raise DeltacacheError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
 
-def tokenizer_preset(name: PresetName, stage: str | None = None) -> TokenizerConfig:
-    """A stage (``None``: the first) of ``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
-    return load_config(_stage_file("tokenizer", name, stage, TOKENIZER_STAGES[name]), TokenizerConfig)
+def preset_names(kind: Stage) -> list[str]:
+    """Folders of ``presets`` with a recipe of this kind."""
+    return sorted({path.parent.name for path in PRESETS.glob(f"*/{kind}-*.yaml")})
 
 
-def world_preset(name: PresetName, stage: str | None = None) -> WorldConfig:
-    """A stage (``None``: the first) of ``released``, ``paper`` (method section 2) or ``tiny`` (CPU, minutes)."""
-    return load_config(_stage_file("world", name, stage, WORLD_STAGES[name]), WorldConfig)
+def preset_stages(kind: Stage, name: str) -> list[str]:
+    """The stages of a preset in their order; each is a file ``presets/<name>/<kind>-<stage>.yaml``.
+
+    Raises:
+        DeltacacheError: there is no such preset.
+    """
+    found = [
+        path.stem.removeprefix(f"{kind}-")
+        for path in PRESETS.glob(f"*/{kind}-*.yaml")
+        if path.parent.name == name
+    ]
+    if not found:
+        raise DeltacacheError(
+            f"{name!r} is no preset of a {kind}: give one of {', '.join(preset_names(kind))}, or a YAML file"
+        )
+    known = {stage: place for place, stage in enumerate(_ORDERED)}
+    return sorted(found, key=lambda stage: (known.get(stage, len(known)), stage))
 
 
-def _stage_file(kind: str, name: PresetName, stage: str | None, stages: tuple[str, ...]) -> Path:
+def tokenizer_preset(name: str, stage: str | None = None) -> TokenizerConfig:
+    """A stage (``None``: the first) of a preset, such as ``released`` (method section 2); or a YAML file."""
+    return load_config(_stage_file("tokenizer", name, stage), TokenizerConfig)
+
+
+def world_preset(name: str, stage: str | None = None) -> WorldConfig:
+    """A stage (``None``: the first) of a preset, such as ``released`` (method section 2); or a YAML file."""
+    return load_config(_stage_file("world", name, stage), WorldConfig)
+
+
+def _stage_file(kind: Stage, name: str, stage: str | None) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if stage is not None:
+            raise DeltacacheError(f"{name} is one stage by itself: leave stage {stage!r} out")
+        return Path(name)
+    stages = preset_stages(kind, name)
     stage = stages[0] if stage is None else stage
     if stage not in stages:
         raise DeltacacheError(

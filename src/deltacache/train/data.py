@@ -1,4 +1,4 @@
-"""Batches of both trainers: pairs of frames for the tokenizer, clips of delta tokens for the world model.
+"""Batches of both trainers: pairs of frames for the tokenizer, clips of tokens for the world model.
 
 What a batch holds depends on (seed, step) alone, never on where the data lie.
 B batch, C clips, T frames, N patches, D hidden.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.pipeline.dataset import Dataset, DeltaArrays
+from deltacache.pipeline.dataset import Dataset
 from deltacache.pipeline.stores import token_shape
 from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.prefetch import prefetch
@@ -40,10 +40,13 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaBatch:
-    """B clips: ``delta_tokens`` (B, T, D) float32, ``timestamps_s`` (B, T) seconds from the first one."""
+class ClipBatch:
+    """B clips: ``tokens`` (B, T, ...) float32, ``timestamps_s`` (B, T) seconds from the first one.
 
-    delta_tokens: Tensor
+    Tokens are (D,) a frame of one delta token, (M, D) of several, (N, D) of patches.
+    """
+
+    tokens: Tensor
     timestamps_s: Tensor
 
 
@@ -193,7 +196,7 @@ class _Buffer:
 
 
 class MappedTokens:
-    """Delta tokens that stay in their shards: indexed by clips like an array of shape (C, T, D)."""
+    """Tokens that stay in their shards: indexed by clips like an array of shape (C, T, ...)."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -203,7 +206,7 @@ class MappedTokens:
         return self.shape[0]
 
     def __getitem__(self, clips: np.ndarray) -> np.ndarray:
-        """(B, T, D) float16; each clip is verified the first time."""
+        """(B, T, ...) float16; each clip is verified the first time."""
         tokens = np.empty((len(clips), *self.shape[1:]), dtype=np.float16)
         frames, read = self.shape[1], self._dataset.read_frames
         found = self._dataset.at_once(lambda clip: read(clip, 0, frames), clips.tolist())
@@ -213,31 +216,39 @@ class MappedTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class MappedDeltas:
-    """A delta dataset that memory does not hold; see ``DeltaArrays``."""
+class ResidentClips:
+    """A dataset in memory: ``tokens`` (C, T, ...) float16, ``timestamps_s`` (C, T) of their videos."""
 
-    delta_tokens: MappedTokens
+    tokens: np.ndarray
+    timestamps_s: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class MappedClips:
+    """A dataset that memory does not hold."""
+
+    tokens: MappedTokens
     timestamps_s: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "MappedDeltas":
+    def of(cls, dataset: Dataset) -> "MappedClips":
         """Nothing is read yet."""
         return cls(MappedTokens(dataset), dataset.timestamps_s)
 
 
-def open_deltas(
+def open_clips(
     dataset: Dataset, device: torch.device = _CPU, sharers: int = 1
-) -> DeltaArrays | MappedDeltas:
-    """All delta tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards.
+) -> ResidentClips | MappedClips:
+    """All tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards.
 
     ``sharers`` processes divide the memory. What a GPU cannot hold is pinned: half the time to send it there.
     """
     if tokens_bytes(dataset) > DELTA_SHARE * memory_bytes() / sharers:
-        return MappedDeltas.of(dataset)
+        return MappedClips.of(dataset)
     tokens = torch.from_numpy(dataset.read_all())
     if device.type == "cuda" and not _fits_on(device, tokens):
         tokens = tokens.pin_memory()  # the pageable copy is freed here
-    return DeltaArrays(tokens.numpy(), dataset.timestamps_s, dataset.clip_ids)
+    return ResidentClips(tokens.numpy(), dataset.timestamps_s)
 
 
 def _fits_on(device: torch.device, tokens: Tensor) -> bool:
@@ -252,29 +263,29 @@ def place(tokens: Tensor, device: torch.device) -> Tensor:
     return tokens.to(device) if _fits_on(device, tokens) else tokens.pin_memory()  # itself if it is pinned
 
 
-def delta_batches(
-    deltas: DeltaArrays | MappedDeltas,
+def clip_batches(
+    clips: ResidentClips | MappedClips,
     effective_batch: int,
     seed: int,
     parts: Iterable[Part],
     device: torch.device,
-) -> Generator[DeltaBatch]:
+) -> Generator[ClipBatch]:
     """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""
-    times = torch.from_numpy(deltas.timestamps_s - deltas.timestamps_s[:, :1]).to(device)
+    times = torch.from_numpy(clips.timestamps_s - clips.timestamps_s[:, :1]).to(device)
     drawn = (
         torch.from_numpy(batch_items(seed, part.step, effective_batch, len(times))[part.positions])
         for part in parts
     )
-    if isinstance(deltas, MappedDeltas):
-        mapped = deltas.delta_tokens
+    if isinstance(clips, MappedClips):
+        mapped = clips.tokens
         batches = prefetch(
             (items, torch.from_numpy(mapped[items.numpy()]).to(device).float()) for items in drawn
         )
     else:
-        batches = _gathered(place(torch.from_numpy(deltas.delta_tokens), device), drawn, device)
+        batches = _gathered(place(torch.from_numpy(clips.tokens), device), drawn, device)
     with closing(batches):
         for items, taken in batches:
-            yield DeltaBatch(taken, times[items.to(device)])
+            yield ClipBatch(taken, times[items.to(device)])
 
 
 def _gathered(

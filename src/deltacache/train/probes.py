@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.models.deltatok import DeltaTok, Grid
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.losses import log_cosh, smooth_l1
-from deltacache.train.data import DeltaBatch, PairBatch
+from deltacache.models.world_model import WorldModel
+from deltacache.train.data import ClipBatch, PairBatch
 
 _PAIRS_A_PASS = 16
 _QUERIES_A_PASS = 2048
@@ -92,14 +92,14 @@ def probe_tokenizer(
         "copy_ratio": _ratio(own, losses(previous, current).mean()),
         "z_swap_ratio": _ratio(swapped, own),
         "zero_z_ratio": _ratio(zero, own),
-        "delta_rank": participation_ratio(tokens),
+        "delta_rank": participation_ratio(tokens.flatten(1)),
         "black_first_ratio": _ratio(first, losses(black, probe.first_frames).mean()),
     }
 
 
 @torch.no_grad()
-def probe_world(model: DeltaWorld, clips: DeltaBatch, noise: Tensor | None, beta: float) -> Probes:
-    """Probes of a world model: the last token of each clip from those before it, the best of ``noise`` (K, D).
+def probe_world(model: WorldModel, clips: ClipBatch, grid: Grid, noise: Tensor | None, beta: float) -> Probes:
+    """Probes of a world model: the last frame of each clip from those before it, the best of ``noise`` (K, Z).
 
     All clips get the same K candidates, so that their winners can be counted; a learned query gets ``None``.
 
@@ -108,19 +108,19 @@ def probe_world(model: DeltaWorld, clips: DeltaBatch, noise: Tensor | None, beta
     - ``delta_rank``, ``predicted_rank``: participation ratios of the true and of the winning tokens.
     - ``query_entropy``, ``queries_winning``: how evenly the candidates win, and how many ever do.
     """
-    context, target = clips.delta_tokens[:, :-1], clips.delta_tokens[:, -1]
+    context, target = clips.tokens[:, :-1], clips.tokens[:, -1]
     with _eval_mode(model):
-        own = _best_futures(model, context, clips.timestamps_s, target, noise, beta)
-        swapped = _best_futures(model, context.roll(1, 0), clips.timestamps_s, target, noise, beta)
-        zero = _best_futures(model, torch.zeros_like(context), clips.timestamps_s, target, noise, beta)
+        own = _best_futures(model, context, clips.timestamps_s, target, grid, noise, beta)
+        swapped = _best_futures(model, context.roll(1, 0), clips.timestamps_s, target, grid, noise, beta)
+        zero = _best_futures(model, torch.zeros_like(context), clips.timestamps_s, target, grid, noise, beta)
     loss = own.losses.mean()
     entropy, winning = usage(own.winners, 1 if noise is None else len(noise))
     return {
         "copy_ratio": _ratio(loss, smooth_l1(context[:, -1], target, beta).mean()),
         "z_swap_ratio": _ratio(swapped.losses.mean(), loss),
         "zero_z_ratio": _ratio(zero.losses.mean(), loss),
-        "delta_rank": participation_ratio(target),
-        "predicted_rank": participation_ratio(own.tokens),
+        "delta_rank": participation_ratio(target.flatten(1)),
+        "predicted_rank": participation_ratio(own.tokens.flatten(1)),
         "query_entropy": entropy,
         "queries_winning": float(winning),
     }
@@ -128,7 +128,7 @@ def probe_world(model: DeltaWorld, clips: DeltaBatch, noise: Tensor | None, beta
 
 @dataclass(frozen=True, slots=True)
 class _Futures:
-    """The best candidate of each clip: its loss (B,), index (B,) and token (B, D)."""
+    """The best candidate of each clip: its loss (B,), index (B,) and tokens (B, ...)."""
 
     losses: Tensor
     winners: Tensor
@@ -136,15 +136,21 @@ class _Futures:
 
 
 def _best_futures(
-    model: DeltaWorld, context: Tensor, seconds: Tensor, target: Tensor, noise: Tensor | None, beta: float
+    model: WorldModel,
+    context: Tensor,
+    seconds: Tensor,
+    target: Tensor,
+    grid: Grid,
+    noise: Tensor | None,
+    beta: float,
 ) -> _Futures:
-    candidates = 1 if noise is None else len(noise)
-    parts = (part.split(max(1, _QUERIES_A_PASS // candidates)) for part in (context, seconds, target))
+    queries_a_clip = (1 if noise is None else len(noise)) * target[0, ..., 0].numel()
+    parts = (part.split(max(1, _QUERIES_A_PASS // queries_a_clip)) for part in (context, seconds, target))
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for past, times, wanted in zip(*parts, strict=True):
         queries = None if noise is None else noise[None, :, None].expand(len(past), -1, -1, -1)
-        tokens = model.rollout(past, times, queries)[:, :, 0].float()  # (B, K, D)
-        losses = smooth_l1(tokens, wanted[:, None], beta).mean(dim=-1)
+        tokens = model.rollout(past, times, queries, grid=grid)[:, :, 0].float()  # (B, K, ...)
+        losses = smooth_l1(tokens, wanted[:, None], beta).flatten(2).mean(dim=-1)
         best = losses.argmin(dim=1)
         rows = torch.arange(len(best), device=best.device)
         found.append((losses[rows, best], best, tokens[rows, best]))

@@ -10,7 +10,7 @@ import torch
 from deltacache import __version__
 from deltacache.models.checkpoints import Kind, LoadedModel
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage import AnyPath
@@ -25,7 +25,7 @@ from deltacache.train.order import seed_of
 from deltacache.train.outputs import NOTHING_DONE, claim_output, join_output
 from deltacache.train.stages import StageBefore, check_same_start, check_start, read_stage_before
 
-ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+ModelT = TypeVar("ModelT", DeltaTok, WorldModel)
 ConfigT = TypeVar("ConfigT", TokenizerConfig, WorldConfig)
 
 
@@ -77,11 +77,11 @@ def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"])
     return dataset
 
 
-def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | DeltaWorld]) -> None:
+def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | WorldModel]) -> None:
     """Refuse tokens that the config's model cannot take, before anything is written.
 
     Raises:
-        MismatchError: the width does not split into the config's heads.
+        MismatchError: the width does not split into the config's heads, or the model takes other arguments.
     """
     try:
         with torch.device("meta"):  # shapes only
@@ -89,8 +89,10 @@ def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | DeltaWorld]) -> 
     except ValueError as error:
         raise MismatchError(
             f"{dataset.root} holds {dataset.card.hidden_size}-wide tokens, which the config's model cannot take "
-            f"({error}): change model.num_heads or choose another preset"
+            f"({error}): give --heads or choose another preset"
         ) from error
+    except TypeError as error:
+        raise MismatchError(f"model.options of the config do not fit its architecture: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,12 @@ def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dic
         "backbone_sha256": card.backbone.weights_sha256,
         "patch_grid": list(card.patch_grid),
         "hidden_size": card.hidden_size,
-        "image_size": card.image_size,
+        "image_size": card.model_dump(mode="json", include={"image_size"})["image_size"],
+        **card.backbone.choice,
         "code_version": __version__,
     }
     if card.kind == "deltas":
         metadata["tokenizer_fingerprint"] = card.tokenizer_fingerprint
+    if isinstance(config, WorldConfig):
+        metadata["architecture"] = config.model.architecture
     return metadata

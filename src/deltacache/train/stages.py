@@ -8,16 +8,16 @@ from typing import Any, Generic, Literal, TypeVar
 
 from deltacache.models.checkpoints import CONFIG_FILE, LoadedModel
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.world_model import WorldModel
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.train.checkpoints import finished_checkpoints, read_checkpoint
 
 Start = Literal["random", "weights", "everything"]
-ModelT = TypeVar("ModelT", DeltaTok, DeltaWorld)
+ModelT = TypeVar("ModelT", DeltaTok, WorldModel)
 
 _FREE_ARGUMENTS = frozenset({"rope_rescale", "layer_scale_init", "noise_std"})
 """Arguments that may differ from those of the stage before: they concern training, not what weights mean."""
-_COMPARED = ("backbone_sha256", "hidden_size", "tokenizer_fingerprint")
+_COMPARED = ("architecture", "backbone_sha256", "hidden_size", "tokenizer_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def check_same_start(resumed: Mapping[str, Any], start_from: Path | None) -> Non
 
 
 def _load_weights(
-    path: Path, model: DeltaTok | DeltaWorld, load: Callable[..., LoadedModel[ModelT]]
+    path: Path, model: DeltaTok | WorldModel, load: Callable[..., LoadedModel[ModelT]]
 ) -> LoadedModel[ModelT]:
     own = path.is_dir() and ((path / CONFIG_FILE).is_file() or bool(finished_checkpoints(path)))
     if own:
@@ -124,19 +124,25 @@ def _load_weights(
 
 
 def _check_belongs(
-    path: Path, model: DeltaTok | DeltaWorld, loaded: LoadedModel[Any], metadata: Mapping[str, Any]
+    path: Path, model: DeltaTok | WorldModel, loaded: LoadedModel[Any], metadata: Mapping[str, Any]
 ) -> None:
     before, now = loaded.model.arguments, model.arguments
     different = [
-        f"{name} was {before[name]}, now {now[name]}"
-        for name in sorted(before.keys() - _FREE_ARGUMENTS)
-        if before[name] != now[name]
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted((before.keys() | now.keys()) - _FREE_ARGUMENTS)
+        if before.get(name) != now.get(name)
     ]
     different += [
         f"{name} was {loaded.metadata[name]}, now {metadata[name]}"
         for name in _COMPARED
         if name in loaded.metadata and name in metadata and loaded.metadata[name] != metadata[name]
     ]
+    if "backbone_sha256" in loaded.metadata:  # these are left out where they are not used
+        different += [
+            f"{name} was {loaded.metadata.get(name)}, now {metadata.get(name)}"
+            for name in ("layers", "pca_fingerprint")
+            if loaded.metadata.get(name) != metadata.get(name)
+        ]
     if different:
         raise MismatchError(
             f"{path} does not belong to this stage ({'; '.join(dict.fromkeys(different))}): a stage goes on with the "

@@ -1,4 +1,4 @@
-"""``train-world``: DeltaWorld on the delta tokens of whole clips (method section 1)."""
+"""``train-world``: a world model on the tokens of whole clips, delta tokens or patch tokens (method section 1)."""
 
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_world
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.devices import choose_device
 from deltacache.models.selection import selection_for
-from deltacache.pipeline.dataset import Dataset, DeltaArrays
+from deltacache.models.world_model import WorldModel
+from deltacache.models.worlds import world_class
+from deltacache.pipeline.dataset import Dataset
 from deltacache.pipeline.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import DeltaBatch, MappedDeltas, delta_batches, open_deltas
+from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
 from deltacache.train.group import Alone, Group
 from deltacache.train.loop import forward_precision, split_of, train
-from deltacache.train.order import Part, Split, normal_draws, step_rng
+from deltacache.train.order import Part, Split, normal_draws, seed_of, step_rng
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
@@ -30,14 +31,15 @@ from deltacache.train.setup import (
 
 
 class WorldTask:
-    """Predict each delta token of a clip from those before it, best of K candidates."""
+    """Predict each frame of a clip from those before it, best of K candidates."""
 
     kind: Kind = "world"
 
     def __init__(
         self,
-        model: DeltaWorld,
-        arrays: DeltaArrays | MappedDeltas,
+        model: WorldModel,
+        arrays: ResidentClips | MappedClips,
+        grid: tuple[int, int],
         config: WorldConfig,
         device: torch.device,
         split: Split | None = None,
@@ -45,59 +47,65 @@ class WorldTask:
         training = config.training
         split = split or Split(training.batch_size, training.accumulation)
         self.model = model.to(device).train()
-        self._arrays = arrays
+        self._arrays, self._grid = arrays, grid
         self._config = config
         self._device = device
         self._effective_batch = split.effective_batch
 
-    def batches(self, parts: Iterable[Part]) -> Generator[DeltaBatch]:
+    def batches(self, parts: Iterable[Part]) -> Generator[ClipBatch]:
         """See ``TrainingTask``."""
         seed = self._config.training.seed
-        return delta_batches(self._arrays, self._effective_batch, seed, parts, self._device)
+        return clip_batches(self._arrays, self._effective_batch, seed, parts, self._device)
 
-    def training_loss(self, batch: DeltaBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: ClipBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``; the noise of a clip is that of its step and position."""
         result = self.model.training_loss(
-            batch.delta_tokens,
+            batch.tokens,
             batch.timestamps_s,
+            grid=self._grid,
             candidates=self._config.candidates,
             beta=self._config.smooth_l1_beta,
             noise=self._noise(batch, part),
+            generator=self._dropout(part),
             selection=selection_for(self._device, self.model.hidden_size),
         )
         return result.loss, {}
 
-    def _noise(self, batch: DeltaBatch, part: Part) -> Tensor | None:
-        """(B, T-1, K, D), or ``None`` for a learned query."""
-        if self._config.model.query == "learned":
+    def _noise(self, batch: ClipBatch, part: Part) -> Tensor | None:
+        """(B, T-1, K, Z), or ``None`` where nothing is random."""
+        if not self.model.stochastic:
             return None
-        _, frames, hidden = batch.delta_tokens.shape
-        shape = (frames - 1, self._config.candidates, hidden)
+        shape = (batch.tokens.shape[1] - 1, self._config.candidates, self.model.noise_size)
         noise = normal_draws("noise", self._config.training.seed, part, shape, self._device)
         return noise.mul_(self.model.noise_std)
+
+    def _dropout(self, part: Part) -> torch.Generator:
+        """For models with dropout: it depends on the step and the part, so other splits draw other numbers."""
+        seed = seed_of("dropout", self._config.training.seed, part.step, part.start)
+        return torch.Generator().manual_seed(seed)
 
     def probes(self) -> dict[str, float]:
         """See ``TrainingTask`` and ``probe_world``; clips and candidates depend on the seed alone."""
         config, seed = self._config, self._config.training.seed
-        tokens, seconds = self._arrays.delta_tokens, self._arrays.timestamps_s
+        tokens, seconds = self._arrays.tokens, self._arrays.timestamps_s
         clips = step_rng("probe", seed, 0).permutation(len(tokens))[: config.training.probe_clips]
-        batch = DeltaBatch(
+        batch = ClipBatch(
             torch.from_numpy(tokens[clips]).to(self._device).float(),
             torch.from_numpy(seconds[clips] - seconds[clips, :1]).to(self._device),
         )
         noise = None
-        if config.model.query == "noise":
-            shape = (config.candidates, tokens.shape[-1])
+        if self.model.stochastic:
+            shape = (config.candidates, self.model.noise_size)
             noise = (
                 normal_draws("probe noise", seed, Part(0, 0, 1), shape, self._device)[0]
                 * self.model.noise_std
             )
         with forward_precision(self._device):
-            return probe_world(self.model, batch, noise, config.smooth_l1_beta)
+            return probe_world(self.model, batch, self._grid, noise, config.smooth_l1_beta)
 
 
 def train_world(
-    deltas: AnyPath | str,
+    source: AnyPath | str,
     out: Path,
     config: WorldConfig,
     *,
@@ -106,17 +114,17 @@ def train_world(
     reporter: Reporter,
     start_from: Path | None = None,
 ) -> Path:
-    """Train on a delta dataset and return the last checkpoint; a finished run returns at once.
+    """Train on a delta or feature dataset and return the last checkpoint; a finished run returns at once.
 
     ``start_from`` is the stage before, of which ``config.training.start`` says what is taken.
 
     Raises:
-        DatasetError: ``deltas`` is not a delta dataset that can be trained on.
+        DatasetError: ``source`` is not a dataset of the kind that the architecture trains on.
         MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
         CheckpointError: ``resume`` with a damaged newest checkpoint.
         DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
-    request = TrainingRequest(deltas, out, config, resume, device, start_from)
+    request = TrainingRequest(source, out, config, resume, device, start_from)
     return prepare_world(request, reporter, Alone()).train()
 
 
@@ -130,19 +138,24 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
 
     def run() -> Path:
         split = split_of(config.training, group)
-        arrays = open_deltas(dataset, target, group.on_this_node)
-        task = WorldTask(output.model(build), arrays, config, target, split)
+        arrays = open_clips(dataset, target, group.on_this_node)
+        task = WorldTask(output.model(build), arrays, dataset.card.patch_grid, config, target, split)
         return train(task, output.run(reporter, request.hint))
 
     return Prepared(output.first_step, run)
 
 
-def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, Callable[[], DeltaWorld]]:
+def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, Callable[[], WorldModel]]:
     """The data, and what builds a new model for them; see ``train_world`` for what is refused."""
-    dataset = open_training_data(request.data, "deltas")
+    config = request.config.model
+    made = world_class(config.architecture)
+    dataset = open_training_data(request.data, made.trains_on)
+    arguments = dict(config.arguments)
+    if dataset.card.tokens_per_frame > 1:
+        arguments["tokens_per_frame"] = dataset.card.tokens_per_frame
 
-    def build() -> DeltaWorld:
-        return DeltaWorld(dataset.card.hidden_size, **request.config.model.model_dump())
+    def build() -> WorldModel:
+        return made(dataset.card.hidden_size, **arguments)
 
     check_fits(dataset, build)
     return dataset, build

@@ -1,0 +1,75 @@
+"""DeltaWorld: predicts the next delta token from past ones; a noise query makes each future another."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deltacache.models.blocks import initialise
+from deltacache.models.query_world import Places, QueryWorld
+from deltacache.models.rope import Rotation, time_rotation
+from deltacache.models.world_model import Grid, Kind
+
+
+class DeltaWorld(QueryWorld):
+    """The world model (method section 1): ``query`` noise for many futures, learned for a single one (Table C).
+
+    With ``tokens_per_frame`` M > 1 a learned vector a place tells the delta tokens of a frame apart. They share
+    the noise, and are predicted side by side, none from another.
+    """
+
+    trains_on: ClassVar[Kind] = "deltas"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        *,
+        mlp_ratio: float = 4.0,
+        query: Literal["noise", "learned"] = "noise",
+        noise_std: float = 0.02,
+        layer_scale_init: float = 1e-5,
+        width: int | None = None,
+        tokens_per_frame: int = 1,
+    ) -> None:
+        super().__init__(
+            hidden_size,
+            num_heads,
+            num_layers,
+            mlp_ratio=mlp_ratio,
+            query=query,
+            noise_std=noise_std,
+            layer_scale_init=layer_scale_init,
+            width=width,
+        )
+        self.arguments["tokens_per_frame"] = self.tokens_per_frame = tokens_per_frame
+        several = tokens_per_frame > 1
+        self.place_embed = nn.Embedding(tokens_per_frame, hidden_size) if several else None
+        self.q_place_embed = nn.Embedding(tokens_per_frame, self.noise_size) if several else None
+        for embedding in filter(None, (self.place_embed, self.q_place_embed)):
+            initialise(embedding)
+
+    @property
+    def label(self) -> str:
+        """See ``WorldModel``."""
+        return "deltaworld" if self.stochastic else "deltaworld_discriminative"
+
+    @property
+    def places(self) -> Places | None:
+        """See ``QueryWorld``."""
+        if self.place_embed is None or self.q_place_embed is None:
+            return None
+        return Places(self.place_embed.weight, self.q_place_embed.weight)
+
+    def tokens_of_a_frame(self, grid: Grid | None) -> int:
+        """See ``QueryWorld``."""
+        del grid
+        return self.tokens_per_frame
+
+    def rotation(self, seconds: Tensor, grid: Grid | None) -> Rotation:
+        """See ``QueryWorld``: the tokens of a frame have its time."""
+        del grid
+        return time_rotation(
+            torch.repeat_interleave(seconds, self.tokens_per_frame, 1), self.predictor.head_dim
+        )
