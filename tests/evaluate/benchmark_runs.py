@@ -5,12 +5,26 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import load_file
 
 from deltacache.evaluate.settings import BenchmarkEvaluation, benchmark_evaluation
+from deltacache.models.checkpoints import save_model
+from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.schemas.benchmarks import BENCHMARKS
+from deltacache.schemas.progress import SilentReporter
 
 SAMPLES = 4
-TABLES = ("metrics", "sequences", "statistics")
+TABLES = ("metrics", "sequences", "statistics", "samples")
+
+
+class Lines(SilentReporter):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def mini_settings(golden: Path, mini: Path, out: Path, **changes: Any) -> BenchmarkEvaluation:
@@ -39,3 +53,14 @@ def table(out: Path, name: str) -> pa.Table:
 def same_tables(one: Path, other: Path) -> bool:
     """Whether all tables of two evaluations are equal to the last bit."""
     return all(table(one, name).equals(table(other, name)) for name in TABLES)
+
+
+def saved_decoder(golden: Path, folder: Path, shift: float = 0.0) -> Path:
+    """The golden decoder, whose pictures are ``shift`` brighter."""
+    decoder = RgbDecoder(64, width=48, layers=2, num_heads=4, mlp_width=96, patch_size=16, image_size=64)
+    decoder.load_state_dict(load_file(golden / "tiny" / "head_rgb.safetensors"), strict=False)
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("bias"):
+            parameter.data += shift
+    save_model(folder, decoder, "rgb_decoder", {})
+    return folder

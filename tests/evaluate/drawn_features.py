@@ -12,7 +12,7 @@ from torch import nn
 from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.checksums import crc32c_of_npy
 from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
 from deltacache.pipeline.plan import extend_plan, shard_tasks

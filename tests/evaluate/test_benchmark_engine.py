@@ -1,6 +1,7 @@
 """Splitting, resuming and caching change nothing; memory does not grow."""
 
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -8,9 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmark_runs import mini_settings, same_tables, table
+from benchmark_runs import Lines, mini_settings, same_tables, saved_decoder, table
 from drawn_features import draw_clips, write_features
-from safetensors.torch import load_file
 
 from deltacache.evaluate.benchmarks import blocks, worker
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
@@ -20,22 +20,10 @@ from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.examples import load_examples, load_frames
 from deltacache.evaluate.settings import clip_evaluation, evaluation
 from deltacache.models.backbone import Backbone
-from deltacache.models.checkpoints import save_model
-from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.pipeline.dataset import open_dataset
 from deltacache.pipeline.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-
-
-class Lines(SilentReporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -83,6 +71,7 @@ def test_a_killed_run_goes_on(
     assert not (tmp_path / "out" / "parts").exists()
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_workers_change_nothing(plain: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     settings = mini_settings(golden, mini_benchmarks, tmp_path / "out", examples=1, workers=2)
     evaluate_benchmarks(settings, SilentReporter())
@@ -239,7 +228,7 @@ def test_no_more_sequences_are_held_than_threads_read_ahead(
         most[0] = max(most[0], held[0])
         return item
 
-    ahead = Ahead(load, threads=2)
+    ahead = Ahead(load, threads=2, size=lambda item: 1)
     taken = []
     for start in range(0, 60, 6):
         for item in ahead.loaded(range(start, start + 6), range(start + 6, start + 12)):
@@ -248,6 +237,27 @@ def test_no_more_sequences_are_held_than_threads_read_ahead(
     ahead.close()
     assert taken == list(range(60))
     assert most[0] <= 5
+
+
+def test_frames_are_read_ahead_as_far_as_their_bytes_allow() -> None:
+    """Sequences of long horizons are large: six of ten bytes each, with room for 25."""
+    sizes, begun = {0: 10, 1: 10, 2: 10, 3: 60, 4: 10, 5: 10}, []
+
+    def load(item: int) -> int:
+        begun.append(item)
+        return item
+
+    ahead = Ahead(load, threads=4, size=sizes.__getitem__, most_bytes=25)
+    seen = []
+    for item in ahead.loaded(list(sizes)):
+        while len(begun) < min(
+            len(sizes), item + (2 if sizes.get(item + 1) == 10 and sizes[item] == 10 else 1)
+        ):
+            time.sleep(0.001)
+        seen.append((item, sorted(begun)))
+    ahead.close()
+    assert [item for item, _ in seen] == list(sizes)
+    assert [len(each) for _, each in seen] == [2, 3, 3, 4, 6, 6]
 
 
 def test_tables_open_whatever_reads_parquet(plain: Path) -> None:
@@ -381,7 +391,7 @@ def test_pictures_of_features_beside_the_maps(golden: Path, mini_benchmarks: Pat
         tmp_path / "out",
         data={"vspw": mini_benchmarks / "vspw"},
         heads={"vspw": golden / "eval" / "head_vspw.safetensors"},
-        rgb_decoder=_saved_decoder(golden, tmp_path / "decoder"),
+        rgb_decoder=saved_decoder(golden, tmp_path / "decoder"),
         examples=1,
     )
     evaluate_benchmarks(settings, SilentReporter())
@@ -393,11 +403,3 @@ def test_pictures_of_features_beside_the_maps(golden: Path, mini_benchmarks: Pat
     assert pictures.reconstruction.shape == (3, 64, 64, 3)
     assert pictures.samples[example.worlds[0].fingerprint].shape == (4, 3, 64, 64, 3)
     assert pictures.truth.std() > 0
-
-
-def _saved_decoder(golden: Path, folder: Path) -> Path:
-    """The golden decoder as an output of ours, whose config tells its number of heads."""
-    decoder = RgbDecoder(64, width=48, layers=2, num_heads=4, mlp_width=96, patch_size=16, image_size=64)
-    decoder.load_state_dict(load_file(golden / "tiny" / "head_rgb.safetensors"), strict=False)
-    save_model(folder, decoder, "rgb_decoder", {})
-    return folder

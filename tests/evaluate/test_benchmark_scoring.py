@@ -1,6 +1,7 @@
 """The engine against one slow loop: a crop, a sample and a step at a time, on decoded pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,3 +176,25 @@ def test_chunks_change_nothing(
     assert [row["value"] for row in one] == pytest.approx([row["value"] for row in many], abs=1e-5)
     votes = [row["value"] for row in one if row["metric"] == "vote_coverage"]
     assert len(votes) == 18
+
+
+def test_a_sample_goes_through_the_head_once(
+    evaluated: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Best and mean of one sample are one prediction, and the best of two is often the best of four."""
+    totals, seen = labels.SegmentationScorer.totals, []
+
+    def counting(self: labels.SegmentationScorer, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(tokens.numpy().tobytes())
+        return totals(self, tokens, *rest)
+
+    monkeypatch.setattr(labels.SegmentationScorer, "totals", counting)
+    settings = mini_settings(golden, mini_benchmarks, tmp_path, seed=SEED, horizons=HORIZONS)
+    only = {name: {"vspw": getattr(settings, name)["vspw"]} for name in ("data", "heads")}
+    evaluate_benchmarks(settings.model_copy(update=only), SilentReporter())
+    singles = 5 * (2 + 2 * 2)  # present and parallel; copy and closed loop at both horizons
+    assert singles + 5 * 2 * 3 <= len(seen) < singles + 5 * 2 * 6  # of 1, 2 and 4 samples best and mean
+    assert len(seen) - len(set(seen)) <= 5  # a closed loop of one step is the parallel reconstruction
+    of_vspw = [row for row in table(evaluated, "samples").to_pylist() if row["dataset"] == "vspw"]
+    mine = table(tmp_path, "samples").to_pylist()
+    assert [row["value"] for row in mine] == [row["value"] for row in of_vspw]

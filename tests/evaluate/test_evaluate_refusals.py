@@ -96,7 +96,7 @@ def test_damaged_features(drawn: DrawnWorld) -> None:
     shard.write_bytes(content)
     with pytest.raises(DatasetError, match="damaged"):
         evaluate_clips(drawn.settings(futures=None), SilentReporter())
-    assert list((drawn.root / "out").iterdir()) == []
+    assert not (drawn.root / "out").exists()
 
 
 def test_damaged_weights(drawn: DrawnWorld) -> None:
@@ -150,7 +150,6 @@ def test_features_without_clips(drawn: DrawnWorld) -> None:
         ({"horizons": (0, 1)}, "horizon 0 is not after the context"),
         ({"horizons": ()}, "horizons"),
         ({"context": 0}, "context"),
-        ({"tokenizer": None}, "give the tokenizer"),
         ({"worlds": (), "futures": "f.csv"}, "give a world model"),
         ({"sample": 3}, "sample: Extra inputs are not permitted"),
     ],

@@ -17,8 +17,8 @@ from deltacache.evaluate.rows import RunStamp, metric_table, sequence_table, wri
 from deltacache.evaluate.scoring import ClipScores, score_batch
 from deltacache.evaluate.sequences import read_batches
 from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.pipeline.locking import dataset_lock
 from deltacache.schemas.configs import save_config
-from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
@@ -36,22 +36,18 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
     metrics = settings.out / output.METRICS
     earlier = output.finished_run(settings.out)
     run = open_run(settings)
-    if earlier == run.stamp.run_id:
+    if output.is_finished(settings.out, earlier, run.stamp.run_id):
         reporter.line(f"evaluate: {metrics} holds this evaluation already ({earlier})")
         return metrics
-    if earlier is not None:
-        raise DatasetError(
-            f"{settings.out} holds another evaluation ({earlier}; this one is {run.stamp.run_id}): "
-            "its tables are not overwritten; choose another folder"
-        )
     for note in run.notes:
         reporter.line(f"evaluate: {note}")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    with output.new_folder(settings.out / output.EXAMPLES) as examples:
-        scores = score_clips(run, examples, reporter)
-        for stale in output.TABLES:
-            (settings.out / stale).unlink(missing_ok=True)
-    _write(run, scores)
+    with dataset_lock(settings.out, "evaluate"):
+        output.is_finished(settings.out, output.finished_run(settings.out), run.stamp.run_id)
+        with output.new_folder(settings.out / output.EXAMPLES) as examples:
+            scores = score_clips(run, examples, reporter)
+            for stale in output.TABLES:
+                (settings.out / stale).unlink(missing_ok=True)
+        _write(run, scores)
     return metrics
 
 
@@ -83,7 +79,7 @@ def score_clips(run: Run, examples: Path, reporter: Reporter) -> ClipScores:
 def _write(run: Run, found: ClipScores) -> None:
     """The metrics come last: a folder with them is finished."""
     out, settings = run.settings.out, run.settings
-    models = [("tokenizer", settings.tokenizer)] if settings.tokenizer else []
+    models = [("tokenizer", path) for path in settings.tokenizers]
     named = [
         (world.method.world or "", path)
         for world, path in zip(run.models.worlds, settings.worlds, strict=True)

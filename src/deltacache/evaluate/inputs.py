@@ -1,20 +1,22 @@
 """The models of an evaluation, checked against each other and against the features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltacache.evaluate.rows import Method
 from deltacache.evaluate.settings import EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
+from deltacache.models.world_model import WorldModel
+from deltacache.pipeline.tokenize_work import check_made_for
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.images import size_text
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -33,19 +35,47 @@ class Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A world model that fits the tokenizer. ``samples``: roll-outs of each sequence, 1 without noise."""
+    """A world model that fits the features, or the delta tokens of its ``tokenizer``.
 
-    model: DeltaWorld
+    Attributes:
+        samples: roll-outs of each sequence, 1 where nothing is random.
+        tokenizer: decodes what it predicts; ``None`` where that is patch tokens.
+    """
+
+    model: WorldModel
     method: Method
     samples: int
+    tokenizer: Tokenizer | None
+
+    @property
+    def single(self) -> bool:
+        """There is but one future, which is neither best nor mean."""
+        return not self.model.stochastic
+
+    def numbers_of_patches(self, context: Tensor, steps: int) -> int:
+        """Held at once for one future of a context (C, N, D): keys and values of every block, and the frames."""
+        frames, patches, _ = context.shape
+        layers = int(self.model.arguments.get("num_layers", 1))
+        return (2 * layers * (frames + steps) + steps) * patches * self.model.noise_size
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
     """What takes part besides the bounds, which need no model."""
 
-    tokenizer: Tokenizer | None
+    tokenizers: tuple[Tokenizer, ...]
     worlds: tuple[World, ...]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The main one."""
+        return self.tokenizers[0] if self.tokenizers else None
+
+    @property
+    def further(self) -> dict[str, list[str]]:
+        """Fingerprints of the others, for a run's id; nothing where there are none."""
+        others = [each.fingerprint for each in self.tokenizers[1:]]
+        return {"more_tokenizers": others} if others else {}
 
 
 def load_models(
@@ -57,18 +87,45 @@ def load_models(
         CheckpointError: a checkpoint is missing or damaged.
         MismatchError: models that belong to other features or to another tokenizer.
     """
-    if settings.tokenizer is None:
-        return Models(None, ())
-    loaded = load_tokenizer(settings.tokenizer)
-    check_tokenizer(loaded, card, settings.tokenizer, features)
-    tokenizer = Tokenizer(_ready(loaded.model, device), loaded.fingerprint)
+    tokenizers: dict[Path, LoadedModel[DeltaTok]] = {}
+    for path in settings.tokenizers:
+        tokenizers[path] = load_tokenizer(path)
+        check_tokenizer(tokenizers[path], card, path, features)
+    ready = {
+        path: Tokenizer(_ready(each.model, device), each.fingerprint) for path, each in tokenizers.items()
+    }
     worlds = []
     for path in settings.worlds:
-        world = load_world(path)
-        check_world(world, path, loaded, settings.tokenizer)
-        worlds.append(_world_entry(world, tokenizer, settings.samples, device))
+        world = load_world(path, architecture=settings.architectures.get(str(path)))
+        if world.model.trains_on == "features":
+            check_patch_world(world, path, card, features)
+            own = None
+        else:
+            own = ready[_tokenizer_of(world, path, tokenizers)]
+        worlds.append(_world_entry(world, own, settings.samples, device))
     _check_distinct(settings.worlds, worlds)
-    return Models(tokenizer, tuple(worlds))
+    return Models(tuple(ready.values()), tuple(worlds))
+
+
+def _tokenizer_of(
+    world: LoadedModel[WorldModel], path: Path, tokenizers: Mapping[Path, LoadedModel[DeltaTok]]
+) -> Path:
+    """The tokenizer whose delta tokens ``world`` predicts: the one it names, or the only one."""
+    if not tokenizers:
+        raise MismatchError(
+            f"the world model {path} predicts delta tokens: give the tokenizer they were made with"
+        )
+    made_with = world.metadata.get("tokenizer_fingerprint")
+    for place, each in tokenizers.items():
+        if made_with == each.fingerprint:
+            return place
+    if made_with is None and len(tokenizers) > 1:
+        raise MismatchError(
+            f"the world model {path} does not say which tokenizer's delta tokens it predicts: give one tokenizer alone"
+        )
+    place = next(iter(tokenizers))
+    check_world(world, path, tokenizers[place], place)
+    return place
 
 
 def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: str) -> None:
@@ -80,8 +137,9 @@ def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: P
     width = tokenizer.model.hidden_size
     if width != card.hidden_size:
         raise MismatchError(
-            f"{features} holds {card.hidden_size}-wide tokens of {card.backbone.id} at {card.image_size} px, "
-            f"but the tokenizer {path} expects {width}: extract again or load the matching tokenizer"
+            f"{features} holds {card.hidden_size}-wide tokens of {card.backbone.id} at "
+            f"{size_text(card.image_size)} px, but the tokenizer {path} expects {width}: extract again or load the "
+            "matching tokenizer"
         )
     made_with, used = tokenizer.metadata.get("backbone_sha256"), card.backbone.weights_sha256
     if made_with is not None and made_with != used:
@@ -90,17 +148,18 @@ def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: P
             f"made with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the "
             "matching tokenizer"
         )
+    check_made_for(tokenizer.metadata, card, path)
     grid = tokenizer.metadata.get("patch_grid")
     if grid is not None and tuple(grid) != card.patch_grid:
         raise MismatchError(
             f"the tokenizer {path} was trained on {_by(grid)} patches a frame, but {features} has "
-            f"{_by(card.patch_grid)} ({card.image_size} px): extract again at its image size or load the "
+            f"{_by(card.patch_grid)} ({size_text(card.image_size)} px): extract again at its image size or load the "
             "matching tokenizer"
         )
 
 
 def check_world(
-    world: LoadedModel[DeltaWorld], path: Path, tokenizer: LoadedModel[DeltaTok], tokenizer_path: Path
+    world: LoadedModel[WorldModel], path: Path, tokenizer: LoadedModel[DeltaTok], tokenizer_path: Path
 ) -> None:
     """Refuse a world model of another tokenizer's delta tokens.
 
@@ -120,17 +179,36 @@ def check_world(
         )
 
 
+def check_patch_world(world: LoadedModel[WorldModel], path: Path, card: DatasetCard, features: str) -> None:
+    """Refuse a world model of other patch tokens. A released checkpoint says its width only.
+
+    Raises:
+        MismatchError: another width or backbone.
+    """
+    if world.model.hidden_size != card.hidden_size:
+        raise MismatchError(
+            f"the world model {path} predicts {world.model.hidden_size}-wide patch tokens, but {features} holds "
+            f"{card.hidden_size}-wide ones: extract with the backbone it was trained on"
+        )
+    made_with, used = world.metadata.get("backbone_sha256"), card.backbone.weights_sha256
+    if made_with is not None and made_with != used:
+        raise MismatchError(
+            f"the world model {path} was trained on features of backbone {made_with[:16]}, but {features} was made "
+            f"with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the matching world model"
+        )
+
+
 def _by(grid: Sequence[int]) -> str:
     return " x ".join(map(str, grid))
 
 
 def _world_entry(
-    world: LoadedModel[DeltaWorld], tokenizer: Tokenizer, samples: int, device: torch.device
+    world: LoadedModel[WorldModel], tokenizer: Tokenizer | None, samples: int, device: torch.device
 ) -> World:
-    learned = world.model.q_embed is not None
-    name = "deltaworld_discriminative" if learned else "deltaworld"
-    method = Method(name, tokenizer=tokenizer.fingerprint, world=world.fingerprint)
-    return World(_ready(world.model, device), method, 1 if learned else samples)
+    fingerprint = None if tokenizer is None else tokenizer.fingerprint
+    method = Method(world.model.label, tokenizer=fingerprint, world=world.fingerprint)
+    model = _ready(world.model, device)
+    return World(model, method, samples if model.stochastic else 1, tokenizer)
 
 
 def _check_distinct(paths: Sequence[Path], worlds: Sequence[World]) -> None:

@@ -12,6 +12,9 @@ METHOD_LABELS = {
     "deltaworld": "DeltaWorld",
     "deltaworld_discriminative": "DeltaWorld, learned query",
     "dino_world": "DINO-world",
+    "dino_world_best_of_many": "DINO-world, best of many",
+    "dino_foresight": "DINO-Foresight",
+    "dino_foresight_delta": "DINO-Foresight on delta tokens",
 }
 METRIC_LABELS = {
     "smooth_l1": "Feature loss (smooth L1)",
@@ -20,6 +23,7 @@ METRIC_LABELS = {
     "mode_coverage": "Mode coverage",
     "mode_balance": "Mode balance",
     "miou": "Mean IoU (%)",
+    "miou_movable": "Mean IoU of movable classes (%)",
     "accuracy": "Pixel accuracy (%)",
     "rmse": "Depth RMSE (m)",
     "abs_rel": "Depth AbsRel",
@@ -29,10 +33,10 @@ METRIC_LABELS = {
     "vote_coverage": "Coverage of the samples' vote (%)",
 }
 HIGHER_IS_BETTER = frozenset(
-    {"cosine", "mode_coverage", "mode_balance", "miou", "accuracy", "delta1", "vote_coverage"}
+    {"cosine", "mode_coverage", "mode_balance", "miou", "miou_movable", "accuracy", "delta1", "vote_coverage"}
 )
 NEITHER_IS_BETTER = frozenset({"spread_skill"})
-PERCENT = frozenset({"miou", "accuracy", "delta1", "vote_coverage"})
+PERCENT = frozenset({"miou", "miou_movable", "accuracy", "delta1", "vote_coverage"})
 """Shares of pixels, which are read in per cent."""
 
 METRIC_WORDS: Mapping[str, str] = MappingProxyType(
@@ -41,6 +45,7 @@ METRIC_WORDS: Mapping[str, str] = MappingProxyType(
         "mse": "mean squared error of the features",
         "cosine": "cosine between predicted and true features of a patch, mean over patches",
         "miou": "overlap of predicted and labelled pixels of a class (intersection over union), mean over classes",
+        "miou_movable": "the same over Cityscapes' people and vehicles",
         "accuracy": "share of labelled pixels whose class is right",
         "rmse": "root of the mean squared error of depth over all pixels, in metres",
         "abs_rel": "mean error of depth as a share of the true depth",

@@ -18,6 +18,18 @@ from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.dataset import Dataset, open_dataset
 from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.images import sides
+
+_NOT_NUMBERS = {
+    "out",
+    "features",
+    "tokenizer",
+    "more_tokenizers",
+    "worlds",
+    "architectures",
+    "futures",
+    "device",
+}
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,24 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
     """``run_id`` follows from the numbers that went in: not from paths, the device or the clock."""
     card = dataset.card
     numbers = settings.model_dump(
-        mode="json", exclude={"out", "features", "tokenizer", "worlds", "futures", "device"}
+        mode="json",
+        exclude={
+            "out",
+            "features",
+            "tokenizer",
+            "more_tokenizers",
+            "architectures",
+            "worlds",
+            "futures",
+            "device",
+        },
     )
     made_from = {
         "settings": numbers,
         "features": card.fingerprint,
         "clips": dataset.index.select(["clip_id", "crc32c"]).to_pylist(),
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
+        **models.further,
         "worlds": [world.method.world for world in models.worlds],
         "futures": read_futures(settings.futures) if settings.futures else None,
         "code_version": __version__,
@@ -96,9 +119,9 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
         run_id=fingerprint_of(made_from),
         dataset=settings.dataset,
         context=settings.context,
-        image_size=card.image_size,
+        image_size=sides(card.image_size)[0],
         seed=settings.seed,
-        backbone=f"{card.backbone.id}@{card.backbone.weights_sha256[:16]}",
+        backbone=card.backbone.name,
         code_version=__version__,
         created_at=datetime.now(UTC),
     )

@@ -18,6 +18,7 @@ from deltacache.pipeline.atomic import (
     sync,
     temporary_path,
 )
+from deltacache.pipeline.locking import LOCK_FILE
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
 
@@ -30,9 +31,10 @@ REPORT = "report.html"
 STATISTICS = "statistics.parquet"
 SAMPLES = "samples.parquet"
 TIMING = "timing.json"
+MODELS = "models.json"
 PARTS = "parts"
 TABLES = (METRICS, SEQUENCES, SAMPLES, STATISTICS, REPORT)
-_OURS = frozenset({CONFIG, NOTES, EXAMPLES, CURVES, TIMING, PARTS, *TABLES})
+_OURS = frozenset({CONFIG, NOTES, EXAMPLES, CURVES, TIMING, MODELS, PARTS, LOCK_FILE, *TABLES})
 
 
 def finished_run(out: Path) -> str | None:
@@ -55,6 +57,20 @@ def finished_run(out: Path) -> str | None:
         return None
     run_ids = read_metrics(out)["run_id"].unique().to_pylist()
     return run_ids[0] if len(run_ids) == 1 else None
+
+
+def is_finished(out: Path, earlier: str | None, run_id: str) -> bool:
+    """Whether ``out`` holds the evaluation ``run_id``; ``earlier`` is what it holds, see ``finished_run``.
+
+    Raises:
+        DatasetError: it holds another one.
+    """
+    if earlier is not None and earlier != run_id:
+        raise DatasetError(
+            f"{out} holds another evaluation ({earlier}; this one is {run_id}): "
+            "its tables are not overwritten; choose another folder"
+        )
+    return earlier is not None
 
 
 def _is_ours(name: str) -> bool:

@@ -110,6 +110,23 @@ class Panel:
         """Lines that others published."""
         return tuple(line for line in self.lines if line.published)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Sequences of each column."""
+        columns = zip(*(line.cells for line in self.own), strict=True)
+        return tuple(max((cell.sequences or 0 for cell in each if cell), default=0) for each in columns)
+
+    @property
+    def counts_note(self) -> str:
+        """Over which sequences the columns are, if not all over the same number."""
+        if len(set(self.counts)) < 2:
+            return ""
+        steps: dict[int, list[int]] = {}
+        for column, count in zip(self.columns, self.counts, strict=True):
+            steps.setdefault(count, []).append(column.horizon)
+        texts = [f"{count} at {', '.join(map(str, dict.fromkeys(at)))} steps" for count, at in steps.items()]
+        return f"Sequences: {'; '.join(texts)}. Columns are not over the same ones."
+
     def heading(self, column: int) -> str:
         """The horizon, in steps and seconds."""
         return self.columns[column].heading

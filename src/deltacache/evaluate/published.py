@@ -13,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from deltacache.schemas.benchmarks import SPACING_S
+from deltacache.schemas.foresight import DATASET as FORESIGHT
 from deltacache.schemas.tables import METRICS_SCHEMA
 
 Row = dict[str, Any]
 _HORIZONS = {"short": 1, "mid": 3}
 _CONTEXT = 4
+_SPACING_S: dict[str, float] = {**SPACING_S, FORESIGHT: SPACING_S["cityscapes"]}
 _RUN = "published:"
 SOURCES = {
     "paper": "“A Frame is Worth One Token”, CVPR 2026, arXiv 2604.04913",
@@ -40,7 +42,7 @@ def _rows(entry: dict[str, str]) -> Iterator[Row]:
                 **{key: entry[key] for key in ("dataset", "task", "metric", "method", "aggregation")},
                 "run_id": _RUN + entry["source"],
                 "horizon": horizon,
-                "horizon_s": horizon * SPACING_S[entry["dataset"]],  # pyright: ignore[reportArgumentType]
+                "horizon_s": horizon * _SPACING_S[entry["dataset"]],
                 "context": _CONTEXT,
                 "num_samples": int(entry["num_samples"]),
                 "image_size": int(entry["image_size"]),

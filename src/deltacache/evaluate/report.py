@@ -144,7 +144,7 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
         ],
         "words": METRIC_WORDS,
         "sources": {name: text for name, text in SOURCES.items() if name in published},
-        "drift": drift_group(shown, styles),
+        "drift": drift_group(shown, runs, styles),
         "samples": samples_groups(runs),
         "calibration": calibration_groups(runs),
         "curves": [group for run in runs for group in _curve_groups(run)],

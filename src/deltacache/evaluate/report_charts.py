@@ -6,6 +6,7 @@ from typing import Any
 
 from deltacache.evaluate.calibration import rank_chart, rank_shares, spread_and_error, spread_chart, totals_of
 from deltacache.evaluate.drawing import Chart
+from deltacache.evaluate.drift import METRIC, drift_of
 from deltacache.evaluate.labels import METHOD_LABELS, PERCENT, metric_title
 from deltacache.evaluate.legends import LegendEntry, legend
 from deltacache.evaluate.panels import Cell, Panel, labelled
@@ -15,7 +16,6 @@ from deltacache.evaluate.series import Style, style_of, styles_of
 
 Row = dict[str, Any]
 MAIN_METRICS = frozenset({"miou", "rmse", "smooth_l1"})
-_FEWEST_FOR_DRIFT = 3
 _HORIZON_COLOURS = (4, 1, 6, 3, 2, 5)
 
 
@@ -64,34 +64,20 @@ def all_styles(shown: Iterable[Panel]) -> dict[str, Style]:
     return styles_of(line for panel in shown for line in panel.lines)
 
 
-def drift_group(shown: Iterable[Panel], styles: Mapping[str, Style]) -> ChartGroup | None:
+def drift_group(
+    shown: Iterable[Panel], runs: Sequence[ReportRun], styles: Mapping[str, Style]
+) -> ChartGroup | None:
     """Loss relative to copying, for every data set and run with enough horizons."""
     charts, labels = [], dict[str, None]()
+    by_name = {run.name: run for run in runs}
     for panel in shown:
-        for run in panel.runs if panel.metric == "smooth_l1" else ():
-            ratios = _ratios(panel.of_run(run))
-            if ratios:
-                charts.append(Shown(run, drift_chart(panel.dataset, ratios, styles)))
-                labels |= dict.fromkeys(ratios)
+        for run in panel.runs if panel.metric == METRIC else ():
+            drift = drift_of(panel.of_run(run), by_name[run])
+            if drift is not None:
+                charts.append(Shown(run, drift_chart(f"{panel.dataset}, {drift.over}", drift.ratios, styles)))
+                labels |= dict.fromkeys(drift.ratios)
     entries = legend((each, styles[each], False) for each in labels)
     return ChartGroup("", tuple(charts), entries) if charts else None
-
-
-def _ratios(panel: Panel) -> dict[str, dict[float, float]]:
-    if len(panel.columns) < _FEWEST_FOR_DRIFT:
-        return {}
-    copy = next((line for line in panel.own if line.method == "copy_last"), None)
-    if copy is None:
-        return {}
-    return {
-        line.label: {
-            column.seconds: cell.value / base.value
-            for column, cell, base in zip(panel.columns, line.cells, copy.cells, strict=True)
-            if cell is not None and base is not None and base.value > 0
-        }
-        for line in panel.own
-        if line.method not in ("copy_last", "present", "deltatok_swapped")
-    }
 
 
 def samples_groups(runs: Sequence[ReportRun]) -> list[ChartGroup]:

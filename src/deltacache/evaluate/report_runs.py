@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from deltacache.evaluate import output
 from deltacache.evaluate.labels import METHOD_LABELS
+from deltacache.evaluate.model_record import ModelRecord, read_models
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, load_evaluation
 
 Row = dict[str, Any]
@@ -25,6 +26,7 @@ class ReportRun:
     samples: pa.Table
     statistics: pa.Table
     notes: tuple[str, ...]
+    models: ModelRecord | None
 
     @property
     def rows(self) -> list[Row]:
@@ -58,6 +60,7 @@ def open_runs(folders: Sequence[Path]) -> list[ReportRun]:
             samples=output.read_samples(folder),
             statistics=output.read_statistics(folder),
             notes=tuple(output.read_notes(folder)),
+            models=read_models(folder),
         )
         for name, folder in zip(names, folders, strict=True)
     ]
@@ -86,15 +89,19 @@ def facts_of(run: ReportRun) -> dict[str, str]:
         f"{settings.samples} samples, {first['image_size']} px, seed {first['seed']}",
         "Backbone": first["backbone"],
     }
-    tokenizers = [row["tokenizer"] for row in rows if row["tokenizer"]]
-    if tokenizers:
-        facts["Tokenizer"] = f"{tokenizers[0]}, from {settings.tokenizer}"
+    tokenizers = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] == "deltatok")
+    for number, (tokenizer, path) in enumerate(zip(tokenizers, settings.tokenizers, strict=False), 1):
+        name = f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"
+        facts[name] = f"{tokenizer}, from {path}"
     paths = dict(zip(run.world_labels, settings.worlds, strict=False))
     for world, label in run.world_labels.items():
         facts[label] = f"{world}, from {paths[world]}" if world in paths else world
     if isinstance(settings, BenchmarkEvaluation):
         for name, head in settings.heads.items():
-            facts[f"Head for {name}"] = str(head)
+            made = f"{run.models.head_text(name)}, from " if run.models else ""
+            facts[f"Head for {name}"] = f"{made}{head}"
+        if run.models and run.models.rgb_decoder:
+            facts["Decoder of pictures"] = f"{run.models.rgb_decoder}, from {settings.rgb_decoder}"
     else:
         facts["Features from"] = settings.features
         if settings.futures is not None:

@@ -5,7 +5,7 @@ D hidden, C context.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
-from deltacache.evaluate.inputs import Tokenizer, World
+from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import feature_metrics, token_distance
 from deltacache.evaluate.predictions import Protocol, feature_scores, horizon_seconds
 from deltacache.evaluate.rows import Score
@@ -23,6 +23,21 @@ from deltacache.models.futures import decode_future
 
 # Decoded futures are held in chunks of samples below this many numbers (256 MiB in float32).
 _CHUNK_NUMBERS = 2**26
+
+
+@dataclass(frozen=True)
+class Futures:
+    """Sampled futures of one sequence.
+
+    Attributes:
+        count: S.
+        frames: patch tokens (s, H, N, D) of some of them.
+        numbers: that are held at once for each of them.
+    """
+
+    count: int
+    frames: Callable[[slice], Tensor]
+    numbers: int
 
 
 @dataclass(frozen=True)
@@ -54,44 +69,72 @@ def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def roll_out(world: World, batch: ClipBatch, deltas: Tensor, protocol: Protocol) -> Tensor:
-    """Delta tokens (B, S, H, D) of sampled futures, after the context's part of ``deltas`` (U, T, D)."""
-    clips, width = len(batch.rows), deltas.shape[-1]
+def roll_out(
+    world: World, batch: ClipBatch, deltas: Mapping[str, Tensor], protocol: Protocol
+) -> list[Futures]:
+    """Futures sampled for every sequence of ``batch``.
+
+    Args:
+        deltas: (U, T, ...) delta tokens of its clips, by the tokenizer's fingerprint.
+    """
+    clips, model, grid = len(batch.rows), world.model, protocol.grid
     noise = None
-    if world.model.q_embed is None:
-        shape = (world.samples, protocol.horizons[-1], width)
+    if model.stochastic:
+        shape = (world.samples, protocol.horizons[-1], model.noise_size)
         drawn = [
-            world.model.draw_noise(shape, sequence_generator(protocol.seed, clip_id))
-            for clip_id in batch.clip_ids
+            model.draw_noise(shape, sequence_generator(protocol.seed, clip_id)) for clip_id in batch.clip_ids
         ]
-        noise = torch.stack(drawn).to(deltas.device)
-    context = deltas[:clips, : protocol.context]
-    return world.model.rollout(context, batch.seconds[:, : protocol.frames], noise)
+        noise = torch.stack(drawn).to(batch.own.device)
+    seconds = batch.seconds[:, : protocol.frames]
+    tokenizer = world.tokenizer
+    if tokenizer is None:
+        return [
+            _of_patches(world, batch.own[row, : protocol.context], seconds[row], noise, row, protocol)
+            for row in range(clips)
+        ]
+    context = deltas[tokenizer.fingerprint][:clips, : protocol.context]
+    sampled = model.rollout(context, seconds, noise, grid=grid)
+
+    def decoded(row: int) -> Callable[[slice], Tensor]:
+        last = batch.own[row, None, protocol.context - 1]
+        return lambda part: decode_future(tokenizer.model, last, sampled[row, None, part], grid)[0]
+
+    numbers = batch.own[0, 0].numel() * protocol.horizons[-1]
+    return [Futures(world.samples, decoded(row), numbers) for row in range(clips)]
+
+
+def _of_patches(
+    world: World, context: Tensor, seconds: Tensor, noise: Tensor | None, row: int, protocol: Protocol
+) -> Futures:
+    """Futures of a model of patch tokens, predicted when they are asked for: all at once would be too many."""
+
+    def frames(part: slice) -> Tensor:
+        some = None if noise is None else noise[row, None, part]
+        return world.model.rollout(context[None], seconds[None], some, grid=protocol.grid)[0]
+
+    return Futures(world.samples, frames, world.numbers_of_patches(context, protocol.horizons[-1]))
 
 
 def judge_samples(
-    tokenizer: Tokenizer,
+    sampled: Futures,
     clip: Tensor,
-    deltas: Tensor,
     protocol: Protocol,
     futures: Tensor | None = None,
     keep: int = 0,
 ) -> JudgedSamples:
-    """Decode one sequence's sampled futures and compare them with the truth.
+    """Compare one sequence's sampled futures with the truth, some samples at a time.
 
     Args:
         clip: (T, N, D) the sequence's true frames.
-        deltas: (S, H, D) its sampled futures.
         futures: (F, K, N, D) all true futures of its scene.
         keep: how many samples to keep.
     """
     truth = clip[protocol.targets]
     metrics, distances, kept = [], [], []
-    sums = SampleSums(truth, len(deltas))
-    for chunk in deltas.split(max(1, _CHUNK_NUMBERS // (clip[0].numel() * deltas.shape[1]))):
-        decoded = decode_future(
-            tokenizer.model, clip[None, protocol.context - 1], chunk[None], protocol.grid
-        )[0]
+    sums = SampleSums(truth, sampled.count)
+    most = max(1, _CHUNK_NUMBERS // sampled.numbers)
+    for start in range(0, sampled.count, most):
+        decoded = sampled.frames(slice(start, min(start + most, sampled.count)))
         scored = decoded[:, [horizon - 1 for horizon in protocol.horizons]]
         metrics.append(feature_metrics(scored, truth).cpu())
         sums.add(scored)
@@ -100,12 +143,12 @@ def judge_samples(
         kept.append(decoded[: max(0, keep - sum(map(len, kept)))].half().cpu())
     return JudgedSamples(
         metrics=torch.cat(metrics).numpy(),
-        mean_metrics=sums.means[len(deltas)].numpy(),
+        mean_metrics=sums.means[sampled.count].numpy(),
         distances=torch.cat(distances).numpy() if distances else None,
         kept=torch.cat(kept).numpy(),
         mean=sums.mean.half().cpu().numpy(),
         means={count: each.numpy() for count, each in sums.means.items()},
-        totals=sums.totals().numpy() if len(deltas) > 1 else None,
+        totals=sums.totals().numpy() if sampled.count > 1 else None,
     )
 
 
@@ -118,7 +161,7 @@ def score_samples(
     """
     times = horizon_seconds(seconds, protocol)
     best = best_samples(judged.metrics)
-    if world.model.q_embed is not None:
+    if world.single:
         yield from feature_scores(world.method, "single", 1, clip_id, times, best, protocol)
         return
     count = world.samples
@@ -131,7 +174,7 @@ def score_first_samples(
     world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol
 ) -> Iterator[Score]:
     """Best and mean of the first 1, 2, 5, ... samples: what fewer ``--samples`` would have given."""
-    if world.model.q_embed is not None:
+    if world.single:
         return
     times = horizon_seconds(seconds, protocol)
     for count, mean in judged.means.items():

@@ -15,8 +15,9 @@ from deltacache.evaluate.examples import Example, ExampleWorld, save_example
 from deltacache.evaluate.inputs import Tokenizer, World
 from deltacache.evaluate.modes import NOTHING_REACHED
 from deltacache.evaluate.opening import Run
-from deltacache.evaluate.predictions import bounds, reconstructions, score_predictions
+from deltacache.evaluate.predictions import Protocol, bounds, reconstructions, score_predictions
 from deltacache.evaluate.rollouts import (
+    Futures,
     JudgedSamples,
     ensemble_statistics,
     judge_samples,
@@ -31,6 +32,7 @@ from deltacache.evaluate.sequences import ClipBatch
 _EXAMPLE_SAMPLES = 8
 _EXAMPLE_BYTES = 32 << 20
 """An example keeps this many bytes of each world model's samples, and at least ``_EXAMPLE_SAMPLES``."""
+_CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 
 
 @dataclass(slots=True)
@@ -51,30 +53,36 @@ class ClipScores:
 @torch.inference_mode()
 def score_batch(run: Run, batch: ClipBatch, examples: Path, found: ClipScores) -> None:
     """Add every method's scores on the sequences of ``batch``; some are kept in the folder ``examples``."""
-    protocol, tokenizer = run.protocol, run.models.tokenizer
-    scores = found.scores
+    protocol, scores = run.protocol, found.scores
     for method, predictions in bounds(batch, protocol):
         scores.extend(score_predictions(method, predictions, batch, protocol))
-    rollouts: list[tuple[World, Tensor]] = []
-    if tokenizer is not None:
-        deltas = tokenizer.model.encode_clip(batch.tokens, protocol.black, protocol.grid)
-        for method, predictions in reconstructions(tokenizer, batch, deltas, protocol):
+    deltas: dict[str, Tensor] = {}
+    for tokenizer in run.models.tokenizers:
+        encoded = deltas[tokenizer.fingerprint] = _encoded(tokenizer, batch.tokens, protocol)
+        for method, predictions in reconstructions(tokenizer, batch, encoded, protocol):
             scores.extend(score_predictions(method, predictions, batch, protocol))
-        rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
+    rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
     for position in range(len(batch.rows)):
         futures = [(world, each[position]) for world, each in rollouts]
         _score_futures(run, batch, position, futures, examples, found)
+
+
+def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: Protocol) -> Tensor:
+    """Delta tokens (U, T, ...) of clips (U, T, N, D), a few clips at a time: all may be long."""
+    most = max(1, _CHUNK_NUMBERS // tokens[0].numel())
+    encode = tokenizer.model.encode_clip
+    return torch.cat([encode(clips, protocol.black, protocol.grid) for clips in tokens.split(most)])
 
 
 def _score_futures(
     run: Run,
     batch: ClipBatch,
     position: int,
-    rollouts: list[tuple[World, Tensor]],
+    rollouts: list[tuple[World, Futures]],
     examples: Path,
     found: ClipScores,
 ) -> None:
-    """Score the sampled futures (S, H, D) of one sequence, and keep them if it is an example."""
+    """Score the sampled futures of one sequence, and keep them if it is an example."""
     row, clip = batch.rows[position], batch.own[position]
     checked = run.scenes.get(row)
     wanted = row in run.example_rows
@@ -82,9 +90,9 @@ def _score_futures(
     if checked is not None:
         futures = read_futures_of(run.dataset, checked.scene, run.protocol, run.device)
     judgements: list[tuple[World, JudgedSamples]] = []
-    for world, deltas in rollouts:
+    for world, sampled in rollouts:
         keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
-        judged = judge_samples(_tokenizer(run), clip, deltas, run.protocol, futures, keep if wanted else 0)
+        judged = judge_samples(sampled, clip, run.protocol, futures, keep if wanted else 0)
         judgements.append((world, judged))
         about = (world, judged, batch.clip_ids[position], batch.seconds[position], run.protocol)
         found.scores.extend(score_samples(*about))
@@ -94,12 +102,6 @@ def _score_futures(
             found.scores.extend(score_modes(world, checked, judged.distances, run.protocol))
     if wanted:
         save_example(_example(run, batch, position, judgements), examples)
-
-
-def _tokenizer(run: Run) -> Tokenizer:
-    if run.models.tokenizer is None:
-        raise TypeError("a world model needs a tokenizer")  # ClipEvaluation has refused this
-    return run.models.tokenizer
 
 
 def _example(

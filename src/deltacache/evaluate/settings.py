@@ -1,5 +1,6 @@
 """What an evaluation is asked to do; saved as ``config.yaml`` beside its tables."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -15,12 +16,16 @@ from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
 CONFIG = "config.yaml"
 CLIPS = "clips"
+_METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OWN_METHODS = (
     "copy_last",
     "deltatok",
     "deltatok_parallel",
+    "deltatok_swapped",
     "deltaworld",
     "deltaworld_discriminative",
+    "dino_world",
+    "dino_world_best_of_many",
     "present",
 )
 
@@ -30,7 +35,11 @@ class EvaluationSettings(Frozen):
 
     out: Path
     tokenizer: Path | None = None
+    more_tokenizers: tuple[Path, ...] = Field(default=(), description="of world models on other delta tokens")
     worlds: tuple[Path, ...] = ()
+    architectures: dict[str, str] = Field(
+        default={}, description="of world models, by path, whose files do not say it"
+    )
     context: int = Field(default=4, ge=1, description="frames that are seen")
     horizons: tuple[int, ...] = Field(default=(1, 3), min_length=1, description="frames after the context")
     samples: int = Field(default=20, ge=1, description="roll-outs of a world model with a noise query")
@@ -45,11 +54,10 @@ class EvaluationSettings(Frozen):
             raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
         return tuple(sorted(set(horizons)))
 
-    @model_validator(mode="after")
-    def _worlds_need_a_tokenizer(self) -> Self:
-        if self.worlds and self.tokenizer is None:
-            raise ValueError("a world model predicts delta tokens: give the tokenizer they were made with")
-        return self
+    @property
+    def tokenizers(self) -> tuple[Path, ...]:
+        """All of them, the main one first."""
+        return (*(() if self.tokenizer is None else (self.tokenizer,)), *self.more_tokenizers)
 
     @property
     def frames(self) -> int:
@@ -105,6 +113,11 @@ class BenchmarkEvaluation(EvaluationSettings):
         if taken:
             raise ValueError(
                 f"predictions {taken[0]}: that is the name of a method of ours; give another NAME=DIR"
+            )
+        odd = [name for name in self.predictions if not _METHOD_NAME.fullmatch(name)]
+        if odd:
+            raise ValueError(
+                f"predictions {odd[0]}: a method's name is letters, digits, '.', '_' and '-'; give NAME=DIR"
             )
         if self.kitti_split is not None and "kitti" not in self.data:
             raise ValueError(
@@ -170,7 +183,8 @@ def evaluation(
     for name in ("tokenizer", "kitti_split", "cache", "rgb_decoder"):
         fields[name] = None if flags.get(name) is None else _absolute(flags[name])
     fields["predictions"] = predictions
-    fields["worlds"] = tuple(_absolute(path) for path in flags["worlds"])
+    for name in ("worlds", "more_tokenizers"):
+        fields[name] = tuple(_absolute(path) for path in flags.get(name, ()))
     return benchmark_evaluation(data=roots, heads=named, clips=clips, **fields)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, load_sequence
+from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, crops_bytes, load_sequence
 from deltacache.evaluate.benchmarks.opening import Inputs, feature_card, load_inputs, patch_tokens
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import split_of
@@ -24,6 +24,7 @@ from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.clips import FeatureClip, clip_id_of
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.images import sides
 
 _SHARD_SEQUENCES = 32
 _STAT_THREADS = 8
@@ -76,7 +77,7 @@ class CachedFeatures:
     def __init__(self, root: str) -> None:
         self._dataset = open_dataset(root, "features")
         self._rows = {clip_id: row for row, clip_id in enumerate(self._dataset.clip_ids)}
-        self.image_size = self._dataset.card.image_size
+        self.image_size = sides(self._dataset.card.image_size)[0]  # crops are square
 
     def read(self, sequence_id: str, crop: int) -> np.ndarray:
         """(T, N, D) float16.
@@ -157,7 +158,8 @@ class CacheWorker:
 
     def __init__(self, plan: CacheWorkerPlan, inputs: Inputs) -> None:
         self._settings, self._inputs = plan.settings, inputs
-        self._frames = Ahead(self._load, plan.threads)
+        size = plan.settings.image_size
+        self._frames = Ahead(self._load, plan.threads, lambda item: crops_bytes(item[1], size))
 
     def close(self) -> None:
         """End the threads that read frames."""

@@ -98,6 +98,11 @@ def load_cached(
     return LoadedSequence(sequence, split, None, label, time.perf_counter() - started, tokens)
 
 
+def crops_bytes(sequence: LabelledSequence, image_size: int) -> int:
+    """At most, of what ``load_sequence`` gives: two crops of every frame. The label is small beside them."""
+    return 2 * len(sequence.frames) * image_size**2 * 3
+
+
 class CachedTokens(Protocol):
     """A seam: where patch tokens were kept."""
 
@@ -118,11 +123,24 @@ def _halves(
     return label_halves(read_label(benchmark, sequence.label, shape), split, ignore)
 
 
-class Ahead(Generic[Key, Loaded]):
-    """Loads items in threads, a bounded number ahead, across calls."""
+AHEAD_BYTES = 512 << 20
 
-    def __init__(self, load: Callable[[Key], Loaded], threads: int) -> None:
-        self._load, self._most = load, 2 * threads
+
+class Ahead(Generic[Key, Loaded]):
+    """Loads items in threads, a bounded number and a bounded size ahead, across calls.
+
+    Args:
+        size: bytes that an item will have; one larger than ``most_bytes`` is loaded alone.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Key], Loaded],
+        threads: int,
+        size: Callable[[Key], int],
+        most_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        self._load, self._most, self._size, self._most_bytes = load, 2 * threads, size, most_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deltacache-frames")
         self._under_way: OrderedDict[Key, Future[Loaded]] = OrderedDict()
 
@@ -132,10 +150,19 @@ class Ahead(Generic[Key, Loaded]):
         for key in [key for key in self._under_way if key not in set(wanted)]:
             self._under_way.pop(key).cancel()
         for at, item in enumerate(items):
-            for key in wanted[at : at + self._most]:
+            for key in self._affordable(wanted[at : at + self._most]):
                 if key not in self._under_way:
                     self._under_way[key] = self._pool.submit(self._load, key)
             yield self._under_way.pop(item).result()
+
+    def _affordable(self, keys: Sequence[Key]) -> Iterator[Key]:
+        """The first of them, and what follows as long as all together are small enough."""
+        total = 0
+        for at, key in enumerate(keys):
+            total += self._size(key)
+            if at and total > self._most_bytes:
+                return
+            yield key
 
     def close(self) -> None:
         """End the threads; what they have not begun is not loaded."""

@@ -1,7 +1,9 @@
 """The models of an evaluation of benchmarks, loaded and checked against each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from deltacache.evaluate.inputs import Models, load_models
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
+from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.devices import choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
@@ -34,7 +37,9 @@ class Inputs:
         black: (N, D) float16, patch tokens of an all-black frame, as a feature dataset holds them.
         scorers: None for a benchmark without a head.
         heads: fingerprints.
+        trained_on: what heads say of the frames that they learned from.
         rgb: makes pictures of features (B, D, h, w), for the report.
+        rgb_fingerprint: of its weights.
     """
 
     backbone: Backbone
@@ -43,7 +48,9 @@ class Inputs:
     protocol: Protocol
     scorers: dict[BenchmarkName, LabelScorer | None]
     heads: dict[BenchmarkName, str]
+    trained_on: dict[BenchmarkName, Mapping[str, Any]]
     rgb: RgbDecoder | None
+    rgb_fingerprint: str | None
     device: torch.device
 
 
@@ -71,13 +78,18 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
     )
     scorers: dict[BenchmarkName, LabelScorer | None] = dict.fromkeys(settings.data)
     heads: dict[BenchmarkName, str] = {}
+    trained_on: dict[BenchmarkName, Mapping[str, Any]] = {}
     for name, path in settings.heads.items():
-        scorers[name], heads[name] = _scorer(name, path, backbone, settings.image_size, device)
+        scorers[name], loaded = _scorer(name, path, backbone, settings.image_size, device)
+        heads[name] = loaded.fingerprint
+        said = loaded.metadata.get("trained_on")
+        trained_on[name] = said if isinstance(said, Mapping) else {}
     models = load_models(settings, card, f"backbone {backbone.id}", device)
-    rgb = None
+    rgb, rgb_fingerprint = None, None
     if settings.rgb_decoder is not None:
-        rgb = load_rgb_decoder(settings.rgb_decoder, backbone).model.to(device).requires_grad_(False)
-    return Inputs(backbone, black, models, protocol, scorers, heads, rgb, device)
+        decoder = load_rgb_decoder(settings.rgb_decoder, backbone)
+        rgb, rgb_fingerprint = decoder.model.to(device).requires_grad_(False), decoder.fingerprint
+    return Inputs(backbone, black, models, protocol, scorers, heads, trained_on, rgb, rgb_fingerprint, device)
 
 
 def feature_card(
@@ -115,7 +127,7 @@ def feature_card(
 
 def _scorer(
     name: BenchmarkName, path: Path, backbone: Backbone, image_size: int, device: torch.device
-) -> tuple[LabelScorer, str]:
+) -> tuple[LabelScorer, LoadedModel[SegmentationHead] | LoadedModel[DepthHead]]:
     loaded = load_head(path, BENCHMARK_TASK[name])
     head = loaded.model.to(device).eval().requires_grad_(False)
     if head.hidden_size != backbone.hidden_size:
@@ -131,13 +143,13 @@ def _scorer(
         )
     grid = backbone.grid(image_size)
     if isinstance(head, DepthHead):
-        return DepthScorer(head, grid), loaded.fingerprint
+        return DepthScorer(head, grid), loaded
     if head.classes != CLASSES[name]:
         raise MismatchError(
             f"the head {path} knows {head.classes} classes, {name} has {CLASSES[name]}: give a head of {name}"
         )
     assert isinstance(head, SegmentationHead)
-    return SegmentationScorer(head, grid, head.classes), loaded.fingerprint
+    return SegmentationScorer(head, grid, head.classes), loaded
 
 
 @torch.inference_mode()

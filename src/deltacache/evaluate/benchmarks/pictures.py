@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltacache.evaluate.benchmarks.ensembles import decode_last, judge
+from deltacache.evaluate.benchmarks.ensembles import judge
 from deltacache.evaluate.benchmarks.opening import Inputs
-from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
+from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch
 from deltacache.evaluate.examples import (
     Example,
     ExampleMaps,
@@ -23,10 +23,9 @@ from deltacache.evaluate.examples import (
     save_example,
     save_frames,
 )
-from deltacache.evaluate.inputs import Tokenizer, World
+from deltacache.evaluate.inputs import World
 from deltacache.evaluate.modes import NOTHING_REACHED
 from deltacache.models.deltatok import Grid
-from deltacache.models.futures import decode_future
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.schemas.clips import clip_id_of
 
@@ -50,12 +49,11 @@ def save_picture(
         reconstruction = tokenizer.model.reconstruct_closed_loop(
             clip[None], inputs.protocol.black, inputs.protocol.grid, horizon
         )[0]
-        deltas = sampler.true_deltas(batch, [horizon])
-        for world in inputs.models.worlds:
-            rollouts = sampler.roll_out(world, batch, deltas, horizon)[0]
-            kept, entry = _world(tokenizer, world, clip, rollouts, inputs)
-            samples[entry.fingerprint] = kept
-            worlds.append(entry)
+    deltas = sampler.true_deltas(batch, [horizon])
+    for world in inputs.models.worlds:
+        kept, entry = _world(world, clip, sampler.roll_out(world, batch, deltas, horizon))
+        samples[entry.fingerprint] = kept
+        worlds.append(entry)
     clip_id = clip_id_of(sequence.sequence_id, 0)
     example = Example(
         title=f"{batch.dataset} {sequence.sequence_id}",
@@ -75,14 +73,11 @@ def save_picture(
         save_frames(folder, clip_id, frames[0])
 
 
-def _world(
-    tokenizer: Tokenizer, world: World, clip: Tensor, rollouts: Tensor, inputs: Inputs
-) -> tuple[Tensor, ExampleWorld]:
-    """The first samples (s, H, N, D), and what is kept of a world model's futures (S, H, D)."""
-    grid, last = inputs.protocol.grid, clip[inputs.protocol.context - 1]
-    ensemble = judge(decode_last(tokenizer.model, last, rollouts, grid), clip[-1])
-    kept = decode_future(tokenizer.model, last[None], rollouts[None, :_EXAMPLE_SAMPLES], grid)[0]
-    none = np.full(len(rollouts), NOTHING_REACHED)
+def _world(world: World, clip: Tensor, futures: CropFutures) -> tuple[Tensor, ExampleWorld]:
+    """The first samples (s, H, N, D), and what is kept of a world model's futures of the first crop."""
+    ensemble = judge(futures.last(0), clip[-1])
+    kept = futures.first_samples(0, _EXAMPLE_SAMPLES)
+    none = np.full(world.samples, NOTHING_REACHED)
     entry = ExampleWorld(
         method=world.method.name,
         fingerprint=world.method.world or "",

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from deltacache import __version__
 from deltacache.evaluate import opening
 from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
+from deltacache.evaluate.benchmarks.notes import counts_of, notes_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
 from deltacache.evaluate.examples import spread
-from deltacache.evaluate.generators.futures import GeneratedFutures, open_generators
+from deltacache.evaluate.generators.futures import Answers, open_generators
+from deltacache.evaluate.model_record import ModelRecord
 from deltacache.evaluate.rows import RunStamp
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
@@ -23,7 +26,15 @@ from deltacache.schemas.fingerprints import fingerprint_of
 
 _STAT_THREADS = 8
 _NOT_NUMBERS = {"out", "data", "heads", "clips", "tokenizer", "worlds", "backbone", "kitti_split", "cache"}
-_NOT_NUMBERS |= {"workers", "ray_address", "device", "rgb_decoder"}
+_NOT_NUMBERS |= {
+    "more_tokenizers",
+    "architectures",
+    "workers",
+    "ray_address",
+    "device",
+    "rgb_decoder",
+    "predictions",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class BenchmarkRun:
         sequences: of each benchmark, in order.
         clips: the feature dataset that goes into the same tables.
         generated: how many samples each video generator has.
-        notes: what was left out, in words.
+        notes: what was left out, and what the heads were trained on, in words.
+        counts: how much of each benchmark there is, in words.
     """
 
     settings: BenchmarkEvaluation
@@ -45,6 +57,7 @@ class BenchmarkRun:
     clips: opening.Run | None
     generated: Mapping[str, int]
     notes: tuple[str, ...]
+    counts: tuple[str, ...]
     run_id: str
     created_at: datetime
 
@@ -52,6 +65,26 @@ class BenchmarkRun:
     def sequence_count(self) -> int:
         """Of all benchmarks."""
         return sum(map(len, self.sequences.values()))
+
+    @property
+    def parts_id(self) -> str:
+        """Whose finished blocks can be taken over: pictures are part of them, and follow from the decoder."""
+        decoder = self.inputs.rgb_fingerprint
+        return self.run_id if decoder is None else fingerprint_of({"run": self.run_id, "rgb": decoder})
+
+    @property
+    def models(self) -> ModelRecord:
+        """What ``models.json`` says."""
+        inputs, tokenizer = self.inputs, self.inputs.models.tokenizer
+        return ModelRecord(
+            backbone=inputs.backbone.weights_sha256,
+            tokenizer=tokenizer.fingerprint if tokenizer else None,
+            more_tokenizers=tuple(each.fingerprint for each in inputs.models.tokenizers[1:]),
+            worlds=tuple(world.method.world or "" for world in inputs.models.worlds),
+            heads=inputs.heads,
+            heads_trained_on={name: dict(said) for name, said in inputs.trained_on.items() if said},
+            rgb_decoder=inputs.rgb_fingerprint,
+        )
 
     def samples_of(self, method: str) -> int:
         """How many futures of each sequence a method has."""
@@ -84,10 +117,10 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]] = {
         name: each.sequences for name, each in found.items()
     }
-    generators = open_generators(settings)
-    for each in generators:
-        for name, of_benchmark in sequences.items():
-            each.check_covers(name, of_benchmark, settings.context, settings.horizons)
+    answers = {
+        each.name: each.check_covers(sequences, settings.context, settings.horizons)
+        for each in open_generators(settings)
+    }
     clips = opening.open_run(settings.clips) if settings.clips else None
     inputs = load_inputs(settings, "cpu" if settings.workers else None)
     blocks = tuple(
@@ -101,9 +134,10 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
         sequences=sequences,
         blocks=blocks,
         clips=clips,
-        generated={each.name: each.samples for each in generators},
-        notes=tuple(_notes(settings, found)) + (clips.notes if clips else ()),
-        run_id=_run_id(settings, inputs, sequences, clips, generators),
+        generated={name: each.samples for name, each in answers.items()},
+        notes=tuple(notes_of(settings, found, inputs)) + (clips.notes if clips else ()),
+        counts=tuple(counts_of(found)),
+        run_id=_run_id(settings, inputs, sequences, clips, answers),
         created_at=datetime.now(UTC),
     )
 
@@ -115,28 +149,12 @@ def _examples(sequences: Sequence[LabelledSequence], count: int) -> frozenset[st
     return frozenset(sequences[row].sequence_id for row in spread(rows, count))
 
 
-def _notes(settings: BenchmarkEvaluation, found: dict[BenchmarkName, SequenceSet]) -> list[str]:
-    notes = []
-    for name, each in found.items():
-        notes.extend(f"{name}: {count} dropped: {reason}" for reason, count in each.dropped.items())
-        for horizon, frames in zip(settings.horizons, settings.frame_counts, strict=True):
-            short = sum(len(sequence.frames) < frames for sequence in each.sequences)
-            if short:
-                notes.append(
-                    f"{name}: {short} of {len(each.sequences)} sequences have fewer than {frames} frames: not "
-                    f"scored at horizon {horizon}"
-                )
-        if name not in settings.heads:
-            notes.append(f"{name}: no head, so features alone are scored")
-    return notes
-
-
 def _run_id(
     settings: BenchmarkEvaluation,
     inputs: Inputs,
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]],
     clips: opening.Run | None,
-    generators: Sequence[GeneratedFutures],
+    answers: Mapping[str, Answers],
 ) -> str:
     """Follows from the numbers that went in: not from paths, the workers, the device or the clock."""
     models = inputs.models
@@ -146,20 +164,22 @@ def _run_id(
         "rounded_to_float16": settings.cache is not None,
         "heads": inputs.heads,
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
+        **models.further,
         "worlds": [world.method.world for world in models.worlds],
-        "data": {name: _content(each) for name, each in sequences.items()},
+        "data": {name: _content(each, name in settings.heads) for name, each in sequences.items()},
         "clips": clips.stamp.run_id if clips else None,
-        "generated": {each.name: fingerprint_of({"files": each.content}) for each in generators},
+        "generated": {name: each.fingerprint for name, each in answers.items()},
         "code_version": __version__,
     }
     return fingerprint_of(made_from)
 
 
-def _content(sequences: Sequence[LabelledSequence]) -> str:
-    """Of names and sizes of all files: reading them whole would take as long as the evaluation."""
+def _content(sequences: Sequence[LabelledSequence], labelled: bool) -> str:
+    """Of names and sizes of all frames, which would take long to read, and of the bytes of labels that are used."""
 
-    def sizes(each: LabelledSequence) -> list[object]:
-        files = [Path(path) for path in (*each.frames, each.label)]
-        return [each.sequence_id, *([path.name, path.stat().st_size] for path in files)]
+    def content(each: LabelledSequence) -> list[object]:
+        frames = [Path(path) for path in each.frames]
+        label = sha256(Path(each.label).read_bytes()).hexdigest() if labelled else None
+        return [each.sequence_id, *([path.name, path.stat().st_size] for path in frames), label]
 
-    return fingerprint_of({"files": list(in_threads(sizes, sequences, threads=_STAT_THREADS))})
+    return fingerprint_of({"files": list(in_threads(content, sequences, threads=_STAT_THREADS))})

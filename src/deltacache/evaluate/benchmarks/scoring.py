@@ -6,34 +6,24 @@ labelled one. So every horizon has its own context, and its own roll-out.
 Shapes: B sequences, X crops of all of them, C crops of one, T frames, S samples, h steps, N patches, D hidden.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.ensembles import Ensemble, decode_last, judge, sample_totals
+from deltacache.evaluate.benchmarks.ensembles import judge, sample_totals
 from deltacache.evaluate.benchmarks.labels import LabelScorer
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
-from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
+from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch, TrueDeltas
 from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
+from deltacache.evaluate.benchmarks.summaries import Future, Futures, Identity, Prediction, Summary, summaries
 from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.inputs import Models, World
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import Protocol
-from deltacache.evaluate.rows import Aggregation, Method
-from deltacache.evaluate.sample_sums import sample_counts
-
-
-@dataclass(frozen=True, repr=False)
-class Prediction:
-    """The last frame of every crop as one method predicts it: ``tokens`` (X, N, D)."""
-
-    method: Method
-    aggregation: Aggregation
-    samples: int
-    tokens: Tensor
+from deltacache.evaluate.rows import Method
 
 
 class BatchScorer:
@@ -49,7 +39,7 @@ class BatchScorer:
     ) -> None:
         self._models, self._protocol, self._labels = models, protocol, labels
         self._device, self._timing = device, timing
-        self.sampler = Sampler(models, protocol, device, timing)
+        self._sampler = Sampler(models, protocol, device, timing)
 
     @torch.inference_mode()
     def score(self, batch: SequenceBatch) -> list[Statistic]:
@@ -57,7 +47,7 @@ class BatchScorer:
         frames, context = batch.tokens.shape[1], self._protocol.context
         horizons = [horizon for horizon in self._protocol.horizons if context + horizon <= frames]
         halves = [self._label(loaded) for loaded in batch.sequences]
-        deltas = self.sampler.true_deltas(batch, horizons)
+        deltas = self._sampler.true_deltas(batch, horizons)
         found: list[Statistic] = []
         for prediction in self._without_horizon(batch, deltas):
             scored = self._score_prediction(batch, halves, prediction, horizons[0])
@@ -76,64 +66,65 @@ class BatchScorer:
     def _label(self, loaded: LoadedSequence) -> Tensor | None:
         return None if loaded.label is None else torch.from_numpy(loaded.label).to(self._device)
 
-    def _without_horizon(self, batch: SequenceBatch, deltas: dict[int, Tensor]) -> Iterator[Prediction]:
+    def _without_horizon(self, batch: SequenceBatch, deltas: TrueDeltas) -> Iterator[Prediction]:
         """What is the same at every horizon: the truth, and its delta token decoded from the true frame before."""
-        yield Prediction(Method("present"), "single", 1, batch.tokens[:, -1])
-        tokenizer = self._models.tokenizer
-        if tokenizer is not None:
+        yield Prediction(Method("present"), batch.tokens[:, -1])
+        for tokenizer in self._models.tokenizers:
             with self._timing.part("decoder", self._device):
-                last = deltas[batch.tokens.shape[1] - 1]
+                last = deltas[tokenizer.fingerprint][batch.tokens.shape[1] - 1]
                 decoded = tokenizer.model.decode(last, batch.tokens[:, -2], self._protocol.grid)
-            yield Prediction(tokenizer.method("deltatok_parallel"), "single", 1, decoded)
+            yield Prediction(tokenizer.method("deltatok_parallel"), decoded)
 
     def _single(self, batch: SequenceBatch, horizon: int) -> Iterator[Prediction]:
-        yield Prediction(Method("copy_last"), "single", 1, batch.tokens[:, -1 - horizon])
-        tokenizer, protocol = self._models.tokenizer, self._protocol
-        if tokenizer is not None:
+        yield Prediction(Method("copy_last"), batch.tokens[:, -1 - horizon])
+        protocol = self._protocol
+        for tokenizer in self._models.tokenizers:
             with self._timing.part("decoder", self._device):
                 closed = tokenizer.model.reconstruct_closed_loop(
                     batch.tokens, protocol.black, protocol.grid, horizon
                 )
-            yield Prediction(tokenizer.method("deltatok"), "single", 1, closed[:, -1])
+            yield Prediction(tokenizer.method("deltatok"), closed[:, -1])
 
     def _score_prediction(
         self, batch: SequenceBatch, halves: Sequence[Tensor | None], prediction: Prediction, horizon: int
     ) -> list[Statistic]:
-        metrics = feature_metrics(prediction.tokens, batch.tokens[:, -1])
         found = []
-        for at, loaded in enumerate(batch.sequences):
-            crops, label = slice(batch.first[at], batch.first[at + 1]), halves[at]
-            sums = metrics[crops].sum(0)
-            totals = {"features": torch.cat([sums.new_tensor([loaded.split.crops]), sums])}
-            if self._labels is not None and label is not None:
-                with self._timing.part("heads", self._device):
-                    of_label = self._labels.totals(prediction.tokens[crops], loaded.split, label)
-                totals = {self._labels.task: of_label, **totals}
-            found.extend(_statistics(batch, at, totals, prediction, horizon))
+        for at in range(len(batch.sequences)):
+            totals = self._totals(batch, halves, at, prediction.tokens[batch.first[at] : batch.first[at + 1]])
+            found.extend(_statistics(batch, at, totals, prediction.summary, horizon))
         return found
+
+    def _totals(
+        self, batch: SequenceBatch, halves: Sequence[Tensor | None], at: int, tokens: Tensor
+    ) -> dict[str, Tensor]:
+        """Sums by task of the target of one sequence of the batch, predicted as ``tokens`` (C, N, D)."""
+        loaded, label = batch.sequences[at], halves[at]
+        with self._timing.part("features", self._device):
+            metrics = feature_metrics(tokens, batch.tokens[batch.first[at] : batch.first[at + 1], -1])
+            sums = metrics.sum(0)
+        totals = {"features": torch.cat([sums.new_tensor([loaded.split.crops]), sums])}
+        if self._labels is None or label is None:
+            return totals
+        with self._timing.part("heads", self._device):
+            of_label = self._labels.totals(tokens, loaded.split, label)
+        return {self._labels.task: of_label, **totals}
 
     def _score_world(
         self,
         batch: SequenceBatch,
         halves: Sequence[Tensor | None],
         world: World,
-        deltas: dict[int, Tensor],
+        deltas: TrueDeltas,
         horizon: int,
     ) -> Iterator[Statistic]:
         """Roll-outs of a world model, decoded crop by crop."""
-        tokenizer = self._models.tokenizer
-        assert tokenizer is not None  # a world model has one
-        rollouts = self.sampler.roll_out(world, batch, deltas, horizon)
+        futures = self._sampler.roll_out(world, batch, deltas, horizon)
 
-        def decoded(at: int, crop: int) -> Tensor:
-            position = batch.first[at] + crop
-            last = batch.tokens[position, -1 - horizon]
-            with self._timing.part("decoder", self._device):
-                return decode_last(tokenizer.model, last, rollouts[position], self._protocol.grid)
+        def of_crop(at: int, crop: int) -> Tensor:
+            return futures.last(batch.first[at] + crop)
 
-        single = world.model.q_embed is not None
         yield from self._score_samples(
-            batch, halves, Futures(world.method, world.samples, single, decoded), horizon
+            batch, halves, Futures(world.method, world.samples, world.single, of_crop), horizon
         )
 
     def _score_generated(
@@ -150,58 +141,58 @@ class BatchScorer:
         )
 
     def _score_samples(
-        self, batch: SequenceBatch, halves: Sequence[Tensor | None], futures: "Futures", horizon: int
+        self, batch: SequenceBatch, halves: Sequence[Tensor | None], futures: Futures, horizon: int
     ) -> Iterator[Statistic]:
         """Best and mean of the samples as predictions, and what the samples are together."""
-        kinds: dict[tuple[Aggregation, int], list[Tensor]] = {}
-        together = []
-        for at, loaded in enumerate(batch.sequences):
+        for at in range(len(batch.sequences)):
+            kinds: dict[Summary, list[Future]] = {}
             sums: dict[str, Tensor] = {}
-            for crop in range(loaded.split.crops):
-                truth, label = batch.tokens[batch.first[at] + crop, -1], halves[at]
-                samples = futures.of_crop(at, crop)
-                ensemble = judge(samples, truth)
-                for key, tokens in _summaries(ensemble, futures.single):
-                    kinds.setdefault(key, []).append(tokens)
-                if len(samples) > 1:
-                    _accumulate(sums, "samples", sample_totals(ensemble, truth))
-                if self._labels is not None and label is not None and len(samples) > 1:
-                    with self._timing.part("heads", self._device):
-                        covered = self._labels.covered(samples, loaded.split, label[crop], crop)
-                    _accumulate(sums, "vote", covered)
-            together.append(sums)
-        for (aggregation, count), tokens in kinds.items():
-            prediction = Prediction(futures.method, aggregation, count, torch.stack(tokens))
-            yield from self._score_prediction(batch, halves, prediction, horizon)
-        ensemble_of = Prediction(futures.method, "single", futures.samples, batch.tokens[:, -1])
-        for at, sums in enumerate(together):
-            yield from _statistics(batch, at, sums, ensemble_of, horizon)
+            for crop in range(batch.sequences[at].split.crops):
+                truth, samples = batch.tokens[batch.first[at] + crop, -1], futures.of_crop(at, crop)
+                with self._timing.part("samples", self._device):
+                    ensemble = judge(samples, truth)
+                    for summary, future in summaries(ensemble, futures):
+                        kinds.setdefault(summary, []).append(future)
+                    if len(samples) > 1:
+                        _accumulate(sums, "samples", sample_totals(ensemble, truth))
+                self._vote(sums, batch.sequences[at], halves[at], samples, crop)
+            yield from self._score_kinds(batch, halves, at, kinds, horizon)
+            together = Summary(futures.method, "single", futures.samples)
+            yield from _statistics(batch, at, sums, together, horizon)
 
+    def _score_kinds(
+        self,
+        batch: SequenceBatch,
+        halves: Sequence[Tensor | None],
+        at: int,
+        kinds: Mapping[Summary, Sequence[Future]],
+        horizon: int,
+    ) -> Iterator[Statistic]:
+        """Every summary of the samples of one sequence, a future for each of its crops.
 
-def _summaries(ensemble: Ensemble, single: bool) -> Iterator[tuple[tuple[Aggregation, int], Tensor]]:
-    """Best and mean (N, D) of the first 1, 2, 5, ... samples and of all; the one future of a single sample."""
-    if single:
-        yield ("single", 1), ensemble.samples[0]
-        return
-    for count in sample_counts(len(ensemble.samples)):
-        first = ensemble.first(count)
-        yield ("best", count), first.samples[first.best]
-        yield ("mean", count), first.mean
+        Those that are alike go through the head once: the best of 5 and of 10 are often one sample.
+        """
+        scored: dict[tuple[Identity, ...], dict[str, Tensor]] = {}
+        for summary, chosen in kinds.items():
+            identity = tuple(each.identity for each in chosen)
+            if identity not in scored:
+                tokens = torch.stack([each.tokens for each in chosen])
+                scored[identity] = self._totals(batch, halves, at, tokens)
+            yield from _statistics(batch, at, scored[identity], summary, horizon)
 
-
-@dataclass(frozen=True)
-class Futures:
-    """Samples of one method.
-
-    Attributes:
-        single: there is but one of each, so it is neither best nor mean.
-        of_crop: patch tokens (S, N, D) of the target, for a sequence of the batch and one of its crops.
-    """
-
-    method: Method
-    samples: int
-    single: bool
-    of_crop: Callable[[int, int], Tensor]
+    def _vote(
+        self,
+        sums: dict[str, Tensor],
+        loaded: LoadedSequence,
+        label: Tensor | None,
+        samples: Tensor,
+        crop: int,
+    ) -> None:
+        """Add the pixels of a crop that any of several samples (S, N, D) covers."""
+        if self._labels is not None and label is not None and len(samples) > 1:
+            with self._timing.part("heads", self._device):
+                covered = self._labels.covered(samples, loaded.split, label[crop], crop)
+            _accumulate(sums, "vote", covered)
 
 
 def _accumulate(sums: dict[str, Tensor], task: str, totals: Tensor) -> None:
@@ -209,12 +200,12 @@ def _accumulate(sums: dict[str, Tensor], task: str, totals: Tensor) -> None:
 
 
 def _statistics(
-    batch: SequenceBatch, at: int, totals: dict[str, Tensor], prediction: Prediction, horizon: int
+    batch: SequenceBatch, at: int, totals: dict[str, Tensor], summary: Summary, horizon: int
 ) -> Iterator[Statistic]:
     sequence = batch.sequences[at].sequence
     for task, sums in totals.items():
         series = StatisticSeries(
-            batch.dataset, task, prediction.method, prediction.aggregation, horizon, prediction.samples
+            batch.dataset, task, summary.method, summary.aggregation, horizon, summary.samples
         )
         yield Statistic(
             series,

@@ -18,6 +18,7 @@ from deltacache.evaluate.benchmarks.statistics import (
 )
 from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.clips import clip_metrics, clip_sequences, score_clips
+from deltacache.evaluate.model_record import write_models
 from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, sequence_rows
 from deltacache.evaluate.rows import (
     RunStamp,
@@ -45,7 +46,7 @@ def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
     for stale in output.TABLES:
         (out / stale).unlink(missing_ok=True)
     pools, by_count = _stream(run, parts, clips)
-    models = [("tokenizer", settings.tokenizer)] if settings.tokenizer else []
+    models = [("tokenizer", path) for path in settings.tokenizers]
     named = [
         (world.method.world or "", path)
         for world, path in zip(run.inputs.models.worlds, settings.worlds, strict=True)
@@ -53,6 +54,7 @@ def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
     output.keep_curves(out, [*models, *named])
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, run.notes)
+    write_models(out, run.models)
     _write_timing(run, parts)
     samples, metrics = [_metric_table(run, by_count)], [_metric_table(run, pools)]
     if clips:

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-PARTS = ("waiting", "backbone", "encoder", "predictor", "decoder", "heads")
-"""What a worker does one after the other. Frames are decoded beside it, in threads: ``decode_s``."""
+PARTS = ("waiting", "backbone", "encoder", "predictor", "decoder", "heads", "features", "samples", "pictures")
+"""What a worker does one after the other. Frames are decoded beside it, in threads: ``decode_s``.
+
+``features`` compares predicted with true features, ``samples`` all samples with the truth and each other;
+``pictures`` is all that is done for the report's examples.
+"""
 
 
 @dataclass(slots=True)

@@ -7,15 +7,22 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deltacache.evaluate.benchmarks.blocks import Block, BlockResult
 from deltacache.evaluate.benchmarks.cached import CachedFeatures, Item
-from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, load_cached, load_sequence
+from deltacache.evaluate.benchmarks.loading import (
+    Ahead,
+    LoadedSequence,
+    crops_bytes,
+    load_cached,
+    load_sequence,
+)
 from deltacache.evaluate.benchmarks.opening import Inputs, crop_tokens, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.pictures import save_picture
-from deltacache.evaluate.benchmarks.sampling import SequenceBatch
+from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
 from deltacache.evaluate.benchmarks.statistics import Statistic, statistics_table
 from deltacache.evaluate.benchmarks.timing import Timing
@@ -32,11 +39,13 @@ class WorkerPlan:
 
     Attributes:
         caches: feature dataset of each benchmark and number of frames; empty without a cache.
+        generated: how many samples each video generator has.
         threads: that read frames.
     """
 
     settings: BenchmarkEvaluation
     caches: Mapping[tuple[BenchmarkName, int], str]
+    generated: Mapping[str, int]
     threads: int
 
     def worker(self, inputs: Inputs) -> "BlockWorker":
@@ -60,7 +69,8 @@ class BlockWorker:
         self._settings, self._inputs = plan.settings, inputs
         self._caches = {key: CachedFeatures(place) for key, place in plan.caches.items()}
         self._generators = open_generators(plan.settings)
-        self._frames = Ahead(self._load, plan.threads)
+        self._generated = plan.generated
+        self._frames = Ahead(self._load, plan.threads, self._size)
 
     def close(self) -> None:
         """End the threads that read frames."""
@@ -80,7 +90,8 @@ class BlockWorker:
         with TemporaryDirectory() as folder:
             for batch in self._batches(item, following, timing):
                 statistics.extend(scorer.score(batch))
-                self._keep(batch, item.examples, scorer, Path(folder))
+                with timing.part("pictures", self._inputs.device):
+                    self._keep(batch, item.examples, Path(folder))
             examples = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
         timing.sequences = len(item.sequences)
         timing.total_s = time.perf_counter() - started
@@ -97,6 +108,17 @@ class BlockWorker:
             loaded = load_sequence(benchmark, sequence, self._settings.image_size, labelled=labelled)
         return self._with_generated(benchmark, loaded)
 
+    def _size(self, item: Item) -> int:
+        """Bytes of a sequence that is loaded, roughly: cached tokens or crops, and generated frames."""
+        benchmark, sequence = item
+        settings, protocol = self._settings, self._inputs.protocol
+        horizons = sum(settings.context + each <= len(sequence.frames) for each in settings.horizons)
+        frame = crops_bytes(sequence, settings.image_size) // len(sequence.frames)
+        generated = horizons * sum(self._generated.values()) * frame
+        if (benchmark, len(sequence.frames)) not in self._caches:
+            return crops_bytes(sequence, settings.image_size) + generated
+        return 2 * len(sequence.frames) * protocol.black.numel() * np.dtype(np.float16).itemsize + generated
+
     def _with_generated(self, benchmark: BenchmarkName, loaded: LoadedSequence) -> LoadedSequence:
         if not self._generators:
             return loaded
@@ -110,15 +132,17 @@ class BlockWorker:
         seconds = loaded.seconds + time.perf_counter() - started
         return replace(loaded, generated=generated, seconds=seconds)
 
-    def _keep(self, batch: SequenceBatch, wanted: frozenset[str], scorer: BatchScorer, folder: Path) -> None:
+    def _keep(self, batch: SequenceBatch, wanted: frozenset[str], folder: Path) -> None:
         """Keep those of the sequences that are ``wanted`` for pictures."""
+        inputs = self._inputs
+        sampler = Sampler(inputs.models, inputs.protocol, inputs.device, Timing())  # all of it is "pictures"
         for at, loaded in enumerate(batch.sequences):
             if loaded.sequence.sequence_id in wanted:
                 frames = loaded.crops
                 if frames is None:  # a cache does not hold them
                     size = self._settings.image_size
                     frames = load_sequence(batch.dataset, loaded.sequence, size, labelled=False).crops
-                save_picture(batch.only(at), frames, self._inputs, scorer.sampler, folder)
+                save_picture(batch.only(at), frames, inputs, sampler, folder)
 
     def _batches(self, block: Block, following: Sequence[Block], timing: Timing) -> Iterator[SequenceBatch]:
         """Sequences of equally many frames that follow each other, a few at a time."""
@@ -148,10 +172,14 @@ class BlockWorker:
         with timing.part("backbone", self._inputs.device):
             tokens = torch.cat([self._tokens(loaded) for loaded in sequences])
             generated = tuple(
-                {key: crop_tokens(self._inputs, crops) for key, crops in loaded.generated.items()}
-                for loaded in sequences
+                {key: self._encoded(crops) for key, crops in loaded.generated.items()} for loaded in sequences
             )
         return SequenceBatch(dataset, tuple(sequences), tokens, tuple(first), generated)
+
+    def _encoded(self, crops: np.ndarray) -> Tensor:
+        """Generated frames (S, C, s, s, 3) as (S, C, N, D), rounded as the true ones are with a cache."""
+        tokens = crop_tokens(self._inputs, crops)
+        return tokens if self._settings.cache is None else tokens.half().float()
 
     def _tokens(self, loaded: LoadedSequence) -> Tensor:
         """(C, T, N, D) float32 on the device."""

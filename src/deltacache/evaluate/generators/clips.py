@@ -3,8 +3,10 @@
 Shapes: T frames, P x Q pixels.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ from deltacache.schemas.errors import DatasetError
 
 ClipFormat = Literal["frames", "mp4"]
 _PICTURES = (".png", ".jpg", ".jpeg")
+_VIDEOS = (".mp4", ".mkv", ".webm")
 _CRF = "8"  # of x264: hardly visible
 
 
@@ -47,37 +50,71 @@ def read_frame_at(clip: Path, number: int) -> np.ndarray:
     Raises:
         DatasetError: there are fewer frames, or the frame is damaged.
     """
+    path = file_of_frame(clip, number)
     if clip.is_dir():
-        return _picture_at(clip, number)
+        return _read_picture(path)
     try:
-        with av.open(str(clip)) as container:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DatasetError(f"{path} is damaged or no video (it has no pictures): generate it again")
             for at, frame in enumerate(container.decode(video=0)):
                 if at == number:
                     return frame.to_ndarray(format="rgb24")
-    except (FFmpegError, IndexError) as error:
-        raise DatasetError(f"{clip} is damaged or no video ({error}): generate it again") from error
+    except FFmpegError as error:
+        raise DatasetError(f"{path} is damaged or no video ({error}): generate it again") from error
     raise DatasetError(_too_short(clip, number))
 
 
-def samples_in(folder: Path) -> list[Path]:
-    """Folders and videos named ``sample-*``, in the order of their names."""
-    found = folder.glob("sample-*")
-    return sorted(path for path in found if path.is_dir() or path.suffix in (".mp4", ".mkv", ".webm"))
+def file_of_frame(clip: Path, number: int) -> Path:
+    """The file that holds frame ``number``: a picture of the folder, or the video, which may be too short.
 
+    Pictures are in the order of the numbers in their names, with or without leading zeros.
 
-def _picture_at(folder: Path, number: int) -> np.ndarray:
-    pictures = sorted(path for path in _entries(folder) if path.suffix.lower() in _PICTURES)
+    Raises:
+        DatasetError: a folder with fewer pictures.
+    """
+    if not clip.is_dir():
+        return clip
+    pictures = [
+        path for path in clip.iterdir() if path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+    ]
     if len(pictures) <= number:
-        raise DatasetError(_too_short(folder, number))
-    content = np.frombuffer(pictures[number].read_bytes(), np.uint8)
+        raise DatasetError(_too_short(clip, number))
+    return sorted(pictures, key=_in_order)[number]
+
+
+def samples_in(folder: Path) -> list[Path]:
+    """Folders and videos named ``sample-*``, in the order of the numbers in their names.
+
+    Raises:
+        DatasetError: a sample is there twice, as pictures and as a video.
+    """
+    found = folder.glob("sample-*")
+    samples = sorted(
+        (path for path in found if path.is_dir() or path.suffix.lower() in _VIDEOS), key=_in_order
+    )
+    for path, following in pairwise(samples):
+        if _name(path) == _name(following):
+            raise DatasetError(f"{path} and {following.name} are one sample twice: remove one of them")
+    return samples
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    content = np.frombuffer(path.read_bytes(), np.uint8)
     picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if picture is None:
-        raise DatasetError(f"{pictures[number]} is damaged or no picture: generate it again")
+        raise DatasetError(f"{path} is damaged or no picture: generate it again")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
+def _in_order(path: Path) -> tuple[list[tuple[str, int]], str]:
+    """``frame_2`` before ``frame_10``: words and numbers in turn; equal numbers by name."""
+    parts = re.findall(r"(\D*)(\d*)", _name(path))
+    return [(word, int(number or -1)) for word, number in parts], path.name
+
+
+def _name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
 
 
 def _too_short(clip: Path, number: int) -> str:

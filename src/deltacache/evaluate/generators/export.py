@@ -16,7 +16,7 @@ from deltacache.evaluate.generators.manifest import (
 from deltacache.evaluate.generators.padding import Padding, padded, placement_of
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.reading import frame_shape, read_frame
-from deltacache.pipeline.benchmarks.windows import FrameCounts
+from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
 from deltacache.pipeline.parallel import in_threads
 from deltacache.pipeline.storage_errors import readable_errors
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName, LabelledSequence, as_benchmark
@@ -38,7 +38,8 @@ class ContextExport:
     Attributes:
         context: of the evaluation, which decides what sequences there are.
         frames: that the generator sees, the last of them ``horizon`` steps before the target.
-        rate: of these and of the generated frames: as recorded, or one a step of the evaluation.
+        rate: of these and of the generated frames: as recorded, or one a step of the evaluation, of which there
+            are at most ``context``.
     """
 
     data: Mapping[BenchmarkName, Path]
@@ -85,7 +86,10 @@ def export_contexts(wanted: ContextExport, out: Path, reporter: Reporter) -> Pat
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} is not empty: contexts are exported to a new folder; choose another one")
-    works = [work for name, root in wanted.data.items() for work in _works(wanted, name, root)]
+    found: dict[BenchmarkName, SequenceSet] = {
+        name: _sequences(wanted, name, root) for name, root in wanted.data.items()
+    }
+    works = [work for name, each in found.items() for work in _works(wanted, name, each)]
 
     def write(work: _Work) -> None:
         frames = [padded(read_frame(work.entry.dataset, path), work.entry.place) for path in work.paths]
@@ -99,18 +103,25 @@ def export_contexts(wanted: ContextExport, out: Path, reporter: Reporter) -> Pat
     manifest = ContextManifest(padding=wanted.padding, contexts=tuple(work.entry for work in works))
     with readable_errors(out):
         write_manifest(out, manifest)
+    for name, each in found.items():
+        for reason, count in each.dropped.items():
+            reporter.line(f"export contexts: {name}: {count} dropped: {reason}")
+    shown = works[0].entry.context_frames
     reporter.line(
-        f"export contexts: {len(works)} contexts of {wanted.frames} frames; put the frames that follow into "
+        f"export contexts: {len(works)} contexts of {shown} frames; put the frames that follow into "
         f"{out}/DATASET/hH/SEQUENCE/sample-00 (pictures) or sample-00.mp4, sample-01 and so on; {MANIFEST} says "
         "which frame is scored"
     )
     return out / MANIFEST
 
 
-def _works(wanted: ContextExport, benchmark: BenchmarkName, root: Path) -> Iterator[_Work]:
-    counts = FrameCounts(tuple(sorted(wanted.context + horizon for horizon in wanted.horizons)))
-    found = benchmark_sequences(benchmark, root, counts, wanted.kitti_split if benchmark == "kitti" else None)
-    for horizon in sorted(wanted.horizons):
+def _sequences(wanted: ContextExport, benchmark: BenchmarkName, root: Path) -> SequenceSet:
+    counts = FrameCounts(tuple(sorted({wanted.context + horizon for horizon in wanted.horizons})))
+    return benchmark_sequences(benchmark, root, counts, wanted.kitti_split if benchmark == "kitti" else None)
+
+
+def _works(wanted: ContextExport, benchmark: BenchmarkName, found: SequenceSet) -> Iterator[_Work]:
+    for horizon in sorted(set(wanted.horizons)):
         for sequence in found.sequences:
             if len(sequence.frames) >= wanted.context + horizon:
                 yield _work(wanted, benchmark, sequence, horizon)
@@ -119,8 +130,10 @@ def _works(wanted: ContextExport, benchmark: BenchmarkName, root: Path) -> Itera
 def _work(wanted: ContextExport, benchmark: BenchmarkName, sequence: LabelledSequence, horizon: int) -> _Work:
     step = NATIVE_STEP[benchmark] if wanted.rate == "native" else 1
     last = sequence.frames[-1 - horizon]
-    paths = _recorded_before(last, wanted.frames) if wanted.rate == "native" else sequence.frames[:-horizon]
-    paths = paths[-wanted.frames :]
+    if wanted.rate == "native":
+        paths = _recorded_before(last, wanted.frames)
+    else:
+        paths = sequence.frames[-horizon - wanted.context : -horizon][-wanted.frames :]
     height, width = frame_shape(benchmark, last)
     entry = ContextEntry(
         dataset=benchmark,

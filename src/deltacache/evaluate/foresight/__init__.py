@@ -1,0 +1,1 @@
+"""Table D: DINO-Foresight's own protocol on Cityscapes (docs/foresight.md)."""

@@ -1,0 +1,137 @@
+"""The models of Table D's evaluation, loaded and checked against each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltacache.evaluate.foresight.predictions import Systems
+from deltacache.evaluate.foresight.scoring import Heads
+from deltacache.evaluate.rows import Method
+from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.heads import DepthHead, SegmentationHead, load_head
+from deltacache.models.world_model import WorldModel
+from deltacache.pipeline.frame_features import FrameFeatures, load_frame_features
+from deltacache.schemas.benchmarks import CLASSES, SPACING_S
+from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.foresight import ForesightEvaluation
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is loaded once. ``fingerprints``: of all models, by what they are."""
+
+    features: FrameFeatures
+    systems: Systems
+    heads: Heads
+    fingerprints: Mapping[str, Any]
+
+
+def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
+    """Load all models of ``settings``.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+        MismatchError: models that do not belong together.
+        DeltacacheError: a world model is named twice, or has many futures.
+    """
+    features = load_frame_features(settings.features, device)
+    tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
+    if tokenizer is not None:
+        assert settings.tokenizer is not None  # loaded from there
+        check_made_for(tokenizer, settings.tokenizer, "tokenizer", features)
+        tokenizer.model.to(device).requires_grad_(False)
+    worlds = [_world(path, tokenizer, features, device) for path in settings.worlds]
+    names = [method.world for method, _ in worlds]
+    if len(set(names)) < len(names):
+        raise DeltacacheError(
+            "a world model is named twice: its rows could not be told apart, so name it once"
+        )
+    heads = _heads(settings, features, device)
+    systems = Systems(
+        worlds=tuple(worlds),
+        tokenizer=None if tokenizer is None else (tokenizer.fingerprint, tokenizer.model),
+        black=features.black(),
+        grid=features.grid,
+        context=settings.context,
+        spacing_s=SPACING_S["cityscapes"],
+    )
+    fingerprints = {
+        "features": features.metadata,
+        "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
+        "worlds": names,
+        "heads": [None if head is None else head.fingerprint for head in heads],
+    }
+    segmentation, depth = (None if head is None else head.model for head in heads)
+    assert not isinstance(segmentation, DepthHead)
+    assert not isinstance(depth, SegmentationHead)
+    return Inputs(features, systems, Heads(segmentation, depth, features.grid), fingerprints)
+
+
+def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: FrameFeatures) -> None:
+    """Refuse a model of other features; what its checkpoint does not say is not compared.
+
+    Raises:
+        MismatchError: another width, backbone, layers, PCA or patch grid.
+    """
+    if loaded.model.hidden_size != features.hidden_size:
+        raise MismatchError(
+            f"the {what} {path} takes {loaded.model.hidden_size}-wide tokens, but these features are "
+            f"{features.hidden_size} wide: give the backbone, --layers and --pca it was trained with"
+        )
+    ours = "backbone_sha256" in loaded.metadata
+    for name, used in features.metadata.items():
+        made_with = loaded.metadata.get(name, None if ours else used)
+        if made_with != used:
+            raise MismatchError(
+                f"the {what} {path} was trained on features with {name} {made_with}, but here it is {used}: give the "
+                "backbone, --layers, --pca and --image-size it was trained with"
+            )
+
+
+def _world(
+    path: Path, tokenizer: LoadedModel[DeltaTok] | None, features: FrameFeatures, device: torch.device
+) -> tuple[Method, WorldModel]:
+    loaded = load_world(path)
+    model = loaded.model
+    if model.stochastic:
+        raise DeltacacheError(
+            f"the world model {path} has many futures, and this protocol scores one: give one with a learned query"
+        )
+    check_made_for(loaded, path, "world model", features)
+    used = None
+    if model.trains_on == "deltas":
+        if tokenizer is None:
+            raise DeltacacheError(f"the world model {path} predicts delta tokens: give their tokenizer")
+        used = tokenizer.fingerprint
+        made_with = loaded.metadata.get("tokenizer_fingerprint", used)
+        if made_with != used:
+            raise MismatchError(
+                f"the world model {path} was trained on delta tokens of tokenizer {made_with}, but {used} is given: "
+                "load the tokenizer it was trained with"
+            )
+    method = Method(model.label, tokenizer=used, world=loaded.fingerprint)
+    return method, model.to(device).eval().requires_grad_(False)
+
+
+def _heads(
+    settings: ForesightEvaluation, features: FrameFeatures, device: torch.device
+) -> list[LoadedModel[SegmentationHead] | LoadedModel[DepthHead] | None]:
+    found: list[LoadedModel[SegmentationHead] | LoadedModel[DepthHead] | None] = []
+    for task, path in (("segmentation", settings.segmentation_head), ("depth", settings.depth_head)):
+        if path is None:
+            found.append(None)
+            continue
+        loaded = load_head(path, "depth" if task == "depth" else "segmentation")
+        check_made_for(loaded, path, f"{task} head", features)
+        if isinstance(loaded.model, SegmentationHead) and loaded.model.classes != CLASSES["cityscapes"]:
+            raise MismatchError(
+                f"the head {path} knows {loaded.model.classes} classes, Cityscapes has {CLASSES['cityscapes']}: give a "
+                "head of Cityscapes"
+            )
+        loaded.model.to(device).eval().requires_grad_(False)
+        found.append(loaded)
+    return found

@@ -1,0 +1,63 @@
+"""What each method says the labelled frame looks like.
+
+Shapes: T frames of a sequence, N patches, D hidden, C context.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltacache.evaluate.rows import Method
+from deltacache.models.deltatok import DeltaTok, Grid
+from deltacache.models.futures import decode_future
+from deltacache.models.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class Systems:
+    """The models that take part, on one device.
+
+    Attributes:
+        worlds: each with its name and fingerprints.
+        tokenizer: of the worlds that predict delta tokens, and its fingerprint.
+        black: (N, D) of an all-black frame.
+        spacing_s: seconds between frames.
+    """
+
+    worlds: tuple[tuple[Method, WorldModel], ...]
+    tokenizer: tuple[str, DeltaTok] | None
+    black: Tensor
+    grid: Grid
+    context: int
+    spacing_s: float
+
+    @torch.inference_mode()
+    def predictions(self, frames: Tensor, horizon: int) -> Iterator[tuple[Method, Tensor]]:
+        """Yield (N, D) of the last of ``frames`` (T, N, D) from the context that ends ``horizon`` frames before it.
+
+        The bounds are first: the last context frame repeated, and the truth itself. ``deltatok`` decodes the delta
+        token of the true last two frames, which is what compression alone costs.
+        """
+        seen = frames[-horizon - self.context : -horizon]
+        yield Method("copy_last"), seen[-1]
+        yield Method("present"), frames[-1]
+        if self.tokenizer is not None:
+            fingerprint, tokenizer = self.tokenizer
+            pair = tokenizer.encode(frames[None, -2], frames[None, -1], self.grid)
+            rebuilt = tokenizer.decode(pair, frames[None, -2], self.grid)
+            yield Method("deltatok_parallel", tokenizer=fingerprint), rebuilt[0]
+        for method, world in self.worlds:
+            yield method, self._future(world, seen, horizon)
+
+    def _future(self, world: WorldModel, seen: Tensor, horizon: int) -> Tensor:
+        count = len(seen) + horizon
+        seconds = self.spacing_s * torch.arange(count, device=seen.device, dtype=torch.float32)[None]
+        if world.trains_on == "features":
+            return world.rollout(seen[None], seconds, grid=self.grid)[0, 0, -1]
+        assert self.tokenizer is not None  # checked on opening
+        tokenizer = self.tokenizer[1]
+        deltas = tokenizer.encode_clip(seen[None], self.black, self.grid)
+        futures = world.rollout(deltas, seconds, grid=self.grid)
+        return decode_future(tokenizer, seen[None, -1], futures, self.grid)[0, 0, -1]

@@ -1,0 +1,59 @@
+"""``models.json`` of an evaluation: fingerprints of what gave its numbers and pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deltacache.evaluate.output import MODELS
+from deltacache.pipeline.atomic import replacing
+from deltacache.schemas.benchmarks import BenchmarkName
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import DatasetError
+
+
+class ModelRecord(Frozen):
+    """Fingerprints of all models that took part.
+
+    Attributes:
+        backbone: SHA-256 of its weights.
+        heads: by benchmark.
+        heads_trained_on: what ``train-head`` wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
+            released heads say nothing.
+        rgb_decoder: that of the pictures; it takes part in no number.
+    """
+
+    backbone: str
+    tokenizer: str | None
+    more_tokenizers: tuple[str, ...] = ()
+    worlds: tuple[str, ...]
+    heads: Mapping[BenchmarkName, str]
+    heads_trained_on: Mapping[BenchmarkName, Mapping[str, Any]]
+    rgb_decoder: str | None
+
+    def head_text(self, name: BenchmarkName) -> str:
+        """A head's fingerprint and training data in words."""
+        split = self.heads_trained_on.get(name, {}).get("split")
+        return self.heads[name] + (f", trained on the {split} split" if split else "")
+
+
+def write_models(out: Path, record: ModelRecord) -> None:
+    """Keep ``record`` beside the tables."""
+    with replacing(out / MODELS) as temporary:
+        temporary.write_text(record.model_dump_json(indent=2) + "\n")
+
+
+def read_models(out: Path) -> ModelRecord | None:
+    """What was kept; None in an older evaluation, and in one of a feature dataset alone.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    path = out / MODELS
+    if not path.exists():
+        return None
+    try:
+        return ModelRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DatasetError(f"{path} is damaged ({error}): run evaluate again into a new folder") from error
