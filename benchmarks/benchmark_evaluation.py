@@ -1,8 +1,9 @@
 """Time and memory of an evaluation of VSPW by part, and what a cache of patch tokens saves the second model.
 
-Random weights of the given width: only the time matters. Data: any folder in VSPW's layout.
+Random weights of the given width: only the time matters. Data: any folder in VSPW's layout; drawn, if there is none.
 
     python benchmarks/benchmark_evaluation.py VSPW OUT --hidden 384 --layers 12 --image-size 256 --samples 20
+    python benchmarks/benchmark_evaluation.py DRAWN OUT --horizons 1,2,4,8,16 --videos 4 --frames 64
 """
 
 import argparse
@@ -11,6 +12,8 @@ import shutil
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
@@ -18,8 +21,8 @@ from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.settings import benchmark_evaluation
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.heads import SegmentationHead
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.benchmarks import CLASSES
 from deltacache.schemas.progress import SilentReporter
 
@@ -31,7 +34,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     for name, default in (("hidden", 384), ("layers", 12), ("image-size", 256), ("samples", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("videos", 4), ("frames", 64), ("height", 480), ("examples", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--horizons", default="1,3")
     options = parser.parse_args()
+    if not options.vspw.exists():
+        draw_vspw(options.vspw, options.videos, options.frames, options.height)
     models = make_models(options.out / "models", options.hidden, options.layers)
     every = {"tokenizer": models / "tokenizer", "worlds": (models / "world",)}
     for name, more in (("bounds", {}), ("all methods", every)):
@@ -43,8 +51,9 @@ def main() -> None:
                 heads={"vspw": models / "head"},
                 backbone=str(models / "backbone"),
                 image_size=options.image_size,
+                horizons=tuple(map(int, options.horizons.split(","))),
                 samples=options.samples,
-                examples=0,
+                examples=options.examples,
                 cache=options.out / "cache" if cached else None,
                 **more,
             )
@@ -55,6 +64,21 @@ def main() -> None:
                 shutil.rmtree(options.out / "run")
             evaluate_benchmarks(settings, SilentReporter())
             print(f"{name}, {'cached' if cached else 'from frames'}: {_report(options.out / 'run')}")
+
+
+def draw_vspw(root: Path, videos: int, frames: int, height: int) -> None:
+    """Videos of 16 : 9 noise that moves sideways, with masks of four classes."""
+    rng, width = np.random.default_rng(0), 16 * height // 9
+    for video in range(videos):
+        wide = rng.integers(0, 256, (height, width + frames, 3), dtype=np.uint8)
+        classes = np.repeat(rng.integers(1, 5, (height, 1), dtype=np.uint8), width, axis=1)
+        folders = [root / "data" / f"video{video}" / name for name in ("origin", "mask")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for number in range(frames):
+            cv2.imwrite(str(folders[0] / f"{number:08d}.jpg"), wide[:, number : number + width])
+            cv2.imwrite(str(folders[1] / f"{number:08d}.png"), classes)
+    (root / "val.txt").write_text("\n".join(f"video{video}" for video in range(videos)) + "\n")
 
 
 def make_models(folder: Path, hidden: int, layers: int) -> Path:

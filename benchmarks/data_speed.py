@@ -27,7 +27,6 @@ import torch
 from deltacache.pipeline.checksums import crc32c_of_npy
 from deltacache.pipeline.dataset import (
     Dataset,
-    DeltaArrays,
     finish_dataset,
     load_deltas,
     open_dataset,
@@ -40,7 +39,14 @@ from deltacache.pipeline.receipts import StoredClip
 from deltacache.pipeline.sources import VideoSource
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
-from deltacache.train.data import MappedDeltas, PairSettings, StreamedFeatures, delta_batches, pair_batches
+from deltacache.train.data import (
+    MappedClips,
+    PairSettings,
+    ResidentClips,
+    StreamedFeatures,
+    clip_batches,
+    pair_batches,
+)
 from deltacache.train.order import Split
 
 FRAMES, HIDDEN, GRID = 8, 768, (32, 32)
@@ -130,13 +136,13 @@ def measure_deltas(folder: Path, clips: int, batch: int) -> None:
     arrays, steps = load_deltas(dataset.root), clips // batch
     split = Split(batch)
 
-    def run(source: DeltaArrays | MappedDeltas, epochs: range) -> Rate:
+    def run(source: ResidentClips | MappedClips, epochs: range) -> Rate:
         parts = split.parts_of(range(epochs.start * steps, epochs.stop * steps))
-        return rate(delta_batches(source, batch, 0, parts, CPU), batch, 2)
+        return rate(clip_batches(source, batch, 0, parts, CPU), batch, 2)
 
     run(arrays, range(1))
     print(f"memory: {run(arrays, range(1, 8))} clips/s (goal 300,000)")
-    mapped = MappedDeltas.of(dataset)
+    mapped = MappedClips.of(dataset)
     print(
         f"mapped: first epoch {run(mapped, range(1))} clips/s, then {run(mapped, range(1, 4))} (goal 30,000)"
     )

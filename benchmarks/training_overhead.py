@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deltacache.models.deltaworld import DeltaWorld
-from deltacache.pipeline.dataset import DeltaArrays
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import WorldConfig, world_preset
+from deltacache.train.data import ResidentClips
 from deltacache.train.logs import RunLog
 from deltacache.train.loop import forward_precision
 from deltacache.train.meter import Meter
@@ -72,8 +72,8 @@ def measure(options: argparse.Namespace, out: Path) -> None:
     config = WorldConfig.model_validate(
         {**dict(preset), "training": training, "candidates": options.candidates}
     )
-    model = DeltaWorld(HIDDEN, **config.model.model_dump())
-    task = WorldTask(model, drawn(), config, device)
+    model = DeltaWorld(HIDDEN, **config.model.arguments)
+    task = WorldTask(model, drawn(), (1, 1), config, device)
     parameters = list(model.parameters())
     optimizer = make_optimizer(model, training)
     guard = FiniteGuard(optimizer, device)
@@ -145,12 +145,12 @@ def show(step_s: float, shares: dict[str, float]) -> None:
         print(f"{name:42} {seconds:10.5f} s a step {100 * seconds / step_s:6.2f} %")
 
 
-def drawn() -> DeltaArrays:
+def drawn() -> ResidentClips:
     """Random delta tokens in memory."""
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((CLIPS, FRAMES, HIDDEN), dtype=np.float32).astype(np.float16)
     times = np.cumsum(rng.uniform(0.04, 0.33, (CLIPS, FRAMES)), axis=1).astype(np.float32)
-    return DeltaArrays(tokens, times, [str(clip) for clip in range(CLIPS)])
+    return ResidentClips(tokens, times)
 
 
 def wait(device: torch.device) -> None:

@@ -34,11 +34,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.deltaworld import DeltaWorld
 from deltacache.models.devices import choose_device
 from deltacache.models.optimizer_groups import decay_groups
 from deltacache.models.rope import time_rotation
 from deltacache.models.selection import FoldedPredictor, selection_for
+from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.encoders import DeltaEncoder, default_batch_clips, resolve_precision
 from deltacache.schemas.datasets import Precision
 from deltacache.train.loop import forward_precision
@@ -148,7 +148,7 @@ class CachedStep:
         """Of all candidates of the first clips, as many as there is noise."""
         some = slice(0, len(noise))
         tokens, seconds = self.tokens[some], self.seconds[some] - self.seconds[some, :1]
-        past = self.world.predictor.remember(tokens[:, :-1], seconds[:, :-1])
+        past = self.world.remember(tokens[:, :-1, None], seconds[:, :-1])
         rotation = time_rotation(seconds[:, 1:], HIDDEN // HEADS)
         folded = FoldedPredictor(self.world.predictor, dtype)
         return folded.losses(noise, rotation, past, tokens[:, 1:], BETA)

@@ -51,14 +51,6 @@ class Changed(StrEnum):
     recompute = "recompute"
 
 
-class Preset(StrEnum):
-    """Recipes in ``schemas/presets``."""
-
-    released = "released"
-    paper = "paper"
-    tiny = "tiny"
-
-
 class HeadTarget(StrEnum):
     """What a head tells."""
 
@@ -80,6 +72,13 @@ class TrainingSplit(StrEnum):
 
     train = "train"
     val = "val"
+
+
+class ForesightTask(StrEnum):
+    """What a head of Table D tells."""
+
+    segmentation = "segmentation"
+    depth = "depth"
 
 
 class Padding(StrEnum):
@@ -135,6 +134,14 @@ BackboneOpt = Annotated[
     str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
 ]
 ImageSizeOpt = Annotated[int, typer.Option(min=16, help="Side of the square frames in pixels.")]
+FrameSizeOpt = Annotated[
+    str, typer.Option(help="Side of square frames in pixels, or height x width such as 448x896.")
+]
+LayersOpt = Annotated[
+    str | None,
+    typer.Option(help="Blocks to join, from 0, such as 2,5,8,11. [default: the last hidden state]"),
+]
+PcaOpt = Annotated[Path | None, typer.Option(help="Output of fit-pca, which reduces the features.")]
 FramesOpt = Annotated[int, typer.Option(min=2, help="Frames a clip.")]
 ViewsOpt = Annotated[int, typer.Option(min=1, help="Clips a video, each with its own crop, flip and times.")]
 SpacingOpt = Annotated[
@@ -175,7 +182,13 @@ AddressOpt = Annotated[
 EncodersOpt = Annotated[int | None, typer.Option(min=1, help="Encoder processes. [default: one a GPU]")]
 GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [default: 1 if there are any]")]
 DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
-PresetOpt = Annotated[Preset, typer.Option(help="Recipe to start from.")]
+PresetOpt = Annotated[
+    str,
+    typer.Option(
+        help="Recipe to start from: released, paper, tiny, others (docs/training.md), or a YAML file."
+    ),
+]
+HeadsOpt = Annotated[int | None, typer.Option(min=1, help="Attention heads. [default: the preset's]")]
 StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
 BatchOpt = Annotated[
     int | None,
@@ -244,7 +257,9 @@ def extract_features(
     source: SourceArg,
     out: DatasetOutArg,
     backbone: BackboneOpt = None,
-    image_size: ImageSizeOpt = 512,
+    layers: LayersOpt = None,
+    pca: PcaOpt = None,
+    image_size: FrameSizeOpt = "512",
     frames: FramesOpt = 8,
     views: ViewsOpt = 1,
     spacing: SpacingOpt = (0.04, 0.3333),
@@ -282,11 +297,31 @@ def extract_features(
     jobs.extract_features(settings, _absolute(out), terminal_reporter())
 
 
+@app.command("fit-pca")
+def fit_pca(
+    features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the PCA, new or empty.")],
+    components: Annotated[int, typer.Option(min=1, help="Channels that are left.")] = 1152,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames to take, spread evenly. [default: all]")
+    ] = None,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Fit a PCA on standardised patch tokens, streamed shard by shard, for --pca of extract-features.
+
+    Example: deltacache fit-pca features/ pca/ --components 1152
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline import pca_fit
+
+    pca_fit.fit_pca(_absolute(features), out, components, terminal_reporter(), frames=frames, device=device)
+
+
 @app.command("train-tokenizer")
 def train_tokenizer(
     features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
     out: OutArg,
-    preset: PresetOpt = Preset.released,
+    preset: PresetOpt = "released",
     steps: StepsOpt = None,
     batch_size: BatchOpt = None,
     accumulation: AccumulationOpt = None,
@@ -299,6 +334,10 @@ def train_tokenizer(
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
     black_first_fraction: BlackFirstOpt = None,
+    heads: HeadsOpt = None,
+    tokens_per_frame: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Delta tokens of a frame. [default: the preset's, 1]")
+    ] = None,
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
@@ -314,9 +353,10 @@ def train_tokenizer(
     from deltacache.train.launch import Workers, launch
     from deltacache.train.setup import TrainingRequest
 
-    config = tokenizer_preset(preset.value, stage)
+    config = tokenizer_preset(preset, stage)
     training = _training(config.training, locals())
-    config = _changed(config, training=training, black_first_fraction=black_first_fraction)
+    model = _changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
+    config = _changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
     request = TrainingRequest(_absolute(features), out, config, resume, device, init_from or continue_from)
     launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address))
 
@@ -328,7 +368,9 @@ def tokenize(
     out: DatasetOutArg,
     tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
     backbone: BackboneOpt = None,
-    image_size: ImageSizeOpt = 512,
+    layers: LayersOpt = None,
+    pca: PcaOpt = None,
+    image_size: FrameSizeOpt = "512",
     frames: FramesOpt = 8,
     views: ViewsOpt = 1,
     spacing: SpacingOpt = (0.04, 0.3333),
@@ -376,10 +418,18 @@ def tokenize(
 
 @app.command("train-world")
 def train_world(
-    deltas: Annotated[str, typer.Argument(help="Delta dataset, here or on s3://, gs://.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Delta dataset, here or on s3://, gs://; a feature dataset for models of patch tokens (DINO-world)."
+        ),
+    ],
     out: OutArg,
-    preset: PresetOpt = Preset.released,
-    query: Annotated[Query, typer.Option(help="Noise (best of many), or one learned query.")] = Query.noise,
+    preset: PresetOpt = "released",
+    query: Annotated[
+        Query | None,
+        typer.Option(help="Noise (best of many), or one learned query. [default: the preset's, noise]"),
+    ] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
     ] = None,
@@ -394,13 +444,14 @@ def train_world(
     stage: StageOpt = None,
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
+    heads: HeadsOpt = None,
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
-    """Train DeltaWorld on delta tokens: predict the next token, best of K candidates.
+    """Train a world model, such as DeltaWorld on delta tokens: predict the next frame, best of K candidates.
 
     Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
     """
@@ -409,14 +460,99 @@ def train_world(
     from deltacache.train.launch import Workers, launch
     from deltacache.train.setup import TrainingRequest
 
-    config = world_preset(preset.value, stage)
+    config = world_preset(preset, stage)
     training = _training(config.training, locals())
     if query is Query.learned and candidates is None:
         candidates = 1
-    model = _changed(config.model, query=query.value)
+    model = _changed(config.model, num_heads=heads, query=None if query is None else query.value)
     config = _changed(config, training=training, model=model, candidates=candidates)
-    request = TrainingRequest(_absolute(deltas), out, config, resume, device, init_from or continue_from)
+    request = TrainingRequest(_absolute(source), out, config, resume, device, init_from or continue_from)
     launch("world", request, terminal_reporter(), Workers(workers, ray_address))
+
+
+@app.command("train-systems")
+def train_systems(
+    features: Annotated[Path, typer.Argument(help="Feature dataset that all systems are trained from.")],
+    out: OutArg,
+    preset: Annotated[
+        str, typer.Option(help="table2 (Tables 2 and C), tiny-table2, tiny-tokens, or a YAML file.")
+    ] = "table2",
+    seed: TrainSeedOpt = None,
+    workers: WorkersOpt = 1,
+    ray_address: AddressOpt = None,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Train several world models on the same features, for one table; finished ones are skipped.
+
+    Example: deltacache train-systems features/ systems/ --preset tiny-table2
+    """
+    from deltacache.chain.systems import systems_preset
+    from deltacache.chain.systems import train_systems as train
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.train.launch import Workers
+
+    config = systems_preset(preset).seeded(seed)
+    train(config, features.absolute(), out, Workers(workers, ray_address), device, terminal_reporter())
+
+
+@app.command("compare-systems")
+def compare_systems(
+    out: Annotated[Path, typer.Argument(help="Output of train-systems; the table is written there.")],
+    features: Annotated[str, typer.Argument(help="Feature dataset that the systems were trained from.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti; clips and a feature dataset."
+        ),
+    ],
+    head: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark.")] = None,
+    backbone: BackboneOpt = None,
+    image_size: ImageSizeOpt = 512,
+    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
+    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
+    samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
+    seed: SeedOpt = 0,
+    futures: Annotated[
+        Path | None, typer.Option(help="Of clips: CSV or Parquet of true futures: adds mode coverage.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time and memory of a training step, on this machine.")
+    ] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of the measured step.")] = 8,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Evaluate all systems of train-systems together and write one table of quality and cost.
+
+    Example: deltacache compare-systems systems/ features/ --data clips=test-features/
+    """
+    from deltacache.chain.results import evaluate_and_show
+    from deltacache.chain.systems import open_systems
+    from deltacache.chain.systems_table import CostPlan
+    from deltacache.chain.systems_table import compare_systems as compare
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.evaluate.settings import CLIPS, evaluation
+    from deltacache.schemas.jobs import DEFAULT_BACKBONE
+
+    config, paths = open_systems(out)
+    named, steps = _named_paths("--data", data), _horizons(horizons)
+    settings = evaluation(
+        named,
+        heads=_named_paths("--head", head or []),
+        out=paths.evaluation,
+        backbone=_backbone(backbone or DEFAULT_BACKBONE),
+        **paths.models(config),
+        image_size=image_size,
+        context=context,
+        horizons=steps,
+        samples=samples,
+        seed=seed,
+        futures=futures,
+        device=device,
+    )
+    evaluate_and_show(settings, terminal_reporter())
+    crops = 1 if set(named) == {CLIPS} else 2
+    plan = CostPlan(context, max(steps), samples, crops, batch_size if measure else None, device)
+    compare(out, paths.evaluation, _absolute(features), plan, terminal_reporter())
 
 
 @app.command("train-head")
@@ -435,7 +571,17 @@ def train_head(
         typer.Option(help="Frames to learn from; val are those that are scored, for trials only."),
     ] = TrainingSplit.train,
     kitti_split: Annotated[
-        Path | None, typer.Option(help="List of KITTI's training frames. [default: its train/ depth maps]")
+        Path | None,
+        typer.Option(
+            help="List of KITTI's training frames; those of test drives are left out. [default: its train/ depth maps]"
+        ),
+    ] = None,
+    kitti_test: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of KITTI's test frames: all of their drives are left out. With --split val, the frames to learn "
+            "from. [default: eigen_test_files.txt in ROOT; needed]"
+        ),
     ] = None,
     flip: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of mirrored frames. [default: the preset's]")
@@ -466,11 +612,13 @@ def train_head(
     from deltacache.train.heads import train_head as train_linear_head
     from deltacache.train.heads import train_rgb_decoder
 
-    if head is not HeadTarget.kitti and kitti_split is not None:
-        raise typer.BadParameter(f"--kitti-split concerns kitti, not {head.value}: leave it out")
+    for flag, listed in (("--kitti-split", kitti_split), ("--kitti-test", kitti_test)):
+        if listed is not None and head is not HeadTarget.kitti:
+            raise typer.BadParameter(f"{flag} concerns kitti, not {head.value}: leave it out")
     if head is HeadTarget.rgb and split is not TrainingSplit.train:
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
-    request = HeadRequest(root, out, _backbone(backbone or DEFAULT_BACKBONE), resume, device, kitti_split)
+    lists = (kitti_split, kitti_test)
+    request = HeadRequest(root, out, _backbone(backbone or DEFAULT_BACKBONE), resume, device, *lists)
     seen = {
         "image_size": image_size,
         "split": split.value,
@@ -503,8 +651,14 @@ def evaluate(
         list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark; may be repeated.")
     ] = None,
     backbone: BackboneOpt = None,
-    tokenizer: TokenizerOpt = None,
-    world: Annotated[list[Path] | None, typer.Option(help="Output of train-world; may be repeated.")] = None,
+    tokenizer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Output of train-tokenizer, or a released checkpoint; may be repeated."),
+    ] = None,
+    world: Annotated[
+        list[str] | None,
+        typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released; may be repeated."),
+    ] = None,
     image_size: ImageSizeOpt = 512,
     context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
     horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
@@ -547,13 +701,16 @@ def evaluate(
     from deltacache.evaluate.settings import evaluation
     from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
+    worlds = [_world_path(text) for text in world or []]
     settings = evaluation(
         _named_paths("--data", data),
         heads=_named_paths("--head", head or []),
         out=out,
         backbone=_backbone(backbone or DEFAULT_BACKBONE),
-        tokenizer=tokenizer,
-        worlds=tuple(world or ()),
+        tokenizer=tokenizer[0] if tokenizer else None,
+        more_tokenizers=tuple((tokenizer or [])[1:]),
+        worlds=tuple(path for _, path in worlds),
+        architectures={str(path): name for name, path in worlds if name},
         image_size=image_size,
         context=context,
         horizons=_horizons(horizons),
@@ -571,6 +728,109 @@ def evaluate(
         device=device,
     )
     evaluate_and_show(settings, terminal_reporter())
+
+
+WholeSizeOpt = Annotated[str, typer.Option(help="Rows x columns of whole frames in pixels.")]
+DinoV2Opt = Annotated[
+    str | None,
+    typer.Option(help="Hub id, directory, or 'tiny'. [default: DINOv2 ViT-B/14 with registers]"),
+]
+DepthMapsOpt = Annotated[
+    Path | None, typer.Option(help="Folder of depth maps, <split>/<city>/<frame>..., see docs/foresight.md.")
+]
+
+
+@app.command("train-foresight-head")
+def train_foresight_head(
+    task: Annotated[ForesightTask, typer.Argument(help="What the head tells.")],
+    root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
+    out: OutArg,
+    backbone: DinoV2Opt = None,
+    layers: LayersOpt = None,
+    pca: PcaOpt = None,
+    image_size: WholeSizeOpt = "448x896",
+    depth: DepthMapsOpt = None,
+    preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
+    split: Annotated[
+        TrainingSplit, typer.Option(help="Frames to learn from; val are those that are scored.")
+    ] = TrainingSplit.train,
+    steps: StepsOpt = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Frames of a step.")] = None,
+    seed: TrainSeedOpt = None,
+    save_every: SaveOpt = None,
+    log_every: LogOpt = None,
+    precision: PrecisionOpt = Precision.auto,
+    resume: ResumeOpt = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Train a linear head on features of whole frames of Cityscapes, for evaluate-foresight.
+
+    Example: deltacache train-foresight-head segmentation Cityscapes/ head/ --layers 2,5,8,11 --pca pca/
+    """
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.schemas.foresight import foresight_head
+    from deltacache.train.foresight_heads import train_foresight_head as train
+
+    with _usage_errors():
+        config = foresight_head(task.value, preset.value, _whole_frames(locals()), depth)
+    training = _changed(
+        config.training.in_steps(steps),
+        batch_size=batch_size,
+        seed=seed,
+        save_every=save_every,
+        log_every=log_every,
+    )
+    config = _changed(config, training=training, split=split.value)
+    train(root, out, config, resume=resume, device=device, reporter=terminal_reporter())
+
+
+@app.command("evaluate-foresight")
+def evaluate_foresight(
+    root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
+    out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet and sequences.parquet.")],
+    backbone: DinoV2Opt = None,
+    layers: LayersOpt = None,
+    pca: PcaOpt = None,
+    image_size: WholeSizeOpt = "448x896",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Output of train-tokenizer on such features.")
+    ] = None,
+    world: Annotated[
+        list[Path] | None, typer.Option(help="Output of train-world; may be given twice.")
+    ] = None,
+    head: Annotated[Path | None, typer.Option(help="Segmentation head of train-foresight-head.")] = None,
+    depth_head: Annotated[Path | None, typer.Option(help="Depth head of train-foresight-head.")] = None,
+    depth: DepthMapsOpt = None,
+    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
+    horizons: Annotated[str, typer.Option(help="Steps of three frames; 1 is short, 3 mid-term.")] = "1,3",
+    seed: SeedOpt = 0,
+    precision: PrecisionOpt = Precision.auto,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Score futures of whole frames of Cityscapes by DINO-Foresight's protocol (the paper's Table D).
+
+    Example: deltacache evaluate-foresight Cityscapes/ results/ --layers 2,5,8,11 --pca pca/ --world world/ --head head/
+    """
+    from deltacache.chain.foresight import evaluate_foresight_and_show
+    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.schemas.foresight import ForesightEvaluation
+
+    with _usage_errors():
+        settings = ForesightEvaluation(
+            out=out,
+            root=root,
+            features=_whole_frames(locals()),
+            tokenizer=tokenizer,
+            worlds=tuple(world or ()),
+            segmentation_head=head,
+            depth_head=depth_head,
+            depth=depth,
+            context=context,
+            horizons=_horizons(horizons),
+            seed=seed,
+            device=device,
+        )
+    evaluate_foresight_and_show(settings, terminal_reporter())
 
 
 @app.command("export-contexts")
@@ -736,6 +996,59 @@ def demo(
     run_demo(out, seed, terminal_reporter())
 
 
+@app.command()
+def flops(
+    preset: Annotated[
+        str,
+        typer.Option(help="Recipe, such as released, paper, dino-world-large, table2; or a YAML of systems."),
+    ] = "released",
+    backbone: Annotated[
+        str, typer.Option(help="vits16, vitb16, vitl16, …, tiny, or a folder with a config.json.")
+    ] = "vitb16",
+    image_size: Annotated[
+        str, typer.Option(help="Pixels of a crop: 256, or rows x columns: 448x896.")
+    ] = "256",
+    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
+    horizon: Annotated[int, typer.Option(min=1, help="Frames that are predicted.")] = 3,
+    samples: Annotated[int, typer.Option(min=1, help="Futures.")] = 20,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of an image.")] = 2,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a training clip.")] = 8,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
+    ] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="Width of the tokens. [default: the backbone's]")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time and memory on this machine, with random weights.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of a measured training step.")] = 1,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Count what the paper's systems compute: the parts, all futures of an image, a training step (Tables 2 and B).
+
+    Example: deltacache flops --preset released --image-size 256 --candidates 16
+    """
+    from deltacache.chain.costs import CostRequest, count_costs
+    from deltacache.chain.costs_shown import costs_text
+
+    with _usage_errors():
+        request = CostRequest(
+            preset=preset,
+            backbone=_backbone(backbone),
+            hidden_size=hidden_size,
+            image_size=image_size,  # pyright: ignore[reportArgumentType]
+            context=context,
+            horizon=horizon,
+            samples=samples,
+            crops=crops,
+            frames=frames,
+            candidates=candidates,
+            batch_size=batch_size,
+        )
+    typer.echo(costs_text(count_costs(request, device if measure else None)))
+
+
 def _refuse_video_flags(context: typer.Context, source: str) -> None:
     """A feature dataset was sampled when it was made: flags about videos would do nothing."""
     kept = {"source", "out", "tokenizer", "store", "ray_address", "encoders", "gpus_per_encoder", "decoders"}
@@ -760,6 +1073,20 @@ def _backbone(name: str) -> str:
     return _absolute(name) if Path(name).is_dir() else name
 
 
+def _whole_frames(flags: dict[str, Any]) -> Any:
+    """How whole frames become features, from the flags of a command."""
+    from deltacache.pipeline.encoders import resolve_precision
+    from deltacache.schemas.foresight import DINOV2, FrameFeatureConfig
+
+    return FrameFeatureConfig(
+        backbone=_backbone(flags["backbone"] or DINOV2),
+        layers=flags["layers"],
+        pca=flags["pca"],
+        image_size=flags["image_size"],
+        precision=resolve_precision(flags["device"], flags["precision"].value),
+    )
+
+
 def _extraction(flags: dict[str, Any]) -> Any:
     """Settings of extract-features from the flags of a command."""
     from deltacache.schemas.datasets import SamplingSettings
@@ -774,6 +1101,8 @@ def _extraction(flags: dict[str, Any]) -> Any:
         return ExtractionSettings(
             source=_absolute(flags["source"]),
             backbone=_backbone(flags["backbone"] or DEFAULT_BACKBONE),
+            layers=flags["layers"],
+            pca=flags["pca"].absolute() if flags["pca"] else None,
             image_size=flags["image_size"],
             views=flags["views"],
             sampling=SamplingSettings(
@@ -834,6 +1163,14 @@ def _usage_errors() -> Iterator[None]:
             for each in error.errors()
         ]
         raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
+
+
+def _world_path(text: str) -> tuple[str | None, Path]:
+    """Of ``[ARCHITECTURE=]PATH``."""
+    name, equals, path = text.partition("=")
+    if equals and name.isidentifier():
+        return name, Path(path).absolute()
+    return None, Path(text).absolute()
 
 
 def _with_name(text: str) -> str:

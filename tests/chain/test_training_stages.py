@@ -12,7 +12,6 @@ from deltacache.chain.junction import draw_world
 from deltacache.chain.run import ChainConfig, ChainPaths, run_chain
 from deltacache.schemas.configs import (
     PRESETS,
-    PresetName,
     load_config,
     save_config,
     tokenizer_preset,
@@ -26,7 +25,7 @@ from deltacache.schemas.progress import SilentReporter
     ("preset", "stages"),
     [("released", ["256px", "512px", "cooldown1", "cooldown2"]), ("paper", ["256px", "512px"])],
 )
-def test_the_chain_of_a_recipe_is_its_stages(preset: PresetName, stages: list[str], tmp_path: Path) -> None:
+def test_the_chain_of_a_recipe_is_its_stages(preset: str, stages: list[str], tmp_path: Path) -> None:
     config = load_config(PRESETS / preset / "chain.yaml", ChainConfig)
     assert [stage.name for stage in config.tokenizer_stages] == stages
     assert [stage.image_size for stage in config.tokenizer_stages] == [256] + [None] * (len(stages) - 1)

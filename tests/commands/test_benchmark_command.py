@@ -62,10 +62,12 @@ def test_what_was_dropped_and_how_fast_it_was_is_printed(finished: tuple[Path, s
     assert "sequences/s" in printed
     assert "waiting for frames" in printed
     assert "kitti: Depth RMSE (m), lower is better" in printed
-    assert "1 dropped" in json.loads((out / "notes.json").read_text())[0]
+    assert "kitti: 1 dropped: no ground truth" in json.loads((out / "notes.json").read_text())
     timing = json.loads((out / "timing.json").read_text())
     assert timing["sequences"] == 9
-    assert set(timing["parts"]) == {"waiting", "backbone", "encoder", "predictor", "decoder", "heads"}
+    parts = "waiting backbone encoder predictor decoder heads features samples pictures"
+    assert set(timing["parts"]) == set(parts.split())
+    assert timing["parts"]["pictures"] > 0
     assert 0 < sum(timing["parts"].values()) <= timing["total_s"]
 
 
@@ -90,7 +92,7 @@ def test_killed_and_started_again(
         os.kill(running.pid, signal.SIGKILL)
     assert not (out / "metrics.parquet").exists()
     deltacache("evaluate", out, *arguments).done()
-    for name in ("metrics", "sequences", "statistics"):
+    for name in ("metrics", "sequences", "statistics", "samples"):
         assert rows_of(out, name) == rows_of(finished[0], name), name
     assert json.loads((out / "timing.json").read_text())["sequences"] == 9
     assert not (out / "parts").exists()

@@ -3,16 +3,27 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from deltacache.evaluate.generators.clips import ClipFormat, write_clip
+from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
+from deltacache.evaluate.generators.clips import (
+    ClipFormat,
+    file_of_frame,
+    read_frame_at,
+    samples_in,
+    write_clip,
+)
 from deltacache.evaluate.generators.export import ContextExport, context_export, export_contexts
 from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
 from deltacache.evaluate.generators.padding import Padding, padded, placement_of, unpadded
+from deltacache.evaluate.output import read_metrics
+from deltacache.evaluate.settings import benchmark_evaluation
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.reading import read_frame
 from deltacache.pipeline.benchmarks.windows import FrameCounts
@@ -220,3 +231,113 @@ def test_native_contexts_are_the_recorded_frames_before_the_last_one(
             read_frame("vspw", str(path)), read_frame("vspw", str(video / f"{number:08d}.jpg"))
         )
     assert json.loads((tmp_path / "out" / "contexts.json").read_text())["padding"] == "plain"
+
+
+def evaluated(golden: Path, mini: Path, out: Path, contexts: Path, **changes: Any) -> str:
+    """``run_id`` of VSPW's bounds and the generator's frames at horizon 1."""
+    fields = {"horizons": (1,), "image_size": 64, "examples": 0, "device": "cpu"} | changes
+    settings = benchmark_evaluation(
+        out=out,
+        data={"vspw": mini / "vspw"},
+        backbone=str(golden / "tiny" / "backbone"),
+        **({"predictions": {"seer": contexts}} | fields),
+    )
+    evaluate_benchmarks(settings, SilentReporter())
+    return read_metrics(out)["run_id"][0].as_py()
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((8, 12, 3), value, np.uint8)
+
+
+def test_frames_and_samples_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        folder = tmp_path / f"sample-{number}"
+        folder.mkdir()
+        for frame in (1, 2, 10):
+            cv2.imwrite(str(folder / f"frame_{frame}.png"), picture(10 * number + frame))
+        (folder / ".hidden.png").write_bytes(b"of the file browser")
+    samples = samples_in(tmp_path)
+    assert [path.name for path in samples] == ["sample-1", "sample-2", "sample-10"]
+    values = [[int(read_frame_at(sample, at)[0, 0, 0]) for at in range(3)] for sample in samples]
+    assert values == [[11, 12, 20], [21, 22, 30], [101, 102, 110]]
+    assert file_of_frame(samples[0], 2).name == "frame_10.png"
+
+
+def test_a_sample_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "sample-01", [picture(1)], "frames", 5.0)
+    (tmp_path / "sample-01.mp4").write_bytes(b"a video")
+    with pytest.raises(DatasetError, match=r"sample-01 and sample-01\.mp4 are one sample twice"):
+        samples_in(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_that_was_cut_off_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "sample-0" / f"0.{suffix}"
+    path.parent.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    content = cv2.imencode(f".{suffix}", noise)[1].tobytes()
+    path.write_bytes(content)
+    assert read_frame_at(path.parent, 0).shape == (64, 96, 3)
+    path.write_bytes(content[: 2 * len(content) // 3])
+    with pytest.raises(DatasetError, match=rf"0\.{suffix} is damaged"):
+        read_frame_at(path.parent, 0)
+
+
+def test_a_video_without_pictures_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "sample-0.mp4"
+    with av.open(str(path), "w") as container:
+        container.add_stream("aac", rate=16000)
+        container.start_encoding()
+    with pytest.raises(DatasetError, match=r"sample-0\.mp4 is damaged or no video"):
+        read_frame_at(path, 0)
+
+
+def test_contexts_that_nobody_asks_for_need_no_answer(
+    golden: Path, mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    """Exported for two horizons and two benchmarks, answered for one of each."""
+    data: dict[BenchmarkName, Path] = {name: mini_benchmarks / name for name in ("vspw", "cityscapes")}
+    wanted = ContextExport(data, horizons=(1, 3), rate="evaluation")
+    export_contexts(wanted, tmp_path / "contexts", SilentReporter())
+    fill(tmp_path / "contexts", mini_benchmarks, ["real"])
+    shutil.rmtree(tmp_path / "contexts" / "cityscapes")
+    shutil.rmtree(tmp_path / "contexts" / "vspw" / "h3")
+    evaluated(golden, mini_benchmarks, tmp_path / "out", tmp_path / "contexts")
+    made = values(tmp_path / "out", "seer", "single")
+    assert {horizon for _, _, horizon in made} == {1}
+    with pytest.raises(DatasetError, match=r"h3.*holds 0 samples"):
+        evaluated(golden, mini_benchmarks, tmp_path / "more", tmp_path / "contexts", horizons=(1, 3))
+
+
+def test_only_the_scored_frame_makes_another_evaluation(
+    golden: Path, mini_benchmarks: Path, answered: Path, tmp_path: Path
+) -> None:
+    run_id = evaluated(golden, mini_benchmarks, tmp_path / "out", answered)
+    entry: ContextEntry = read_manifest(answered).contexts[0]
+    sample = answered / entry.folder / "sample-00"
+    shutil.copy(sample / "00000.png", sample / "00001.png")  # behind the scored one
+    moved = Path(shutil.copytree(answered, tmp_path / "elsewhere"))
+    assert evaluated(golden, mini_benchmarks, tmp_path / "again", moved) == run_id
+    frame = cv2.imread(str(sample / "00000.png"))
+    assert frame is not None
+    frame[:20] //= 2
+    cv2.imwrite(str(sample / "00000.png"), frame)
+    assert evaluated(golden, mini_benchmarks, tmp_path / "other", answered) != run_id
+
+
+def test_with_a_cache_generated_features_are_rounded_like_the_true_ones(
+    golden: Path, mini_benchmarks: Path, answered: Path, tmp_path: Path
+) -> None:
+    """Or real future frames would not be the ``present`` row any more."""
+    evaluated(golden, mini_benchmarks, tmp_path / "out", answered, cache=tmp_path / "cache")
+    made, present = (values(tmp_path / "out", name, "single") for name in ("seer", "present"))
+    assert made["vspw", "mse", 1] == pytest.approx(present["vspw", "mse", 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["two words", "../up", ""])
+def test_names_of_generators_are_plain(
+    golden: Path, mini_benchmarks: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(DeltacacheError, match="a method's name is letters, digits"):
+        evaluated(golden, mini_benchmarks, tmp_path, tmp_path, predictions={name: tmp_path})

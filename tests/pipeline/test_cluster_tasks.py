@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltacache.pipeline.cluster import TaskWorker, run_tasks
+from deltacache.pipeline.cluster import TaskWorker, gpu_share, run_tasks
 from deltacache.schemas.errors import DeltacacheError
 
 ITEMS = list(range(9))
@@ -47,3 +47,38 @@ def test_what_a_worker_refuses_ends_it(tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="-1 is negative"):
         list(run_tasks(squares(tmp_path), [0, -1, 2], 2))
     assert list(run_tasks(squares(tmp_path), [], 2)) == []
+
+
+def dying(folder: Path, times: int) -> Callable[[str], TaskWorker]:
+    """Builds workers whose process dies the first ``times`` times that it does an item."""
+
+    class Dying:
+        def run(self, item: int, following: Sequence[int]) -> int:
+            tries = folder / str(item)
+            tries.write_text("x" * (1 + (len(tries.read_text()) if tries.exists() else 0)))
+            if len(tries.read_text()) <= times:
+                os._exit(1)
+            return item
+
+    return lambda device: Dying()
+
+
+def test_losses_between_which_something_was_done_do_not_add_up(tmp_path: Path) -> None:
+    """Eight items that lose their process once: more than may be lost in a row."""
+    done = list(run_tasks(dying(tmp_path, 1), list(range(8)), 1))
+    assert sorted(done) == [(item, item) for item in range(8)]
+
+
+def test_processes_that_are_lost_again_and_again_end_it(tmp_path: Path) -> None:
+    with pytest.raises(DeltacacheError, match="lost 6 times with nothing done in between"):
+        list(run_tasks(dying(tmp_path, 100), [0], 1))
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "share"),
+    [(1, 0, 0.0), (1, 4, 1.0), (2, 2, 1.0), (3, 2, 0.5), (4, 2, 0.5), (5, 2, 1 / 3), (7, 1, 1 / 7)],
+)
+def test_shares_of_gpus_leave_room_for_every_worker(workers: int, gpus: int, share: float) -> None:
+    assert gpu_share(workers, gpus) == pytest.approx(share)
+    if gpus:
+        assert gpus * int(1 / gpu_share(workers, gpus) + 1e-9) >= workers

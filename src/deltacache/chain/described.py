@@ -11,7 +11,7 @@ from deltacache.chain.terminal import duration
 from deltacache.evaluate.contact_sheet import write_contact_sheet
 from deltacache.evaluate.output import METRICS
 from deltacache.evaluate.report_runs import facts_of, open_runs
-from deltacache.evaluate.settings import ClipEvaluation
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
 from deltacache.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_tokenizer, load_world
 from deltacache.models.heads import load_head
 from deltacache.pipeline.dataset import open_dataset
@@ -19,6 +19,7 @@ from deltacache.pipeline.inspection import describe, readable_size
 from deltacache.pipeline.locking import read_lock
 from deltacache.pipeline.preparation import is_dataset, read_card
 from deltacache.pipeline.storage import dataset_root
+from deltacache.schemas.benchmarks import BENCHMARK_TASK
 from deltacache.schemas.errors import CheckpointError, DeltacacheError
 
 _LOADERS: Mapping[str, Callable[[Path], LoadedModel[Any]]] = {
@@ -27,7 +28,16 @@ _LOADERS: Mapping[str, Callable[[Path], LoadedModel[Any]]] = {
     "depth head": lambda path: load_head(path, "depth"),  # first: 256 channels are its bins
     "segmentation head": lambda path: load_head(path, "segmentation"),
 }
-_MADE_FROM = ("fingerprint", "sha256", "step", "image_size", "code_version", "benchmark", "patch_grid")
+_MADE_FROM = (
+    "architecture",
+    "fingerprint",
+    "sha256",
+    "step",
+    "image_size",
+    "code_version",
+    "benchmark",
+    "patch_grid",
+)
 _WIDTH = 22
 
 
@@ -93,9 +103,12 @@ def _evaluation(path: Path) -> Iterator[str]:
         yield _line(name, value)
     settings = run.settings
     fingerprints = {row["tokenizer"] for row in run.rows} | {row["world"] for row in run.rows}
-    models = [("tokenizer", settings.tokenizer)] if settings.tokenizer else []
+    models = [("tokenizer", tokenizer) for tokenizer in settings.tokenizers]
     for name, model in [*models, *(("world", world) for world in settings.worlds)]:
         yield from _parent(name, Path(model), fingerprints)
+    if isinstance(settings, BenchmarkEvaluation) and run.models is not None:
+        for benchmark, head in settings.heads.items():
+            yield from _parent(f"{BENCHMARK_TASK[benchmark]} head", head, {run.models.heads.get(benchmark)})
     features = settings.features if isinstance(settings, ClipEvaluation) else None
     if features is not None:
         yield _dataset_parent(features)

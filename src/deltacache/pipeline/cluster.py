@@ -6,6 +6,7 @@ shards, and hands them out again when the node or process that had them is lost.
 """
 
 import logging
+import math
 import os
 import socket
 import time
@@ -522,20 +523,28 @@ def run_tasks(
         build: makes the worker on its process; takes the device, ``cpu`` or ``cuda``.
 
     Raises:
-        DeltacacheError: what a worker refused; or processes that are lost again and again.
+        DeltacacheError: what a worker refused; or processes that are lost again and again while no item is done.
     """
     if not items:
         return
     workers = min(workers, len(items))
     with ray_running(ray_address, workers + 1):
-        gpus = min(1.0, sum(node.gpus for node in nodes()) / workers)
-        pool = _TaskPool(build, items, gpus)
+        gpus = gpu_share(workers, sum(int(node.gpus) for node in nodes()))
+        pool = _TaskPool(build, items, gpus, _MOST_STARTS * workers)
         try:
             pool.start(workers)
             while pool.running:
                 yield from pool.wait()
         finally:
             pool.stop()
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """The part of a GPU that each of ``workers`` gets: one k-th, so that k of them fill a GPU and all find room.
+
+    Three workers on two GPUs get a half each: of two thirds, one of them would wait for ever.
+    """
+    return 1 / math.ceil(workers / gpus) if gpus else 0.0
 
 
 class _TaskActor:
@@ -569,9 +578,16 @@ class _TaskMember:
 
 @dataclass(slots=True)
 class _TaskPool:
+    """What is left, and who does what.
+
+    Attributes:
+        lost: processes since an item was last done, at most ``most_lost``.
+    """
+
     build: Callable[[str], TaskWorker]
     items: Sequence[Any]
     gpus: float
+    most_lost: int
     left: deque[int] = field(init=False)
     running: dict[Any, _TaskMember] = field(default_factory=dict)
     lost: int = 0
@@ -595,6 +611,7 @@ class _TaskPool:
             return
         if "refused" in answer:
             raise DeltacacheError(answer["refused"])
+        self.lost = 0
         following = member.following if member.following is not None else self._next()
         if following is None:
             ray.kill(member.actor)
@@ -621,10 +638,10 @@ class _TaskPool:
 
     def _lost(self, member: _TaskMember, error: RayError) -> None:
         self.lost += 1
-        if self.lost > _MOST_STARTS:
+        if self.lost > self.most_lost:
             raise DeltacacheError(
-                f"workers were lost {self.lost} times, the last with {_cause(error)}: look at their memory, and "
-                "ask for fewer"
+                f"workers were lost {self.lost} times with nothing done in between, the last with {_cause(error)}: "
+                "look at their memory, and ask for fewer"
             ) from error
         if member.following is not None:
             self.left.appendleft(member.following)

@@ -1,20 +1,27 @@
 """What heads descend. Nothing here needs a downloaded network.
 
-Shapes: B pictures, C crops, K classes, H x W pixels, V valid pixels of a batch.
+Shapes: B pictures, C crops, K classes, H x W pixels; M crops of a batch, h x w patches, H' x W' a half of a label.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from deltacache.pipeline.benchmarks.upsampling import upsample_rows
 from deltacache.schemas.benchmarks import IGNORE
+from deltacache.train.head_data import LabelledCrops
 
 _LOG_FLOOR = 1e-3
 _MEAN_SHARE = 0.15
 _STRIDES = (1, 2, 4, 8)
+_STRIP_LOGITS, _STRIP_LOGITS_GPU = (
+    1 << 20,
+    1 << 25,
+)  # 4 MiB; more on a GPU, where starting kernels costs the time
 
 
 class DepthLosses(NamedTuple):
@@ -33,6 +40,18 @@ def segmentation_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Ten
     ]
     valid = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
     return torch.stack(sums).sum() / valid.clamp_min(1)
+
+
+def segmentation_loss_by_rows(logits: Tensor, frames: Sequence[LabelledCrops]) -> Tensor:
+    """``segmentation_loss`` of logits (M, K, h, w) upsampled to the labels, up to rounding.
+
+    Logits at the labels' size exist for a strip of rows at a time, whose gradient is taken at once: memory does not
+    depend on the size and the number of the labels. Not to be differentiated twice.
+    """
+    valid = torch.stack([(each.label != IGNORE).sum() for each in frames]).sum()
+    total = _SumByRows.apply(logits, frames)
+    assert isinstance(total, Tensor)  # apply is not typed
+    return total / valid.clamp_min(1)
 
 
 def depth_losses(depths: Sequence[Tensor], labels: Sequence[Tensor]) -> DepthLosses:
@@ -73,6 +92,48 @@ def picture_losses(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         if small is not None:
             steps.append(small.diff(dim=-1).abs().mean() + small.diff(dim=-2).abs().mean())
     return error.abs().mean(), torch.stack(steps).mean()
+
+
+class _SumByRows(torch.autograd.Function):
+    """Sum of the cross-entropy over all pixels of all crops."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, frames: Sequence[LabelledCrops]) -> Tensor:
+        """The sum; its gradient is kept, which is as small as ``logits``."""
+        total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+        for each in frames:
+            for at in range(each.start, each.stop):
+                for rows in _strips(each.label, logits.shape[1]):
+                    small = logits[at : at + 1].detach().requires_grad_()
+                    with torch.enable_grad():
+                        loss = _strip_loss(small, each, at - each.start, rows)
+                    gradient[at : at + 1] += torch.autograd.grad(loss, small)[0]
+                    total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """The kept gradient, times that of the sum."""
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None
+
+
+def _strips(label: Tensor, classes: int) -> Iterator[range]:
+    """The rows of (C, H', W') in strips of about ``_STRIP_LOGITS`` numbers."""
+    height, width = label.shape[-2:]
+    wanted = _STRIP_LOGITS if label.device.type == "cpu" else _STRIP_LOGITS_GPU
+    step = max(1, wanted // (classes * max(height, width)))  # a square of the longer side may be cut
+    return (range(at, min(at + step, height)) for at in range(0, height, step))
+
+
+def _strip_loss(logits: Tensor, frame: LabelledCrops, crop: int, rows: range) -> Tensor:
+    """Sum of the cross-entropy over rows of one crop; ``logits`` (1, K, h, w)."""
+    half = (frame.label.shape[-2], frame.label.shape[-1])
+    large = upsample_rows(logits, frame.split, half, crop, rows)
+    label = frame.label[crop : crop + 1, rows.start : rows.stop].long()
+    return functional.cross_entropy(large, label, ignore_index=IGNORE, reduction="sum")
 
 
 def _neighbours(difference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

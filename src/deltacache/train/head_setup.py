@@ -13,7 +13,9 @@ from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
+from deltacache.pipeline.checksums import crc32c_of_file
 from deltacache.schemas.configs import save_config
+from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
@@ -34,7 +36,8 @@ class HeadRequest:
     Attributes:
         root: of a benchmark, or a folder of pictures.
         resume: go on from the newest checkpoint in ``out``, if there is one.
-        kitti_split: list of KITTI's frames, instead of its folders.
+        kitti_split: list of KITTI's training frames, instead of its folders.
+        kitti_test: list of KITTI's test frames, if it is not in the root.
     """
 
     root: Path
@@ -43,6 +46,7 @@ class HeadRequest:
     resume: bool
     device: str
     kitti_split: Path | None = None
+    kitti_test: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,11 @@ def open_head(
     backbone = load_backbone(request.backbone, config.frames.precision)
     metadata = {
         "config": config.model_dump(mode="json"),
-        "benchmark": frames.benchmark,
         "backbone_sha256": backbone.weights_sha256,
         "hidden_size": backbone.hidden_size,
         "patch_grid": list(backbone.grid(config.frames.image_size)),
         "image_size": config.frames.image_size,
-        "frames": {"count": len(frames.frames), "fingerprint": _fingerprint(frames, request.root)},
+        **described_frames(frames, request.root, config.frames.split),
         "effective_batch": split_of(config.training, Alone()).effective_batch,
         "code_version": __version__,
     }
@@ -116,7 +119,40 @@ def open_head(
     return HeadSetup(request, config, frames, backbone, device, metadata, resumed)
 
 
+def described_frames(frames: TrainingFrames, root: Path, split: str) -> dict[str, Any]:
+    """What a checkpoint says of the frames that it learned from.
+
+    ``trained_on`` is what ``evaluate`` reads: a head of the split that is scored has no comparable numbers.
+
+    Raises:
+        DatasetError: a file went away since it was listed.
+    """
+    count = len(frames.frames)
+    described: dict[str, Any] = {
+        "benchmark": frames.benchmark,
+        "frames": {"count": count, "fingerprint": _fingerprint(frames, root)},
+    }
+    if frames.benchmark is not None:
+        described["trained_on"] = {"benchmark": frames.benchmark, "split": split, "frames": count}
+    return described
+
+
 def _fingerprint(frames: TrainingFrames, root: Path) -> str:
-    """Of the files' places below the root: a tree may move as a whole."""
-    places = [Path(each.frame).relative_to(root).as_posix() for each in frames.frames]
-    return fingerprint_of({"frames": places})
+    """Of places and sizes of all files, and the content of the lists that name them: a tree may move as a whole."""
+    try:
+        files = [
+            [_place(path, root), Path(path).stat().st_size]
+            for each in frames.frames
+            for path in (each.frame, each.label)
+            if path is not None
+        ]
+        lists = [crc32c_of_file(path) for path in frames.lists]
+    except OSError as error:
+        raise DatasetError(f"{error.filename} cannot be read ({error.strerror}): get it again") from error
+    return fingerprint_of({"files": files, "lists": lists})
+
+
+def _place(path: str, root: Path) -> str:
+    """Below the root; a list may also give absolute places."""
+    whole = Path(path)
+    return (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix()

@@ -20,7 +20,7 @@ from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, BenchmarkName
 from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.head_data import HeadBatch, HeadFrames
-from deltacache.train.head_losses import depth_losses, picture_losses, segmentation_loss
+from deltacache.train.head_losses import depth_losses, picture_losses, segmentation_loss_by_rows
 from deltacache.train.head_setup import HeadRequest, HeadSetup, open_head
 from deltacache.train.loop import train
 from deltacache.train.order import Part
@@ -49,6 +49,8 @@ class LinearHeadTask:
         """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
         with torch.autocast(batch.features.device.type, enabled=False):
             small = self.model(batch.features)
+            if isinstance(self.model, SegmentationHead):
+                return segmentation_loss_by_rows(small, batch.frames), {}
             large = [
                 upsample(
                     small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1])
@@ -56,8 +58,6 @@ class LinearHeadTask:
                 for each in batch.frames
             ]
             labels = [each.label for each in batch.frames]
-            if isinstance(self.model, SegmentationHead):
-                return segmentation_loss(large, labels), {}
             losses = depth_losses([depth[:, 0] for depth in large], labels)
             loss = losses.silog + self._config.gradient_loss * losses.gradient
             loss = loss + self._config.rmse_loss * losses.rmse
@@ -109,7 +109,9 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
     if benchmark is None:
         raise ValueError("a head belongs to a benchmark: take head_preset")
     check_output(request.out, resume=request.resume)
-    frames = labelled_frames(benchmark, request.root, config.frames.split, request.kitti_split)
+    frames = labelled_frames(
+        benchmark, request.root, config.frames.split, request.kitti_split, request.kitti_test
+    )
     _say(frames, benchmark, config, reporter)
 
     def load(path: Path, _: Backbone) -> LoadedModel[LinearHead]:

@@ -22,13 +22,25 @@ def cityscapes_sequences(root: Path, counts: FrameCounts) -> SequenceSet:
     Raises:
         DatasetError: a file is missing or oddly named, or there is no sequence.
     """
-    labels = existing(root / "gtFine" / "val")
     candidates = [
-        each
-        for city in sorted(path for path in labels.iterdir() if path.is_dir())
-        for each in _of_city(root, city, counts.counts[-1])
+        each for city in labelled_cities(root, "val") for each in _of_city(root, city, counts.counts[-1])
     ]
     return choose(candidates, counts, Counter())
+
+
+def labelled_cities(root: Path, split: str) -> list[Path]:
+    """The folders of a split's cities with fine labels, in a fixed order.
+
+    Raises:
+        DatasetError: there is no label in any.
+    """
+    place = existing(root / "gtFine" / split)
+    cities = sorted(path for path in place.iterdir() if path.is_dir())
+    if not any(names_in(city, LABEL_SUFFIX) for city in cities):
+        raise DatasetError(
+            f"{place} holds no <city>/*{LABEL_SUFFIX}: unpack gtFine there; polygons and labelTrainIds are not read"
+        )
+    return cities
 
 
 def _of_city(root: Path, labels: Path, most: int) -> Iterator[LabelledSequence]:

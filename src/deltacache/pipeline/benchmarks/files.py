@@ -20,16 +20,21 @@ def existing(path: Path) -> Path:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Lines of a text file that are not empty.
+    """Lines of a text file that are not empty; see ``numbered_lines``."""
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Lines of a text file that are not empty, with their numbers from 1.
 
     Raises:
         DatasetError: it is missing or no text.
     """
     try:
-        lines = [line.strip() for line in existing(path).read_text().splitlines()]
+        lines = existing(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): give a text file") from error
-    return [line for line in lines if line]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def names_in(folder: Path, suffix: str) -> list[str]:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltacache.pipeline.benchmarks.files import existing, lines_of, safe_id
+from deltacache.pipeline.benchmarks.files import existing, safe_id
+from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, listed_images
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet, choose, frame_numbers
 from deltacache.schemas.benchmarks import SPACING_S, LabelledSequence
 from deltacache.schemas.errors import DatasetError
 
-SPLIT_FILE = "eigen_test_files.txt"
 _FIRST_TARGET, _FRAME_STEP = 19, 2
 
 
@@ -32,19 +32,13 @@ def kitti_sequences(root: Path, counts: FrameCounts, split: Path | None = None) 
 
 
 def _listed(root: Path, listed: Path, most: int, dropped: Counter[str]) -> Iterator[LabelledSequence]:
-    for number, line in enumerate(lines_of(listed), 1):
-        image, depth, *_ = [*line.split(), "", ""]
-        stem = Path(image).stem
-        if not depth or not stem.isdecimal():
-            raise DatasetError(
-                f"{listed}, line {number}: {line!r} must be <image> <depth> <focal>, the image named by its number"
-            )
-        if depth == "None":
+    for each in listed_images(listed):
+        if each.depth is None:
             dropped["no ground truth"] += 1
-        elif int(stem) < _FIRST_TARGET:
+        elif int(Path(each.image).stem) < _FIRST_TARGET:
             dropped[f"target before frame {_FIRST_TARGET}"] += 1
         else:
-            yield _sequence(root / image, depth_file(root, depth), most)
+            yield _sequence(root / each.image, depth_file(root, each.depth), most)
 
 
 def _sequence(image: Path, depth: Path, most: int) -> LabelledSequence:

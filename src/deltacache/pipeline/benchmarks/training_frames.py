@@ -1,7 +1,7 @@
 """Labelled frames that heads are trained on, one at a time, with the readers and geometry of the benchmarks.
 
 ``train`` is the training split: VSPW's ``train.txt``, Cityscapes' ``gtFine/train``, KITTI's ``train/`` depth maps
-of drives that its test list does not name. ``val`` is what the benchmark scores: for trees that hold nothing else.
+of drives that its test list does not name, or a list's. ``val`` is what the benchmark scores: for trees with nothing else.
 Shapes: H x W a frame, S input size, C crops, H' x W' a half of the label.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX
+from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX, labelled_cities
 from deltacache.pipeline.benchmarks.files import existing, lines_of, names_in
 from deltacache.pipeline.benchmarks.geometry import (
     Split,
@@ -22,7 +22,8 @@ from deltacache.pipeline.benchmarks.geometry import (
     resize_frame,
     split_of,
 )
-from deltacache.pipeline.benchmarks.kitti import SPLIT_FILE, depth_file
+from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE
+from deltacache.pipeline.benchmarks.kitti_training import KittiTraining, kitti_training
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.reading import (
     INVALID_DEPTH,
@@ -54,13 +55,15 @@ class TrainingFrames:
 
     Attributes:
         benchmark: ``None`` for pictures without labels.
-        scored: whether labels are as they are scored; else KITTI's also hold what lies outside the Garg region.
         dropped: how many frames were left out for which reason.
+        lists: files that say which frames these are.
+        scored: whether labels are as they are scored; else KITTI's also hold what lies outside the Garg region.
     """
 
     benchmark: BenchmarkName | None
     frames: tuple[TrainingFrame, ...]
     dropped: dict[str, int]
+    lists: tuple[Path, ...] = ()
     scored: bool = False
 
 
@@ -74,30 +77,39 @@ class LoadedFrame:
 
 
 def labelled_frames(
-    benchmark: BenchmarkName, root: Path, split: SplitName, kitti_split: Path | None = None
+    benchmark: BenchmarkName,
+    root: Path,
+    split: SplitName,
+    kitti_split: Path | None = None,
+    kitti_test: Path | None = None,
 ) -> TrainingFrames:
-    """List the frames below ``root``, in a fixed order; ``kitti_split`` lists KITTI's instead of the folders.
+    """List the frames below ``root``, in a fixed order.
+
+    Args:
+        kitti_split: list of KITTI's training frames, instead of all that have depth below ``train/``.
+        kitti_test: list of KITTI's test frames, ``eigen_test_files.txt`` in ``root`` if not given: ``train`` leaves
+            out all frames of their drives, ``val`` takes them.
 
     Raises:
-        DatasetError: a file is missing, or no frame is left; says what other split there is.
+        DatasetError: a file is missing or a line cannot be read, or no frame is left; says what other split there is.
     """
     existing(root)
     if split == "val":
-        found = benchmark_sequences(benchmark, root, FrameCounts((1,)), kitti_split)
-        frames = tuple(TrainingFrame(each.frames[-1], each.label) for each in found.sequences)
-        return TrainingFrames(benchmark, frames, dict(found.dropped), scored=True)
+        return _scored(benchmark, root, kitti_split, kitti_test)
+    kitti = kitti_training(root, kitti_split, kitti_test) if benchmark == "kitti" else None
     dropped: Counter[str] = Counter()
     try:
-        frames = tuple(_training_split(benchmark, root, kitti_split, dropped))
+        frames = tuple(_training_split(benchmark, root, kitti, dropped))
     except DatasetError as error:
         raise DatasetError(f"{error}. For a tree that has only what is scored, add --split val") from None
     if not frames:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no label"
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise DatasetError(
-            f"{root} has no frame of {benchmark}'s training split ({reasons}): give the training data, or, for a "
-            "tree that has only what is scored, add --split val"
+            f"{root} has no frame of {benchmark}'s training split ({reasons or 'no label'}): give the training data, "
+            "or, for a tree that has only what is scored, add --split val"
         )
-    return TrainingFrames(benchmark, frames, dict(dropped))
+    lists = kitti.lists if kitti else (root / "train.txt",) if benchmark == "vspw" else ()
+    return TrainingFrames(benchmark, frames, dict(dropped), lists)
 
 
 def picture_frames(folder: Path) -> TrainingFrames:
@@ -143,17 +155,29 @@ def load_frame(frames: TrainingFrames, number: int, size: int, *, flip: bool) ->
     return LoadedFrame(split, crop_frames(resize_frame(picture, split)[None], split)[:, 0], halves)
 
 
+def _scored(
+    benchmark: BenchmarkName, root: Path, kitti_split: Path | None, kitti_test: Path | None
+) -> TrainingFrames:
+    if kitti_split is not None:
+        raise DatasetError(
+            f"{kitti_split} is a list of training frames, but --split val takes the test frames: give their list with "
+            "--kitti-test FILE, or leave --split val out"
+        )
+    found = benchmark_sequences(benchmark, root, FrameCounts((1,)), kitti_test)
+    frames = tuple(TrainingFrame(each.frames[-1], each.label) for each in found.sequences)
+    lists = {"vspw": (root / "val.txt",), "kitti": (kitti_test or root / SPLIT_FILE,)}.get(benchmark, ())
+    return TrainingFrames(benchmark, frames, dict(found.dropped), lists, scored=True)
+
+
 def _training_split(
-    benchmark: BenchmarkName, root: Path, kitti_split: Path | None, dropped: Counter[str]
+    benchmark: BenchmarkName, root: Path, kitti: KittiTraining | None, dropped: Counter[str]
 ) -> Iterator[TrainingFrame]:
-    if benchmark == "vspw":
+    if kitti is not None:
+        yield from (TrainingFrame(str(image), str(depth)) for image, depth in kitti.frames(dropped))
+    elif benchmark == "vspw":
         yield from _vspw(root)
-    elif benchmark == "cityscapes":
-        yield from _cityscapes(root)
-    elif kitti_split is not None:
-        yield from _kitti_list(root, kitti_split, dropped)
     else:
-        yield from _kitti_folders(root, dropped)
+        yield from _cityscapes(root)
 
 
 def _vspw(root: Path) -> Iterator[TrainingFrame]:
@@ -167,38 +191,9 @@ def _vspw(root: Path) -> Iterator[TrainingFrame]:
 
 def _cityscapes(root: Path) -> Iterator[TrainingFrame]:
     """Every finely labelled frame; pictures from ``leftImg8bit`` or, without it, the sequences."""
-    labels = existing(root / "gtFine" / "train")
     places = [root / name / "train" for name in ("leftImg8bit", "leftImg8bit_sequence")]
     pictures = next((place for place in places if place.is_dir()), places[0])
-    for city in sorted(path for path in labels.iterdir() if path.is_dir()):
+    for city in labelled_cities(root, "train"):
         for name in names_in(city, LABEL_SUFFIX):
             picture = pictures / city.name / f"{name.removesuffix(LABEL_SUFFIX)}_leftImg8bit.png"
             yield TrainingFrame(str(existing(picture)), str(city / name))
-
-
-def _kitti_folders(root: Path, dropped: Counter[str]) -> Iterator[TrainingFrame]:
-    """The annotated ``train/`` depth maps of the left colour camera; drives of the test list are left out."""
-    listed = root / SPLIT_FILE
-    lines = lines_of(listed) if listed.exists() else []
-    tested = {part for line in lines for part in Path(line.split()[0]).parts}
-    for drive in sorted(path for path in existing(root / "train").iterdir() if path.is_dir()):
-        folder = drive / "proj_depth" / "groundtruth" / "image_02"
-        names = names_in(folder, ".png")
-        if drive.name in tested:
-            dropped[f"of drives that {SPLIT_FILE} tests"] += len(names)
-            continue
-        pictures = root / drive.name[:10] / drive.name / "image_02" / "data"
-        for name in names:
-            yield TrainingFrame(str(existing(pictures / name)), str(folder / name))
-
-
-def _kitti_list(root: Path, listed: Path, dropped: Counter[str]) -> Iterator[TrainingFrame]:
-    """Lines ``<image> <depth> <focal>``, as they are."""
-    for number, line in enumerate(lines_of(listed), 1):
-        image, depth, *_ = [*line.split(), ""]
-        if not depth:
-            raise DatasetError(f"{listed}, line {number}: {line!r} must be <image> <depth> <focal>")
-        if depth == "None":
-            dropped["no ground truth"] += 1
-        else:
-            yield TrainingFrame(str(existing(root / image)), str(depth_file(root, depth)))

@@ -1,6 +1,6 @@
 """From patches back to the label's pixels, the same in training and evaluation (method section 3).
 
-Shapes: C crops, K numbers a place, h x w patches, H' x W' pixels of a label half.
+Shapes: C crops, K numbers a place, h x w patches, H' x W' pixels of a label half, R of its rows.
 """
 
 import torch
@@ -29,6 +29,20 @@ def upsample_crop(predictions: Tensor, split: Split, half: tuple[int, int], crop
     if crop == 0:
         return square[:, :, :height, :width]
     return square[:, :, side - height :, side - width :]
+
+
+def upsample_rows(predictions: Tensor, split: Split, half: tuple[int, int], crop: int, rows: range) -> Tensor:
+    """``rows`` of what ``upsample_crop`` gives, up to rounding, without the others: (B, K, R, W')."""
+    side, (height, width) = max(half), half
+    size = (side, side) if split.overlap else half
+    top, left = (size[0] - height, size[1] - width) if crop else (0, 0)
+    patches = predictions.shape[2]
+    at = torch.arange(top + rows.start, top + rows.stop, device=predictions.device)
+    source = ((at + 0.5) * (patches / size[0]) - 0.5).clamp_min(0)  # the places of align_corners=False
+    above = source.long().clamp_max(patches - 1)
+    share = (source - above).to(predictions.dtype)[:, None]
+    upper, lower = predictions[:, :, above], predictions[:, :, (above + 1).clamp_max(patches - 1)]
+    return _resize(torch.lerp(upper, lower, share), (len(rows), size[1]))[..., left : left + width]
 
 
 def _resize(predictions: Tensor, size: tuple[int, int]) -> Tensor:

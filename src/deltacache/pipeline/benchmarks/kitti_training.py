@@ -1,0 +1,85 @@
+"""Frames of KITTI that heads may learn from: none of a drive that the test list names (Eigen et al. 2014)."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltacache.pipeline.benchmarks.files import existing, names_in
+from deltacache.pipeline.benchmarks.kitti import depth_file
+from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, drive_of, listed_images
+from deltacache.schemas.errors import DatasetError
+
+Pair = tuple[Path, Path]
+"""An image and its depth map."""
+
+
+@dataclass(frozen=True, slots=True)
+class KittiTraining:
+    """What is learned from, and what is not.
+
+    Attributes:
+        listed: the training frames; without it all that have depth below ``train/``.
+        tested: the test frames, whose drives are left out of either.
+    """
+
+    root: Path
+    listed: Path | None
+    tested: Path
+
+    @property
+    def lists(self) -> tuple[Path, ...]:
+        """The files that say which frames these are."""
+        return (self.tested,) if self.listed is None else (self.tested, self.listed)
+
+    def frames(self, dropped: Counter[str]) -> Iterator[Pair]:
+        """The frames in a fixed order; what is left out is counted, a 0 says that drives were compared.
+
+        Raises:
+            DatasetError: a file is missing, or a line of a list cannot be read.
+        """
+        drives = frozenset(each.drive for each in listed_images(self.tested))
+        reason = f"of drives that {self.tested.name} tests"
+        dropped[reason] = 0
+        if self.listed is not None:
+            yield from self._of_list(self.listed, drives, reason, dropped)
+        else:
+            yield from self._of_folders(drives, reason, dropped)
+
+    def _of_list(
+        self, listed: Path, tested: frozenset[str], reason: str, dropped: Counter[str]
+    ) -> Iterator[Pair]:
+        for each in listed_images(listed):
+            if each.drive in tested:
+                dropped[reason] += 1
+            elif each.depth is None:
+                dropped["no ground truth"] += 1
+            else:
+                yield existing(self.root / each.image), depth_file(self.root, each.depth)
+
+    def _of_folders(self, tested: frozenset[str], reason: str, dropped: Counter[str]) -> Iterator[Pair]:
+        """The annotated depth maps of the left colour camera."""
+        for drive in sorted(path for path in existing(self.root / "train").iterdir() if path.is_dir()):
+            folder = drive / "proj_depth" / "groundtruth" / "image_02"
+            names = names_in(folder, ".png")
+            if drive_of(drive.name) in tested:
+                dropped[reason] += len(names)
+                continue
+            pictures = self.root / drive.name[:10] / drive.name / "image_02" / "data"
+            for name in names:
+                yield existing(pictures / name), folder / name
+
+
+def kitti_training(root: Path, listed: Path | None, tested: Path | None) -> KittiTraining:
+    """``tested`` is ``eigen_test_files.txt`` in ``root`` if it is not given.
+
+    Raises:
+        DatasetError: there is no list of test frames.
+    """
+    path = tested or root / SPLIT_FILE
+    if not path.is_file():
+        raise DatasetError(
+            f"{path} is missing: training leaves out all drives of KITTI's test frames and needs their list; put it "
+            "there, or give it with --kitti-test FILE"
+        )
+    return KittiTraining(root, listed, path)

@@ -1,0 +1,106 @@
+"""Settings of Table D's evaluation and heads: whole frames of Cityscapes, features of several layers, a PCA."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from deltacache.schemas.benchmarks import Task
+from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
+from deltacache.schemas.datasets import Frozen, Precision
+from deltacache.schemas.heads import HeadConfig, HeadPreset
+from deltacache.schemas.images import ImageSize
+
+DINOV2 = "facebook/dinov2-with-registers-base"
+DATASET = "foresight"
+"""In tables: Cityscapes as whole frames. Its numbers and those of the two crops are not of one scale."""
+PAPER_SIZE = (448, 896)
+
+
+class FrameFeatureConfig(Frozen):
+    """How whole frames become patch tokens."""
+
+    backbone: str = DINOV2
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="whose outputs are joined; null: the last"
+    )
+    pca: Path | None = Field(default=None, description="output of fit-pca, which reduces them")
+    image_size: ImageSize = Field(default=PAPER_SIZE, description="height and width in pixels")
+    precision: Precision = Field(default="float32", description="of the backbone")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_as_text(cls, layers: Any) -> Any:
+        """``2,5,8,11``."""
+        return layers.split(",") if isinstance(layers, str) else layers
+
+
+class ForesightHeadConfig(Frozen):
+    """A linear head on such features."""
+
+    task: Task
+    training: TrainingConfig
+    features: FrameFeatureConfig
+    split: Literal["train", "val"] = "train"
+    depth: Path | None = Field(default=None, description="folder of depth maps")
+    flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
+    gradient_loss: float = Field(default=0.5, ge=0, description="weight beside depth's scale-invariant loss")
+    rmse_loss: float = Field(default=0.0, ge=0, description="weight of depth's absolute error beside both")
+
+    @model_validator(mode="after")
+    def _depth_needs_maps(self) -> Self:
+        if (self.task == "depth") != (self.depth is not None):
+            raise ValueError(
+                "a head of depth, and no other, learns from depth maps: give --depth DIR with it alone"
+            )
+        return self
+
+
+class ForesightEvaluation(Frozen):
+    """Short and mid-term futures of Cityscapes' labelled frames, scored on whole frames."""
+
+    out: Path
+    root: Path = Field(description="Cityscapes in its published layout")
+    features: FrameFeatureConfig
+    tokenizer: Path | None = None
+    worlds: tuple[Path, ...] = ()
+    segmentation_head: Path | None = None
+    depth_head: Path | None = None
+    depth: Path | None = Field(default=None, description="folder of depth maps")
+    context: int = Field(default=4, ge=1, description="frames that are seen")
+    horizons: tuple[int, ...] = Field(
+        default=(1, 3), min_length=1, description="steps of three frames: short, mid"
+    )
+    seed: int = Field(default=0, ge=0, description="of the intervals")
+    device: str = "auto"
+
+    @field_validator("horizons")
+    @classmethod
+    def _horizons_in_order(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        if min(horizons) < 1:
+            raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
+        return tuple(sorted(set(horizons)))
+
+    @model_validator(mode="after")
+    def _depth_needs_both(self) -> Self:
+        if (self.depth_head is None) != (self.depth is None):
+            raise ValueError(
+                "depth is scored by a head against maps: give --depth-head and --depth, or neither"
+            )
+        return self
+
+
+def foresight_head(
+    task: Task, preset: HeadPreset, features: FrameFeatureConfig, depth: Path | None
+) -> ForesightHeadConfig:
+    """The recipe of the benchmarks' linear heads (``presets/<preset>/head-<task>.yaml``) for these features."""
+    recipe = load_config(PRESETS / preset / f"head-{task}.yaml", HeadConfig)
+    return ForesightHeadConfig(
+        task=task,
+        training=recipe.training,
+        features=features,
+        depth=depth,
+        flip=recipe.frames.flip,
+        gradient_loss=recipe.gradient_loss,
+        rmse_loss=recipe.rmse_loss,
+    )

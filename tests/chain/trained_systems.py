@@ -1,0 +1,17 @@
+"""What the fixture ``systems`` gives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltacache.chain.systems import SystemPaths, SystemsConfig
+
+
+@dataclass(frozen=True)
+class TrainedSystems:
+    """``train`` and ``test`` are feature datasets; ``futures`` says which test videos share a past."""
+
+    train: Path
+    test: Path
+    futures: Path
+    config: SystemsConfig
+    paths: SystemPaths

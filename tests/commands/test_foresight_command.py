@@ -1,0 +1,40 @@
+"""Table D by command: a head is trained on whole frames and read by the evaluation."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from deltacache.cli import app
+
+SEEN = ["--backbone", "tiny", "--layers", "0,1", "--image-size", "32x64", "--device", "cpu"]
+
+
+def test_a_head_and_its_evaluation(deltacache, mini_benchmarks: Path, tmp_path: Path) -> None:
+    root, head, out = mini_benchmarks / "cityscapes", tmp_path / "head", tmp_path / "results"
+    flags = ["--preset", "tiny", "--split", "val", "--steps", 20]
+    deltacache("train-foresight-head", "segmentation", root, head, *SEEN, *flags).done()
+    printed = deltacache("evaluate-foresight", root, out, *SEEN, "--head", head).done().stdout
+    assert "Mean IoU of movable classes" in printed
+    rows = pq.read_table(out / "metrics.parquet").to_pylist()
+    values = {(row["method"], row["metric"], row["horizon"]): row["value"] for row in rows}
+    assert values["present", "miou", 1] > values["copy_last", "miou", 3] > 0
+    assert {row["backbone"].rpartition(", ")[2] for row in rows} == {"layers 0,1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--image-size", "32x64x3"], "give the side of a square"),
+        (["--layers", "a"], "layers"),
+        (["--depth", "maps"], "give --depth-head and --depth, or neither"),
+        (["--horizons", "0"], "horizon 0 is not after the context"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(flags: list[str], words: str, tmp_path: Path) -> None:
+    asked = ["evaluate-foresight", str(tmp_path), str(tmp_path / "no"), *SEEN, *flags]
+    outcome = CliRunner().invoke(app, asked)
+    assert outcome.exit_code == 2
+    assert words in " ".join(outcome.output.split())
+    assert not (tmp_path / "no").exists()
