@@ -2,15 +2,89 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from deltacache import __version__
+from deltacache.cli_options import (
+    AccumulationOpt,
+    AddressOpt,
+    AugmentOpt,
+    BackboneOpt,
+    BatchOpt,
+    BlackFirstOpt,
+    Changed,
+    ChangedOpt,
+    ClipFormat,
+    ContinueFromOpt,
+    DatasetOutArg,
+    DecodersOpt,
+    DepthMapsOpt,
+    DeviceOpt,
+    DinoV2Opt,
+    DryRunOpt,
+    Dtype,
+    DtypeOpt,
+    DuplicatesOpt,
+    EncodersOpt,
+    ExcludeOpt,
+    FailedOpt,
+    ForesightTask,
+    FrameSizeOpt,
+    FramesOpt,
+    GpusOpt,
+    HeadPreset,
+    HeadsOpt,
+    HeadTarget,
+    ImageSizeOpt,
+    InitFromOpt,
+    KeepOpt,
+    LayersOpt,
+    LogOpt,
+    OutArg,
+    Padding,
+    PcaOpt,
+    Precision,
+    PrecisionOpt,
+    PresetOpt,
+    ProbeOpt,
+    Query,
+    Rate,
+    ResumeOpt,
+    RetryOpt,
+    SaveOpt,
+    SeedOpt,
+    ShardOpt,
+    SourceArg,
+    SpacingOpt,
+    StageOpt,
+    StepsOpt,
+    Store,
+    StoreOpt,
+    TimeoutOpt,
+    TrainingSplit,
+    TrainSeedOpt,
+    ViewsOpt,
+    WandbOpt,
+    WholeSizeOpt,
+    WorkersOpt,
+)
+from deltacache.cli_parsing import (
+    absolute,
+    backbone_source,
+    changed,
+    extraction_settings,
+    named_paths,
+    parsed_horizons,
+    refuse_video_flags,
+    training_settings,
+    usage_errors,
+    whole_frame_settings,
+    with_name,
+    world_path,
+)
 from deltacache.schemas.errors import DeltacacheError
 
 app = typer.Typer(
@@ -21,218 +95,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-class Store(StrEnum):
-    """Shard formats."""
-
-    webdataset = "webdataset"
-    zarr = "zarr"
-
-
-class Dtype(StrEnum):
-    """Stored precision of patch tokens."""
-
-    float16 = "float16"
-    int8 = "int8"
-
-
-class Precision(StrEnum):
-    """What the backbone computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Changed(StrEnum):
-    """What to do about videos that were replaced behind their names."""
-
-    refuse = "refuse"
-    recompute = "recompute"
-
-
-class HeadTarget(StrEnum):
-    """What a head tells."""
-
-    vspw = "vspw"
-    cityscapes = "cityscapes"
-    kitti = "kitti"
-    rgb = "rgb"
-
-
-class HeadPreset(StrEnum):
-    """Recipes of heads in ``schemas/presets``."""
-
-    released = "released"
-    tiny = "tiny"
-
-
-class TrainingSplit(StrEnum):
-    """Which frames a head learns from."""
-
-    train = "train"
-    val = "val"
-
-
-class ForesightTask(StrEnum):
-    """What a head of Table D tells."""
-
-    segmentation = "segmentation"
-    depth = "depth"
-
-
-class Padding(StrEnum):
-    """How a generator takes frames."""
-
-    plain = "plain"
-    cosmos = "cosmos"
-
-
-class Rate(StrEnum):
-    """Which frames a generator sees and makes."""
-
-    native = "native"
-    evaluation = "evaluation"
-
-
-class ClipFormat(StrEnum):
-    """How clips for a generator are kept."""
-
-    frames = "frames"
-    mp4 = "mp4"
-
-
-class Wandb(StrEnum):
-    """Where Weights & Biases keeps a run."""
-
-    off = "off"
-    offline = "offline"
-    online = "online"
-
-
-class Query(StrEnum):
-    """What the world model's queries start from."""
-
-    noise = "noise"
-    learned = "learned"
-
-
 _state = {"debug": False}
-
-SourceArg = Annotated[
-    str,
-    typer.Argument(
-        help="Folder (searched recursively), glob, or text/CSV/Parquet list of videos, zip archives of frames and "
-        "tars of videos; here or on s3://, gs://."
-    ),
-]
-OutArg = Annotated[Path, typer.Argument(help="Output folder; an unfinished one is continued.")]
-DatasetOutArg = Annotated[
-    str, typer.Argument(help="Output folder, here or on s3://, gs://; an unfinished one is continued.")
-]
-BackboneOpt = Annotated[
-    str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
-]
-ImageSizeOpt = Annotated[int, typer.Option(min=16, help="Side of the square frames in pixels.")]
-FrameSizeOpt = Annotated[
-    str, typer.Option(help="Side of square frames in pixels, or height x width such as 448x896.")
-]
-LayersOpt = Annotated[
-    str | None,
-    typer.Option(help="Blocks to join, from 0, such as 2,5,8,11. [default: the last hidden state]"),
-]
-PcaOpt = Annotated[Path | None, typer.Option(help="Output of fit-pca, which reduces the features.")]
-FramesOpt = Annotated[int, typer.Option(min=2, help="Frames a clip.")]
-ViewsOpt = Annotated[int, typer.Option(min=1, help="Clips a video, each with its own crop, flip and times.")]
-SpacingOpt = Annotated[
-    tuple[float, float], typer.Option(help="Shortest and longest time between frames in seconds.")
-]
-AugmentOpt = Annotated[
-    bool, typer.Option("--augment/--no-augment", help="Random start, spacing, crop and flip; else centred.")
-]
-DuplicatesOpt = Annotated[
-    bool,
-    typer.Option(
-        "--duplicates/--no-duplicates", help="Repeat frames of short videos, or refuse them (too_short)."
-    ),
-]
-StoreOpt = Annotated[Store, typer.Option(help="Shard format.")]
-DtypeOpt = Annotated[
-    Dtype, typer.Option(help="Stored precision; int8 has a scale per token and half the bytes.")
-]
-PrecisionOpt = Annotated[
-    Precision, typer.Option(help="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.")
-]
-RetryOpt = Annotated[bool, typer.Option("--retry-failed", help="Try the videos again that were refused.")]
-ChangedOpt = Annotated[
-    Changed,
-    typer.Option(help="Videos that were replaced behind their names: refuse, or make their shards anew."),
-]
-ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
-SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
-ExcludeOpt = Annotated[Path | None, typer.Option(help="Text file of videos to leave out, one a line.")]
-FailedOpt = Annotated[
-    float, typer.Option(min=0, max=1, help="Stop with exit code 1 when more of the videos are refused.")
-]
-TimeoutOpt = Annotated[float, typer.Option(min=0.1, help="Seconds that one video may take to decode.")]
-DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
-AddressOpt = Annotated[
-    str | None, typer.Option(help="Ray cluster to run on. [default: a local Ray that starts by itself]")
-]
-EncodersOpt = Annotated[int | None, typer.Option(min=1, help="Encoder processes. [default: one a GPU]")]
-GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [default: 1 if there are any]")]
-DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
-PresetOpt = Annotated[
-    str,
-    typer.Option(
-        help="Recipe to start from: released, paper, tiny, others (docs/training.md), or a YAML file."
-    ),
-]
-HeadsOpt = Annotated[int | None, typer.Option(min=1, help="Attention heads. [default: the preset's]")]
-StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
-BatchOpt = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Samples of one pass of one worker. [default: the preset's batch, shared by workers and passes]",
-    ),
-]
-TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
-SaveOpt = Annotated[
-    int | None, typer.Option(min=1, help="Steps between checkpoints. [default: the preset's]")
-]
-LogOpt = Annotated[int | None, typer.Option(min=1, help="Steps between rows of the curves.")]
-KeepOpt = Annotated[int | None, typer.Option(min=1, help="Checkpoints kept. [default: the preset's]")]
-AccumulationOpt = Annotated[
-    int | None, typer.Option(min=1, help="Passes that make one step. [default: the preset's, 1]")
-]
-ProbeOpt = Annotated[
-    int | None, typer.Option(min=1, help="Steps between health probes. [default: the preset's]")
-]
-StageOpt = Annotated[
-    str | None, typer.Option(help="Stage of the preset, see docs/training.md. [default: the first]")
-]
-InitFromOpt = Annotated[
-    Path | None,
-    typer.Option(help="Start with the weights of this training output or released file, at step 0."),
-]
-ContinueFromOpt = Annotated[
-    Path | None,
-    typer.Option(help="Start with weights, optimizer and step of this training output: a cool-down."),
-]
-WandbOpt = Annotated[Wandb | None, typer.Option(help="Weights & Biases (pip install 'deltacache[wandb]').")]
-BlackFirstOpt = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Share of pairs whose first frame is black. [default: the preset's, 0]"),
-]
-WorkersOpt = Annotated[
-    int, typer.Option(min=1, help="Processes that train one model, one GPU each; see docs/training.md.")
-]
-ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
-DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-TokenizerOpt = Annotated[
-    Path | None, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -288,13 +151,13 @@ def extract_features(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline import jobs
 
-    settings = _extraction(locals())
+    settings = extraction_settings(locals())
     if dry_run:
         from deltacache.pipeline.preview import preview_extraction
 
-        terminal_reporter().line(preview_extraction(settings, _absolute(out)))
+        terminal_reporter().line(preview_extraction(settings, absolute(out)))
         return
-    jobs.extract_features(settings, _absolute(out), terminal_reporter())
+    jobs.extract_features(settings, absolute(out), terminal_reporter())
 
 
 @app.command("fit-pca")
@@ -314,7 +177,7 @@ def fit_pca(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline import pca_fit
 
-    pca_fit.fit_pca(_absolute(features), out, components, terminal_reporter(), frames=frames, device=device)
+    pca_fit.fit_pca(absolute(features), out, components, terminal_reporter(), frames=frames, device=device)
 
 
 @app.command("train-tokenizer")
@@ -354,10 +217,10 @@ def train_tokenizer(
     from deltacache.train.setup import TrainingRequest
 
     config = tokenizer_preset(preset, stage)
-    training = _training(config.training, locals())
-    model = _changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
-    config = _changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
-    request = TrainingRequest(_absolute(features), out, config, resume, device, init_from or continue_from)
+    training = training_settings(config.training, locals())
+    model = changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
+    config = changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
+    request = TrainingRequest(absolute(features), out, config, resume, device, init_from or continue_from)
     launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address))
 
 
@@ -401,19 +264,19 @@ def tokenize(
     from deltacache.pipeline.preparation import is_dataset
     from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
 
-    settings = _extraction(locals())
-    if is_dataset(_absolute(source)):
-        _refuse_video_flags(context, source)
+    settings = extraction_settings(locals())
+    if is_dataset(absolute(source)):
+        refuse_video_flags(context, source)
         job = TokenizeSettings(
-            features=_absolute(source),
+            features=absolute(source),
             tokenizer=tokenizer.absolute(),
             store=store.value,
             cluster=settings.cluster,
         )
-        jobs.tokenize_features(job, _absolute(out), terminal_reporter())
+        jobs.tokenize_features(job, absolute(out), terminal_reporter())
     else:
         videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer.absolute())
-        jobs.tokenize_videos(videos, _absolute(out), terminal_reporter())
+        jobs.tokenize_videos(videos, absolute(out), terminal_reporter())
 
 
 @app.command("train-world")
@@ -461,12 +324,12 @@ def train_world(
     from deltacache.train.setup import TrainingRequest
 
     config = world_preset(preset, stage)
-    training = _training(config.training, locals())
+    training = training_settings(config.training, locals())
     if query is Query.learned and candidates is None:
         candidates = 1
-    model = _changed(config.model, num_heads=heads, query=None if query is None else query.value)
-    config = _changed(config, training=training, model=model, candidates=candidates)
-    request = TrainingRequest(_absolute(source), out, config, resume, device, init_from or continue_from)
+    model = changed(config.model, num_heads=heads, query=None if query is None else query.value)
+    config = changed(config, training=training, model=model, candidates=candidates)
+    request = TrainingRequest(absolute(source), out, config, resume, device, init_from or continue_from)
     launch("world", request, terminal_reporter(), Workers(workers, ray_address))
 
 
@@ -534,12 +397,12 @@ def compare_systems(
     from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
     config, paths = open_systems(out)
-    named, steps = _named_paths("--data", data), _horizons(horizons)
+    named, steps = named_paths("--data", data), parsed_horizons(horizons)
     settings = evaluation(
         named,
-        heads=_named_paths("--head", head or []),
+        heads=named_paths("--head", head or []),
         out=paths.evaluation,
-        backbone=_backbone(backbone or DEFAULT_BACKBONE),
+        backbone=backbone_source(backbone or DEFAULT_BACKBONE),
         **paths.models(config),
         image_size=image_size,
         context=context,
@@ -552,7 +415,7 @@ def compare_systems(
     evaluate_and_show(settings, terminal_reporter())
     crops = 1 if set(named) == {CLIPS} else 2
     plan = CostPlan(context, max(steps), samples, crops, batch_size if measure else None, device)
-    compare(out, paths.evaluation, _absolute(features), plan, terminal_reporter())
+    compare(out, paths.evaluation, absolute(features), plan, terminal_reporter())
 
 
 @app.command("train-head")
@@ -618,7 +481,7 @@ def train_head(
     if head is HeadTarget.rgb and split is not TrainingSplit.train:
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
     lists = (kitti_split, kitti_test)
-    request = HeadRequest(root, out, _backbone(backbone or DEFAULT_BACKBONE), resume, device, *lists)
+    request = HeadRequest(root, out, backbone_source(backbone or DEFAULT_BACKBONE), resume, device, *lists)
     seen = {
         "image_size": image_size,
         "split": split.value,
@@ -628,13 +491,13 @@ def train_head(
     asked = {"batch_size": batch_size, "seed": seed, "save_every": save_every, "log_every": log_every}
     if head is HeadTarget.rgb:
         decoder = rgb_preset(preset.value)
-        training = _changed(decoder.training.in_steps(steps), **asked)
-        decoder = _changed(decoder, training=training, frames=_changed(decoder.frames, **seen))
+        training = changed(decoder.training.in_steps(steps), **asked)
+        decoder = changed(decoder, training=training, frames=changed(decoder.frames, **seen))
         train_rgb_decoder(request, decoder, terminal_reporter())
         return
     config = head_preset(head.value, preset.value)
-    training = _changed(config.training.in_steps(steps), **asked)
-    config = _changed(config, training=training, frames=_changed(config.frames, **seen))
+    training = changed(config.training.in_steps(steps), **asked)
+    config = changed(config, training=training, frames=changed(config.frames, **seen))
     train_linear_head(request, config, terminal_reporter())
 
 
@@ -701,23 +564,23 @@ def evaluate(
     from deltacache.evaluate.settings import evaluation
     from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
-    worlds = [_world_path(text) for text in world or []]
+    worlds = [world_path(text) for text in world or []]
     settings = evaluation(
-        _named_paths("--data", data),
-        heads=_named_paths("--head", head or []),
+        named_paths("--data", data),
+        heads=named_paths("--head", head or []),
         out=out,
-        backbone=_backbone(backbone or DEFAULT_BACKBONE),
+        backbone=backbone_source(backbone or DEFAULT_BACKBONE),
         tokenizer=tokenizer[0] if tokenizer else None,
         more_tokenizers=tuple((tokenizer or [])[1:]),
         worlds=tuple(path for _, path in worlds),
         architectures={str(path): name for name, path in worlds if name},
         image_size=image_size,
         context=context,
-        horizons=_horizons(horizons),
+        horizons=parsed_horizons(horizons),
         samples=samples,
         seed=seed,
         futures=futures,
-        predictions=_named_paths("--predictions", [_with_name(text) for text in predictions or []]),
+        predictions=named_paths("--predictions", [with_name(text) for text in predictions or []]),
         kitti_split=kitti_split,
         rgb_decoder=rgb_decoder,
         cache=cache,
@@ -728,16 +591,6 @@ def evaluate(
         device=device,
     )
     evaluate_and_show(settings, terminal_reporter())
-
-
-WholeSizeOpt = Annotated[str, typer.Option(help="Rows x columns of whole frames in pixels.")]
-DinoV2Opt = Annotated[
-    str | None,
-    typer.Option(help="Hub id, directory, or 'tiny'. [default: DINOv2 ViT-B/14 with registers]"),
-]
-DepthMapsOpt = Annotated[
-    Path | None, typer.Option(help="Folder of depth maps, <split>/<city>/<frame>..., see docs/foresight.md.")
-]
 
 
 @app.command("train-foresight-head")
@@ -771,16 +624,16 @@ def train_foresight_head(
     from deltacache.schemas.foresight import foresight_head
     from deltacache.train.foresight_heads import train_foresight_head as train
 
-    with _usage_errors():
-        config = foresight_head(task.value, preset.value, _whole_frames(locals()), depth)
-    training = _changed(
+    with usage_errors():
+        config = foresight_head(task.value, preset.value, whole_frame_settings(locals()), depth)
+    training = changed(
         config.training.in_steps(steps),
         batch_size=batch_size,
         seed=seed,
         save_every=save_every,
         log_every=log_every,
     )
-    config = _changed(config, training=training, split=split.value)
+    config = changed(config, training=training, split=split.value)
     train(root, out, config, resume=resume, device=device, reporter=terminal_reporter())
 
 
@@ -815,18 +668,18 @@ def evaluate_foresight(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.foresight import ForesightEvaluation
 
-    with _usage_errors():
+    with usage_errors():
         settings = ForesightEvaluation(
             out=out,
             root=root,
-            features=_whole_frames(locals()),
+            features=whole_frame_settings(locals()),
             tokenizer=tokenizer,
             worlds=tuple(world or ()),
             segmentation_head=head,
             depth_head=depth_head,
             depth=depth,
             context=context,
-            horizons=_horizons(horizons),
+            horizons=parsed_horizons(horizons),
             seed=seed,
             device=device,
         )
@@ -863,8 +716,8 @@ def export_contexts(
     from deltacache.evaluate.generators import export
 
     wanted = export.context_export(
-        _named_paths("--data", data),
-        horizons=_horizons(horizons),
+        named_paths("--data", data),
+        horizons=parsed_horizons(horizons),
         context=context,
         frames=frames,
         padding=padding.value,
@@ -949,9 +802,9 @@ def verify(
 
     reporter = terminal_reporter()
     if repair:
-        typer.echo(str(repair_dataset(_absolute(path), reporter)))
+        typer.echo(str(repair_dataset(absolute(path), reporter)))
         return
-    problems = verify_dataset(_absolute(path), reporter)
+    problems = verify_dataset(absolute(path), reporter)
     for problem in problems:
         typer.echo(str(problem))
     if problems:
@@ -1032,10 +885,10 @@ def flops(
     from deltacache.chain.costs import CostRequest, count_costs
     from deltacache.chain.costs_shown import costs_text
 
-    with _usage_errors():
+    with usage_errors():
         request = CostRequest(
             preset=preset,
-            backbone=_backbone(backbone),
+            backbone=backbone_source(backbone),
             hidden_size=hidden_size,
             image_size=image_size,  # pyright: ignore[reportArgumentType]
             context=context,
@@ -1047,154 +900,6 @@ def flops(
             batch_size=batch_size,
         )
     typer.echo(costs_text(count_costs(request, device if measure else None)))
-
-
-def _refuse_video_flags(context: typer.Context, source: str) -> None:
-    """A feature dataset was sampled when it was made: flags about videos would do nothing."""
-    kept = {"source", "out", "tokenizer", "store", "ray_address", "encoders", "gpus_per_encoder", "decoders"}
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in kept and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if given:
-        raise typer.BadParameter(
-            f"{', '.join(given)} concern videos, but {source} is a feature dataset, sampled already: "
-            "leave them out, or give the videos"
-        )
-
-
-def _absolute(source: str) -> str:
-    """Workers of a cluster have other working directories."""
-    return source if "://" in source else str(Path(source).absolute())
-
-
-def _backbone(name: str) -> str:
-    return _absolute(name) if Path(name).is_dir() else name
-
-
-def _whole_frames(flags: dict[str, Any]) -> Any:
-    """How whole frames become features, from the flags of a command."""
-    from deltacache.pipeline.encoders import resolve_precision
-    from deltacache.schemas.foresight import DINOV2, FrameFeatureConfig
-
-    return FrameFeatureConfig(
-        backbone=_backbone(flags["backbone"] or DINOV2),
-        layers=flags["layers"],
-        pca=flags["pca"],
-        image_size=flags["image_size"],
-        precision=resolve_precision(flags["device"], flags["precision"].value),
-    )
-
-
-def _extraction(flags: dict[str, Any]) -> Any:
-    """Settings of extract-features from the flags of a command."""
-    from deltacache.schemas.datasets import SamplingSettings
-    from deltacache.schemas.jobs import (
-        DEFAULT_BACKBONE,
-        ClusterSettings,
-        DecodeLimits,
-        ExtractionSettings,
-    )
-
-    with _usage_errors():
-        return ExtractionSettings(
-            source=_absolute(flags["source"]),
-            backbone=_backbone(flags["backbone"] or DEFAULT_BACKBONE),
-            layers=flags["layers"],
-            pca=flags["pca"].absolute() if flags["pca"] else None,
-            image_size=flags["image_size"],
-            views=flags["views"],
-            sampling=SamplingSettings(
-                frames=flags["frames"],
-                spacing_min_s=flags["spacing"][0],
-                spacing_max_s=flags["spacing"][1],
-                allow_duplicates=flags["duplicates"],
-                augment=flags["augment"],
-                seed=flags["seed"],
-            ),
-            store=flags["store"].value,
-            dtype=flags["dtype"].value if "dtype" in flags else "float16",
-            precision=flags["precision"].value,
-            videos_per_shard=flags["videos_per_shard"],
-            exclude_list=flags["exclude_list"],
-            max_failed_fraction=flags["max_failed_fraction"],
-            retry_failed=flags["retry_failed"],
-            changed_videos=flags["changed_videos"].value,
-            limits=DecodeLimits(timeout_s=flags["decode_timeout"]),
-            cluster=ClusterSettings(
-                ray_address=flags["ray_address"],
-                encoders=flags["encoders"],
-                gpus_per_encoder=flags["gpus_per_encoder"],
-                decoders=flags["decoders"],
-            ),
-        )
-
-
-def _training(config: Any, flags: dict[str, Any]) -> Any:
-    """The training settings with what a trainer's flags change; without --batch-size workers share the recipe's."""
-    if flags["init_from"] and flags["continue_from"]:
-        raise typer.BadParameter("give --init-from or --continue-from, not both")
-    if flags["batch_size"] is None:
-        config = config.shared_by(flags["workers"], flags["accumulation"])
-    names = ("steps", "batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
-    start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
-    wandb = flags["wandb"].value if flags["wandb"] else None
-    return _changed(config, start=start, wandb=wandb, **{name: flags[name] for name in names})
-
-
-def _changed(config: Any, **changes: Any) -> Any:
-    """The config with the given (not None) fields changed, checked again."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    with _usage_errors():
-        return type(config).model_validate({**dict(config), **given})
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Values that a config refuses are wrong usage: exit code 2."""
-    from pydantic import ValidationError
-
-    try:
-        yield
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc']))} {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors()
-        ]
-        raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
-
-
-def _world_path(text: str) -> tuple[str | None, Path]:
-    """Of ``[ARCHITECTURE=]PATH``."""
-    name, equals, path = text.partition("=")
-    if equals and name.isidentifier():
-        return name, Path(path).absolute()
-    return None, Path(text).absolute()
-
-
-def _with_name(text: str) -> str:
-    return text if "=" in text else f"external={text}"
-
-
-def _named_paths(flag: str, texts: list[str]) -> dict[str, str]:
-    """``NAME=PATH`` of a flag that may be repeated."""
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {name or 'vspw'}=PATH")
-        if name in named:
-            raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
-        named[name] = path
-    return named
-
-
-def _horizons(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--horizons {text}: give whole numbers such as 1,3") from None
 
 
 def main() -> None:

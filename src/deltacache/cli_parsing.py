@@ -1,0 +1,156 @@
+"""From flags to settings; what cannot be read is wrong usage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def refuse_video_flags(context: typer.Context, source: str) -> None:
+    """A feature dataset was sampled when it was made: flags about videos would do nothing."""
+    kept = {"source", "out", "tokenizer", "store", "ray_address", "encoders", "gpus_per_encoder", "decoders"}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in kept and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(
+            f"{', '.join(given)} concern videos, but {source} is a feature dataset, sampled already: "
+            "leave them out, or give the videos"
+        )
+
+
+def absolute(source: str) -> str:
+    """Workers of a cluster have other working directories."""
+    return source if "://" in source else str(Path(source).absolute())
+
+
+def backbone_source(name: str) -> str:
+    return absolute(name) if Path(name).is_dir() else name
+
+
+def whole_frame_settings(flags: dict[str, Any]) -> Any:
+    """How whole frames become features, from the flags of a command."""
+    from deltacache.pipeline.encoders import resolve_precision
+    from deltacache.schemas.foresight import DINOV2, FrameFeatureConfig
+
+    return FrameFeatureConfig(
+        backbone=backbone_source(flags["backbone"] or DINOV2),
+        layers=flags["layers"],
+        pca=flags["pca"],
+        image_size=flags["image_size"],
+        precision=resolve_precision(flags["device"], flags["precision"].value),
+    )
+
+
+def extraction_settings(flags: dict[str, Any]) -> Any:
+    """Settings of extract-features from the flags of a command."""
+    from deltacache.schemas.datasets import SamplingSettings
+    from deltacache.schemas.jobs import (
+        DEFAULT_BACKBONE,
+        ClusterSettings,
+        DecodeLimits,
+        ExtractionSettings,
+    )
+
+    with usage_errors():
+        return ExtractionSettings(
+            source=absolute(flags["source"]),
+            backbone=backbone_source(flags["backbone"] or DEFAULT_BACKBONE),
+            layers=flags["layers"],
+            pca=flags["pca"].absolute() if flags["pca"] else None,
+            image_size=flags["image_size"],
+            views=flags["views"],
+            sampling=SamplingSettings(
+                frames=flags["frames"],
+                spacing_min_s=flags["spacing"][0],
+                spacing_max_s=flags["spacing"][1],
+                allow_duplicates=flags["duplicates"],
+                augment=flags["augment"],
+                seed=flags["seed"],
+            ),
+            store=flags["store"].value,
+            dtype=flags["dtype"].value if "dtype" in flags else "float16",
+            precision=flags["precision"].value,
+            videos_per_shard=flags["videos_per_shard"],
+            exclude_list=flags["exclude_list"],
+            max_failed_fraction=flags["max_failed_fraction"],
+            retry_failed=flags["retry_failed"],
+            changed_videos=flags["changed_videos"].value,
+            limits=DecodeLimits(timeout_s=flags["decode_timeout"]),
+            cluster=ClusterSettings(
+                ray_address=flags["ray_address"],
+                encoders=flags["encoders"],
+                gpus_per_encoder=flags["gpus_per_encoder"],
+                decoders=flags["decoders"],
+            ),
+        )
+
+
+def training_settings(config: Any, flags: dict[str, Any]) -> Any:
+    """The training settings with what a trainer's flags change; without --batch-size workers share the recipe's."""
+    if flags["init_from"] and flags["continue_from"]:
+        raise typer.BadParameter("give --init-from or --continue-from, not both")
+    if flags["batch_size"] is None:
+        config = config.shared_by(flags["workers"], flags["accumulation"])
+    names = ("steps", "batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
+    start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
+    wandb = flags["wandb"].value if flags["wandb"] else None
+    return changed(config, start=start, wandb=wandb, **{name: flags[name] for name in names})
+
+
+def changed(config: Any, **changes: Any) -> Any:
+    """The config with the given (not None) fields changed, checked again."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    with usage_errors():
+        return type(config).model_validate({**dict(config), **given})
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Values that a config refuses are wrong usage: exit code 2."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, each['loc']))} {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        ]
+        raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
+
+
+def world_path(text: str) -> tuple[str | None, Path]:
+    """Of ``[ARCHITECTURE=]PATH``."""
+    name, equals, path = text.partition("=")
+    if equals and name.isidentifier():
+        return name, Path(path).absolute()
+    return None, Path(text).absolute()
+
+
+def with_name(text: str) -> str:
+    return text if "=" in text else f"external={text}"
+
+
+def named_paths(flag: str, texts: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` of a flag that may be repeated."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {name or 'vspw'}=PATH")
+        if name in named:
+            raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
+        named[name] = path
+    return named
+
+
+def parsed_horizons(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--horizons {text}: give whole numbers such as 1,3") from None
