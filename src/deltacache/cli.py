@@ -327,6 +327,10 @@ def train_world(
     training = training_settings(config.training, locals())
     if query is Query.learned and candidates is None:
         candidates = 1
+    if query is Query.noise and config.model.query == "learned" and candidates is None:
+        raise typer.BadParameter(
+            f"--query noise: preset {preset} has one candidate; give --candidates K as well"
+        )
     model = changed(config.model, num_heads=heads, query=None if query is None else query.value)
     config = changed(config, training=training, model=model, candidates=candidates)
     request = TrainingRequest(absolute(source), out, config, resume, device, init_from or continue_from)
@@ -335,12 +339,16 @@ def train_world(
 
 @app.command("train-systems")
 def train_systems(
-    features: Annotated[Path, typer.Argument(help="Feature dataset that all systems are trained from.")],
+    features: Annotated[
+        str,
+        typer.Argument(help="Feature dataset that all systems are trained from, here or on s3://, gs://."),
+    ],
     out: OutArg,
     preset: Annotated[
         str, typer.Option(help="table2 (Tables 2 and C), tiny-table2, tiny-tokens, or a YAML file.")
     ] = "table2",
     seed: TrainSeedOpt = None,
+    accumulation: AccumulationOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     device: DeviceOpt = "auto",
@@ -354,8 +362,8 @@ def train_systems(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.train.launch import Workers
 
-    config = systems_preset(preset).seeded(seed)
-    train(config, features.absolute(), out, Workers(workers, ray_address), device, terminal_reporter())
+    config = systems_preset(preset).changed(seed, accumulation)
+    train(config, absolute(features), out, Workers(workers, ray_address), device, terminal_reporter())
 
 
 @app.command("compare-systems")
@@ -370,7 +378,9 @@ def compare_systems(
     ],
     head: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark.")] = None,
     backbone: BackboneOpt = None,
-    image_size: ImageSizeOpt = 512,
+    image_size: Annotated[
+        int | None, typer.Option(min=16, help="Side of the crops in pixels. [default: that of FEATURES]")
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
     horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
     samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
@@ -394,17 +404,19 @@ def compare_systems(
     from deltacache.chain.systems_table import compare_systems as compare
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.evaluate.settings import CLIPS, evaluation
-    from deltacache.schemas.jobs import DEFAULT_BACKBONE
+    from deltacache.pipeline.dataset import open_dataset
 
     config, paths = open_systems(out)
+    card = open_dataset(absolute(features), "features").card
+    own_size = card.image_size if isinstance(card.image_size, int) else None
     named, steps = named_paths("--data", data), parsed_horizons(horizons)
     settings = evaluation(
         named,
         heads=named_paths("--head", head or []),
         out=paths.evaluation,
-        backbone=backbone_source(backbone or DEFAULT_BACKBONE),
+        backbone=backbone_source(backbone or card.backbone.id),
         **paths.models(config),
-        image_size=image_size,
+        image_size=image_size or own_size or 512,
         context=context,
         horizons=steps,
         samples=samples,

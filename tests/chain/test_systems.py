@@ -11,13 +11,14 @@ from torch.nn.functional import smooth_l1_loss
 from trained_systems import TrainedSystems
 
 from deltacache.chain.systems import SystemPaths, SystemsConfig, open_systems, systems_preset, train_systems
+from deltacache.chain.systems_table import CostPlan, compare_systems
 from deltacache.evaluate.clips import evaluate_clips
 from deltacache.evaluate.rollouts import sequence_generator
 from deltacache.evaluate.settings import clip_evaluation
-from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
 from deltacache.models.futures import decode_future
 from deltacache.pipeline.dataset import open_dataset
-from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train.launch import Workers
 
@@ -137,7 +138,12 @@ def test_a_second_call_finds_all_of_it_finished(systems: TrainedSystems) -> None
 def test_other_systems_in_the_same_folder_are_refused(systems: TrainedSystems) -> None:
     with pytest.raises(MismatchError, match="holds other systems"):
         train_systems(
-            systems.config.seeded(5), systems.train, systems.paths.out, Workers(), "cpu", SilentReporter()
+            systems.config.changed(5, None),
+            systems.train,
+            systems.paths.out,
+            Workers(),
+            "cpu",
+            SilentReporter(),
         )
 
 
@@ -171,3 +177,84 @@ def test_systems_that_cannot_be(system: dict, message: str) -> None:
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DeltacacheError, match=r"give one of table2, tiny-table2, tiny-tokens"):
         systems_preset("table3")
+
+
+def test_the_same_tokenizer_named_twice_is_refused(systems: TrainedSystems, tmp_path: Path) -> None:
+    place = systems.paths.tokenizer("delta")
+    (again,) = (place / "checkpoints").glob("step-*12")
+    settings = {"out": tmp_path / "out", "features": systems.test, "context": CONTEXT, "device": "cpu"}
+    with pytest.raises(DeltacacheError, match="are the same tokenizer"):
+        evaluate_clips(
+            clip_evaluation(**settings, tokenizer=place, more_tokenizers=(again,)), SilentReporter()
+        )
+
+
+def test_a_released_file_taken_for_another_architecture_is_another_run(
+    systems: TrainedSystems, tmp_path: Path
+) -> None:
+    """Nothing in the file tells DINO-world from a learned query of DeltaWorld."""
+    released = tmp_path / "released.safetensors"
+    (folder,) = (systems.paths.world("dino-world") / "checkpoints").glob("step-*12")
+    released.write_bytes((folder / "model.safetensors").read_bytes())
+    settings = {"out": tmp_path / "out", "features": systems.test, "context": CONTEXT, "device": "cpu"}
+    models = {"worlds": (released,), "tokenizer": systems.paths.tokenizer("delta"), "examples": 0}
+    first = clip_evaluation(**settings, **models)
+    evaluate_clips(first, SilentReporter())
+    second = clip_evaluation(**settings, **models, architectures={str(released): "dino_world"})
+    with pytest.raises(DeltacacheError, match="another evaluation"):
+        evaluate_clips(second, SilentReporter())
+
+
+def test_a_folder_says_what_it_is(systems: TrainedSystems) -> None:
+    with pytest.raises(CheckpointError, match="is a deltaworld, not a dino_world"):
+        load_world(systems.paths.world("delta-tokens"), architecture="dino_world")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"patch_grid": [2, 8]}, "trained on 2 x 8 patches a frame"),
+        ({"pca_fingerprint": "0123", "layers": [1]}, "reduced by PCA 0123"),
+        ({"backbone_sha256": "f" * 64}, "trained on features of backbone ffff"),
+    ],
+)
+def test_a_world_model_of_other_patch_tokens_is_refused(
+    systems: TrainedSystems, tmp_path: Path, metadata: dict, message: str
+) -> None:
+    loaded = load_world(systems.paths.world("dino-world"))
+    made_from = {key: loaded.metadata[key] for key in ("backbone_sha256", "patch_grid")} | metadata
+    save_model(tmp_path / "world", loaded.model, "world", made_from)
+    settings = {"out": tmp_path / "out", "features": systems.test, "context": CONTEXT, "device": "cpu"}
+    with pytest.raises(MismatchError, match=message):
+        evaluate_clips(clip_evaluation(**settings, worlds=(tmp_path / "world",)), SilentReporter())
+
+
+def test_a_system_that_does_not_fit_is_refused_before_anything_is_trained(
+    systems: TrainedSystems, tmp_path: Path
+) -> None:
+    content = systems.config.model_dump(mode="json")
+    content["systems"]["discriminative"]["world"]["model"]["num_heads"] = 7
+    config = SystemsConfig.model_validate(content)
+    with pytest.raises(MismatchError, match="7 heads"):
+        train_systems(config, systems.train, tmp_path / "out", Workers(), "cpu", SilentReporter())
+    assert not (tmp_path / "out").exists()
+
+
+def test_passes_share_the_batch_of_every_training(systems: TrainedSystems) -> None:
+    config = systems_preset("table2").changed(3, 64)
+    for each in (*config.tokenizers.values(), *(one.world for one in config.systems.values())):
+        assert (each.training.batch_size, each.training.accumulation, each.training.seed) == (16, 64, 3)
+
+
+def test_the_table_has_a_line_a_system(systems: TrainedSystems, results: Path) -> None:
+    plan = CostPlan(CONTEXT, HORIZONS[-1], SAMPLES, 1, 2, "cpu")
+    text = compare_systems(systems.paths.out, results, str(systems.train), plan, SilentReporter()).read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert [line.split("|")[1].strip() for line in lines] == list(systems.config.systems)
+    rows = pq.read_table(systems.paths.out / "systems.parquet").to_pylist()
+    first = [row for row in rows if row["system"] == "dino-world" and row["relative"] is not None]
+    assert {row["quantity"]: row["relative"] for row in first} == dict.fromkeys(
+        ("futures_gflops", "step_gflops", "step_seconds", "step_gib"), 1.0
+    )
+    gflops = {row["system"]: row["value"] for row in rows if row["quantity"] == "step_gflops"}
+    assert gflops["best-of-many"] > gflops["dino-world"] > gflops["delta-tokens"] > gflops["discriminative"]

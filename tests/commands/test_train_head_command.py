@@ -1,6 +1,7 @@
 """Heads trained by the command, and judged by the command."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,8 +93,35 @@ def test_usage_and_missing_splits(
     deltacache("train-head", "vspw", root, out, *common, "--kitti-split", "x").refused(
         "concerns kitti, not vspw"
     )
+    deltacache("train-head", "cityscapes", root, out, *common, "--kitti-test", "x").refused(
+        "--kitti-test concerns kitti, not cityscapes"
+    )
     assert not out.exists()
     assert "Example: deltacache train-head cityscapes" in deltacache("train-head", "--help").stdout
+
+
+def test_test_drives_of_kitti_stay_out_wherever_the_list_lies(
+    deltacache, common: list[object], mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    root, tested = (
+        Path(shutil.copytree(mini_benchmarks / "kitti", tmp_path / "kitti")),
+        tmp_path / "tested.txt",
+    )
+    (root / "eigen_test_files.txt").rename(tested)
+    command = ["train-head", "kitti", root, tmp_path / "out", *common, "--preset", "tiny", "--steps", 2]
+    deltacache(*command).refused("eigen_test_files.txt is missing", "--kitti-test FILE")
+    deltacache(*command, "--kitti-test", tested).refused("7 of drives that tested.txt tests")
+    deltacache(*command, "--kitti-test", tested, "--kitti-split", tested).refused(
+        "3 of drives that tested.txt tests"
+    )
+    deltacache(*command, "--split", "val", "--kitti-split", tested).refused(
+        "give their list with --kitti-test"
+    )
+    assert not (tmp_path / "out").exists()
+    tested.write_text(tested.read_text().splitlines()[0])
+    printed = deltacache(*command, "--kitti-test", tested).done()
+    said = "7 labelled frames of kitti, 0 left out (of drives that tested.txt tests)"
+    assert said in printed.stdout + printed.stderr
 
 
 def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(

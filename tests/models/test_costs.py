@@ -20,7 +20,7 @@ from deltacache.models.costs.parts import (
     predictor_flops,
     rollout_flops,
 )
-from deltacache.models.costs.systems import Setting, System, image_flops, system_flops, totals
+from deltacache.models.costs.systems import Setting, System, grid_of, image_flops, system_flops, totals
 from deltacache.models.costs.training import training_step_flops
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.rope import patch_rotation, time_rotation
@@ -60,7 +60,10 @@ def systems() -> dict[str, System]:
 @pytest.fixture(scope="module")
 def counted(systems, vit_b):
     backbone = image_flops(vit_b, PAPER)
-    return {name: system_flops(system, vit_b, backbone, PAPER) for name, system in systems.items()}
+    return {
+        name: system_flops(system, grid_of(vit_b, PAPER.image_size), backbone, PAPER)
+        for name, system in systems.items()
+    }
 
 
 def test_parts_are_those_of_table_b(counted):
@@ -104,7 +107,7 @@ def test_what_the_package_computes_is_what_it_multiplies_less(counted):
 def test_training_online_and_from_the_cache(systems, vit_b):
     """Method section 5: 8 frames of 512 px, K = 256."""
     system, setting = replace(systems["delta"], candidates=256), Setting((512, 512), 4, 1, 1, 1, 8)
-    flops = system_flops(system, vit_b, image_flops(vit_b, setting), setting)
+    flops = system_flops(system, grid_of(vit_b, setting.image_size), image_flops(vit_b, setting), setting)
     step = flops.step
     assert flops.frozen_step.total / GIGA == published(5_960)
     assert step.plain / GIGA == published(260)
@@ -292,7 +295,7 @@ def test_refusals(vit_b, systems):
     with pytest.raises(DeltacacheError, match="'vitz16' is not known here: give one of tiny, vits16"):
         encoder_on("meta", "vitz16")
     with pytest.raises(MismatchError, match=r"250 x 256 is not a multiple .* take for example 256 x 256"):
-        system_flops(systems["delta"], vit_b, Flops(0), Setting((250, 256), 4, 1, 1, 1, 2))
+        grid_of(vit_b, (250, 256))
 
 
 def _weight_bytes(model: nn.Module) -> int:

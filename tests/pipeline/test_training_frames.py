@@ -62,39 +62,116 @@ def test_cityscapes_takes_still_pictures_or_sequences(trees: Path) -> None:
     ]
 
 
-def test_kitti_leaves_the_drives_of_the_test_list_out(trees: Path) -> None:
+def image(drive: str, number: int) -> str:
+    return f"{drive[:10]}/{drive}/image_02/data/{number:010d}.png"
+
+
+def line(drive: str, number: int) -> str:
+    """A line of a list."""
+    return f"{image(drive, number)} {drive}/proj_depth/groundtruth/image_02/{number:010d}.png 721.5\n"
+
+
+def test_kitti_leaves_the_drives_of_the_test_list_out(trees: Path, tmp_path: Path) -> None:
     root = trees / "kitti"
     depths = sorted((root / "train").rglob("*.png"))
-    with pytest.raises(
-        DatasetError, match=f"{len(depths)} of drives that eigen_test_files.txt tests.*--split val"
-    ):
+    left_out = f"{len(depths)} of drives that eigen_test_files.txt tests.*--split val"
+    with pytest.raises(DatasetError, match=left_out):
         labelled_frames("kitti", root, "train")
-    (root / "eigen_test_files.txt").unlink()
-    frames = labelled_frames("kitti", root, "train").frames
-    assert [each.label for each in frames] == [str(path) for path in depths]
+    elsewhere = (root / "eigen_test_files.txt").rename(tmp_path / "tested.txt")
+    with pytest.raises(DatasetError, match=f"{len(depths)} of drives that tested.txt tests"):
+        labelled_frames("kitti", root, "train", kitti_test=elsewhere)
+    elsewhere.write_text(line("2011_09_26_drive_0002_sync", 21))
+    found = labelled_frames("kitti", root, "train", kitti_test=elsewhere)
+    assert [each.label for each in found.frames] == [str(path) for path in depths]
     pictures = root / "2011_09_28" / DRIVE / "image_02/data"
-    assert [each.frame for each in frames] == [str(pictures / path.name) for path in depths]
+    assert [each.frame for each in found.frames] == [str(pictures / path.name) for path in depths]
+    assert found.dropped == {"of drives that tested.txt tests": 0}
+    elsewhere.write_text(f"{image(DRIVE, 5).replace('_sync', '_extract')} None 721.5\n")
+    with pytest.raises(DatasetError, match=f"{len(depths)} of drives that tested.txt tests"):
+        labelled_frames("kitti", root, "train", kitti_test=elsewhere)
 
 
-def test_a_list_of_kitti_is_taken_as_it_is(trees: Path, tmp_path: Path) -> None:
+def test_kitti_is_not_trained_without_knowing_its_test_frames(trees: Path, tmp_path: Path) -> None:
     root, listed = trees / "kitti", tmp_path / "list.txt"
-    depth = f"{DRIVE}/proj_depth/groundtruth/image_02/0000000018.png"
-    image = f"2011_09_28/{DRIVE}/image_02/data/0000000018.png"
-    listed.write_text(f"{image} {depth} 721.5\n{image} None 721.5\n")
-    found = labelled_frames("kitti", root, "train", listed)
-    assert [(each.frame, each.label) for each in found.frames] == [
-        (f"{root / image}", f"{root / 'train' / depth}")
-    ]
-    assert found.dropped == {"no ground truth": 1}
-    listed.write_text(f"{image}\n")
-    with pytest.raises(DatasetError, match=r"list\.txt, line 1: .* must be <image> <depth> <focal>"):
+    (root / "eigen_test_files.txt").unlink()
+    listed.write_text(line(DRIVE, 18))
+    for training in (None, listed):
+        with pytest.raises(DatasetError, match=r"eigen_test_files\.txt is missing.*--kitti-test FILE"):
+            labelled_frames("kitti", root, "train", training)
+    with pytest.raises(DatasetError, match=r"lost\.txt is missing.*--kitti-test FILE"):
+        labelled_frames("kitti", root, "train", listed, tmp_path / "lost.txt")
+    listed.write_text("\n \n")
+    with pytest.raises(DatasetError, match=r"list\.txt names no frame: give a list of lines <image> <depth>"):
+        labelled_frames("kitti", root, "train", kitti_test=listed)
+
+
+def test_a_list_of_kitti_loses_its_test_drives(trees: Path, tmp_path: Path) -> None:
+    root, listed, tested = trees / "kitti", tmp_path / "list.txt", tmp_path / "tested.txt"
+    other = "2011_09_26_drive_0002_sync"
+    listed.write_text(line(DRIVE, 18) + line(other, 21) + f"{image(DRIVE, 20)} None 721.5\n")
+    tested.write_text(line(other, 7))
+    found = labelled_frames("kitti", root, "train", listed, tested)
+    depth = f"{root}/train/{DRIVE}/proj_depth/groundtruth/image_02/0000000018.png"
+    assert [(each.frame, each.label) for each in found.frames] == [(f"{root / image(DRIVE, 18)}", depth)]
+    assert found.dropped == {"of drives that tested.txt tests": 1, "no ground truth": 1}
+    assert found.lists == (tested, listed)
+
+
+def test_the_test_list_itself_is_nothing_to_train_on(trees: Path) -> None:
+    root = trees / "kitti"
+    listed = root / "eigen_test_files.txt"
+    with pytest.raises(
+        DatasetError, match=r"no frame of kitti's.*\(3 of drives that eigen_test_files\.txt tests\)"
+    ):
         labelled_frames("kitti", root, "train", listed)
+    with pytest.raises(
+        DatasetError, match=r"--split val takes the test frames: give their list with --kitti-test"
+    ):
+        labelled_frames("kitti", root, "val", listed)
+    assert labelled_frames("kitti", root, "val", kitti_test=listed).lists == (listed,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        image(DRIVE, 18),
+        f"2011_09_28/{DRIVE}/image_02/0000000018.png d.png 721.5",
+        "0000000018.png d.png 721.5",
+        f"{image(DRIVE, 18).replace('0000000018', 'first')} d.png 721.5",
+        f"2011_09_28/{DRIVE}/image_02/../data/0000000018.png d.png 721.5",
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_line_that_tells_no_drive_is_refused_with_its_number(
+    trees: Path, tmp_path: Path, bad: str, training: bool
+) -> None:
+    root, listed = trees / "kitti", tmp_path / "list.txt"
+    listed.write_text(f"{line(DRIVE, 18)}\n\n{bad}\n")
+    message = (
+        r"list\.txt, line 4: .* must be <image> <depth> <focal>, the image <date>/<drive>/<camera>/data/"
+    )
+    lists = {"kitti_split": listed} if training else {"kitti_test": listed}
+    for split in ("train",) if training else ("train", "val"):
+        with pytest.raises(DatasetError, match=message):
+            labelled_frames("kitti", root, split, **lists)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_labels_of_cityscapes_are_named(trees: Path, split) -> None:
+    place = trees / "cityscapes/gtFine" / split
+    for path in place.rglob("*_labelIds.png"):
+        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+    with pytest.raises(
+        DatasetError, match=rf"gtFine/{split} holds no <city>/\*_gtFine_labelIds\.png: unpack gtFine"
+    ):
+        labelled_frames("cityscapes", trees / "cityscapes", split)
 
 
 @pytest.mark.parametrize(
     ("name", "missing"), [("vspw", "train.txt"), ("cityscapes", "gtFine/train"), ("kitti", "train")]
 )
 def test_a_tree_without_the_training_split_says_so(mini_benchmarks: Path, tmp_path: Path, name, missing: str):
+    shutil.copy(mini_benchmarks / "kitti" / "eigen_test_files.txt", tmp_path)
     with pytest.raises(DatasetError, match=rf"{missing} is missing.*add --split val"):
         labelled_frames(name, tmp_path, "train")
 
@@ -116,14 +193,12 @@ def test_a_mirrored_frame_is_the_frame_of_a_mirrored_file(trees: Path, name) -> 
     np.testing.assert_array_equal(mirrored.crops, plain.crops)
 
 
-def test_training_learns_depth_also_where_it_is_not_scored(trees: Path) -> None:
-    (trees / "kitti" / "eigen_test_files.txt").rename(trees / "list.txt")
-    learned = load_frame(
-        labelled_frames("kitti", trees / "kitti", "train", trees / "list.txt"), 0, 64, flip=False
-    )
-    scored = load_frame(
-        labelled_frames("kitti", trees / "kitti", "val", trees / "list.txt"), 0, 64, flip=False
-    )
+def test_training_learns_depth_also_where_it_is_not_scored(trees: Path, tmp_path: Path) -> None:
+    root, listed, tested = trees / "kitti", tmp_path / "list.txt", tmp_path / "tested.txt"
+    listed.write_text(line(DRIVE, 30))
+    tested.write_text(line("2011_09_26_drive_0002_sync", 21))
+    learned = load_frame(labelled_frames("kitti", root, "train", listed, tested), 0, 64, flip=False)
+    scored = load_frame(labelled_frames("kitti", root, "val", kitti_test=listed), 0, 64, flip=False)
     inside = label_halves(garg_region(352, 1216), scored.split, False)
     np.testing.assert_array_equal(np.where(inside, learned.label, 0), scored.label)
     assert (learned.label[~inside] > 0).any()

@@ -5,8 +5,21 @@ import math
 import pytest
 import torch
 
+from deltacache.pipeline.benchmarks.geometry import split_of
+from deltacache.pipeline.benchmarks.upsampling import upsample
 from deltacache.schemas.benchmarks import IGNORE
-from deltacache.train.head_losses import depth_losses, picture_losses, segmentation_loss
+from deltacache.train import head_losses
+from deltacache.train.head_data import LabelledCrops
+from deltacache.train.head_losses import (
+    depth_losses,
+    picture_losses,
+    segmentation_loss,
+    segmentation_loss_by_rows,
+)
+
+CLASSES = 5
+SHAPES = ((36, 64), (64, 36), (20, 70), (41, 47), (33, 90), (30, 30))
+"""Crops that overlap (side by side, one above the other, odd), that do not, and a single one."""
 
 
 @pytest.fixture
@@ -27,9 +40,44 @@ def test_segmentation_is_the_mean_over_valid_pixels_of_frames_of_any_size(draw: 
     torch.testing.assert_close(segmentation_loss(logits, labels), torch.stack(expected).mean())
 
 
+def labelled(draw: torch.Generator) -> list[LabelledCrops]:
+    """A frame of each shape, a fifth of its pixels ignored."""
+    frames: list[LabelledCrops] = []
+    for height, width in SHAPES:
+        split, start = split_of(height, width, 16), frames[-1].stop if frames else 0
+        half = (height, -(-width // 2)) if width >= height else (-(-height // 2), width)
+        size = (split.crops, *(half if split.crops == 2 else (height, width)))
+        label = torch.randint(0, CLASSES, size, generator=draw, dtype=torch.uint8)
+        label[torch.rand(size, generator=draw) < 0.2] = IGNORE
+        frames.append(LabelledCrops(start, start + split.crops, split, label))
+    return frames
+
+
+@pytest.mark.parametrize("strip", [1, 700, 1 << 20])
+def test_rows_one_strip_after_the_other_give_loss_and_gradient_of_whole_labels(
+    draw: torch.Generator, monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    monkeypatch.setattr(head_losses, "_STRIP_LOGITS", strip)
+    frames = labelled(draw)
+    whole = torch.randn(frames[-1].stop, CLASSES, 3, 4, generator=draw, dtype=torch.float64).requires_grad_()
+    parts = whole.detach().clone().requires_grad_()
+    large = [
+        upsample(whole[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1]))
+        for each in frames
+    ]
+    plain = segmentation_loss(large, [each.label for each in frames])
+    by_rows = segmentation_loss_by_rows(parts, frames)
+    torch.testing.assert_close(by_rows, plain, rtol=1e-12, atol=0)
+    (3 * plain).backward()
+    (3 * by_rows).backward()
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-10, atol=1e-14)
+
+
 def test_a_batch_without_a_valid_pixel_gives_zero_and_no_gradient() -> None:
     logits, depth = torch.ones(1, 3, 2, 2, requires_grad=True), torch.ones(1, 9, 9, requires_grad=True)
-    loss = segmentation_loss([logits], [torch.full((1, 2, 2), IGNORE, dtype=torch.uint8)])
+    label = torch.full((1, 2, 2), IGNORE, dtype=torch.uint8)
+    loss = segmentation_loss([logits], [label])
+    loss = loss + segmentation_loss_by_rows(logits, [LabelledCrops(0, 1, split_of(2, 2, 16), label)])
     (loss + sum(depth_losses([depth], [torch.zeros(1, 9, 9)]))).backward()
     assert loss == 0
     assert logits.grad is not None

@@ -1,7 +1,9 @@
 """Training heads on drawn pictures: resuming, where features lie, schedule, refusals."""
 
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,15 @@ def run(mini_benchmarks: Path, tmp_path: Path) -> Run:
     def train(target: str, name: str = "out", **changes: Any) -> Path:
         resume, reporter = changes.pop("resume", False), changes.pop("reporter", SilentReporter())
         root = mini_benchmarks / ("vspw/data/101_clip1" if target == "rgb" else target)
+        root, split = changes.pop("root", root), changes.pop("split", "train" if target == "rgb" else "val")
         request = HeadRequest(root, tmp_path / name, changes.pop("backbone", "tiny"), resume, "cpu")
+        request = replace(request, kitti_test=changes.pop("kitti_test", None))
         config: Any = rgb_preset("tiny") if target == "rgb" else head_preset(target, "tiny")  # type: ignore[arg-type]
         flip = changes.pop("flip", 0.5)
         training = config.training.in_steps(STEPS).model_copy(
             update={"batch_size": 2, "warmup_steps": 2, "save_every": 2, "log_every": 1, **changes}
         )
-        frames = FramesConfig(image_size=32, split="train" if target == "rgb" else "val", flip=flip)
+        frames = FramesConfig(image_size=32, split=split, flip=flip)
         config = config.model_copy(update={"training": training, "frames": frames})
         if target == "rgb":
             return train_rgb_decoder(request, config, reporter)
@@ -123,6 +127,41 @@ def test_a_checkpoint_says_what_it_was_made_from(run: Run) -> None:
     assert metadata["backbone_sha256"] == load_backbone("tiny").weights_sha256
     assert (metadata["image_size"], metadata["hidden_size"], metadata["patch_grid"]) == (32, 64, [2, 2])
     assert (metadata["frames"]["count"], metadata["step"]) == (5, STEPS)
+    assert metadata["trained_on"] == {"benchmark": "vspw", "split": "val", "frames": 5}
+
+
+def test_a_head_of_the_training_split_says_so(run: Run, mini_benchmarks: Path, tmp_path: Path) -> None:
+    tested, reporter = tmp_path / "tested.txt", Lines()
+    lines = (mini_benchmarks / "kitti/eigen_test_files.txt").read_text().splitlines()
+    tested.write_text(lines[0])
+    checkpoint = run("kitti", split="train", kitti_test=tested, reporter=reporter)
+    metadata = load_head(checkpoint, "depth").metadata
+    assert metadata["trained_on"] == {"benchmark": "kitti", "split": "train", "frames": 7}
+    assert reporter.said[0] == (
+        "train head: 7 labelled frames of kitti, 0 left out (of drives that tested.txt tests)"
+    )
+    tested.write_text(f"{lines[0]}\n")  # the same frames, but another list
+    with pytest.raises(MismatchError, match="was trained on other data"):
+        run("kitti", split="train", kitti_test=tested, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "other"), [("leftImg8bit_sequence", True), ("gtFine", True), (None, False)]
+)
+def test_resuming_knows_frames_by_name_and_size(
+    run: Run, mini_benchmarks: Path, tmp_path: Path, changed: str | None, other: bool
+) -> None:
+    root = Path(shutil.copytree(mini_benchmarks / "cityscapes", tmp_path / "first"))
+    run("cityscapes", root=root)
+    root = root.rename(tmp_path / "second")
+    if changed is not None:
+        picture = next((root / changed).rglob("bremen_000003_000019_*.png"))
+        picture.write_bytes(picture.read_bytes() + b"0")
+    if other:
+        with pytest.raises(MismatchError, match="was trained on other data"):
+            run("cityscapes", root=root, resume=True)
+    else:
+        run("cityscapes", root=root, resume=True)
 
 
 def test_resuming_with_something_else_names_both(run: Run, golden: Path, tmp_path: Path) -> None:

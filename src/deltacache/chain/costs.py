@@ -112,7 +112,7 @@ def count_costs(request: CostRequest, measure_on: str | None = None) -> Costs:
     backbone = image_flops(encoder, setting)
     rows: list[SystemCost] = []
     for system in systems:
-        flops = system_flops(system, encoder, backbone, setting)
+        flops = system_flops(system, grid_of(encoder, setting.image_size), backbone, setting)
         measured = None if device is None else _measured(system, request, device)
         rows.append(SystemCost(system, flops, totals(flops, setting), measured))
     return Costs(request, backbone, rows)
@@ -142,21 +142,29 @@ def systems_of(preset: str, hidden_size: int, candidates: int | None = None) -> 
     return systems
 
 
+_TOKENIZERS_OF = {"discriminative": "delta-tokens", "foresight-delta": "foresight"}
+"""Presets whose delta tokens are those of another preset's tokenizer."""
+
+
 def systems_config(preset: str) -> SystemsConfig:
     """The systems that a preset or YAML file lists, or those of Table 2 made of its tokenizer and world model."""
     if preset.endswith((".yaml", ".yml")) or (PRESETS / preset / CONFIG).is_file():
         return systems_preset(preset)
     world = world_preset(preset)
-    tokenizers = {"delta": tokenizer_preset(preset)} if preset in preset_names("tokenizer") else {}
-    if world.model.architecture != "deltaworld" or not tokenizers:
+    named = _TOKENIZERS_OF.get(preset, preset)
+    tokenizers = {"delta": tokenizer_preset(named)} if named in preset_names("tokenizer") else {}
+    if world.model.architecture != "deltaworld" or not tokenizers or named != preset:
         return _single(preset, world, tokenizers)
     learned = _with_model(world, query="learned", architecture="dino_world")
     patches = _with_model(world, query="noise", architecture="dino_world")
     deltas = _with_model(world, query="noise")
-    single = _with_model(tokenizers["delta"], frame_compression="learned")
+    own = tokenizers["delta"]
+    of_frames = own.model.frame_compression != "off"
+    frame = own if of_frames else _with_model(own, frame_compression="learned")
+    delta = _with_model(own, frame_compression="off") if of_frames else own
     return SystemsConfig.model_validate(
         {
-            "tokenizers": {"frame": single, **tokenizers},
+            "tokenizers": {"frame": frame, "delta": delta},
             "systems": {
                 "dino-world": {"world": learned},
                 "best-of-many": {"world": patches},

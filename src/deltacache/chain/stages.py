@@ -96,7 +96,7 @@ def _check_order(stages: Sequence[tuple[str, str]]) -> None:
 def train_stages(
     kind: Literal["tokenizer", "world"],
     stages: Sequence[TokenizerStage] | Sequence[WorldStage],
-    data: Sequence[Path],
+    data: Sequence[Path | str],
     folders: Sequence[Path],
     device: str,
     workers: Workers,

@@ -5,8 +5,9 @@ own rules whether it is finished, so a stopped call goes on where it was.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -17,18 +18,22 @@ from deltacache.chain.stages import (
     WorldStage,
     train_stages,
 )
+from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds import world_class
 from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.dataset import Dataset
 from deltacache.pipeline.jobs import tokenize_features
 from deltacache.schemas.clips import check_id
-from deltacache.schemas.configs import PRESETS, load_config, save_config
+from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig, load_config, save_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ClusterSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.train.launch import Workers
+from deltacache.train.setup import check_fits, open_training_data
 
 CONFIG = "systems.yaml"
+TrainedConfig = TypeVar("TrainedConfig", TokenizerConfig, WorldConfig)
 
 
 class System(Frozen):
@@ -62,14 +67,24 @@ class SystemsConfig(Frozen):
                 )
         return self
 
-    def seeded(self, seed: int | None) -> "SystemsConfig":
-        """The same with every training's seed set; ``None``: as it is."""
-        if seed is None:
-            return self
-        content = self.model_dump(mode="json")
-        for each in (*content["tokenizers"].values(), *(one["world"] for one in content["systems"].values())):
-            each["training"]["seed"] = seed
-        return SystemsConfig.model_validate(content)
+    def changed(self, seed: int | None, accumulation: int | None) -> "SystemsConfig":
+        """The same with every training's seed, and its batch in so many passes; ``None``: as it is.
+
+        Raises:
+            DeltacacheError: a batch does not split into equal passes.
+        """
+
+        def change(config: TrainedConfig) -> TrainedConfig:
+            training = config.training.shared_by(1, accumulation)
+            if seed is not None:
+                training = training.model_copy(update={"seed": seed})
+            return config.model_copy(update={"training": training})
+
+        systems = {
+            name: each.model_copy(update={"world": change(each.world)}) for name, each in self.systems.items()
+        }
+        tokenizers = {name: change(each) for name, each in self.tokenizers.items()}
+        return SystemsConfig(tokenizers=tokenizers, systems=systems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,7 @@ def systems_preset(name: str) -> SystemsConfig:
 
 
 def train_systems(
-    config: SystemsConfig, features: Path, out: Path, workers: Workers, device: str, reporter: Reporter
+    config: SystemsConfig, features: Path | str, out: Path, workers: Workers, device: str, reporter: Reporter
 ) -> SystemPaths:
     """Train all tokenizers and world models that are not finished yet.
 
@@ -130,8 +145,11 @@ def train_systems(
         DeltacacheError: ``features`` cannot be trained on, or ``out`` holds other systems.
     """
     paths = SystemPaths(out)
+    _check_all_fit(config, open_training_data(features, "features"))  # before days of training
     _claim(out, config)
-    cluster = ClusterSettings(ray_address=workers.ray_address)
+    cluster = ClusterSettings(
+        ray_address=workers.ray_address, gpus_per_encoder=0 if device == "cpu" else None
+    )
     for name, each in config.tokenizers.items():
         reporter.line(f"tokenizer {name}")
         stages = (TokenizerStage(name="only", config=each),)
@@ -144,6 +162,20 @@ def train_systems(
         stages = (WorldStage(name="only", config=system.world),)
         train_stages("world", stages, [data], [paths.world(name)], device, workers, reporter)
     return paths
+
+
+def _check_all_fit(config: SystemsConfig, dataset: Dataset) -> None:
+    """Refuse what the features' width cannot be split into by any of the models."""
+    width = dataset.card.hidden_size
+    for each in config.tokenizers.values():
+        check_fits(dataset, partial(DeltaTok, width, **each.model.model_dump()))
+    for system in config.systems.values():
+        model = system.world.model
+        several: dict[str, Any] = {}
+        if system.tokenizer is not None:
+            count = config.tokenizers[system.tokenizer].model.tokens_per_frame
+            several = {"tokens_per_frame": count} if count > 1 else {}
+        check_fits(dataset, partial(world_class(model.architecture), width, **model.arguments, **several))
 
 
 def open_systems(out: Path) -> tuple[SystemsConfig, SystemPaths]:

@@ -20,6 +20,7 @@ from deltacache.evaluate.output import read_metrics
 from deltacache.evaluate.rows import write_table
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.costs.backbones import encoder_on
+from deltacache.models.costs.counting import Flops
 from deltacache.models.costs.measuring import Cost, training_step_cost
 from deltacache.models.costs.systems import Setting, SystemFlops, image_flops, system_flops, totals
 from deltacache.models.costs.systems import System as CostedSystem
@@ -28,6 +29,7 @@ from deltacache.models.devices import choose_device
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.atomic import replacing
 from deltacache.pipeline.dataset import open_dataset
+from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
 
@@ -135,14 +137,17 @@ def _flops(
     card = open_dataset(features, "features").card
     size = sides(card.image_size)
     setting = _setting(size, card.sampling.frames, plan)
-    encoder = encoder_on("meta", card.backbone.id)
-    backbone = image_flops(encoder, setting)
+    try:
+        backbone = image_flops(encoder_on("meta", card.backbone.id), setting)
+    except DeltacacheError as error:
+        backbone = Flops(0)
+        reporter.line(f"count GFLOPs: the backbone is left out, it is the same for all systems: {error}")
     found = []
     with reporter.stage("count GFLOPs", len(systems)) as stage:
         for each in systems:
             tokenizer = each.tokenizer.model if each.tokenizer else None
             costed = CostedSystem(each.name, each.world.model, tokenizer, each.candidates)
-            found.append(system_flops(costed, encoder, backbone, setting))
+            found.append(system_flops(costed, card.patch_grid, backbone, setting))
             stage.advance()
     return found
 

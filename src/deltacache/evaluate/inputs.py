@@ -13,6 +13,7 @@ from deltacache.evaluate.settings import EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.world_model import WorldModel
+from deltacache.models.worlds import architecture_of
 from deltacache.pipeline.tokenize_work import check_made_for
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DeltacacheError, MismatchError
@@ -72,6 +73,11 @@ class Models:
         return self.tokenizers[0] if self.tokenizers else None
 
     @property
+    def world_ids(self) -> list[str]:
+        """For a run's id: weights, and what they were taken for, which released files leave open."""
+        return [f"{world.method.world} as {architecture_of(world.model)}" for world in self.worlds]
+
+    @property
     def further(self) -> dict[str, list[str]]:
         """Fingerprints of the others, for a run's id; nothing where there are none."""
         others = [each.fingerprint for each in self.tokenizers[1:]]
@@ -89,8 +95,15 @@ def load_models(
     """
     tokenizers: dict[Path, LoadedModel[DeltaTok]] = {}
     for path in settings.tokenizers:
-        tokenizers[path] = load_tokenizer(path)
-        check_tokenizer(tokenizers[path], card, path, features)
+        loaded = load_tokenizer(path)
+        check_tokenizer(loaded, card, path, features)
+        for other, each in tokenizers.items():
+            if each.fingerprint == loaded.fingerprint:
+                raise DeltacacheError(
+                    f"{path} and {other} are the same tokenizer ({loaded.fingerprint}): its rows would count twice, "
+                    "so name it once"
+                )
+        tokenizers[path] = loaded
     ready = {
         path: Tokenizer(_ready(each.model, device), each.fingerprint) for path, each in tokenizers.items()
     }
@@ -195,6 +208,13 @@ def check_patch_world(world: LoadedModel[WorldModel], path: Path, card: DatasetC
         raise MismatchError(
             f"the world model {path} was trained on features of backbone {made_with[:16]}, but {features} was made "
             f"with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the matching world model"
+        )
+    check_made_for(world.metadata, card, path)
+    grid = world.metadata.get("patch_grid")
+    if grid is not None and tuple(grid) != card.patch_grid:
+        raise MismatchError(
+            f"the world model {path} was trained on {_by(grid)} patches a frame, but {features} has "
+            f"{_by(card.patch_grid)}: extract again at its image size or load the matching world model"
         )
 
 

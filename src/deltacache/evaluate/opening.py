@@ -111,7 +111,7 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
         "clips": dataset.index.select(["clip_id", "crc32c"]).to_pylist(),
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
         **models.further,
-        "worlds": [world.method.world for world in models.worlds],
+        "worlds": models.world_ids,
         "futures": read_futures(settings.futures) if settings.futures else None,
         "code_version": __version__,
     }

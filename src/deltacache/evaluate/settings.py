@@ -24,6 +24,8 @@ OWN_METHODS = (
     "deltatok_swapped",
     "deltaworld",
     "deltaworld_discriminative",
+    "dino_foresight",
+    "dino_foresight_delta",
     "dino_world",
     "dino_world_best_of_many",
     "present",

@@ -120,7 +120,10 @@ def load_world(
     """
     place = _locate(path)
     if place.is_dir():
-        architecture = _read_config(place, "world").get("architecture", _FIRST_ARCHITECTURE)
+        said = _read_config(place, "world").get("architecture", _FIRST_ARCHITECTURE)
+        if architecture not in (None, said):
+            raise CheckpointError(f"{path} is a {said}, not a {architecture}: leave the architecture out")
+        architecture = said
     return load_model(
         path, "world", world_class(architecture or _FIRST_ARCHITECTURE), world_arguments, arguments
     )

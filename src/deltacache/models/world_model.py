@@ -45,7 +45,8 @@ class WorldModel(nn.Module, ABC):
     Attributes:
         trains_on: which dataset holds its tokens.
         label: what tables call it.
-        arguments: of the constructor, from which a checkpoint builds it again.
+        arguments: of the constructor, from which a checkpoint builds it again; ``query`` among them says whether
+            it is given noise.
         hidden_size: D of its tokens.
         noise_size: Z, how long a vector of noise is.
     """
@@ -64,7 +65,7 @@ class WorldModel(nn.Module, ABC):
     @property
     def stochastic(self) -> bool:
         """Whether futures differ by noise; else there is one."""
-        return self.arguments["query"] == "noise"
+        return self.arguments.get("query") == "noise"
 
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Noise of ``shape`` (..., Z), drawn where the generator lives, then moved to the model."""

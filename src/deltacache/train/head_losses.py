@@ -18,10 +18,8 @@ from deltacache.train.head_data import LabelledCrops
 _LOG_FLOOR = 1e-3
 _MEAN_SHARE = 0.15
 _STRIDES = (1, 2, 4, 8)
-_STRIP_LOGITS, _STRIP_LOGITS_GPU = (
-    1 << 20,
-    1 << 25,
-)  # 4 MiB; more on a GPU, where starting kernels costs the time
+_STRIP_LOGITS = 1 << 20  # 4 MiB
+_STRIP_LOGITS_GPU = 1 << 25  # 128 MiB: there starting kernels costs the time
 
 
 class DepthLosses(NamedTuple):
@@ -114,10 +112,10 @@ class _SumByRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The kept gradient, times that of the sum."""
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None
+        return grad_outputs[0] * gradient, None
 
 
 def _strips(label: Tensor, classes: int) -> Iterator[range]:

@@ -165,7 +165,7 @@ def _run_id(
         "heads": inputs.heads,
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
         **models.further,
-        "worlds": [world.method.world for world in models.worlds],
+        "worlds": models.world_ids,
         "data": {name: _content(each, name in settings.heads) for name, each in sequences.items()},
         "clips": clips.stamp.run_id if clips else None,
         "generated": {name: each.fingerprint for name, each in answers.items()},

@@ -156,6 +156,7 @@ def _stamp(settings: ForesightEvaluation, inputs: Inputs, found: SequenceSet) ->
     made_from = {
         "foresight": settings.model_dump(mode="json", include=_NUMBERS_FROM),
         "models": dict(inputs.fingerprints),
+        "precision": settings.features.precision,
         "data": [_content(each, settings) for each in found.sequences],
         "code_version": __version__,
     }

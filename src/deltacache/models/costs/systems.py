@@ -95,9 +95,8 @@ class Totals:
     here: int
 
 
-def system_flops(system: System, encoder: InputConvention, backbone: Flops, setting: Setting) -> SystemFlops:
-    """Count every part of ``system``; ``backbone`` is what ``encoder`` needs for a frame."""
-    grid = grid_of(encoder, setting.image_size)
+def system_flops(system: System, grid: Grid, backbone: Flops, setting: Setting) -> SystemFlops:
+    """Count every part of ``system`` on patches of ``grid``; ``backbone`` is what a frame needs."""
     tokenizer, world = system.tokenizer, system.world
     encoding = encoder_flops(tokenizer, grid) if tokenizer else _NOTHING
     samples = setting.samples if world.stochastic else 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deltacache.pipeline.benchmarks.files import existing, names_in
 from deltacache.pipeline.benchmarks.kitti import depth_file
-from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, drive_of, listed_images
+from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, ListedImage, drive_of, listed_images
 from deltacache.schemas.errors import DatasetError
 
 Pair = tuple[Path, Path]
@@ -19,51 +19,45 @@ class KittiTraining:
     """What is learned from, and what is not.
 
     Attributes:
-        listed: the training frames; without it all that have depth below ``train/``.
-        tested: the test frames, whose drives are left out of either.
+        lists: the files that say so: of test frames and, if there is one, of training frames.
+        listed: the training frames; without them all that have depth below ``train/``.
+        tested: drives of the test frames, which are left out of either.
     """
 
     root: Path
-    listed: Path | None
-    tested: Path
-
-    @property
-    def lists(self) -> tuple[Path, ...]:
-        """The files that say which frames these are."""
-        return (self.tested,) if self.listed is None else (self.tested, self.listed)
+    lists: tuple[Path, ...]
+    listed: tuple[ListedImage, ...] | None
+    tested: frozenset[str]
 
     def frames(self, dropped: Counter[str]) -> Iterator[Pair]:
         """The frames in a fixed order; what is left out is counted, a 0 says that drives were compared.
 
         Raises:
-            DatasetError: a file is missing, or a line of a list cannot be read.
+            DatasetError: a file is missing.
         """
-        drives = frozenset(each.drive for each in listed_images(self.tested))
-        reason = f"of drives that {self.tested.name} tests"
-        dropped[reason] = 0
-        if self.listed is not None:
-            yield from self._of_list(self.listed, drives, reason, dropped)
-        else:
-            yield from self._of_folders(drives, reason, dropped)
+        dropped[self._reason] = 0
+        return self._of_folders(dropped) if self.listed is None else self._of_list(self.listed, dropped)
 
-    def _of_list(
-        self, listed: Path, tested: frozenset[str], reason: str, dropped: Counter[str]
-    ) -> Iterator[Pair]:
-        for each in listed_images(listed):
-            if each.drive in tested:
-                dropped[reason] += 1
+    @property
+    def _reason(self) -> str:
+        return f"of drives that {self.lists[0].name} tests"
+
+    def _of_list(self, listed: tuple[ListedImage, ...], dropped: Counter[str]) -> Iterator[Pair]:
+        for each in listed:
+            if each.drive in self.tested:
+                dropped[self._reason] += 1
             elif each.depth is None:
                 dropped["no ground truth"] += 1
             else:
                 yield existing(self.root / each.image), depth_file(self.root, each.depth)
 
-    def _of_folders(self, tested: frozenset[str], reason: str, dropped: Counter[str]) -> Iterator[Pair]:
+    def _of_folders(self, dropped: Counter[str]) -> Iterator[Pair]:
         """The annotated depth maps of the left colour camera."""
         for drive in sorted(path for path in existing(self.root / "train").iterdir() if path.is_dir()):
             folder = drive / "proj_depth" / "groundtruth" / "image_02"
             names = names_in(folder, ".png")
-            if drive_of(drive.name) in tested:
-                dropped[reason] += len(names)
+            if drive_of(drive.name) in self.tested:
+                dropped[self._reason] += len(names)
                 continue
             pictures = self.root / drive.name[:10] / drive.name / "image_02" / "data"
             for name in names:
@@ -71,10 +65,10 @@ class KittiTraining:
 
 
 def kitti_training(root: Path, listed: Path | None, tested: Path | None) -> KittiTraining:
-    """``tested`` is ``eigen_test_files.txt`` in ``root`` if it is not given.
+    """Read the lists: ``tested`` is ``eigen_test_files.txt`` in ``root`` if it is not given.
 
     Raises:
-        DatasetError: there is no list of test frames.
+        DatasetError: there is no list of test frames, or a line cannot be read.
     """
     path = tested or root / SPLIT_FILE
     if not path.is_file():
@@ -82,4 +76,7 @@ def kitti_training(root: Path, listed: Path | None, tested: Path | None) -> Kitt
             f"{path} is missing: training leaves out all drives of KITTI's test frames and needs their list; put it "
             "there, or give it with --kitti-test FILE"
         )
-    return KittiTraining(root, listed, path)
+    drives = frozenset(each.drive for each in listed_images(path))
+    if listed is None:
+        return KittiTraining(root, (path,), None, drives)
+    return KittiTraining(root, (path, listed), tuple(listed_images(listed)), drives)

@@ -1,7 +1,8 @@
 """Labelled frames that heads are trained on, one at a time, with the readers and geometry of the benchmarks.
 
-``train`` is the training split: VSPW's ``train.txt``, Cityscapes' ``gtFine/train``, KITTI's ``train/`` depth maps
-of drives that its test list does not name, or a list's. ``val`` is what the benchmark scores, for small trees.
+``train`` is the training split: VSPW's ``train.txt``, Cityscapes' ``gtFine/train``, KITTI's ``train/`` depth maps or
+a list of them, without the drives of its test list. ``val`` is what the benchmark scores: for trees that hold nothing
+else.
 Shapes: H x W a frame, S input size, C crops, H' x W' a half of the label.
 """
 

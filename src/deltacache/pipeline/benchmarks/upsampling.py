@@ -37,7 +37,8 @@ def upsample_rows(predictions: Tensor, split: Split, half: tuple[int, int], crop
     size = (side, side) if split.overlap else half
     top, left = (size[0] - height, size[1] - width) if crop else (0, 0)
     patches = predictions.shape[2]
-    at = torch.arange(top + rows.start, top + rows.stop, device=predictions.device)
+    exact = torch.promote_types(predictions.dtype, torch.float32)
+    at = torch.arange(top + rows.start, top + rows.stop, dtype=exact, device=predictions.device)
     source = ((at + 0.5) * (patches / size[0]) - 0.5).clamp_min(0)  # the places of align_corners=False
     above = source.long().clamp_max(patches - 1)
     share = (source - above).to(predictions.dtype)[:, None]
