@@ -99,3 +99,8 @@ def test_a_damaged_dataset_json(deltacache, tmp_path: Path) -> None:
     root.mkdir()
     (root / "dataset.json").write_text(json.dumps({"kind": "features"}))
     deltacache("train-tokenizer", root, tmp_path / "out", "--preset", "tiny").refused("dataset.json")
+
+
+def test_noise_for_a_preset_of_one_candidate_needs_their_number(deltacache, tmp_path: Path) -> None:
+    command = ("train-world", tmp_path / "features", tmp_path / "out", "--preset", "dino-world")
+    deltacache(*command, "--query", "noise").refused("dino-world has one candidate", "--candidates")

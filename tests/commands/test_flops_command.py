@@ -5,7 +5,7 @@ import pytest
 from deltacache.chain.costs import CostRequest, count_costs, systems_of
 from deltacache.chain.costs_shown import costs_text
 from deltacache.models.worlds.dino_world import DinoWorld
-from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.errors import MismatchError
 
 TINY = ("--preset", "tiny", "--backbone", "tiny", "--image-size", "32", "--samples", "2", "--frames", "3")
 TABLE_2 = ["dino-world", "best-of-many", "frame-tokens", "delta-tokens"]
@@ -74,8 +74,20 @@ def test_several_tokens_a_frame_reach_the_world_model():
 def test_presets_that_do_not_fit():
     with pytest.raises(MismatchError, match="of preset 'released' does not fit tokens 100 wide"):
         systems_of("released", 100)
-    with pytest.raises(DeltacacheError, match="'discriminative' is a world model of delta tokens and has no"):
-        systems_of("discriminative", 768)
+
+
+@pytest.mark.parametrize(("preset", "width"), [("discriminative", 768), ("foresight-delta", 1152)])
+def test_a_world_model_without_a_tokenizer_of_its_own_gets_that_of_its_table(preset, width):
+    (system,) = systems_of(preset, width)
+    assert (system.name, system.world.stochastic) == (preset, False)
+    assert system.tokenizer is not None
+    assert system.tokenizer.frame_compression == "off"
+
+
+def test_a_preset_of_frame_tokens_is_no_delta_compression():
+    systems = {system.name: system.tokenizer for system in systems_of("frame-tokens", 768)}
+    assert systems["frame-tokens"].frame_compression == "zeros"
+    assert systems["delta-tokens"].frame_compression == "off"
 
 
 def test_whole_frames_of_table_d(tmp_path):

@@ -1,7 +1,10 @@
 """Futures of a video generator through the commands: what goes out comes back as it went."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,24 @@ def test_the_best_of_samples_is_found_and_workers_change_nothing(
         for name in ("one", "two")
     )
     assert one == two
+
+
+def test_the_generator_of_the_page_stands_still(
+    deltacache, flags: list[str], mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    """The example of docs/evaluation.md, run as it stands: both samples repeat the last frame."""
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    (example,) = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "contexts.json" in code
+    ]
+    root = export(deltacache, mini_benchmarks, tmp_path / "contexts")
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    deltacache("evaluate", tmp_path / "out", *flags, "--predictions", root).done()
+    expected = values(tmp_path / "out", "copy_last", "single")
+    for aggregation in ("best", "mean"):
+        made = values(tmp_path / "out", "external", aggregation)
+        for key, value in expected.items():
+            assert made[key] == pytest.approx(value, abs=1e-6), (aggregation, key)
 
 
 @pytest.mark.parametrize(("padding", "clip_format", "most"), [("plain", "mp4", 0.2), ("cosmos", "mp4", 0.2)])
