@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/deltacache demo $(DEMO)
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks

@@ -48,3 +48,13 @@ def mini_benchmarks() -> Path:
     """Miniature VSPW, Cityscapes and KITTI trees."""
     default = _beside_golden("mini")
     return _require(Path(os.environ.get("DELTACACHE_MINI", default)))
+
+
+_SLOW_FIRST = ("commands", "train", "chain", "pipeline", "evaluate", "models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no worker is left alone with one at the end."""
+    rooms = {room: place for place, room in enumerate(_SLOW_FIRST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: rooms.get(item.path.relative_to(root).parts[0], len(rooms)))

@@ -13,6 +13,8 @@ from trained_systems import TrainedSystems
 from deltacache.chain.systems import SystemPaths, SystemsConfig, open_systems, systems_preset, train_systems
 from deltacache.chain.systems_table import CostPlan, compare_systems
 from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.output import read_metrics
+from deltacache.evaluate.panels import panels
 from deltacache.evaluate.rollouts import sequence_generator
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
@@ -258,3 +260,14 @@ def test_the_table_has_a_line_a_system(systems: TrainedSystems, results: Path) -
     )
     gflops = {row["system"]: row["value"] for row in rows if row["quantity"] == "step_gflops"}
     assert gflops["best-of-many"] > gflops["dino-world"] > gflops["delta-tokens"] > gflops["discriminative"]
+
+
+def test_no_two_models_share_a_line(systems: TrainedSystems, results: Path) -> None:
+    """Every tokenizer and world model has a line of its own, also under one method."""
+    (panel,) = [each for each in panels(read_metrics(results)) if each.metric == "smooth_l1"]
+    labels = [line.label for line in panel.own]
+    assert sum(label.startswith("DeltaTok, closed loop") for label in labels) == len(
+        systems.config.tokenizers
+    )
+    assert sum(label.startswith("DeltaWorld, best of") for label in labels) == 3
+    assert all(cell is not None for line in panel.own for cell in line.cells)

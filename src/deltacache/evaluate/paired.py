@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deltacache.evaluate.labels import METHOD_LABELS
+from deltacache.evaluate.panels import model_of
 from deltacache.schemas.errors import MismatchError
 
 _NAMES_SHOWN = 3
@@ -53,7 +54,7 @@ class Pairs:
 
 def paired_series(rows: Sequence[Sequence[Row]], datasets: Collection[str], names: Sequence[str]) -> Pairs:
     """Match the rows of two runs. ``datasets``: those that both have."""
-    several = _methods_with_several_worlds(rows)
+    several = _methods_of_several_models(rows)
     grouped: list[dict[Series, BySequence]] = []
     for own in rows:
         groups: dict[Series, BySequence] = {}
@@ -89,18 +90,18 @@ def _only_in(own: Collection[Series], other: Collection[Series], name: str) -> l
     )
 
 
-def _methods_with_several_worlds(rows: Sequence[Sequence[Row]]) -> set[str]:
+def _methods_of_several_models(rows: Sequence[Sequence[Row]]) -> set[str]:
     found = set()
     for own in rows:
-        worlds: dict[str, set[str | None]] = {}
+        models: dict[str, set[str]] = {}
         for row in own:
-            worlds.setdefault(row["method"], set()).add(row["world"])
-        found |= {method for method, each in worlds.items() if len(each) > 1}
+            models.setdefault(row["method"], set()).add(model_of(row))
+        found |= {method for method, each in models.items() if len(each) > 1}
     return found
 
 
 def _series(row: Row, several: Collection[str]) -> Series:
-    world = (row["world"] or "") if row["method"] in several else ""
+    world = model_of(row) if row["method"] in several else ""
     names = ("dataset", "task", "method", "aggregation", "horizon", "num_samples")
     return Series(**{name: row[name] for name in names}, metric=row.get("metric", ""), world=world)
 

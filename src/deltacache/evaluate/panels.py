@@ -175,10 +175,15 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 def labelled(rows: Sequence[Row]) -> list[Row]:
     """Rows of one run with a ``label``: no two methods, summaries or models have the same."""
-    worlds: dict[str, set[str | None]] = {}
+    models: dict[str, set[str]] = {}
     for row in rows:
-        worlds.setdefault(row["method"], set()).add(row["world"])
-    return [row | {"label": _label(row, several=len(worlds[row["method"]]) > 1)} for row in rows]
+        models.setdefault(row["method"], set()).add(model_of(row))
+    return [row | {"label": _label(row, several=len(models[row["method"]]) > 1)} for row in rows]
+
+
+def model_of(row: Row) -> str:
+    """The fingerprint that tells rows of one method apart: of the world model, else of the tokenizer, if any."""
+    return row["world"] or row["tokenizer"] or ""
 
 
 def _label(row: Row, *, several: bool) -> str:
@@ -188,7 +193,7 @@ def _label(row: Row, *, several: bool) -> str:
         label += f", {row['aggregation']} of {row['num_samples']}"
     elif row["num_samples"] > 1:
         label += f", {row['num_samples']} samples"
-    return f"{label} ({row['world'][:8]})" if several else label
+    return f"{label} ({model_of(row)[:8]})" if several else label
 
 
 def _panel(key: tuple[str, str, str], rows: Sequence[Row], published: Sequence[Row]) -> Panel:
