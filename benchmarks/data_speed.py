@@ -24,8 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.dataset import (
+from deltacache.pipeline.datasets.dataset import (
     Dataset,
     finish_dataset,
     load_deltas,
@@ -34,9 +33,10 @@ from deltacache.pipeline.dataset import (
     write_plan,
     write_shard,
 )
-from deltacache.pipeline.plan import extend_plan, shard_tasks
-from deltacache.pipeline.receipts import StoredClip
-from deltacache.pipeline.sources import VideoSource
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip
+from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.train.data import (

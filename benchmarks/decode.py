@@ -22,11 +22,11 @@ from pathlib import Path
 import av
 import psutil
 
-from deltacache.pipeline.decode import VideoJob, decode_video, frame_sources
-from deltacache.pipeline.decode_child import ChildDecoder
-from deltacache.pipeline.decode_log import native_log
-from deltacache.pipeline.probe import probe_video
-from deltacache.pipeline.sampling import draw_view
+from deltacache.pipeline.decoding.child import ChildDecoder
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video, frame_sources
+from deltacache.pipeline.decoding.native_log import native_log
+from deltacache.pipeline.decoding.probe import probe_video
+from deltacache.pipeline.decoding.sampling import draw_view
 from deltacache.schemas.datasets import SamplingSettings
 
 

@@ -23,7 +23,7 @@ import torch
 
 from deltacache.models.backbone import IMAGENET, Backbone, load_backbone
 from deltacache.models.devices import choose_device
-from deltacache.pipeline.encoders import FeatureEncoder, default_batch_clips, resolve_precision
+from deltacache.pipeline.work.encoders import FeatureEncoder, default_batch_clips, resolve_precision
 from deltacache.schemas.clips import CropBox, PixelClip
 
 _SIZES: dict[str, dict[str, Any]] = {

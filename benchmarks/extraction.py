@@ -23,12 +23,12 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from deltacache.chain.terminal import terminal_reporter
 from deltacache.models.backbone import load_backbone
-from deltacache.pipeline.decode_work import DecodeSettings, decode_group, groups_of
-from deltacache.pipeline.encoders import build_feature_encoder
-from deltacache.pipeline.jobs import extract_features
-from deltacache.pipeline.plan import PlannedVideo
-from deltacache.pipeline.shard_work import measure_forward
-from deltacache.pipeline.sources import VideoSource, find_videos
+from deltacache.pipeline.datasets.plan import PlannedVideo
+from deltacache.pipeline.decoding.work import DecodeSettings, decode_group, groups_of
+from deltacache.pipeline.inputs.sources import VideoSource, find_videos
+from deltacache.pipeline.jobs.offline import extract_features
+from deltacache.pipeline.work.encoders import build_feature_encoder
+from deltacache.pipeline.work.shard_work import measure_forward
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.jobs import DecodeLimits, ExtractionSettings
 

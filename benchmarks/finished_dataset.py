@@ -18,14 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deltacache.pipeline.changes import changed_videos, recorded_videos
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.dataset import finish_dataset, finished_shards, open_dataset, prepare_dataset
-from deltacache.pipeline.inspection import describe
-from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan, shard_tasks, write_plan
-from deltacache.pipeline.receipts import SHARDS, FileRecord, Receipt, SourceRecord, write_receipt
-from deltacache.pipeline.sources import VideoSource, video_id_of
-from deltacache.pipeline.storage import dataset_root
+from deltacache.pipeline.datasets.changes import changed_videos, recorded_videos
+from deltacache.pipeline.datasets.dataset import (
+    finish_dataset,
+    finished_shards,
+    open_dataset,
+    prepare_dataset,
+)
+from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, read_plan, shard_tasks, write_plan
+from deltacache.pipeline.datasets.receipts import SHARDS, FileRecord, Receipt, SourceRecord, write_receipt
+from deltacache.pipeline.inputs.sources import VideoSource, video_id_of
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deltacache.pipeline.jobs import extract_features
+from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.jobs import ExtractionSettings
 from deltacache.schemas.progress import SilentReporter
 from extraction import link

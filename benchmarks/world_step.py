@@ -39,7 +39,7 @@ from deltacache.models.optimizer_groups import decay_groups
 from deltacache.models.rope import time_rotation
 from deltacache.models.selection import FoldedPredictor, selection_for
 from deltacache.models.worlds.deltaworld import DeltaWorld
-from deltacache.pipeline.encoders import DeltaEncoder, default_batch_clips, resolve_precision
+from deltacache.pipeline.work.encoders import DeltaEncoder, default_batch_clips, resolve_precision
 from deltacache.schemas.datasets import Precision
 from deltacache.train.loop import forward_precision
 from deltacache.train.optimizer import FiniteGuard, clip_gradients

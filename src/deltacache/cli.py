@@ -149,11 +149,11 @@ def extract_features(
     Example: deltacache extract-features videos/ features/ --backbone tiny --image-size 256 --views 2
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline import jobs
+    from deltacache.pipeline.jobs import offline as jobs
 
     settings = extraction_settings(locals())
     if dry_run:
-        from deltacache.pipeline.preview import preview_extraction
+        from deltacache.pipeline.jobs.preview import preview_extraction
 
         terminal_reporter().line(preview_extraction(settings, absolute(out)))
         return
@@ -175,7 +175,7 @@ def fit_pca(
     Example: deltacache fit-pca features/ pca/ --components 1152
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline import pca_fit
+    from deltacache.pipeline.jobs import pca_fit
 
     pca_fit.fit_pca(absolute(features), out, components, terminal_reporter(), frames=frames, device=device)
 
@@ -213,8 +213,8 @@ def train_tokenizer(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import tokenizer_preset
-    from deltacache.train.launch import Workers, launch
     from deltacache.train.setup import TrainingRequest
+    from deltacache.train.workers.launch import Workers, launch
 
     config = tokenizer_preset(preset, stage)
     training = training_settings(config.training, locals())
@@ -260,8 +260,8 @@ def tokenize(
     Example: deltacache tokenize features/ deltas/ --tokenizer tokenizer/
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline import jobs
-    from deltacache.pipeline.preparation import is_dataset
+    from deltacache.pipeline.datasets.preparation import is_dataset
+    from deltacache.pipeline.jobs import offline as jobs
     from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
 
     settings = extraction_settings(locals())
@@ -320,8 +320,8 @@ def train_world(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import world_preset
-    from deltacache.train.launch import Workers, launch
     from deltacache.train.setup import TrainingRequest
+    from deltacache.train.workers.launch import Workers, launch
 
     config = world_preset(preset, stage)
     training = training_settings(config.training, locals())
@@ -360,7 +360,7 @@ def train_systems(
     from deltacache.chain.systems import systems_preset
     from deltacache.chain.systems import train_systems as train
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.train.launch import Workers
+    from deltacache.train.workers.launch import Workers
 
     config = systems_preset(preset).changed(seed, accumulation)
     train(config, absolute(features), out, Workers(workers, ray_address), device, terminal_reporter())
@@ -404,7 +404,7 @@ def compare_systems(
     from deltacache.chain.systems_table import compare_systems as compare
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.evaluate.settings import CLIPS, evaluation
-    from deltacache.pipeline.dataset import open_dataset
+    from deltacache.pipeline.datasets.dataset import open_dataset
 
     config, paths = open_systems(out)
     card = open_dataset(absolute(features), "features").card
@@ -480,12 +480,12 @@ def train_head(
     Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline.encoders import resolve_precision
+    from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.schemas.heads import head_preset, rgb_preset
     from deltacache.schemas.jobs import DEFAULT_BACKBONE
-    from deltacache.train.head_setup import HeadRequest
-    from deltacache.train.heads import train_head as train_linear_head
-    from deltacache.train.heads import train_rgb_decoder
+    from deltacache.train.heads.setup import HeadRequest
+    from deltacache.train.heads.training import train_head as train_linear_head
+    from deltacache.train.heads.training import train_rgb_decoder
 
     for flag, listed in (("--kitti-split", kitti_split), ("--kitti-test", kitti_test)):
         if listed is not None and head is not HeadTarget.kitti:
@@ -634,7 +634,7 @@ def train_foresight_head(
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.foresight import foresight_head
-    from deltacache.train.foresight_heads import train_foresight_head as train
+    from deltacache.train.heads.foresight import train_foresight_head as train
 
     with usage_errors():
         config = foresight_head(task.value, preset.value, whole_frame_settings(locals()), depth)
@@ -752,7 +752,7 @@ def report(
 
     Example: deltacache report results/ other-results/ --out report.html
     """
-    from deltacache.evaluate.report import write_page
+    from deltacache.evaluate.report.page import write_page
 
     typer.echo(f"report: {write_page(runs, out)}")
 
@@ -771,8 +771,8 @@ def compare(
     """
     from rich.console import Console
 
-    from deltacache.evaluate.compare import compare_runs
-    from deltacache.evaluate.compare_tables import print_comparison
+    from deltacache.evaluate.comparing.compare import compare_runs
+    from deltacache.evaluate.comparing.tables import print_comparison
 
     print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
 
@@ -809,8 +809,8 @@ def verify(
     Example: deltacache verify features/
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline.repair import repair_dataset
-    from deltacache.pipeline.verification import verify_dataset
+    from deltacache.pipeline.datasets.repair import repair_dataset
+    from deltacache.pipeline.datasets.verification import verify_dataset
 
     reporter = terminal_reporter()
     if repair:

@@ -34,7 +34,7 @@ def backbone_source(name: str) -> str:
 
 def whole_frame_settings(flags: dict[str, Any]) -> Any:
     """How whole frames become features, from the flags of a command."""
-    from deltacache.pipeline.encoders import resolve_precision
+    from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.schemas.foresight import DINOV2, FrameFeatureConfig
 
     return FrameFeatureConfig(

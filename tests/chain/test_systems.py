@@ -12,17 +12,17 @@ from trained_systems import TrainedSystems
 
 from deltacache.chain.systems import SystemPaths, SystemsConfig, open_systems, systems_preset, train_systems
 from deltacache.chain.systems_table import CostPlan, compare_systems
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.rollouts import sequence_generator
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import read_metrics
-from deltacache.evaluate.panels import panels
-from deltacache.evaluate.rollouts import sequence_generator
+from deltacache.evaluate.report.panels import panels
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
 from deltacache.models.futures import decode_future
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train.launch import Workers
+from deltacache.train.workers.launch import Workers
 
 CONTEXT, HORIZONS, SAMPLES, SEED = 4, (1, 3), 3, 7
 

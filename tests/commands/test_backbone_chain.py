@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from chaos import nodes
 from deltacache.cli import app
 from deltacache.models.backbone import load_backbone
-from deltacache.pipeline.dataset import load_deltas, open_dataset
+from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, by_hand
 
 VIDEOS, FRAMES, SPACING_S, PATCHES = 4, 6, 0.1, 4

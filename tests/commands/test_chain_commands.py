@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deltacache.pipeline.dataset import load_deltas, open_dataset
+from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 SIZE = ("--backbone", "tiny", "--image-size", "64", "--spacing", "0.2", "0.3333")

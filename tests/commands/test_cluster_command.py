@@ -25,8 +25,8 @@ from deltacache.schemas.jobs import ClusterSettings
 with cluster(ClusterSettings(ray_address={address!r})):
     @ray.remote
     def where():
-        import deltacache.pipeline.attempts
-        return deltacache.pipeline.attempts.__file__
+        import deltacache.pipeline.work.attempts
+        return deltacache.pipeline.work.attempts.__file__
     print(ray.get(where.remote()))
 """
 

@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 import zarr
 
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 
 FLAGS = ("--backbone", "tiny", "--image-size", "256", "--views", "2", "--videos-per-shard", "4")
 

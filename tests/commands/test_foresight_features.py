@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from chaos import nodes
 from deltacache.cli import app
 from deltacache.models.pca import load_pca
-from deltacache.pipeline.dataset import load_deltas, open_dataset
+from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, PREFIX, normalised
 
 VIDEOS, FRAMES, SPACING_S, SIZE, GRID = 4, 6, 0.1, (56, 112), (4, 8)

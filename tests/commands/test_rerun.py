@@ -129,7 +129,7 @@ def test_a_second_command_on_the_same_output_is_refused_until_the_first_is_dead(
 ) -> None:
     out = tmp_path / "features"
     hold = (
-        "import time; from deltacache.pipeline.locking import dataset_lock\n"
+        "import time; from deltacache.pipeline.storage.locking import dataset_lock\n"
         f"with dataset_lock({str(out)!r}, 'extract-features') as lock:\n"
         "    lock.update({'clips': 3, 'planned_clips': 9, 'clips_per_s': 1.5, 'seconds_left': 4.0,"
         " 'failed_videos': 1})\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from drawn_features import DrawnWorld, draw_world
 
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.schemas.progress import SilentReporter
 
 

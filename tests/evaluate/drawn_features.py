@@ -13,11 +13,11 @@ from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.plan import extend_plan, shard_tasks
-from deltacache.pipeline.receipts import StoredClip
-from deltacache.pipeline.sources import VideoSource
+from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip
+from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
 from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 

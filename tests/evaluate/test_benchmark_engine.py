@@ -16,12 +16,12 @@ from deltacache.evaluate.benchmarks import blocks, worker
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import Ahead
 from deltacache.evaluate.benchmarks.worker import BlockWorker
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples, load_frames
 from deltacache.evaluate.settings import clip_evaluation, evaluation
 from deltacache.models.backbone import Backbone
-from deltacache.pipeline.dataset import open_dataset
-from deltacache.pipeline.verification import verify_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 

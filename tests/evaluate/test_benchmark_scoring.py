@@ -12,8 +12,8 @@ from deltacache.evaluate.benchmarks import ensembles, labels
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
+from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.metrics import feature_metrics
-from deltacache.evaluate.rollouts import sequence_generator
 from deltacache.models.heads import load_head
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.upsampling import upsample

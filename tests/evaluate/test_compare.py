@@ -16,9 +16,9 @@ from drawn_features import DrawnWorld
 from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.clips import evaluate_clips
-from deltacache.evaluate.compare import Comparison, Difference, compare_runs
-from deltacache.evaluate.compare_tables import print_comparison
+from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.comparing.compare import Comparison, Difference, compare_runs
+from deltacache.evaluate.comparing.tables import print_comparison
 from deltacache.evaluate.rows import write_table
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter

@@ -10,8 +10,8 @@ import pytest
 from drawn_features import FRAMES, GRID, DrawnWorld, draw_clips, write_features
 from PIL import Image
 
-from deltacache.evaluate.contact_sheet import write_contact_sheet
-from deltacache.evaluate.pictures import fit_projection, gap_of
+from deltacache.evaluate.report.contact_sheet import write_contact_sheet
+from deltacache.evaluate.report.pictures import fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 
@@ -48,8 +48,8 @@ def test_a_picture_has_content(evaluated: DrawnWorld, tmp_path: Path) -> None:
 def test_large_datasets_are_sampled(
     evaluated: DrawnWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltacache.evaluate.contact_sheet._MOST_CLIPS", 3)
-    monkeypatch.setattr("deltacache.evaluate.contact_sheet._MOST_TOKENS", 50)
+    monkeypatch.setattr("deltacache.evaluate.report.contact_sheet._MOST_CLIPS", 3)
+    monkeypatch.setattr("deltacache.evaluate.report.contact_sheet._MOST_TOKENS", 50)
     page = write_contact_sheet(str(evaluated.features), tmp_path / "sheet.html")
     assert len(films_of(page)) == 3
     assert "3 of 10 clips" in page.read_text()

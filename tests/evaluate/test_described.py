@@ -10,7 +10,7 @@ from drawn_features import DrawnWorld, save_tokenizer
 
 from deltacache.chain.described import describe_output, write_pictures
 from deltacache.models.checkpoints import load_tokenizer, load_world
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import CheckpointError, DeltacacheError
 
 

@@ -24,8 +24,8 @@ from drawn_features import (
 )
 from torch import Tensor
 
-from deltacache.evaluate.clips import evaluate_clips
-from deltacache.evaluate.rollouts import sequence_generator
+from deltacache.evaluate.clips.rollouts import sequence_generator
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.models.losses import smooth_l1
 from deltacache.schemas.errors import DatasetError
@@ -262,9 +262,9 @@ def test_another_seed_gives_other_futures_and_the_same_bounds(evaluated: DrawnWo
 def test_numbers_depend_neither_on_the_batch_nor_on_the_order(
     evaluated: DrawnWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltacache.evaluate.sequences.BATCH_CLIPS", 3)
+    monkeypatch.setattr("deltacache.evaluate.clips.sequences.BATCH_CLIPS", 3)
     monkeypatch.setattr(
-        "deltacache.evaluate.rollouts._CHUNK_NUMBERS", 2 * 3 * 6 * HIDDEN
+        "deltacache.evaluate.clips.rollouts._CHUNK_NUMBERS", 2 * 3 * 6 * HIDDEN
     )  # two samples at a time
     features = write_features(tmp_path / "reversed", draw_clips()[::-1])
     evaluate_clips(evaluated.settings("batches", features=features), SilentReporter())

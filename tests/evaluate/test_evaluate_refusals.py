@@ -16,7 +16,7 @@ from drawn_features import (
     write_futures,
 )
 
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError

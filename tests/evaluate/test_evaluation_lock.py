@@ -7,8 +7,8 @@ from benchmark_runs import mini_settings
 from drawn_features import DrawnWorld
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.clips import evaluate_clips
-from deltacache.pipeline.locking import dataset_lock, read_lock
+from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.pipeline.storage.locking import dataset_lock, read_lock
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 

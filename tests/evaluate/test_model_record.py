@@ -10,7 +10,7 @@ from benchmark_runs import Lines, mini_settings, saved_decoder, table
 from deltacache.chain.described import describe_output
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.examples import load_examples
-from deltacache.evaluate.report import write_report
+from deltacache.evaluate.report.page import write_report
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import load_head

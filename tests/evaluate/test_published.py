@@ -11,10 +11,10 @@ from benchmark_runs import mini_settings
 from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.panels import PUBLISHED_MARK, panels
-from deltacache.evaluate.published import is_published, published_rows, references
-from deltacache.evaluate.report import write_report
-from deltacache.evaluate.tables import print_metrics
+from deltacache.evaluate.report.page import write_report
+from deltacache.evaluate.report.panels import PUBLISHED_MARK, panels
+from deltacache.evaluate.report.published import is_published, published_rows, references
+from deltacache.evaluate.report.tables import print_metrics
 from deltacache.schemas.benchmarks import BENCHMARK_TASK
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA

@@ -14,11 +14,11 @@ import pytest
 from drawn_features import FRAMES, SCENES, DrawnWorld
 from PIL import Image
 
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples
 from deltacache.evaluate.output import find_curves
-from deltacache.evaluate.pictures import change_picture, fit_projection, gap_of
-from deltacache.evaluate.report import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.pictures import change_picture, fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 
@@ -202,11 +202,11 @@ def test_without_models_there_is_still_a_page(drawn: DrawnWorld) -> None:
 def test_a_page_that_would_be_too_large_shows_less(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = len(write_report(out).read_bytes())
     strips = len(Page(out / "report.html").images)
-    monkeypatch.setattr("deltacache.evaluate.report.MOST_BYTES", whole - 1)
+    monkeypatch.setattr("deltacache.evaluate.report.page.MOST_BYTES", whole - 1)
     smaller = Page(write_report(out))
     assert len((out / "report.html").read_bytes()) < whole
     assert 0 < len(smaller.images) < strips
-    monkeypatch.setattr("deltacache.evaluate.report.MOST_BYTES", 10_000)
+    monkeypatch.setattr("deltacache.evaluate.report.page.MOST_BYTES", 10_000)
     with pytest.raises(DatasetError, match=r"would have .* MB even with few pictures"):
         write_report(out)
 

@@ -11,7 +11,7 @@ from drawn_features import FRAMES, DrawnWorld
 from PIL import Image
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.report import ReportInput, write_page, write_report
+from deltacache.evaluate.report.page import ReportInput, write_page, write_report
 from deltacache.schemas.progress import SilentReporter
 
 LOOKS = [(1280, False), (1280, True), (390, False), (390, True)]

@@ -12,7 +12,7 @@ from drawn_features import SCENES, DrawnWorld
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.ensembles import judge, sample_totals
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import read_samples, read_statistics
 from deltacache.evaluate.sample_sums import SampleSums, sample_counts
 from deltacache.schemas.progress import SilentReporter

@@ -8,9 +8,9 @@ import pytest
 from drawn_features import SCENES, DrawnWorld
 from rich.console import Console
 
-from deltacache.evaluate.findings import findings
-from deltacache.evaluate.panels import Cell, Column, Line, Panel, panels
-from deltacache.evaluate.tables import plain_text, print_metrics
+from deltacache.evaluate.report.findings import findings
+from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
+from deltacache.evaluate.report.tables import plain_text, print_metrics
 
 
 def made_panel(*values: float) -> Panel:

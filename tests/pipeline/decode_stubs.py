@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltacache.pipeline.decode import VideoJob, decode_video
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from archive_maker import tar_bytes, write_cut, write_spanned, zip_bytes
 
-from deltacache.pipeline import archives
-from deltacache.pipeline.fetching import content_sha256, fetched
-from deltacache.pipeline.sources import VideoSource, find_videos
+from deltacache.pipeline.inputs import archives
+from deltacache.pipeline.inputs.fetching import content_sha256, fetched
+from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 
 RANDOM = random.Random(3)
@@ -182,7 +182,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused_and_only_they(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltacache.pipeline.fetching.MAX_VIDEO_BYTES", 1 << 20)
+    monkeypatch.setattr("deltacache.pipeline.inputs.fetching.MAX_VIDEO_BYTES", 1 << 20)
     many = {f"many/f_{n}.jpg": bytes(1 << 18) for n in range(5)}
     (tmp_path / "z.zip").write_bytes(zip_bytes({"big.mp4": bytes(2 << 20), "ok.mp4": VIDEO, **many}))
     videos = by_uri(tmp_path)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from deltacache.pipeline.attempts import MOST_COMMITS, Attempts, Kind, Work
-from deltacache.pipeline.plan import PlannedVideo, ShardTask, shard_id_of
+from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, shard_id_of
+from deltacache.pipeline.work.attempts import MOST_COMMITS, Attempts, Kind, Work
 from deltacache.schemas.errors import DeltacacheError
 
 

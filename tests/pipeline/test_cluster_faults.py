@@ -13,15 +13,15 @@ from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
 from upath import UPath
 from video_maker import write_video
 
-from deltacache.pipeline.attempts import Attempts, Kind
 from deltacache.pipeline.cluster import DecodePlan, Events, cluster, run_shards
-from deltacache.pipeline.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan
-from deltacache.pipeline.decode_work import DecodeSettings
-from deltacache.pipeline.placement import Placement
-from deltacache.pipeline.plan import extend_plan, shard_tasks
-from deltacache.pipeline.shard_work import ShardResult
-from deltacache.pipeline.sources import find_videos
-from deltacache.pipeline.workers import ShardWorker, VideoShardWorker
+from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.decoding.work import DecodeSettings
+from deltacache.pipeline.inputs.sources import find_videos
+from deltacache.pipeline.work.attempts import Attempts, Kind
+from deltacache.pipeline.work.placement import Placement
+from deltacache.pipeline.work.shard_work import ShardResult
+from deltacache.pipeline.work.workers import ShardWorker, VideoShardWorker
 from deltacache.schemas.clips import FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DeltacacheError

@@ -21,8 +21,7 @@ from small_datasets import (
     videos_named,
 )
 
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.dataset import (
+from deltacache.pipeline.datasets.dataset import (
     finish_dataset,
     finished_shards,
     load_deltas,
@@ -32,9 +31,10 @@ from deltacache.pipeline.dataset import (
     write_plan,
     write_shard,
 )
-from deltacache.pipeline.mapped import MappedFiles
-from deltacache.pipeline.plan import extend_plan, shard_tasks
-from deltacache.pipeline.receipts import read_receipt
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import read_receipt
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
@@ -289,7 +289,7 @@ def test_datasets_travel_between_processes_and_serve_many_threads(tmp_path: Path
 
 
 def test_views_outlive_their_file_being_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltacache.pipeline.mapped._OPEN_FILES", 2)
+    monkeypatch.setattr("deltacache.pipeline.storage.mapped._OPEN_FILES", 2)
     make_dataset(tmp_path, "features", "webdataset", *"abcdef", videos_per_shard=1)
     dataset = open_dataset(tmp_path)
     views = [dataset.read_frames(clip, 0, FRAMES) for clip in range(len(dataset))]

@@ -11,8 +11,8 @@ import pytest
 from decode_stubs import clip_of
 from video_maker import write_video
 
-from deltacache.pipeline.decode import VideoJob, decode_video
-from deltacache.pipeline.decode_child import ChildDecoder
+from deltacache.pipeline.decoding.child import ChildDecoder
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 

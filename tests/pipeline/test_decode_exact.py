@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacache.pipeline.decode import VideoJob, decode_video, frame_sources
-from deltacache.pipeline.decode_log import native_log
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video, frame_sources
+from deltacache.pipeline.decoding.native_log import native_log
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError

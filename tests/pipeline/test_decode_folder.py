@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from video_maker import number_picture, read_number
 
-from deltacache.pipeline.decode import VideoJob, decode_video, frame_sources
-from deltacache.pipeline.decode_log import native_log
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video, frame_sources
+from deltacache.pipeline.decoding.native_log import native_log
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError

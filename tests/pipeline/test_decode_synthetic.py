@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from video_maker import number_picture, read_number, write_video
 
-from deltacache.pipeline.decode import frame_sources
-from deltacache.pipeline.decode_log import native_log
+from deltacache.pipeline.decoding.decode import frame_sources
+from deltacache.pipeline.decoding.native_log import native_log
 
 _X264 = "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:threads=1"
 _X265 = f"{_X264.removesuffix(':threads=1')}:pools=1:log-level=none"

@@ -11,7 +11,8 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from deltacache.models.backbone import IMAGENET, Backbone, load_backbone
 from deltacache.models.deltatok import DeltaTok
-from deltacache.pipeline.encoders import (
+from deltacache.pipeline.datasets.quantisation import dequantise, dequantise_on_device, quantise
+from deltacache.pipeline.work.encoders import (
     DeltaEncoder,
     FeatureEncoder,
     black_patch_tokens_of,
@@ -19,7 +20,6 @@ from deltacache.pipeline.encoders import (
     default_batch_clips,
     resolve_precision,
 )
-from deltacache.pipeline.quantisation import dequantise, dequantise_on_device, quantise
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.errors import DeltacacheError
 

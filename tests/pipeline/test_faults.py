@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from small_datasets import BLACK, all_bytes, make_dataset
 
-from deltacache.pipeline.dataset import load_deltas, open_dataset
-from deltacache.pipeline.plan import read_plan
-from deltacache.pipeline.receipts import Receipt, read_receipt
-from deltacache.pipeline.sealing import check_parquet, parquet_of, seal_json, unseal_json
-from deltacache.pipeline.verification import verify_dataset
+from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
+from deltacache.pipeline.datasets.plan import read_plan
+from deltacache.pipeline.datasets.receipts import Receipt, read_receipt
+from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.storage.sealing import check_parquet, parquet_of, seal_json, unseal_json
 from deltacache.schemas.errors import DatasetError
 
 ROUNDS = 100

@@ -19,9 +19,9 @@ from object_stores import s3_bucket
 from test_decode_folder import write_frames
 from video_maker import read_number, write_video
 
-from deltacache.pipeline.decode import VideoJob, decode_video
-from deltacache.pipeline.fetching import content_sha256, fetched
-from deltacache.pipeline.locations import (
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video
+from deltacache.pipeline.inputs.fetching import content_sha256, fetched
+from deltacache.pipeline.inputs.locations import (
     FrameObjects,
     Location,
     PlainFile,
@@ -32,8 +32,8 @@ from deltacache.pipeline.locations import (
     location_text,
     parse_location,
 )
-from deltacache.pipeline.remote_files import filesystem_of, may_pass
-from deltacache.pipeline.sources import find_videos
+from deltacache.pipeline.inputs.sources import find_videos
+from deltacache.pipeline.storage.remote_files import filesystem_of, may_pass
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 

@@ -15,13 +15,13 @@ import pytest
 from small_datasets import BLACK, make_dataset, small_card
 from upath import UPath
 
-from deltacache.pipeline import locking
-from deltacache.pipeline.dataset import prepare_dataset
-from deltacache.pipeline.leases import LeaseTimes
-from deltacache.pipeline.lock_records import LockRecord
-from deltacache.pipeline.locking import LOCK_FILE, DatasetLock, dataset_lock, read_lock
-from deltacache.pipeline.storage import names_in, put
-from deltacache.pipeline.verification import verify_dataset
+from deltacache.pipeline.datasets.dataset import prepare_dataset
+from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.storage import locking
+from deltacache.pipeline.storage.leases import LeaseTimes
+from deltacache.pipeline.storage.lock_records import LockRecord
+from deltacache.pipeline.storage.locking import LOCK_FILE, DatasetLock, dataset_lock, read_lock
+from deltacache.pipeline.storage.storage import names_in, put
 from deltacache.schemas.errors import DatasetError, StorageError
 
 SHORT = LeaseTimes(renew_s=0.2, grace_s=1.5)
@@ -29,8 +29,8 @@ SHORT = LeaseTimes(renew_s=0.2, grace_s=1.5)
 _HOLDER = """
 import sys, time
 from upath import UPath
-from deltacache.pipeline import locking
-from deltacache.pipeline.leases import LeaseTimes
+from deltacache.pipeline.storage import locking
+from deltacache.pipeline.storage.leases import LeaseTimes
 if "no-flock" in sys.argv:
     locking._locked = lambda path: (_ for _ in ()).throw(OSError(38, "Function not implemented"))
 with locking.dataset_lock(sys.argv[1], "deltacache extract-features a b", LeaseTimes(0.2, 1.5)) as lock:

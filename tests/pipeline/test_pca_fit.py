@@ -11,10 +11,16 @@ import pytest
 from small_datasets import BLACK, FRAMES, GRID, HIDDEN, make_dataset, small_card, sources_of, videos_named
 
 from deltacache.models.pca import Pca, load_pca
-from deltacache.pipeline.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.pca_fit import fit_pca
-from deltacache.pipeline.plan import extend_plan, read_plan, shard_tasks
-from deltacache.pipeline.receipts import StoredClip
+from deltacache.pipeline.datasets.dataset import (
+    finish_dataset,
+    open_dataset,
+    prepare_dataset,
+    write_plan,
+    write_shard,
+)
+from deltacache.pipeline.datasets.plan import extend_plan, read_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip
+from deltacache.pipeline.jobs.pca_fit import fit_pca
 from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import DatasetError, DeltacacheError
@@ -171,7 +177,7 @@ _PEAK = """
     import small_datasets
     small_datasets.FRAMES, small_datasets.GRID, small_datasets.HIDDEN = 8, (16, 32), 96
     small_datasets.BLACK = np.ones((512, 96), np.float16)
-    from deltacache.pipeline.pca_fit import fit_pca
+    from deltacache.pipeline.jobs.pca_fit import fit_pca
     from deltacache.schemas.datasets import SamplingSettings
     from deltacache.schemas.progress import SilentReporter
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltacache.pipeline.placement import Node, place
+from deltacache.pipeline.work.placement import Node, place
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
 

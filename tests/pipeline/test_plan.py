@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from small_datasets import videos_named
 
-from deltacache.pipeline.plan import extend_plan, read_plan, resized, shard_tasks, write_plan
-from deltacache.pipeline.sources import VideoSource
+from deltacache.pipeline.datasets.plan import extend_plan, read_plan, resized, shard_tasks, write_plan
+from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import PLAN_SCHEMA
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from video_maker import write_video
 
-from deltacache.pipeline.decode_container import open_video
-from deltacache.pipeline.decode_decord import complaints, decord_is_exact
-from deltacache.pipeline.decode_packets import packet_reader
-from deltacache.pipeline.probe import FrameIndex, probe_video, seconds_of
+from deltacache.pipeline.decoding.container import open_video
+from deltacache.pipeline.decoding.decord_frames import complaints, decord_is_exact
+from deltacache.pipeline.decoding.packets import packet_reader
+from deltacache.pipeline.decoding.probe import FrameIndex, probe_video, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _CLOSED = "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:threads=1"
@@ -249,7 +249,7 @@ def test_damaged_packets(codec: str, packet: bytes, damage: str) -> None:
 
 def test_decord_must_not_be_loaded_before_pyav() -> None:
     """It would put its FFmpeg under PyAV, whose silence then hides the damage that decord meets."""
-    script = "import decord, deltacache.pipeline.decode_decord"
+    script = "import decord, deltacache.pipeline.decoding.decord_frames"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "decord was imported before av" in ended.stderr

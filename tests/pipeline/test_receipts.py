@@ -11,17 +11,17 @@ import pytest
 from crc32c import crc32c
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
-from deltacache.pipeline.atomic import remove_leftovers, temporary_path
-from deltacache.pipeline.dataset import (
+from deltacache.pipeline.datasets.dataset import (
     finish_dataset,
     finished_shards,
     open_dataset,
     prepare_dataset,
     write_shard,
 )
-from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks, write_plan
-from deltacache.pipeline.receipts import FileRecord, StoredClip, read_receipt, receipt_bytes
-from deltacache.pipeline.sealing import seal_json
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks, write_plan
+from deltacache.pipeline.datasets.receipts import FileRecord, StoredClip, read_receipt, receipt_bytes
+from deltacache.pipeline.storage.atomic import remove_leftovers, temporary_path
+from deltacache.pipeline.storage.sealing import seal_json
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json

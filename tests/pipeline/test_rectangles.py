@@ -11,16 +11,16 @@ from PIL import Image
 from pydantic import ValidationError
 from small_datasets import make_dataset, small_card
 
-from deltacache.pipeline.decode import VideoJob, crop_and_resize, decode_video
-from deltacache.pipeline.decode_child import ChildDecoder
-from deltacache.pipeline.decode_protocol import job_from_json, job_to_json
-from deltacache.pipeline.decode_work import DecodeSettings, groups_of
-from deltacache.pipeline.encoders import FeatureEncoder
-from deltacache.pipeline.inspection import describe
-from deltacache.pipeline.plan import PlannedVideo
-from deltacache.pipeline.preparation import card_bytes, read_card
-from deltacache.pipeline.sampling import central_square, draw_view, largest_crop
-from deltacache.pipeline.shard_work import measure_forward
+from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.plan import PlannedVideo
+from deltacache.pipeline.datasets.preparation import card_bytes, read_card
+from deltacache.pipeline.decoding.child import ChildDecoder
+from deltacache.pipeline.decoding.decode import VideoJob, crop_and_resize, decode_video
+from deltacache.pipeline.decoding.protocol import job_from_json, job_to_json
+from deltacache.pipeline.decoding.sampling import central_square, draw_view, largest_crop
+from deltacache.pipeline.decoding.work import DecodeSettings, groups_of
+from deltacache.pipeline.work.encoders import FeatureEncoder
+from deltacache.pipeline.work.shard_work import measure_forward
 from deltacache.schemas.clips import CropBox
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.images import Size, parse_size, sides, size_text

@@ -22,16 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 from upath import UPath
 
-from deltacache.pipeline.atomic import (
-    readable_errors,
-    remove,
-    replacing,
-    replacing_folder,
-    temporary_path,
-    write_bytes,
-    write_if_changed,
-)
-from deltacache.pipeline.dataset import (
+from deltacache.pipeline.datasets.dataset import (
     finish_dataset,
     finished_shards,
     load_deltas,
@@ -41,10 +32,19 @@ from deltacache.pipeline.dataset import (
     write_plan,
     write_shard,
 )
-from deltacache.pipeline.mapped import MappedFiles
-from deltacache.pipeline.plan import ShardTask, extend_plan, shard_tasks
-from deltacache.pipeline.receipts import StoredClip, read_receipts
-from deltacache.pipeline.storage import dataset_root, names_in, objects_below, read_many
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip, read_receipts
+from deltacache.pipeline.storage.atomic import (
+    readable_errors,
+    remove,
+    replacing,
+    replacing_folder,
+    temporary_path,
+    write_bytes,
+    write_if_changed,
+)
+from deltacache.pipeline.storage.mapped import MappedFiles
+from deltacache.pipeline.storage.storage import dataset_root, names_in, objects_below, read_many
 from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
 from deltacache.train.order import Split
@@ -187,7 +187,7 @@ _KILLED = """
 import sys, time
 from small_datasets import shard_of, small_card, sources_of
 from upath import UPath
-from deltacache.pipeline.dataset import write_shard
+from deltacache.pipeline.datasets.dataset import write_shard
 from test_remote_storage import planned
 root, store = UPath(sys.argv[1]), sys.argv[2]
 task = planned(root, store)
@@ -232,7 +232,7 @@ def test_killed_writer_leaves_nothing_that_counts(
 _UPLOADING = """
 import sys
 from upath import UPath
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 with replacing(UPath(sys.argv[1])) as path, path.open("wb") as file:
     for _ in range(20):
         file.write(bytes(1 << 24))
@@ -254,7 +254,7 @@ def test_writer_killed_within_an_upload_leaves_no_object(s3_root: UPath) -> None
 def test_upload_that_fails_is_taken_back(s3_root: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     target = s3_root / "big.bin"
     monkeypatch.setitem(
-        sys.modules["deltacache.pipeline.storage"].__dict__, "_S3_UPLOAD", {"chunksize": 1 << 20}
+        sys.modules["deltacache.pipeline.storage.storage"].__dict__, "_S3_UPLOAD", {"chunksize": 1 << 20}
     )
     # Parts of 1 MiB are smaller than S3 allows: the server refuses when they are to be joined.
     with (

@@ -10,12 +10,12 @@ import pytest
 from small_datasets import BLACK, all_bytes, make_dataset, small_card
 from upath import UPath
 
-from deltacache.pipeline.dataset import prepare_dataset
-from deltacache.pipeline.dropping import drop_shards
-from deltacache.pipeline.plan import ShardTask, extend_plan, read_plan
-from deltacache.pipeline.receipts import read_receipt, receipt_bytes
-from deltacache.pipeline.repair import repair_dataset
-from deltacache.pipeline.verification import verify_dataset
+from deltacache.pipeline.datasets.dataset import prepare_dataset
+from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, read_plan
+from deltacache.pipeline.datasets.receipts import read_receipt, receipt_bytes
+from deltacache.pipeline.datasets.repair import repair_dataset
+from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, MismatchError
 
 NAMES = ("a", "b", "broken-c", "d", "e", "f", "g")  # four shards, the last of one video

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacache.pipeline.decode import crop_and_resize
-from deltacache.pipeline.resampling import CroppedClip, Resizer
+from deltacache.pipeline.decoding.decode import crop_and_resize
+from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
 from deltacache.schemas.clips import CropBox
 
 

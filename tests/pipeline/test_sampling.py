@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltacache.pipeline.sampling import (
+from deltacache.pipeline.decoding.sampling import (
     central_square,
     clip_indices,
     draw_view,

@@ -9,12 +9,12 @@ import pytest
 from small_datasets import BLACK, FRAMES, all_bytes, drawn_clip, small_card
 from upath import UPath
 
-from deltacache.pipeline.dataset import finished_shards, prepare_dataset
-from deltacache.pipeline.decode_work import DecodedGroup
-from deltacache.pipeline.dropping import forget_receipt
-from deltacache.pipeline.plan import PlannedVideo, ShardTask, shard_id_of
-from deltacache.pipeline.receipts import Failure, SourceRecord, read_receipt
-from deltacache.pipeline.shard_work import ShardEncoding, commit_shard, retry_failures, try_videos
+from deltacache.pipeline.datasets.dataset import finished_shards, prepare_dataset
+from deltacache.pipeline.datasets.dropping import forget_receipt
+from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, shard_id_of
+from deltacache.pipeline.datasets.receipts import Failure, SourceRecord, read_receipt
+from deltacache.pipeline.decoding.work import DecodedGroup
+from deltacache.pipeline.work.shard_work import ShardEncoding, commit_shard, retry_failures, try_videos
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip, clip_id_of
 
 VIDEOS = tuple(PlannedVideo(name, f"{name}.mp4", 1, 0, 2) for name in "abcde")
@@ -152,7 +152,7 @@ def test_a_crash_within_the_merge_costs_the_shard_and_not_its_integrity(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("deltacache.pipeline.shard_work.forget_receipt", dies)
+        patch.setattr("deltacache.pipeline.work.shard_work.forget_receipt", dies)
         with pytest.raises(KeyboardInterrupt):
             retry(out, "bd", "")
     assert finished_shards(out) == set()
@@ -173,7 +173,7 @@ def test_a_shard_that_cannot_be_written_stays_as_it_was(out: UPath, monkeypatch:
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr("deltacache.pipeline.shard_work.stored_clips", full)
+        patch.setattr("deltacache.pipeline.work.shard_work.stored_clips", full)
         with pytest.raises(OSError, match="No space left"):
             retry(out, "bd", "")
     assert all_bytes(Path(out)) == before

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltacache.pipeline.sources import find_videos, frame_seconds, video_id_of
+from deltacache.pipeline.inputs.sources import find_videos, frame_seconds, video_id_of
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.errors import DeltacacheError
 

@@ -10,9 +10,9 @@ from object_stores import s3_bucket
 from s3fs import S3FileSystem
 from test_archives import FOUND, FRAMES, MEMBERS, VIDEO, content
 
-from deltacache.pipeline.fetching import fetched
-from deltacache.pipeline.remote_files import filesystem_of
-from deltacache.pipeline.sources import VideoSource, find_videos
+from deltacache.pipeline.inputs.fetching import fetched
+from deltacache.pipeline.inputs.sources import VideoSource, find_videos
+from deltacache.pipeline.storage.remote_files import filesystem_of
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 
 

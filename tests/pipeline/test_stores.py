@@ -24,8 +24,7 @@ from small_datasets import (
     small_card,
 )
 
-from deltacache.pipeline.checksums import crc32c_of_array, npy_bytes, npy_view
-from deltacache.pipeline.dataset import (
+from deltacache.pipeline.datasets.dataset import (
     finish_dataset,
     open_dataset,
     prepare_dataset,
@@ -33,9 +32,10 @@ from deltacache.pipeline.dataset import (
     write_plan,
     write_shard,
 )
-from deltacache.pipeline.plan import extend_plan, shard_tasks
-from deltacache.pipeline.receipts import StoredClip, read_receipt
-from deltacache.pipeline.sources import VideoSource
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip, read_receipt
+from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.storage.checksums import crc32c_of_array, npy_bytes, npy_view
 from deltacache.schemas.clips import FeatureClip
 
 STORES, KINDS = ["webdataset", "zarr"], ["features", "int8", "deltas"]
@@ -251,7 +251,7 @@ def test_zarr_itself_notices_a_flipped_bit(tmp_path: Path) -> None:
 def test_reading_needs_neither_package(tmp_path: Path, store: str) -> None:
     make_dataset(tmp_path, "deltas", store, *VIDEOS)
     code = (
-        "import sys; from pathlib import Path; from deltacache.pipeline.dataset import load_deltas\n"
+        "import sys; from pathlib import Path; from deltacache.pipeline.datasets.dataset import load_deltas\n"
         f"assert len(load_deltas(Path({str(tmp_path)!r})).clip_ids) == 6\n"
         "print(sorted({'zarr', 'webdataset', 'ray', 'av', 'decord', 'torch'} & set(sys.modules)))"
     )

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
-from deltacache.pipeline import checksums, table_checks
-from deltacache.pipeline import plan as plan_module
-from deltacache.pipeline.atomic import temporary_path
-from deltacache.pipeline.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.dropping import drop_shards
-from deltacache.pipeline.finishing import read_table
-from deltacache.pipeline.inspection import describe
-from deltacache.pipeline.plan import ShardTask, extend_plan, plan_of, read_plan, shard_id_of
-from deltacache.pipeline.receipts import Failure, Receipt, read_receipt, receipt_bytes
-from deltacache.pipeline.recorded import recorded_sources
-from deltacache.pipeline.sealing import parquet_of
-from deltacache.pipeline.verification import Problem, verify_dataset
+from deltacache.pipeline.datasets import plan as plan_module
+from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.finishing import read_table
+from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, plan_of, read_plan, shard_id_of
+from deltacache.pipeline.datasets.receipts import Failure, Receipt, read_receipt, receipt_bytes
+from deltacache.pipeline.datasets.recorded import recorded_sources
+from deltacache.pipeline.datasets.verification import Problem, verify_dataset
+from deltacache.pipeline.storage import checksums, table_checks
+from deltacache.pipeline.storage.atomic import temporary_path
+from deltacache.pipeline.storage.sealing import parquet_of
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import INDEX_SCHEMA
 

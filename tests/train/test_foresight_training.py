@@ -20,7 +20,7 @@ from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig
 from deltacache.schemas.heads import HeadPreset
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train import train_world
-from deltacache.train.foresight_heads import train_foresight_head
+from deltacache.train.heads.foresight import train_foresight_head
 
 FEATURES = FrameFeatureConfig(backbone="tiny", image_size=(32, 64))
 

@@ -8,9 +8,9 @@ import torch
 from deltacache.pipeline.benchmarks.geometry import split_of
 from deltacache.pipeline.benchmarks.upsampling import upsample
 from deltacache.schemas.benchmarks import IGNORE
-from deltacache.train import head_losses
-from deltacache.train.head_data import LabelledCrops
-from deltacache.train.head_losses import (
+from deltacache.train.heads import losses as head_losses
+from deltacache.train.heads.data import LabelledCrops
+from deltacache.train.heads.losses import (
     depth_losses,
     picture_losses,
     segmentation_loss,

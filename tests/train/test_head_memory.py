@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 import torch
 from deltacache.pipeline.benchmarks.geometry import split_of
-from deltacache.train.head_data import LabelledCrops
-from deltacache.train.head_losses import segmentation_loss_by_rows
+from deltacache.train.heads.data import LabelledCrops
+from deltacache.train.heads.losses import segmentation_loss_by_rows
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -8,7 +8,7 @@ for name in ("ray", "decord", "zarr", "webdataset", "av"):
 import deltacache.models, deltacache.train
 for package in (deltacache.models, deltacache.train):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name != "deltacache.train.ray_workers":  # the one that needs Ray
+        if module.name != "deltacache.train.workers.ray_workers":  # the one that needs Ray
             importlib.import_module(module.name)
 """
 

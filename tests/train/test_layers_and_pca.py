@@ -8,7 +8,7 @@ import pytest
 
 from deltacache.evaluate.inputs import check_tokenizer
 from deltacache.models.checkpoints import load_tokenizer
-from deltacache.pipeline.tokenize_work import check_tokenizer_fits
+from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter
@@ -93,6 +93,6 @@ def test_rectangles_are_remembered_and_resumed(tmp_path: Path, monkeypatch: pyte
 
 def drawn_card_of(root: Path) -> Any:
     """Its ``dataset.json``."""
-    from deltacache.pipeline.dataset import open_dataset
+    from deltacache.pipeline.datasets.dataset import open_dataset
 
     return open_dataset(root).card

@@ -7,7 +7,7 @@ from torch import nn
 
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.train.data import open_clips
 from deltacache.train.loop import TrainingTask
 from deltacache.train.optimizer import clip_gradients, set_rate

@@ -4,8 +4,8 @@ import pytest
 from cases import Lines
 
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.train.ray_workers import cpu_share
-from deltacache.train.relay import MOST_LOST, Relay, RelayReporter, Replay
+from deltacache.train.workers.ray_workers import cpu_share
+from deltacache.train.workers.relay import MOST_LOST, Relay, RelayReporter, Replay
 
 
 def test_losses_are_counted_until_a_newer_checkpoint() -> None:

@@ -10,7 +10,7 @@ from drawn import HIDDEN, world_config
 from torch import nn
 
 from deltacache.models.worlds.deltaworld import DeltaWorld
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.configs import WorldConfig
 from deltacache.train.data import open_clips
 from deltacache.train.order import Part, Split, normal_draws

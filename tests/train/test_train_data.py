@@ -5,7 +5,7 @@ import pytest
 import torch
 from drawn import PATCHES, black_tokens, drawn_deltas, drawn_features, write_dataset
 
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import DatasetError
 from deltacache.train import data
 from deltacache.train.data import (

@@ -18,9 +18,9 @@ from deltacache.models.rgb_decoder import load_rgb_decoder
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.heads import FramesConfig, head_preset, rgb_preset
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import head_data
-from deltacache.train.head_setup import HeadRequest
-from deltacache.train.heads import train_head, train_rgb_decoder
+from deltacache.train.heads import data as head_data
+from deltacache.train.heads.setup import HeadRequest
+from deltacache.train.heads.training import train_head, train_rgb_decoder
 
 TARGETS = ("vspw", "cityscapes", "kitti", "rgb")
 STEPS = 6

@@ -8,17 +8,17 @@ from typing import Any
 from upath import UPath
 
 from deltacache.chain.terminal import duration
-from deltacache.evaluate.contact_sheet import write_contact_sheet
 from deltacache.evaluate.output import METRICS
-from deltacache.evaluate.report_runs import facts_of, open_runs
+from deltacache.evaluate.report.contact_sheet import write_contact_sheet
+from deltacache.evaluate.report.runs import facts_of, open_runs
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
 from deltacache.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_tokenizer, load_world
 from deltacache.models.heads import load_head
-from deltacache.pipeline.dataset import open_dataset
-from deltacache.pipeline.inspection import describe, readable_size
-from deltacache.pipeline.locking import read_lock
-from deltacache.pipeline.preparation import is_dataset, read_card
-from deltacache.pipeline.storage import dataset_root
+from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.pipeline.datasets.inspection import describe, readable_size
+from deltacache.pipeline.datasets.preparation import is_dataset, read_card
+from deltacache.pipeline.storage.locking import read_lock
+from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.schemas.benchmarks import BENCHMARK_TASK
 from deltacache.schemas.errors import CheckpointError, DeltacacheError
 

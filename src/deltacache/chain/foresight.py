@@ -4,7 +4,7 @@ from rich.console import Console
 
 from deltacache.evaluate.foresight.run import evaluate_foresight
 from deltacache.evaluate.output import read_metrics
-from deltacache.evaluate.tables import print_metrics
+from deltacache.evaluate.report.tables import print_metrics
 from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.progress import Reporter
 

@@ -6,13 +6,13 @@ import numpy as np
 from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import METRICS, read_metrics
-from deltacache.evaluate.report import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.tables import print_metrics
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, load_evaluation
-from deltacache.evaluate.tables import print_metrics
-from deltacache.pipeline.dataset import open_dataset
-from deltacache.pipeline.pixels import clip_pixels
+from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.pipeline.decoding.pixels import clip_pixels
 from deltacache.schemas.progress import Reporter
 
 

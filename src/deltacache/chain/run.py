@@ -24,14 +24,14 @@ from deltacache.chain.stages import (
     WorldStages,
     train_stages,
 )
-from deltacache.evaluate.clips import evaluate_clips
+from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
-from deltacache.pipeline.jobs import extract_features, tokenize_features
+from deltacache.pipeline.jobs.offline import extract_features, tokenize_features
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.train.launch import Workers
+from deltacache.train.workers.launch import Workers
 
 
 class EvaluationPlan(Frozen):

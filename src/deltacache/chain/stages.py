@@ -11,8 +11,8 @@ from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_p
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter
-from deltacache.train.launch import Workers, launch
 from deltacache.train.setup import TrainingRequest
+from deltacache.train.workers.launch import Workers, launch
 
 _HINT = "the chain is not finished: the same command goes on"
 

@@ -20,17 +20,17 @@ from deltacache.chain.stages import (
 )
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds import world_class
-from deltacache.pipeline.atomic import replacing
-from deltacache.pipeline.dataset import Dataset
-from deltacache.pipeline.jobs import tokenize_features
+from deltacache.pipeline.datasets.dataset import Dataset
+from deltacache.pipeline.jobs.offline import tokenize_features
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig, load_config, save_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ClusterSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.train.launch import Workers
 from deltacache.train.setup import check_fits, open_training_data
+from deltacache.train.workers.launch import Workers
 
 CONFIG = "systems.yaml"
 TrainedConfig = TypeVar("TrainedConfig", TokenizerConfig, WorldConfig)

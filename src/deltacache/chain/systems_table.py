@@ -27,8 +27,8 @@ from deltacache.models.costs.systems import System as CostedSystem
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
 from deltacache.models.world_model import WorldModel
-from deltacache.pipeline.atomic import replacing
-from deltacache.pipeline.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter

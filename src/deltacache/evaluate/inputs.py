@@ -14,7 +14,7 @@ from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_worl
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import architecture_of
-from deltacache.pipeline.tokenize_work import check_made_for
+from deltacache.pipeline.work.tokenize_work import check_made_for
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.images import size_text

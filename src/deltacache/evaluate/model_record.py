@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deltacache.evaluate.output import MODELS
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DatasetError

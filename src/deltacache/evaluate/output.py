@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache.evaluate.settings import CONFIG
-from deltacache.pipeline.atomic import (
+from deltacache.pipeline.storage.atomic import (
     is_temporary,
     remove,
     remove_leftovers,
@@ -18,7 +18,7 @@ from deltacache.pipeline.atomic import (
     sync,
     temporary_path,
 )
-from deltacache.pipeline.locking import LOCK_FILE
+from deltacache.pipeline.storage.locking import LOCK_FILE
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import FEATURE_METRICS, feature_metrics
 from deltacache.evaluate.rows import Aggregation, Method, Score, Series
-from deltacache.evaluate.sequences import ClipBatch
 from deltacache.models.deltatok import Grid
 
 

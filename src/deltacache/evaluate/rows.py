@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache.evaluate.bootstrap import bootstrap_intervals
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 Aggregation = Literal["best", "mean", "single"]

@@ -23,14 +23,14 @@ from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 import deltacache
-from deltacache.pipeline.attempts import Attempts, Kind, Work
-from deltacache.pipeline.decode_log import native_log
-from deltacache.pipeline.decode_work import DecodedGroup, DecodeSettings, decode_group, groups_of, warm_up
-from deltacache.pipeline.placement import Node, Placement, place
-from deltacache.pipeline.plan import PlannedVideo
-from deltacache.pipeline.remote_files import may_pass
-from deltacache.pipeline.shard_work import ShardResult
-from deltacache.pipeline.workers import ShardWorker, WorkCounters
+from deltacache.pipeline.datasets.plan import PlannedVideo
+from deltacache.pipeline.decoding.native_log import native_log
+from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings, decode_group, groups_of, warm_up
+from deltacache.pipeline.storage.remote_files import may_pass
+from deltacache.pipeline.work.attempts import Attempts, Kind, Work
+from deltacache.pipeline.work.placement import Node, Placement, place
+from deltacache.pipeline.work.shard_work import ShardResult
+from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
 from deltacache.schemas.errors import DeltacacheError, StorageError
 from deltacache.schemas.jobs import ClusterSettings
 

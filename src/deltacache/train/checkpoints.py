@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel, save_weights
-from deltacache.pipeline.atomic import remove, sync, temporary_path
-from deltacache.pipeline.checksums import crc32c_of_file
-from deltacache.pipeline.storage_errors import readable_errors
+from deltacache.pipeline.storage.atomic import remove, sync, temporary_path
+from deltacache.pipeline.storage.checksums import crc32c_of_file
+from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 STATE_FILE = "training_state.pt"

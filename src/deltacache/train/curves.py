@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.errors import DatasetError
 
 Row = Mapping[str, float | None]

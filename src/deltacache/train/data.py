@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.pipeline.dataset import Dataset
-from deltacache.pipeline.stores import token_shape
+from deltacache.pipeline.datasets.dataset import Dataset
+from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.prefetch import prefetch
 

@@ -13,13 +13,13 @@ from deltacache.models.checkpoints import Kind
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.progress import ProgressStage, Reporter
 from deltacache.train.checkpoints import checkpoint_folder
-from deltacache.train.group import Alone, Group
 from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Part, Split
 from deltacache.train.record import FolderRecord, NoRecord, Record
 from deltacache.train.schedules import warmup_cosine
 from deltacache.train.trained import TrainedModel
+from deltacache.train.workers.group import Alone, Group
 
 BatchT = TypeVar("BatchT")
 

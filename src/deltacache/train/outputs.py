@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
-from deltacache.pipeline.atomic import is_temporary, remove_leftovers
+from deltacache.pipeline.storage.atomic import is_temporary, remove_leftovers
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.train.checkpoints import (
     Resumed,

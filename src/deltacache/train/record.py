@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from deltacache.models.checkpoints import Kind
-from deltacache.pipeline.storage_errors import readable_errors
+from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.curves import Row

@@ -11,19 +11,19 @@ from deltacache import __version__
 from deltacache.models.checkpoints import Kind, LoadedModel
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.world_model import WorldModel
-from deltacache.pipeline.atomic import replacing
-from deltacache.pipeline.dataset import Dataset, open_dataset
-from deltacache.pipeline.storage import AnyPath
+from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
+from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig, TrainingConfig, WorldConfig, save_config
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import Resumed, finished_checkpoints
-from deltacache.train.group import Group
 from deltacache.train.loop import Run, split_of
 from deltacache.train.order import seed_of
 from deltacache.train.outputs import NOTHING_DONE, claim_output, join_output
 from deltacache.train.stages import StageBefore, check_same_start, check_start, read_stage_before
+from deltacache.train.workers.group import Group
 
 ModelT = TypeVar("ModelT", DeltaTok, WorldModel)
 ConfigT = TypeVar("ConfigT", TokenizerConfig, WorldConfig)

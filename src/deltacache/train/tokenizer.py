@@ -11,12 +11,11 @@ from torch import Tensor
 from deltacache.models.checkpoints import Kind, load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
-from deltacache.pipeline.dataset import Dataset
-from deltacache.pipeline.storage import AnyPath
+from deltacache.pipeline.datasets.dataset import Dataset
+from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
-from deltacache.train.group import Alone, Group
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, step_generator, step_rng
 from deltacache.train.probes import PairProbe, probe_tokenizer
@@ -28,6 +27,7 @@ from deltacache.train.setup import (
     open_output,
     open_training_data,
 )
+from deltacache.train.workers.group import Alone, Group
 
 
 class TokenizerTask:

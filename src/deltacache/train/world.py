@@ -11,12 +11,11 @@ from deltacache.models.devices import choose_device
 from deltacache.models.selection import selection_for
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import world_class
-from deltacache.pipeline.dataset import Dataset
-from deltacache.pipeline.storage import AnyPath
+from deltacache.pipeline.datasets.dataset import Dataset
+from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
-from deltacache.train.group import Alone, Group
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, normal_draws, seed_of, step_rng
 from deltacache.train.probes import probe_world
@@ -28,6 +27,7 @@ from deltacache.train.setup import (
     open_output,
     open_training_data,
 )
+from deltacache.train.workers.group import Alone, Group
 
 
 class WorldTask:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from deltacache.evaluate.benchmarks.timing import Timing, timing_from
 from deltacache.evaluate.output import EXAMPLES, PARTS, STATISTICS, TIMING
-from deltacache.pipeline.atomic import remove, remove_leftovers, replacing_folder
+from deltacache.pipeline.storage.atomic import remove, remove_leftovers, replacing_folder
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.errors import DatasetError
 

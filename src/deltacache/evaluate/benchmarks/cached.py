@@ -16,10 +16,10 @@ from deltacache.evaluate.benchmarks.opening import Inputs, feature_card, load_in
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import split_of
 from deltacache.pipeline.benchmarks.reading import frame_shape
-from deltacache.pipeline.dataset import open_dataset, write_shard
-from deltacache.pipeline.parallel import in_threads
-from deltacache.pipeline.plan import PlannedVideo, ShardTask, shard_id_of
-from deltacache.pipeline.receipts import SourceRecord, StoredClip
+from deltacache.pipeline.datasets.dataset import open_dataset, write_shard
+from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, shard_id_of
+from deltacache.pipeline.datasets.receipts import SourceRecord, StoredClip
+from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.clips import FeatureClip, clip_id_of
 from deltacache.schemas.datasets import DatasetCard

@@ -17,9 +17,9 @@ from deltacache.evaluate.benchmarks.tables import write_tables
 from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
 from deltacache.evaluate.settings import BenchmarkEvaluation
-from deltacache.pipeline.dataset import finish_dataset, finished_shards, prepare_dataset, write_plan
-from deltacache.pipeline.locking import dataset_lock
-from deltacache.pipeline.plan import plan_of
+from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, prepare_dataset, write_plan
+from deltacache.pipeline.datasets.plan import plan_of
+from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.progress import Reporter
 

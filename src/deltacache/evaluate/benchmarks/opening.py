@@ -20,8 +20,8 @@ from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.devices import choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
-from deltacache.pipeline.checksums import crc32c_of_npy
-from deltacache.pipeline.encoders import black_patch_tokens_of, resolve_precision
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, SPACING_S, BenchmarkName
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.errors import MismatchError

@@ -15,6 +15,7 @@ from torch.nn import functional
 from deltacache.evaluate.benchmarks.ensembles import judge
 from deltacache.evaluate.benchmarks.opening import Inputs
 from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch
+from deltacache.evaluate.clips.modes import NOTHING_REACHED
 from deltacache.evaluate.examples import (
     Example,
     ExampleMaps,
@@ -24,7 +25,6 @@ from deltacache.evaluate.examples import (
     save_frames,
 )
 from deltacache.evaluate.inputs import World
-from deltacache.evaluate.modes import NOTHING_REACHED
 from deltacache.models.deltatok import Grid
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.schemas.clips import clip_id_of

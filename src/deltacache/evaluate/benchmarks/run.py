@@ -7,10 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from deltacache import __version__
-from deltacache.evaluate import opening
 from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
 from deltacache.evaluate.benchmarks.notes import counts_of, notes_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
+from deltacache.evaluate.clips import opening
 from deltacache.evaluate.examples import spread
 from deltacache.evaluate.generators.futures import Answers, open_generators
 from deltacache.evaluate.model_record import ModelRecord
@@ -19,8 +19,8 @@ from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
-from deltacache.pipeline.encoders import resolve_precision
-from deltacache.pipeline.parallel import in_threads
+from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.fingerprints import fingerprint_of
 

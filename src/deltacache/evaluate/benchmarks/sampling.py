@@ -14,9 +14,9 @@ from torch import Tensor
 from deltacache.evaluate.benchmarks.ensembles import decode_last
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.benchmarks.timing import Timing
+from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.inputs import Models, Tokenizer, World
 from deltacache.evaluate.predictions import Protocol
-from deltacache.evaluate.rollouts import sequence_generator
 from deltacache.models.deltatok import Grid
 from deltacache.models.futures import decode_future
 from deltacache.schemas.benchmarks import BenchmarkName

@@ -17,7 +17,8 @@ from deltacache.evaluate.benchmarks.statistics import (
     statistics_table,
 )
 from deltacache.evaluate.benchmarks.timing import Timing
-from deltacache.evaluate.clips import clip_metrics, clip_sequences, score_clips
+from deltacache.evaluate.clips.run import clip_metrics, clip_sequences, score_clips
+from deltacache.evaluate.clips.scoring import ClipScores
 from deltacache.evaluate.model_record import write_models
 from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, sequence_rows
 from deltacache.evaluate.rows import (
@@ -25,9 +26,8 @@ from deltacache.evaluate.rows import (
     metric_table,
     write_table,
 )
-from deltacache.evaluate.scoring import ClipScores
 from deltacache.evaluate.settings import OWN_METHODS
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA

@@ -14,7 +14,7 @@ from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_worl
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.world_model import WorldModel
-from deltacache.pipeline.frame_features import FrameFeatures, load_frame_features
+from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES, SPACING_S
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightEvaluation

@@ -17,8 +17,8 @@ from deltacache.evaluate.generators.padding import Padding, padded, placement_of
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.reading import frame_shape, read_frame
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
-from deltacache.pipeline.parallel import in_threads
-from deltacache.pipeline.storage_errors import readable_errors
+from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName, LabelledSequence, as_benchmark
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.progress import Reporter

@@ -15,7 +15,7 @@ from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
 from deltacache.evaluate.generators.padding import unpadded
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import Split, crop_frames, resize_frame
-from deltacache.pipeline.parallel import in_threads
+from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import fingerprint_of

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from deltacache.evaluate.generators.padding import Padding, Placement
-from deltacache.pipeline.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DatasetError

@@ -1,0 +1,140 @@
+"""Which clips of a feature dataset are scored, and how they are read in batches.
+
+Shapes: B clips of a batch, U >= B clips held for it, T frames, N patches, D hidden.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from deltacache.pipeline.datasets.dataset import Dataset
+from deltacache.schemas.clips import FeatureClip
+from deltacache.schemas.errors import DatasetError, MismatchError
+
+BATCH_CLIPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceList:
+    """Dataset rows to score, each with the row whose delta tokens it is swapped with.
+
+    Attributes:
+        partners: as long as ``rows``, or empty if there is a single sequence.
+        first_of_video: the row of each video's first view, by the video's address.
+        notes: what was left out, in words.
+    """
+
+    rows: tuple[int, ...]
+    partners: tuple[int, ...]
+    first_of_video: dict[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipBatch:
+    """Clips on the device.
+
+    Attributes:
+        rows: dataset rows of the B clips to score.
+        clip_ids: of the same clips.
+        tokens: (U, T, N, D) float32; the B clips come first, then partners that are not among them.
+        partners: (B,) positions in ``tokens``, or ``None``.
+        seconds: (B, T) float32 since each clip's first frame.
+    """
+
+    rows: tuple[int, ...]
+    clip_ids: tuple[str, ...]
+    tokens: Tensor
+    partners: Tensor | None
+    seconds: Tensor
+
+    @property
+    def own(self) -> Tensor:
+        """(B, T, N, D): the clips to score."""
+        return self.tokens[: len(self.rows)]
+
+
+def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
+    """Take the clips of at least ``frames`` frames, in the dataset's order.
+
+    A clip's partner is the next clip of another video (of any video, if there is only one), the first
+    clips following the last.
+
+    Raises:
+        DatasetError: there are no clips.
+        MismatchError: all clips are too short.
+    """
+    lengths = [len(times) for times in index["timestamps_s"].to_pylist()]
+    uris = index["video_uri"].to_pylist()
+    rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
+    if not lengths:
+        raise DatasetError(f"{name} holds no clips: its failures.parquet says what was refused and why")
+    if not rows:
+        raise MismatchError(
+            f"{name} has {len(lengths)} clips of at most {max(lengths)} frames, but context and "
+            f"longest horizon need {frames}: give a shorter context or horizon, or extract longer clips"
+        )
+    first: dict[str, int] = {}
+    views = index["view"].to_pylist()
+    for row in sorted(rows, key=lambda row: views[row]):
+        first.setdefault(uris[row], row)
+    partners = _partners(rows, uris)
+    duplicates = index["duplicate_frames"].to_pylist()
+    left_out = [
+        (len(lengths) - len(rows), f"clips are shorter than {frames} frames: not scored"),
+        (sum(duplicates[row] > 0 for row in rows), "sequences contain repeated frames: scored as they are"),
+        (int(not partners), "sequence alone: there is no other whose delta token could be swapped in"),
+    ]
+    return SequenceList(rows, partners, first, tuple(f"{count} {text}" for count, text in left_out if count))
+
+
+def _partners(rows: Sequence[int], uris: Sequence[str]) -> tuple[int, ...]:
+    count = len(rows)
+    if count < 2:
+        return ()
+    one_video = len({uris[row] for row in rows}) == 1
+    partners = []
+    for at, row in enumerate(rows):
+        step = 1
+        while not one_video and uris[rows[(at + step) % count]] == uris[row]:
+            step += 1
+        partners.append(rows[(at + step) % count])
+    return tuple(partners)
+
+
+def read_batches(
+    dataset: Dataset, sequences: SequenceList, frames: int, device: torch.device
+) -> Iterator[ClipBatch]:
+    """Read the sequences' first ``frames`` frames, a few clips at a time.
+
+    Raises:
+        DatasetError: a clip is damaged.
+    """
+    held: dict[int, FeatureClip] = {}
+    for start in range(0, len(sequences.rows), BATCH_CLIPS):
+        rows = sequences.rows[start : start + BATCH_CLIPS]
+        partners = sequences.partners[start : start + BATCH_CLIPS]
+        needed = list(dict.fromkeys([*rows, *partners]))
+        held = {row: held.get(row) or read_features(dataset, row) for row in needed}
+        tokens = np.stack([held[row].patch_tokens[:frames] for row in needed])
+        seconds = np.stack([held[row].timestamps_s[:frames] for row in rows]).astype(np.float64)
+        positions = [needed.index(row) for row in partners]
+        yield ClipBatch(
+            rows=rows,
+            clip_ids=tuple(held[row].clip_id for row in rows),
+            tokens=torch.from_numpy(tokens).to(device).float(),
+            partners=torch.tensor(positions, device=device) if positions else None,
+            seconds=torch.from_numpy((seconds - seconds[:, :1]).astype(np.float32)).to(device),
+        )
+
+
+def read_features(dataset: Dataset, row: int) -> FeatureClip:
+    """One clip of a feature dataset."""
+    clip = dataset.read(row)
+    if not isinstance(clip, FeatureClip):
+        raise TypeError(f"row {row} of {dataset.root} is no FeatureClip")
+    return clip

@@ -1,0 +1,1 @@
+"""Paired differences between two evaluations, with intervals."""

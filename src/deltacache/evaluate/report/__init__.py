@@ -1,0 +1,1 @@
+"""What a person looks at: the HTML page, its charts and strips, contact sheets, tables in the terminal."""

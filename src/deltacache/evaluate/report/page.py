@@ -1,0 +1,227 @@
+"""``report.html``: one or several evaluations as one page that needs nothing but itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deltacache.evaluate import output
+from deltacache.evaluate.examples import Example, load_examples, load_frames, save_frames, spread
+from deltacache.evaluate.report.charts import (
+    MAIN_METRICS,
+    ChartGroup,
+    Shown,
+    all_styles,
+    calibration_groups,
+    drift_group,
+    panel_view,
+    samples_groups,
+)
+from deltacache.evaluate.report.class_tables import class_tables
+from deltacache.evaluate.report.findings import findings
+from deltacache.evaluate.report.labels import METRIC_WORDS
+from deltacache.evaluate.report.legends import LegendEntry, legend
+from deltacache.evaluate.report.panels import Panel, panels
+from deltacache.evaluate.report.plots import Curve, curve_chart
+from deltacache.evaluate.report.published import SOURCES
+from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
+from deltacache.evaluate.report.series import Style
+from deltacache.evaluate.report.strips import example_views
+from deltacache.evaluate.report.views import Detail, ExampleView, PixelLookup
+from deltacache.pipeline.storage.atomic import write_bytes
+from deltacache.schemas.errors import DatasetError, DeltacacheError
+
+MOST_BYTES = 15_000_000
+_DETAILS = (Detail(), Detail(6, 6, 160), Detail(4, 6, 128), Detail(3, 4, 96), Detail(2, 3, 64))
+_FEWER_EXAMPLES = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """What a report is made from.
+
+    Attributes:
+        out: output folder of an evaluation.
+        pixels: frames (T, H, W, 3) uint8 of clips, which features do not hold, by clip id or from a function
+            of it. Those of ``clips_to_show`` are wanted; they are kept in ``out``, so that a later report has
+            them too.
+    """
+
+    out: Path
+    pixels: PixelLookup | Mapping[str, np.ndarray] | None = None
+
+
+def clips_to_show(out: Path) -> list[str]:
+    """Ids of the clips that appear in the report's pictures, and so could do with pixels.
+
+    Raises:
+        DatasetError: an example is damaged.
+    """
+    examples = load_examples(out / output.EXAMPLES)
+    return list(dict.fromkeys(clip_id for example in examples for clip_id in example.clip_ids))
+
+
+def write_report(run: ReportInput | Path) -> Path:
+    """Write ``report.html`` beside the tables; a folder alone will do.
+
+    Raises:
+        DatasetError: ``out`` is not the output of an evaluation, or a part of it is damaged.
+    """
+    if isinstance(run, Path):
+        run = ReportInput(run)
+    runs = open_runs([run.out])
+    if run.pixels is not None:
+        _keep_frames(run.out, run.pixels)
+    return _write(runs, run.out / output.REPORT)
+
+
+def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page about one or several evaluations to ``out``, or where it belongs.
+
+    Raises:
+        DatasetError: a folder is not the output of an evaluation, or a part of it is damaged.
+        DeltacacheError: ``out`` is a folder.
+    """
+    if out is None:
+        out = folders[0] / output.REPORT if len(folders) == 1 else Path(output.REPORT)
+    if out.is_dir():
+        raise DeltacacheError(f"{out} is a folder: give the name of the page, such as {out / output.REPORT}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return _write(open_runs(folders), out)
+
+
+def _write(runs: Sequence[ReportRun], path: Path) -> Path:
+    context = _context(runs)
+    examples = [load_examples(run.out / output.EXAMPLES) for run in runs]
+    page = b""
+    most = max(map(len, examples))
+    for detail, count in [
+        *((each, most) for each in _DETAILS),
+        *((_DETAILS[-1], few) for few in _FEWER_EXAMPLES),
+    ]:
+        shown = [
+            {"run": run.name, "example": view}
+            for run, each in zip(runs, examples, strict=True)
+            for view in _views(run, [each[at] for at in spread(range(len(each)), count)], detail)
+        ]
+        page = _template().render(**context, examples=shown).encode()
+        if len(page) <= MOST_BYTES:
+            write_bytes(path, page)
+            return path
+    raise DatasetError(
+        f"the report would have {len(page) / 1e6:.1f} MB even with few pictures, a page may have "
+        f"{MOST_BYTES / 1e6:.0f}: give fewer runs"
+    )
+
+
+def _views(run: ReportRun, examples: Sequence[Example], detail: Detail) -> list[ExampleView]:
+    return example_views(examples, lambda clip_id: load_frames(run.out / output.EXAMPLES, clip_id), detail)
+
+
+def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
+    shown = panels({run.name: run.metrics for run in runs})
+    styles = all_styles(shown)
+    datasets = dict.fromkeys(panel.dataset for panel in shown)
+    facts = [facts_of(run) for run in runs]
+    published = {line.published for panel in shown for line in panel.published}
+    return {
+        "title": "Evaluation on " + ", ".join(datasets),
+        "runs": [run.name for run in runs],
+        "context": runs[0].settings.context,
+        "facts": {
+            name: [each.get(name, "") for each in facts]
+            for name in dict.fromkeys(n for f in facts for n in f)
+        },
+        "findings": [(run.name, findings(_of_run(shown, run.name))) for run in runs],
+        "sections": [
+            _section(dataset, shown, styles) | {"classes": class_tables(runs, dataset)}
+            for dataset in datasets
+        ],
+        "words": METRIC_WORDS,
+        "sources": {name: text for name, text in SOURCES.items() if name in published},
+        "drift": drift_group(shown, runs, styles),
+        "samples": samples_groups(runs),
+        "calibration": calibration_groups(runs),
+        "curves": [group for run in runs for group in _curve_groups(run)],
+    }
+
+
+def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any]:
+    views = [panel_view(panel, styles) for panel in shown if panel.dataset == dataset]
+    return {
+        "dataset": dataset,
+        "main": [view for view in views if view.panel.metric in MAIN_METRICS],
+        "modes": [view for view in views if view.panel.task == "modes"],
+        "more": [
+            view for view in views if view.panel.metric not in MAIN_METRICS and view.panel.task != "modes"
+        ],
+    }
+
+
+def _of_run(shown: Sequence[Panel], run: str) -> tuple[Panel, ...]:
+    return tuple(panel.of_run(run) for panel in shown if run in panel.runs)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("deltacache.evaluate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["unbroken"] = lambda text: text.replace(" s)", "\N{NO-BREAK SPACE}s)")
+    return environment.get_template("report.html")
+
+
+def _keep_frames(out: Path, pixels: PixelLookup | Mapping[str, np.ndarray]) -> None:
+    for clip_id in clips_to_show(out):
+        frames = pixels.get(clip_id) if isinstance(pixels, Mapping) else pixels(clip_id)
+        if frames is not None:
+            save_frames(out / output.EXAMPLES, clip_id, frames)
+
+
+def _curve_groups(run: ReportRun) -> list[ChartGroup]:
+    """The tokenizer's error beside that of copying, and the loss of every world model."""
+    folder, groups = run.out / output.CURVES, []
+    tokenizer = _read_curve(folder / "tokenizer.parquet")
+    if tokenizer is not None:
+        columns = {"mse": "squared error", "copy_last_mse": "that of copying the frame before"}
+        found = {label: name for name, label in columns.items() if name in tokenizer} or {"loss": "loss"}
+        groups.append(
+            _curve_group(run, "Tokenizer", {label: (tokenizer, name) for label, name in found.items()})
+        )
+    worlds: dict[str, tuple[Curve, str]] = {}
+    for world, label in run.world_labels.items():
+        curve = _read_curve(folder / f"{world}.parquet")
+        if curve is not None:
+            worlds[label] = (curve, "loss")
+    if worlds:
+        groups.append(_curve_group(run, "World models: loss", worlds))
+    return groups
+
+
+def _curve_group(run: ReportRun, title: str, curves: Mapping[str, tuple[Curve, str]]) -> ChartGroup:
+    looks = (Style(1, ""), Style(4, "", (4, 2)), Style(6, "", (1, 1.5)), Style(3, "", (4, 1.5, 1, 1.5)))
+    drawn = {
+        label: (curve, column, looks[position % len(looks)])
+        for position, (label, (curve, column)) in enumerate(curves.items())
+    }
+    entries: tuple[LegendEntry, ...] = legend((label, style, False) for label, (_, _, style) in drawn.items())
+    return ChartGroup(title, (Shown(run.name, replace(curve_chart(title, drawn), title="")),), entries)
+
+
+def _read_curve(path: Path) -> Mapping[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        curve = pq.read_table(path).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is damaged ({error}): run evaluate again") from error
+    return curve if {"step", "loss"} <= curve.keys() and curve["step"] else None

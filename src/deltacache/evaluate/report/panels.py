@@ -1,0 +1,243 @@
+"""``metrics.parquet`` of one or several runs arranged as a person reads it: methods by horizons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from deltacache.evaluate.report.labels import METHOD_LABELS, NEITHER_IS_BETTER, PERCENT, metric_title
+from deltacache.evaluate.report.published import references
+
+Row = dict[str, Any]
+PUBLISHED_MARK = "†"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number with its interval, over ``sequences`` sequences, ``seconds`` after the context.
+
+    A published number has neither interval nor count.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    sequences: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One method, summarised in one way, in every column. ``published``: its source, if it is not one's own."""
+
+    method: str
+    aggregation: str
+    label: str
+    cells: tuple[Cell | None, ...]
+    published: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One horizon of one run."""
+
+    horizon: int
+    seconds: float
+    run: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The horizon, in steps and seconds."""
+        return f"{self.horizon} step{'s' if self.horizon > 1 else ''} ({self.seconds:.2f} s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One metric of one task on one dataset."""
+
+    dataset: str
+    task: str
+    metric: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        """The metric's name, and which way is better."""
+        return metric_title(self.metric)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs that have this metric."""
+        return tuple(dict.fromkeys(column.run for column in self.columns))
+
+    @property
+    def horizons(self) -> tuple[Column, ...]:
+        """A column a horizon, of the first run that has it."""
+        return tuple({column.horizon: column for column in reversed(self.columns)}.values())[::-1]
+
+    @property
+    def scale(self) -> float:
+        """What values are shown in units of: shares of pixels in per cent."""
+        return 100.0 if self.metric in PERCENT else 1.0
+
+    @property
+    def decimals(self) -> int:
+        """Digits behind the point: four that count for the largest value, fewer for shares."""
+        if self.task == "modes":
+            return 2
+        if self.metric in PERCENT:
+            return 1
+        if self.metric in NEITHER_IS_BETTER:  # ratios
+            return 3
+        largest = max(abs(cell.value) for cell in self.cells)
+        return 3 if largest == 0 else min(8, max(3, 3 - math.floor(math.log10(largest))))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All of one's own numbers."""
+        return [cell for line in self.own for cell in line.cells if cell is not None]
+
+    @property
+    def own(self) -> tuple[Line, ...]:
+        """Lines that were not published by others."""
+        return tuple(line for line in self.lines if not line.published)
+
+    @property
+    def published(self) -> tuple[Line, ...]:
+        """Lines that others published."""
+        return tuple(line for line in self.lines if line.published)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Sequences of each column."""
+        columns = zip(*(line.cells for line in self.own), strict=True)
+        return tuple(max((cell.sequences or 0 for cell in each if cell), default=0) for each in columns)
+
+    @property
+    def counts_note(self) -> str:
+        """Over which sequences the columns are, if not all over the same number."""
+        if len(set(self.counts)) < 2:
+            return ""
+        steps: dict[int, list[int]] = {}
+        for column, count in zip(self.columns, self.counts, strict=True):
+            steps.setdefault(count, []).append(column.horizon)
+        texts = [f"{count} at {', '.join(map(str, dict.fromkeys(at)))} steps" for count, at in steps.items()]
+        return f"Sequences: {'; '.join(texts)}. Columns are not over the same ones."
+
+    def heading(self, column: int) -> str:
+        """The horizon, in steps and seconds."""
+        return self.columns[column].heading
+
+    def text(self, cell: Cell | None) -> tuple[str, str]:
+        """A number and its interval."""
+        if cell is None:
+            return "", ""
+        digits = 2 if cell.low is None and self.metric == "rmse" else self.decimals
+        value = f"{self.scale * cell.value:.{digits}f}"
+        if cell.low is None or cell.high is None:
+            return value, ""
+        return value, f"[{self.scale * cell.low:.{digits}f}, {self.scale * cell.high:.{digits}f}]"
+
+    def of_run(self, run: str) -> "Panel":
+        """The columns of one run alone, and the lines that have numbers there."""
+        kept = [at for at, column in enumerate(self.columns) if column.run == run]
+        lines = [replace(line, cells=tuple(line.cells[at] for at in kept)) for line in self.lines]
+        return replace(
+            self,
+            columns=tuple(self.columns[at] for at in kept),
+            lines=tuple(line for line in lines if any(line.cells)),
+        )
+
+
+def panels(metrics: pa.Table | Mapping[str, pa.Table]) -> tuple[Panel, ...]:
+    """Arrange the rows of one run, or of several by name; everything keeps the order it has there.
+
+    Metrics of which there are many (``iou/<class>``, ``rank/<rank>``) are no tables.
+    """
+    tables = metrics if isinstance(metrics, Mapping) else {"": metrics}
+    by_run = {run: labelled(table.to_pylist()) for run, table in tables.items()}
+    rows = [row | {"run": run} for run, own in by_run.items() for row in own if "/" not in row["metric"]]
+    published = references(rows)
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    return tuple(
+        _panel(key, own, [row for row in published if _key(row) == key]) for key, own in groups.items()
+    )
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["dataset"], row["task"], row["metric"]
+
+
+def labelled(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one run with a ``label``: no two methods, summaries or models have the same."""
+    models: dict[str, set[str]] = {}
+    for row in rows:
+        models.setdefault(row["method"], set()).add(model_of(row))
+    return [row | {"label": _label(row, several=len(models[row["method"]]) > 1)} for row in rows]
+
+
+def model_of(row: Row) -> str:
+    """The fingerprint that tells rows of one method apart: of the world model, else of the tokenizer, if any."""
+    return row["world"] or row["tokenizer"] or ""
+
+
+def _label(row: Row, *, several: bool) -> str:
+    method = str(row["method"])
+    label = METHOD_LABELS.get(method, method)
+    if row["aggregation"] != "single":
+        label += f", {row['aggregation']} of {row['num_samples']}"
+    elif row["num_samples"] > 1:
+        label += f", {row['num_samples']} samples"
+    return f"{label} ({model_of(row)[:8]})" if several else label
+
+
+def _panel(key: tuple[str, str, str], rows: Sequence[Row], published: Sequence[Row]) -> Panel:
+    seconds = {(row["horizon"], row["run"]): row["horizon_s"] for row in rows}
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    columns = tuple(
+        Column(horizon, seconds[horizon, run], run)
+        for horizon, run in sorted(seconds, key=lambda each: (each[0], runs.index(each[1])))
+    )
+    own: dict[str, dict[tuple[int, str], Row]] = {}
+    for row in rows:
+        own.setdefault(row["label"], {})[row["horizon"], row["run"]] = row
+    others: dict[str, dict[int, Row]] = {}
+    for row in published:
+        others.setdefault(_published_label(row), {})[row["horizon"]] = row
+    lines = [
+        _line(label, next(iter(found.values())), [found.get((each.horizon, each.run)) for each in columns])
+        for label, found in own.items()
+    ]
+    lines += [
+        _line(label, next(iter(found.values())), [found.get(each.horizon) for each in columns])
+        for label, found in others.items()
+    ]
+    return Panel(*key, columns, tuple(lines))
+
+
+def _published_label(row: Row) -> str:
+    label = row["label"]
+    if row["aggregation"] != "single":
+        label += f", {row['aggregation']} of {row['num_samples']}"
+    return f"{label}, {row['source']} {PUBLISHED_MARK}"
+
+
+def _line(label: str, row: Row, cells: Sequence[Row | None]) -> Line:
+    return Line(
+        row["method"],
+        row["aggregation"],
+        label,
+        tuple(_cell(each) for each in cells),
+        row.get("source") or "",
+    )
+
+
+def _cell(row: Row | None) -> Cell | None:
+    if row is None:
+        return None
+    return Cell(row["value"], row["ci_low"], row["ci_high"], row["n_sequences"], row["horizon_s"])

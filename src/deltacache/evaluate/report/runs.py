@@ -1,0 +1,125 @@
+"""Evaluations as a report sees them: their tables, their names, and what they were made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from deltacache.evaluate import output
+from deltacache.evaluate.model_record import ModelRecord, read_models
+from deltacache.evaluate.report.labels import METHOD_LABELS
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, load_evaluation
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """One evaluation. ``name`` tells it from the others of the report; empty if it is alone."""
+
+    name: str
+    out: Path
+    settings: ClipEvaluation | BenchmarkEvaluation
+    metrics: pa.Table
+    samples: pa.Table
+    statistics: pa.Table
+    notes: tuple[str, ...]
+    models: ModelRecord | None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of ``metrics.parquet``."""
+        return self.metrics.to_pylist()
+
+    @property
+    def world_labels(self) -> dict[str, str]:
+        """A name for every world model's fingerprint; no two are alike."""
+        methods: dict[str, str] = {row["world"]: row["method"] for row in self.rows if row["world"]}
+        several = len(set(methods.values())) < len(methods)
+        return {
+            world: METHOD_LABELS.get(method, method) + (f" ({world[:8]})" if several else "")
+            for world, method in methods.items()
+        }
+
+
+def open_runs(folders: Sequence[Path]) -> list[ReportRun]:
+    """Read the tables of finished evaluations.
+
+    Raises:
+        DatasetError: a folder is not the output of an evaluation, or a table is damaged.
+    """
+    names = run_names(folders)
+    return [
+        ReportRun(
+            name=name,
+            out=folder,
+            metrics=output.read_metrics(folder),
+            settings=load_evaluation(folder),
+            samples=output.read_samples(folder),
+            statistics=output.read_statistics(folder),
+            notes=tuple(output.read_notes(folder)),
+            models=read_models(folder),
+        )
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells it from the others; one alone needs no name."""
+    if len(folders) == 1:
+        return [""]
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder} ({number})" for number, folder in enumerate(folders, 1)]
+
+
+def facts_of(run: ReportRun) -> dict[str, str]:
+    """What was evaluated and where the numbers come from, by the name of the fact."""
+    rows, settings = run.rows, run.settings
+    first = rows[0]
+    facts = {
+        "Data": "; ".join(_data(rows)),
+        "Dropped or noted": "; ".join(run.notes) or "nothing",
+        "Protocol": f"{first['context']} frames seen, horizons {', '.join(map(str, settings.horizons))}, "
+        f"{settings.samples} samples, {first['image_size']} px, seed {first['seed']}",
+        "Backbone": first["backbone"],
+    }
+    tokenizers = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] == "deltatok")
+    for number, (tokenizer, path) in enumerate(zip(tokenizers, settings.tokenizers, strict=False), 1):
+        name = f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"
+        facts[name] = f"{tokenizer}, from {path}"
+    paths = dict(zip(run.world_labels, settings.worlds, strict=False))
+    for world, label in run.world_labels.items():
+        facts[label] = f"{world}, from {paths[world]}" if world in paths else world
+    if isinstance(settings, BenchmarkEvaluation):
+        for name, head in settings.heads.items():
+            made = f"{run.models.head_text(name)}, from " if run.models else ""
+            facts[f"Head for {name}"] = f"{made}{head}"
+        if run.models and run.models.rgb_decoder:
+            facts["Decoder of pictures"] = f"{run.models.rgb_decoder}, from {settings.rgb_decoder}"
+    else:
+        facts["Features from"] = settings.features
+        if settings.futures is not None:
+            facts["Futures from"] = str(settings.futures)
+    return facts | {
+        "Run": f"{first['run_id']}, {first['created_at']:%Y-%m-%d %H:%M} UTC, deltacache {first['code_version']}",
+    }
+
+
+def _data(rows: Sequence[Row]) -> list[str]:
+    """Each data set with its sequences; fewer at some horizons are told as a range."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        if row["task"] != "modes":
+            counts.setdefault(row["dataset"], []).append(row["n_sequences"])
+    texts = []
+    for dataset, found in counts.items():
+        low, high = min(found), max(found)
+        number = f"{high}" if low == high else f"{low} to {high}, by horizon,"
+        texts.append(f"{dataset}: {number} sequence{'s' if high != 1 else ''}")
+    return texts

@@ -1,0 +1,283 @@
+"""Datasets: reading clips in any order, verified, and loading delta tokens whole.
+
+The write side is imported from here too. C clips, T frames, N patches, D hidden.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from deltacache.pipeline.datasets.commits import write_shard
+from deltacache.pipeline.datasets.finishing import FAILURES_FILE, INDEX_FILE, finish_dataset, read_table
+from deltacache.pipeline.datasets.plan import read_plan, write_plan
+from deltacache.pipeline.datasets.preparation import prepare_dataset, read_black, read_card
+from deltacache.pipeline.datasets.quantisation import dequantise
+from deltacache.pipeline.datasets.receipts import Failure, finished_shards, read_receipt
+from deltacache.pipeline.datasets.shard_reading import ShardLayout, altered_array, check_sizes
+from deltacache.pipeline.datasets.stores import SCALES, ClipArrays, token_array, token_shape
+from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.mapped import MappedFiles
+from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
+from deltacache.schemas.clips import DeltaClip, FeatureClip
+from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.errors import DatasetError, StorageError
+from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
+
+__all__ = [
+    "Dataset",
+    "DeltaArrays",
+    "finish_dataset",
+    "finished_shards",
+    "load_deltas",
+    "open_dataset",
+    "prepare_dataset",
+    "read_plan",
+    "write_plan",
+    "write_shard",
+]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_REMOTE_READS = 16
+_REMAKE = "remove the receipt of that shard and run the command that made the dataset again"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DeltaArrays:
+    """A whole delta dataset in memory.
+
+    Attributes:
+        delta_tokens: (C, T, D) float16, C-contiguous.
+        timestamps_s: (C, T) float32, seconds from the first frame of each video.
+        clip_ids: C ids.
+    """
+
+    delta_tokens: np.ndarray
+    timestamps_s: np.ndarray
+    clip_ids: list[str]
+
+    def __repr__(self) -> str:
+        return f"DeltaArrays(delta_tokens={self.delta_tokens.shape})"
+
+
+class Dataset:
+    """A finished dataset, open for reading clips in any order, from several threads if need be.
+
+    Attributes:
+        index: a row a clip; shards follow each other in the plan's order.
+        black_patch_tokens: (N, D) float16, of an all-black frame.
+        timestamps_s: (C, T) float32, seconds from the first frame of each video.
+    """
+
+    def __init__(
+        self, root: AnyPath, card: DatasetCard, index: pa.Table, black_patch_tokens: np.ndarray
+    ) -> None:
+        """Use ``open_dataset``."""
+        self.root = root
+        self.card = card
+        self.index = index.combine_chunks()
+        self.black_patch_tokens = black_patch_tokens
+        self.timestamps_s = _timestamps(self.index, card, root)
+        self._shard_ids, self._starts = _runs(self.index, root)
+        self._shards = {shard_id: shard for shard, shard_id in enumerate(self._shard_ids)}
+        self._shard_of = np.repeat(np.arange(len(self._shard_ids), dtype=np.int32), np.diff(self._starts))
+        self._crcs = self.index["crc32c"].to_numpy()
+        self._offsets = np.full(len(self), -1, dtype=np.int64)
+        scaled = len(self) if card.dtype == "int8" else 0
+        self._scale_offsets, self._scale_crcs = (np.zeros(scaled, dtype=np.int64) for _ in range(2))
+        self._layouts: dict[int, ShardLayout] = {}  # by shard
+        self._verified = np.zeros(len(self), dtype=bool)
+        self._files = MappedFiles()
+
+    def __len__(self) -> int:
+        return self.index.num_rows
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.root}, {self.card.kind}, clips={len(self)}, clip={token_shape(self.card)})"
+
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[AnyPath, DatasetCard, pa.Table, np.ndarray]]:
+        return Dataset, (self.root, self.card, self.index, self.black_patch_tokens)
+
+    @cached_property
+    def clip_ids(self) -> list[str]:
+        """Ids in the order of the index."""
+        return self.index["clip_id"].to_pylist()
+
+    @property
+    def failures(self) -> pa.Table:
+        """The refused videos and clips: ``failures.parquet``."""
+        return read_table(self.root / FAILURES_FILE, FAILURES_SCHEMA)
+
+    def failures_of(self, shard_id: str) -> list[Failure]:
+        """The refused videos and clips of one shard."""
+        return list(read_receipt(self.root, shard_id).failures)
+
+    def clips_of(self, shard_id: str) -> range:
+        """Positions of the clips of one shard; empty when it has none."""
+        shard = self._shards.get(shard_id)
+        if shard is None:
+            return range(0)
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
+    def read(self, clip: int) -> FeatureClip | DeltaClip:
+        """One clip, float16, verified every time; its tokens are a read-only view of the file (int8: a new array).
+
+        Raises:
+            DatasetError: the shard is missing, short or altered.
+        """
+        position = range(len(self))[clip]
+        tokens = _float16(self._verify(position))
+        if self.card.kind == "features":
+            return FeatureClip(self._clip_id(position), tokens, self.timestamps_s[position])
+        return DeltaClip(self._clip_id(position), tokens, self.timestamps_s[position])
+
+    def read_frames(self, clip: int, start: int, stop: int) -> np.ndarray:
+        """Tokens of frames ``start .. stop - 1``: (stop - start, N, D) float16, of deltas (stop - start, D).
+
+        A read-only view of the file; of int8 features a new array. The whole clip is verified the first time.
+
+        Raises:
+            DatasetError: the shard is missing, short or altered.
+        """
+        position = range(len(self))[clip]
+        if not 0 <= start <= stop <= self.card.sampling.frames:
+            raise IndexError(f"frames {start}..{stop} of a clip of {self.card.sampling.frames}")
+        arrays = self._arrays(position) if self._verified[position] else self._verify(position)
+        return _float16(arrays, slice(start, stop))
+
+    def read_all(self) -> np.ndarray:
+        """The tokens of all clips, verified: (C, T, N, D) float16, of deltas (C, T, D).
+
+        Raises:
+            DatasetError: a shard is missing, short or altered.
+        """
+        frames = self.card.sampling.frames
+        tokens = np.empty((len(self), *token_shape(self.card)), dtype=np.float16)
+
+        def read_shard(shard_id: str) -> None:
+            for position in self.clips_of(shard_id):
+                tokens[position] = self.read_frames(position, 0, frames)
+
+        deque(self.at_once(read_shard, self._shard_ids), maxlen=0)
+        return tokens
+
+    def at_once(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """``work`` on each item, in order; on several at a time where reading waits for a network."""
+        return map(work, items) if is_local(self.root) else in_threads(work, items, threads=_REMOTE_READS)
+
+    def _clip_id(self, position: int) -> str:
+        return self.index["clip_id"][position].as_py()
+
+    def _verify(self, position: int) -> ClipArrays:
+        arrays = self._arrays(position)
+        crcs = {token_array(self.card): int(self._crcs[position])}
+        if arrays.scales is not None:
+            crcs[SCALES] = int(self._scale_crcs[position])
+        altered = altered_array(self.card, arrays, crcs)
+        if altered is not None:
+            raise self._damaged(position, altered.message)
+        self._verified[position] = is_local(self.root)  # what is fetched again is checked again
+        return arrays
+
+    def _arrays(self, position: int) -> ClipArrays:
+        """All frames of a clip as views, not verified."""
+        try:
+            if self._offsets[position] < 0:
+                self._locate(int(self._shard_of[position]))
+            layout = self._layouts[int(self._shard_of[position])]
+            scale_offset = int(self._scale_offsets[position]) if self._scale_offsets.size else 0
+            return layout.arrays(self._files, self.card, int(self._offsets[position]), scale_offset)
+        except StorageError:
+            raise
+        except (OSError, ValueError, DatasetError) as error:
+            raise self._damaged(position, str(error)) from error
+
+    def _locate(self, shard: int) -> None:
+        """Look up where the clips of a shard lie, once its files are known to be whole."""
+        receipt = read_receipt(self.root, self._shard_ids[shard])
+        check_sizes(self.root, receipt)
+        clips = slice(int(self._starts[shard]), int(self._starts[shard + 1]))
+        if [row["clip_id"] for row in receipt.clips] != self.index["clip_id"][clips].to_pylist():
+            raise DatasetError(f"the receipt of shard {receipt.shard_id} lists other clips than the index")
+        self._layouts[shard] = ShardLayout.of(self.root, receipt)
+        if self._scale_offsets.size:
+            self._scale_offsets[clips] = receipt.scale_offsets
+            self._scale_crcs[clips] = [crcs.get(SCALES, -1) for crcs in receipt.arrays.values()]
+        self._offsets[clips] = receipt.token_offsets  # last: by them other threads know that all is there
+
+    def _damaged(self, position: int, what: str) -> DatasetError:
+        shard_id = self._shard_ids[int(self._shard_of[position])]
+        return DatasetError(
+            f"{self.root}: clip {self._clip_id(position)} of shard {shard_id} is damaged: {what}. "
+            f"`deltacache verify` lists all damage; {_REMAKE}"
+        )
+
+
+def open_dataset(root: AnyPath | str, kind: Literal["features", "deltas"] | None = None) -> Dataset:
+    """Open a finished dataset for reading.
+
+    Raises:
+        DatasetError: not a dataset, not finished, damaged, or not of ``kind``.
+        StorageError: it is where the system or the store refuses, or does not answer.
+    """
+    root = dataset_root(root)
+    with readable_errors(root, "read"):
+        return _open(root, kind)
+
+
+def _open(root: AnyPath, kind: str | None) -> Dataset:
+    card = read_card(root)
+    if kind is not None and card.kind != kind:
+        command = "extract-features" if kind == "features" else "tokenize"
+        raise DatasetError(
+            f"{root} holds {card.kind}, but {kind} are needed: give a dataset made by deltacache {command}"
+        )
+    return Dataset(root, card, read_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+
+
+def load_deltas(root: AnyPath | str) -> DeltaArrays:
+    """Load a whole delta dataset into memory, verified.
+
+    Raises:
+        DatasetError: not a finished delta dataset, or a shard is missing, short or altered.
+    """
+    dataset = open_dataset(root, "deltas")
+    return DeltaArrays(dataset.read_all(), dataset.timestamps_s, dataset.clip_ids)
+
+
+def _float16(arrays: ClipArrays, frames: slice = slice(None)) -> np.ndarray:
+    tokens = arrays.tokens[frames]
+    return tokens if arrays.scales is None else dequantise(tokens, arrays.scales[frames])
+
+
+def _runs(index: pa.Table, root: AnyPath) -> tuple[list[str], np.ndarray]:
+    """Ids of the shards in the index, and where the clips of each begin (and the last ends)."""
+    shards = index["shard"].combine_chunks().dictionary_encode()
+    if isinstance(shards, pa.ChunkedArray):
+        shards = shards.unify_dictionaries().combine_chunks()
+    codes = shards.indices.to_numpy(zero_copy_only=False)
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    if len(begins) != len(shards.dictionary) or index["shard"].null_count:
+        raise DatasetError(
+            f"{root / INDEX_FILE} is damaged: the clips of a shard are not together. Remove it and run the "
+            "command that made the dataset again"
+        )
+    return shards.dictionary.to_pylist(), np.append(begins, len(codes))
+
+
+def _timestamps(index: pa.Table, card: DatasetCard, root: AnyPath) -> np.ndarray:
+    column = index["timestamps_s"].combine_chunks()
+    values, shape = column.flatten().to_numpy(), (len(column), card.sampling.frames)
+    if values.size != shape[0] * shape[1]:
+        raise DatasetError(
+            f"{root / INDEX_FILE} is damaged: a clip does not have {shape[1]} times. Remove it and run the "
+            "command that made the dataset again"
+        )
+    return values.reshape(shape)

@@ -1,0 +1,160 @@
+"""From one video file to the pixels of its clips, in this process.
+
+``decode_child`` runs this in a disposable process; nothing else should decode files that are not trusted.
+
+Shapes: T frames, h x w pixels of a clip, H, W of the upright frame.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltacache.pipeline.decoding.folder_frames import FolderSource
+from deltacache.pipeline.decoding.frame_source import FrameSource, SourceFailedError, check_size
+from deltacache.pipeline.decoding.native_log import NativeLog, native_log
+from deltacache.pipeline.decoding.sampling import ViewSample, draw_view
+from deltacache.pipeline.decoding.twice import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
+from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
+from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.images import Size, sides
+
+if TYPE_CHECKING:
+    from deltacache.pipeline.decoding.probe import VideoProbe
+
+
+@dataclass(frozen=True, slots=True)
+class VideoJob:
+    """One video and the views wanted of it: ``first_view .. first_view + views - 1``.
+
+    Attributes:
+        path: of a video file or a folder of frames on this machine.
+        image_size: what every crop is resized to, pixels.
+    """
+
+    path: str
+    video_uri: str
+    video_id: str
+    first_view: int
+    views: int
+    image_size: Size
+    sampling: SamplingSettings
+
+
+def decode_video(job: VideoJob) -> list[PixelClip]:
+    """Decode every wanted view of one video; the file is gone through once for all of them.
+
+    Raises:
+        VideoRefusedError: the video cannot be used; the reason is one of the closed list.
+    """
+    with native_log() as log:
+        try:
+            return _decode(job, log)
+        except MemoryError:
+            raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, "no memory left") from None
+
+
+def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
+    failed: SourceFailedError | None = None
+    for source in frame_sources(job.path, log):
+        try:
+            return _cut_clips(job, source)
+        except SourceFailedError as error:
+            failed = error
+    raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{failed}")
+
+
+def frame_sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
+    """Ways to decode ``path`` that are exact, the fastest first."""
+    if Path(path).is_dir():
+        yield FolderSource(path)
+        return
+    # Decoders are loaded where videos are decoded, not in every process that names a VideoJob.
+    from deltacache.pipeline.decoding.decord_frames import DecordSource, decord_is_exact
+    from deltacache.pipeline.decoding.probe import probe_video
+    from deltacache.pipeline.decoding.pyav_frames import IndexedPyavSource, SequentialPyavSource
+
+    probe = probe_video(path)
+    index = probe.index
+    if index is not None:
+        if decord_is_exact(probe):
+            yield DecordSource(probe, index, log)
+        yield _trusted(probe, lambda held: IndexedPyavSource(probe, index, held_frames=held))
+    yield _trusted(probe, lambda held: SequentialPyavSource(probe, held_frames=held))
+
+
+def _trusted(probe: "VideoProbe", make: Callable[[int], FrameSource]) -> FrameSource:
+    if probe.codec in CODECS_THAT_HIDE_DAMAGE:
+        return TwiceDecodedSource(make)
+    return make(0)
+
+
+def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
+    check_size(source.height, source.width)
+    views = range(job.first_view, job.first_view + job.views)
+    samples = [
+        draw_view(
+            job.video_id,
+            view,
+            source.timestamps_s,
+            source.height,
+            source.width,
+            job.sampling,
+            sides(job.image_size),
+        )
+        for view in views
+    ]
+    canvases = _fill(samples, source, job.image_size)
+    return [
+        PixelClip(
+            clip_id=clip_id_of(job.video_id, view),
+            video_uri=job.video_uri,
+            view=view,
+            pixels=pixels,
+            timestamps_s=sample.timestamps_s,
+            frame_indices=sample.frame_indices,
+            crop=sample.crop,
+            flip=sample.flip,
+            decoder=source.decoder,
+            duplicate_frames=sample.duplicate_frames,
+        )
+        for view, sample, pixels in zip(views, samples, canvases, strict=True)
+    ]
+
+
+def _fill(samples: list[ViewSample], source: FrameSource, size: Size) -> list[np.ndarray]:
+    """(T, h, w, 3) uint8 for each sample; full frames are dropped as soon as they are cut."""
+    from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
+
+    clips = [CroppedClip(len(s.frame_indices), size, s.crop, flip=s.flip) for s in samples]
+    places = _places(samples)
+    resizer = Resizer(size)
+    for frame in source.frames(sorted(places)):
+        resizer.load(frame.rgb)
+        for view, t in places.pop(frame.index):
+            resizer.cut(clips[view], t)
+    if places:
+        raise SourceFailedError(f"{len(places)} frames did not come out the second time")
+    return [clip.finish() for clip in clips]
+
+
+def _places(samples: list[ViewSample]) -> dict[int, list[tuple[int, int]]]:
+    """Where each frame goes: by its index, numbers of views and places t in their clips."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for view, sample in enumerate(samples):
+        for t, index in enumerate(sample.frame_indices):
+            places.setdefault(index, []).append((view, t))
+    return places
+
+
+def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: Size, *, flip: bool) -> np.ndarray:
+    """(h, w, 3) uint8: the crop of one (H, W, 3) frame. See ``resampling``."""
+    from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
+
+    clip, resizer = CroppedClip(1, size, crop, flip=flip), Resizer(size)
+    resizer.load(rgb)
+    resizer.cut(clip, 0)
+    return clip.finish()[0]

@@ -1,0 +1,178 @@
+"""Frames through PyAV: in sequence or after a seek, with every sign of damage looked at.
+
+Decoders reuse the memory of frames that nobody holds, and some show it where a damaged file leaves pixels
+undefined (VP8 does, without a word). So a frame is let go before the next is decoded, as a plain loop does:
+then even those pixels are the ones that decoding in sequence gives.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from deltacache.pipeline.decoding.container import check_frame, open_video, packets_of
+from deltacache.pipeline.decoding.frame_source import IndexedFrame, SourceFailedError
+from deltacache.pipeline.decoding.probe import FrameIndex, VideoProbe, seconds_of
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+
+class IndexedPyavSource:
+    """Frames by their presentation time, from the nearest exact starting point.
+
+    Args:
+        held_frames: how many of the last frames not to let go; changes no pixel of a sound file.
+    """
+
+    def __init__(self, probe: VideoProbe, index: FrameIndex, *, held_frames: int = 0) -> None:
+        self._probe, self._index, self._held_frames = probe, index, held_frames
+        self.height, self.width = probe.height, probe.width
+        self.decoder = "pyav-seek" if len(index.starts) > 1 else "pyav-sequential"
+        self.timestamps_s = seconds_of(index.pts, probe.time_base)
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
+        """Upright RGB frames of ``wanted`` (ascending, unique).
+
+        Raises:
+            VideoRefusedError: damage anywhere between a starting point and the last frame wanted of it.
+            SourceFailedError: the decoder's frames are not those that the packets promised.
+        """
+        convert = _RgbConverter(self._probe)
+        for index, frame in self._decode(wanted):
+            rgb = convert(frame)
+            del frame  # see the module's docstring
+            yield IndexedFrame(index, rgb)
+
+    def verify(self, wanted: Sequence[int]) -> None:
+        """Decode what ``frames`` would, without converting it. Raises as it does."""
+        for _ in self._decode(wanted):
+            pass
+
+    def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        with open_video(self._probe.path) as (container, stream):
+            is_first = True
+            for start, indices in self._runs(wanted):
+                if not (is_first and start == self._index.starts[0]):
+                    container.seek(start, stream=stream)
+                is_first = False
+                yield from self._run(container, stream, start, indices)
+
+    def _runs(self, wanted: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Group the wanted frames by the latest starting point not after them."""
+        firsts = np.array(self._index.starts)
+        pts = np.array([self._index.pts[index] for index in wanted])
+        positions = np.searchsorted(firsts, pts, side="right") - 1
+        for position in sorted(set(positions.tolist())):
+            run = np.flatnonzero(positions == position).tolist()
+            yield self._index.starts[position], [wanted[place] for place in run]
+
+    def _run(
+        self, container: InputContainer, stream: VideoStream, start: int, indices: list[int]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        left, expected = set(indices), self._index.pts.index(start)
+        held = deque[VideoFrame](maxlen=self._held_frames)
+        for frame in self._frames_from(container, stream, start):
+            check_frame(frame)
+            held.append(frame)
+            if frame.pts is not None and frame.pts < start:
+                continue  # shown before the starting point, decoded after it
+            if frame.pts != self._index.pts[expected]:
+                break
+            if expected in left:
+                left.remove(expected)
+                yield expected, frame
+            if not left:
+                return
+            expected += 1
+        raise SourceFailedError(f"frame {expected} does not come out at its time")
+
+    def _frames_from(
+        self, container: InputContainer, stream: VideoStream, start: int
+    ) -> Iterator[VideoFrame]:
+        """Decode from where the demuxer stands, which must not be after ``start``."""
+        is_first = True
+        for packet in packets_of(container, stream):
+            if is_first and (packet.pts is None or packet.pts > start):
+                raise SourceFailedError(f"a seek to pts {start} led to {packet.pts}")
+            is_first = False
+            yield from packet.decode()
+
+
+class SequentialPyavSource:
+    """Frames by their order of coming out: for files whose packets do not tell which frames there are.
+
+    Everything is decoded once on creation: that alone tells how many frames there are, when, and whole.
+    """
+
+    decoder = "pyav-sequential"
+
+    def __init__(self, probe: VideoProbe, *, held_frames: int = 0) -> None:
+        self._probe, self._held_frames = probe, held_frames
+        self.height, self.width = probe.height, probe.width
+        self.timestamps_s = self._survey()
+
+    def _survey(self) -> np.ndarray:
+        pts: list[int | None] = [frame.pts for _, frame in self._decode()]
+        if not pts:
+            raise VideoRefusedError(FailureReason.NO_FRAMES, "no frame can be decoded")
+        known = [value for value in pts if value is not None]
+        ascending = len(known) == len(pts) and all(np.diff(np.array(known, dtype=object)) > 0)
+        if ascending:
+            return seconds_of(tuple(known), self._probe.time_base)
+        # Such as AVI, which holds no presentation times: frames follow each other at the container's rate.
+        if not self._probe.rate:
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, "neither frame times nor a frame rate")
+        return seconds_of(tuple(range(len(pts))), 1 / Fraction(self._probe.rate))
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
+        """Upright RGB frames of ``wanted`` (ascending, unique), decoding from the first frame on."""
+        convert, left = _RgbConverter(self._probe), set(wanted)
+        for index, frame in self._decode():
+            if index in left:
+                left.remove(index)
+                rgb = convert(frame)
+                del frame  # see the module's docstring
+                yield IndexedFrame(index, rgb)
+            if not left:
+                return
+
+    def _decode(self) -> Iterator[tuple[int, VideoFrame]]:
+        with open_video(self._probe.path) as (container, stream):
+            index, held = 0, deque[VideoFrame](maxlen=self._held_frames)
+            for packet in packets_of(container, stream):
+                for frame in packet.decode():
+                    check_frame(frame)
+                    held.append(frame)
+                    yield index, frame
+                    index += 1
+
+
+class _RgbConverter:
+    """To upright RGB; one conversion context for all frames, which must keep their size."""
+
+    def __init__(self, probe: VideoProbe) -> None:
+        self._probe = probe
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        size = self._probe.orientation.upright_size(frame.height, frame.width)
+        if size != (self._probe.height, self._probe.width):
+            raise VideoRefusedError(
+                FailureReason.CORRUPT_STREAM,
+                f"frames change size from {self._probe.width}x{self._probe.height} to {size[1]}x{size[0]}",
+            )
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        except MemoryError:
+            raise
+        except (FFmpegError, ValueError) as error:
+            raise VideoRefusedError(
+                FailureReason.UNSUPPORTED_CODEC,
+                f"no conversion of {frame.format.name} to RGB: {error}",
+            ) from error
+        return self._probe.orientation.upright(rgb.to_ndarray())

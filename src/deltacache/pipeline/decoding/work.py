@@ -1,0 +1,152 @@
+"""The work of a decode worker, free of Ray: a few videos of a shard in, their pixels out."""
+
+import atexit
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deltacache.pipeline.datasets.plan import PlannedVideo
+from deltacache.pipeline.datasets.receipts import Failure, SourceRecord
+from deltacache.pipeline.decoding.child import ChildDecoder
+from deltacache.pipeline.decoding.decode import VideoJob
+from deltacache.pipeline.inputs.fetching import FetchedVideo, fetched
+from deltacache.pipeline.storage.atomic import spool_folder
+from deltacache.schemas.clips import PixelClip
+from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.images import Size, sides
+from deltacache.schemas.jobs import DecodeLimits
+
+_GROUP_BYTES = 16 << 20
+_GROUP_VIDEOS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What decoding needs beside the videos."""
+
+    image_size: Size
+    sampling: SamplingSettings
+    limits: DecodeLimits
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedGroup:
+    """A few videos of a shard as pixels, the ones that gave none, and which contents were read.
+
+    Attributes:
+        decode_s: seconds that one decoder worked on it.
+    """
+
+    clips: tuple[PixelClip, ...]
+    failures: tuple[Failure, ...]
+    sources: tuple[SourceRecord, ...]
+    decode_s: float
+
+
+class _Decoders:
+    """One decoder a process, kept from task to task: starting one takes as long as decoding ten videos."""
+
+    def __init__(self) -> None:
+        self._limits: DecodeLimits | None = None
+        self._decoder: ChildDecoder | None = None
+
+    def get(self, limits: DecodeLimits) -> ChildDecoder:
+        if self._decoder is None or self._limits != limits:
+            self.close()
+            self._decoder = ChildDecoder(limits.timeout_s, limits.memory_bytes)
+            self._limits = limits
+        return self._decoder
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+
+_decoders = _Decoders()
+atexit.register(_decoders.close)
+
+
+def warm_up(settings: DecodeSettings) -> None:
+    """Start this process's decoder, so that the first video need not wait for it."""
+    _decoders.get(settings.limits).start()
+
+
+def groups_of(videos: Sequence[PlannedVideo], settings: DecodeSettings) -> list[tuple[PlannedVideo, ...]]:
+    """Consecutive videos in groups of at most eight and about 16 MiB of pixels, several even of a small shard."""
+    clip_bytes = settings.sampling.frames * math.prod(sides(settings.image_size)) * 3
+    most_views = max((video.views for video in videos), default=1)
+    fitting = _GROUP_BYTES // (clip_bytes * most_views)
+    size = max(1, min(_GROUP_VIDEOS, fitting, -(-len(videos) // 4)))
+    return [tuple(videos[start : start + size]) for start in range(0, len(videos), size)]
+
+
+def decode_group(
+    videos: Sequence[PlannedVideo],
+    locations: Mapping[str, str],
+    settings: DecodeSettings,
+    culprits: Mapping[str, str],
+) -> DecodedGroup:
+    """Decode some videos, each in a disposable child; a refused video becomes a failure.
+
+    Args:
+        locations: where each ``video_uri`` lies; one without is no longer in the source, and refused.
+        culprits: videos that are not decoded because workers die with them, and how.
+    """
+    decoder = _decoders.get(settings.limits)
+    decoder.start()
+    start = time.perf_counter()
+    clips: list[PixelClip] = []
+    failures: list[Failure] = []
+    sources: list[SourceRecord] = []
+    with spool_folder() as spool:
+        for video in videos:
+            content = None
+            if video.video_uri in culprits:
+                failures.append(_blamed(video, culprits[video.video_uri]))
+                sources.append(_source(video, None))
+                continue
+            try:
+                with fetched(_location(video, locations), spool) as content:
+                    clips.extend(decoder.decode(_job(video, content.path, settings)))
+            except VideoRefusedError as error:
+                failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))
+            sources.append(_source(video, content))
+    return DecodedGroup(tuple(clips), tuple(failures), tuple(sources), time.perf_counter() - start)
+
+
+def _location(video: PlannedVideo, locations: Mapping[str, str]) -> str:
+    if video.video_uri not in locations:
+        raise VideoRefusedError(FailureReason.UNREADABLE, "it is planned, but no longer in the source")
+    return locations[video.video_uri]
+
+
+def _job(video: PlannedVideo, path: str, settings: DecodeSettings) -> VideoJob:
+    return VideoJob(
+        path=path,
+        video_uri=video.video_uri,
+        video_id=video.video_id,
+        first_view=video.first_view,
+        views=video.views,
+        image_size=settings.image_size,
+        sampling=settings.sampling,
+    )
+
+
+def _source(video: PlannedVideo, content: FetchedVideo | None) -> SourceRecord:
+    """What was read of a video, under the size that was planned; an unknown content when it could not be."""
+    return SourceRecord(
+        video_id=video.video_id,
+        video_uri=video.video_uri,
+        size_bytes=video.size_bytes,
+        first_view=video.first_view,
+        views=video.views,
+        version="" if content is None else content.version,
+        sha256="" if content is None else content.sha256,
+    )
+
+
+def _blamed(video: PlannedVideo, error: str) -> Failure:
+    return Failure(video.video_uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)

@@ -1,0 +1,299 @@
+"""Videos inside archives: zip archives of frames or videos, in parts too, and WebDataset tars of videos.
+
+Nothing is ever extracted under a name of the archive's, no link in it is followed, and what its directory
+claims is believed only as far as limits allow.
+"""
+
+import atexit
+import hashlib
+import lzma
+import stat
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from deltacache.pipeline.inputs.archive_parts import ArchiveFile, JoinedFile, open_parts, part_names
+from deltacache.pipeline.inputs.locations import Location, Refused, TarVideo, ZipFrames, ZipVideo
+from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, suffix_of
+from deltacache.pipeline.storage.remote_files import client_errors, explain, retried
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
+
+MAX_VIDEO_BYTES = 16 << 30  # of one video taken out of an archive: more is a bomb, not a video
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, RuntimeError,
+    IndexError, OverflowError, lzma.LZMAError,
+)  # fmt: skip
+_TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError)
+_TAR_BLOCK = 512
+_TAR_READ_BYTES = 1 << 16  # headers lie far apart
+_LONGEST_HEADER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedVideo:
+    """One video of an archive.
+
+    Attributes:
+        inner: its name in the archive, "" for the archive itself.
+        version: see ``VideoSource``.
+    """
+
+    inner: str
+    location: Location
+    size_bytes: int
+    version: str
+
+
+def videos_in_archive(
+    archive: ArchiveFile, place_of: Callable[[str], str], version: str
+) -> list[ArchivedVideo]:
+    """What an archive holds; one refused entry for an archive, or its rest, that cannot be read.
+
+    Args:
+        place_of: path or url of a file of the archive's folder.
+        version: of the archive's file.
+    """
+    if archive.missing:
+        message = f"{archive.missing} is missing, a part of {archive.name}"
+        return [_refused(FailureReason.UNREADABLE, message, version)]
+    first = place_of(archive.first)
+    try:
+        if archive.first.lower().endswith(".tar"):
+            return retried(lambda: list(_tar_videos(first, version)))
+        return retried(lambda: _zip_videos(first, archive.parts))
+    except VideoRefusedError as error:
+        return [_refused(error.reason, error.message, version)]
+    except client_errors() as error:
+        return [_refused(FailureReason.UNREADABLE, explain(error), version)]
+
+
+def _refused(reason: FailureReason, message: str, version: str) -> ArchivedVideo:
+    return ArchivedVideo("", Refused(reason.value, message), 0, version)
+
+
+# --- zip ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ZipDirectory:
+    """An opened zip archive.
+
+    Attributes:
+        members: by name; files only.
+        folders: frames by the folder that they lie in, "" for the top; in the order of their names.
+    """
+
+    file: JoinedFile
+    zip: zipfile.ZipFile
+    members: dict[str, zipfile.ZipInfo]
+    folders: dict[str, list[zipfile.ZipInfo]]
+
+    def close(self) -> None:
+        """Close the archive and its parts."""
+        self.zip.close()
+        self.file.close()
+
+
+def open_zip(archive: str, parts: int) -> ZipDirectory:
+    """Read the directory of a zip archive.
+
+    Raises:
+        VideoRefusedError: it cannot be understood.
+        OSError: its files cannot be read.
+    """
+    names = part_names(archive, parts)
+    file = open_parts(names)
+    try:
+        if not file.size:
+            raise VideoRefusedError(FailureReason.EMPTY_FILE, "the archive has zero bytes")
+        opened = zipfile.ZipFile(file)
+        members = {info.filename: info for info in opened.infolist() if _is_wanted(info)}
+        if parts > 1 and not names[0].lower().endswith(".001"):
+            _correct_offsets(opened, file)
+    except _ZIP_ERRORS as error:
+        file.close()
+        hint = (
+            "" if parts == 1 else f" (parts {names[0].rpartition('/')[2]} to {names[-1].rpartition('/')[2]})"
+        )
+        message = f"the archive's directory cannot be read{hint}, a part is missing or damaged: {error}"
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
+    except BaseException:
+        file.close()
+        raise
+    folders: dict[str, list[zipfile.ZipInfo]] = {}
+    with_videos = {_folder_of(name) for name in members if is_video(name)}
+    for name, info in sorted(members.items()):
+        folder = _folder_of(name)
+        if folder not in with_videos and frame_seconds(name.rpartition("/")[2]) is not None:
+            folders.setdefault(folder, []).append(info)
+    return ZipDirectory(file, opened, members, folders)
+
+
+def _is_wanted(info: zipfile.ZipInfo) -> bool:
+    return not (_is_hidden(info.filename) or info.is_dir())
+
+
+def _is_hidden(name: str) -> bool:
+    """As in folders: anything under a name that starts with a dot; and what macOS adds to archives."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _correct_offsets(opened: zipfile.ZipFile, file: JoinedFile) -> None:
+    """Offsets of a spanned archive count from the start of their own part; zipfile took all for the last's."""
+    claimed = opened.start_dir - _directory_offset(file)
+    for info in opened.infolist():
+        if info.volume >= len(file.starts):
+            raise zipfile.BadZipFile(f"a member lies in part {info.volume + 1} of {len(file.starts)}")
+        info.header_offset += file.starts[info.volume] - claimed
+    bounds = sorted({opened.start_dir, *(info.header_offset for info in opened.infolist())})
+    following = dict(pairwise(bounds))
+    for info in opened.infolist():
+        if hasattr(info, "_end_offset"):  # newer zipfile checks by it that members do not overlap
+            info._end_offset = following.get(info.header_offset)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _directory_offset(file: JoinedFile) -> int:
+    """Where the directory starts in its own part, from the record at the archive's end."""
+    tail = min(file.size, 22 + (1 << 16))
+    file.seek(file.size - tail)
+    data = file.read(tail)
+    disks, _, _, _, _, offset = struct.unpack_from("<4H2L", data, data.rindex(b"PK\x05\x06") + 4)
+    if disks + 1 != len(file.starts):
+        raise zipfile.BadZipFile(f"it was made of {disks + 1} parts, {len(file.starts)} are there")
+    return offset
+
+
+def _zip_videos(archive: str, parts: int) -> list[ArchivedVideo]:
+    directory = open_zip(archive, parts)
+    try:
+        videos = [
+            ArchivedVideo(name, ZipVideo(archive, parts, name), info.file_size, zip_version([info]))
+            for name, info in directory.members.items()
+            if is_video(name)
+        ]
+        for folder, frames in directory.folders.items():
+            size = sum(frame.file_size for frame in frames)
+            location = ZipFrames(archive, parts, folder)
+            videos.append(ArchivedVideo(folder, location, size, zip_version(frames)))
+        return videos
+    finally:
+        directory.close()
+
+
+def zip_version(members: list[zipfile.ZipInfo]) -> str:
+    """From the checksums that the directory has."""
+    about = "".join(f"{m.filename}\0{m.CRC:08x}\0{m.file_size}\n" for m in members)
+    return f"crc-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+
+
+def read_member(directory: ZipDirectory, info: zipfile.ZipInfo, chunk: int = 1 << 20) -> Iterator[bytes]:
+    """The bytes of a member, never more than its directory entry says.
+
+    Raises:
+        VideoRefusedError: it is damaged, encrypted, or packed in a way that zipfile does not know.
+    """
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise VideoRefusedError(FailureReason.UNREADABLE, "a link inside an archive, which is not followed")
+    if info.flag_bits & 1:
+        raise VideoRefusedError(FailureReason.UNREADABLE, "encrypted inside its archive")
+    try:
+        with directory.zip.open(info) as member:
+            while data := member.read(chunk):
+                yield data
+    except NotImplementedError as error:
+        raise VideoRefusedError(FailureReason.UNREADABLE, f"packed in an unknown way: {error}") from error
+    except _ZIP_ERRORS as error:
+        message = "damaged inside its archive: its bytes are not those that the archive's directory promises"
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
+
+
+class OpenZips:
+    """Archives kept open from video to video: reading a directory of 100,000 members takes a second."""
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._lock = threading.RLock()
+        self._opened: dict[Any, ZipDirectory] = {}
+
+    def get(self, archive: str, parts: int, stamp: str) -> ZipDirectory:
+        """The archive, opened anew when ``stamp`` (its version) has changed. Raises as ``open_zip`` does."""
+        key = (archive, parts, stamp)
+        with self._lock:
+            directory = self._opened.pop(key, None) or open_zip(archive, parts)
+            self._opened[key] = directory
+            while len(self._opened) > self._most:
+                self._opened.pop(next(iter(self._opened))).close()
+            return directory
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            for directory in self._opened.values():
+                directory.close()
+            self._opened.clear()
+
+
+# --- tar ----------------------------------------------------------------------------------------------------
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header that cannot lead into an endless loop or claim all memory."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.HeaderError("negative size")
+        return super()._block(count)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extends = self.type in b"LKxgX"
+        if self.size < 0 or (extends and self.size > _LONGEST_HEADER):
+            raise tarfile.HeaderError("a header of absurd size")
+        return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _tar_videos(archive: str, version: str) -> Iterator[ArchivedVideo]:
+    """One video a member; a damaged header ends it with a refused entry, so that no loss goes unseen."""
+    end = 0
+    with open_parts([archive], _TAR_READ_BYTES) as file:
+        if not file.size:
+            raise VideoRefusedError(FailureReason.EMPTY_FILE, "the archive has zero bytes")
+        try:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - or memory grows
+                    end = tar.offset
+                    if is_video(member.name) and not _is_hidden(member.name):
+                        yield _tar_video(archive, member, file.size, version)
+        except _TAR_ERRORS as error:
+            message = f"the archive cannot be read from byte {end} on: {error}"
+            yield _refused(FailureReason.CORRUPT_STREAM, message, version)
+            return
+        file.seek(end)
+        if file.read(_TAR_BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the archive's end
+            message = f"the archive cannot be read from byte {end} on: no header is there"
+            yield _refused(FailureReason.CORRUPT_STREAM, message, version)
+
+
+def _tar_video(archive: str, member: tarfile.TarInfo, archive_size: int, version: str) -> ArchivedVideo:
+    name = member.name.encode("utf-8", "backslashreplace").decode()
+    version = f"{version}@{member.offset_data}"
+    location: Location = TarVideo(archive, member.offset_data, member.size, suffix_of(name))
+    if not member.isreg() or member.issparse():
+        location = Refused(FailureReason.UNREADABLE.value, "a link or special file inside an archive")
+    elif member.offset_data + member.size > archive_size:
+        location = Refused(FailureReason.TRUNCATED.value, "its archive ends before it does")
+    return ArchivedVideo(name, location, member.size, version)
+
+
+open_zips = OpenZips()
+atexit.register(open_zips.close)

@@ -1,0 +1,311 @@
+"""A local path for the decoder, wherever a video lies, and the identity of what was read.
+
+==================  =============================================  =======================
+the video is        the path is                                    version
+==================  =============================================  =======================
+a local file        the file itself                                its mtime_ns
+a local folder      the folder itself                              newest mtime_ns of a frame
+an object           a copy in the spool folder                     its ETag
+frames on a store   copies in a folder in the spool folder         a hash of their ETags
+in a zip archive    unpacked in the spool folder                   a hash of the checksums in its directory
+in a tar archive    a copy in the spool folder                     the archive's, and the place in it
+==================  =============================================  =======================
+
+Names in the spool folder are ours. Errors that may pass (I/O, connections, HTTP 429 and 5xx) are tried four times.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from deltacache.pipeline.inputs.archives import MAX_VIDEO_BYTES, open_zips, read_member, zip_version
+from deltacache.pipeline.inputs.locations import (
+    FrameObjects,
+    Location,
+    PlainFile,
+    Refused,
+    TarVideo,
+    ZipFrames,
+    ZipVideo,
+    parse_location,
+)
+from deltacache.pipeline.inputs.video_names import (
+    VIDEO_SUFFIXES,
+    frame_seconds,
+    spooled_frame_name,
+    suffix_of,
+)
+from deltacache.pipeline.storage.remote_files import (
+    client_errors,
+    explain,
+    filesystem_of,
+    frames_version,
+    is_remote,
+    retried,
+    version_of,
+)
+from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+
+_CHUNK_BYTES = 8 << 20  # one request of an object store
+_LOCAL_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedVideo:
+    """One video on this machine.
+
+    Attributes:
+        path: a file, or a folder of frames.
+        size_bytes: of the file or of all frames.
+        version: changes when the source is replaced; see the module's table.
+        sha256: of the file; of frames, over their sorted names and contents, wherever they lie.
+    """
+
+    path: str
+    size_bytes: int
+    version: str
+    sha256: str
+
+
+@contextmanager
+def fetched(location: str, spool: Path) -> Iterator[FetchedVideo]:
+    """A local path to the video, valid inside the context; copies lie below ``spool`` and are removed afterwards.
+
+    Raises:
+        VideoRefusedError: it cannot be read, or is damaged inside its archive.
+    """
+    with _refusing():
+        parsed = parse_location(location)
+        folder = None if _is_local(parsed) else tempfile.mkdtemp(prefix="video-", dir=spool)
+    try:
+        with _refusing():
+            video = retried(lambda: _fetch(parsed, folder))
+        yield video
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def content_sha256(location: str) -> str:
+    """The ``sha256`` that ``fetched`` would give, without writing anything. Raises as it does."""
+    with _refusing():
+        parsed = parse_location(location)
+        return retried(lambda: _fetch(parsed, None)).sha256
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except client_errors() as error:
+        raise VideoRefusedError(FailureReason.UNREADABLE, explain(error)) from error
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+        raise VideoRefusedError(FailureReason.UNREADABLE, f"{error}") from error
+
+
+def _is_local(location: Location) -> bool:
+    return isinstance(location, PlainFile) and not is_remote(location.place)
+
+
+def _fetch(location: Location, folder: str | None) -> FetchedVideo:
+    """Read all of it once, into ``folder`` unless that is None."""
+    match location:
+        case PlainFile(place):
+            return _object(place, folder) if is_remote(place) else _local(place)
+        case FrameObjects(url):
+            return _frames(*_frame_objects(url), folder)
+        case ZipVideo() | ZipFrames():
+            return _zip_member(location, folder)
+        case TarVideo():
+            return _tar_member(location, folder)
+        case Refused(_, message):
+            raise VideoRefusedError(location.failure, message)
+
+
+# --- files and objects --------------------------------------------------------------------------------------
+
+
+def _local(path: str) -> FetchedVideo:
+    about = os.stat(path)  # noqa: PTH116 - one call for kind, size and time
+    if stat.S_ISDIR(about.st_mode):
+        with os.scandir(path) as entries:
+            frames = [
+                (entry.name, entry.stat()) for entry in entries if frame_seconds(entry.name) is not None
+            ]
+        version = str(max((frame.st_mtime_ns for _, frame in frames), default=about.st_mtime_ns))
+        readers = {name: _local_chunks(f"{path}/{name}", frame) for name, frame in frames}
+        return _frames(readers, version, None, path)
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe or a device may never end
+        raise VideoRefusedError(FailureReason.UNREADABLE, "not a regular file")
+    digest, size = _copy(_local_chunks(path, about), None)
+    _check_unchanged(about.st_mtime_ns, os.stat(path).st_mtime_ns)  # noqa: PTH116
+    return FetchedVideo(path, size, str(about.st_mtime_ns), digest)
+
+
+def _check_unchanged(before: object, after: object) -> None:
+    if before != after:
+        raise OSError(errno.ESTALE, "replaced while it was read")
+
+
+def _local_chunks(path: str, about: os.stat_result) -> Iterator[bytes]:
+    if not stat.S_ISREG(about.st_mode):
+        raise VideoRefusedError(FailureReason.UNREADABLE, "not a regular file")
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more than a small frame's hash
+        while data := file.read(_LOCAL_CHUNK_BYTES):
+            yield data
+
+
+def _object(url: str, folder: str | None) -> FetchedVideo:
+    fs, path = filesystem_of(url)
+    fs.invalidate_cache(path)
+    info = fs.info(path)
+    if info.get("type") == "directory":
+        raise VideoRefusedError(FailureReason.UNREADABLE, "a folder, not a video")
+    target = _target(folder, suffix_of(path))
+    digest, size = _copy(_object_chunks(url, 0, info["size"]), target)
+    if size > _CHUNK_BYTES:
+        fs.invalidate_cache(path)
+        _check_unchanged(version_of(info), version_of(fs.info(path)))
+    return FetchedVideo(target or url, size, version_of(info), digest)
+
+
+def _object_chunks(url: str, start: int, size: int) -> Iterator[bytes]:
+    """One request a chunk, each tried again by itself.
+
+    Raises:
+        VideoRefusedError: there are fewer bytes.
+    """
+    fs, path = filesystem_of(url)
+    for begin in range(start, start + size, _CHUNK_BYTES):
+        end = min(begin + _CHUNK_BYTES, start + size)
+        try:
+            data = retried(lambda begin=begin, end=end: fs.cat_file(path, start=begin, end=end))
+        except client_errors() as error:  # tried often enough: not all of it once more
+            raise VideoRefusedError(FailureReason.UNREADABLE, explain(error)) from error
+        if len(data) != end - begin:
+            raise VideoRefusedError(
+                FailureReason.TRUNCATED, f"its store gave {len(data)} of {end - begin} bytes"
+            )
+        yield data
+
+
+def _frame_objects(url: str) -> tuple[dict[str, Iterator[bytes]], str]:
+    fs, path = filesystem_of(url)
+    found = fs.find(path, maxdepth=1, detail=True)
+    infos = {place.rpartition("/")[2]: info for place, info in sorted(found.items())}
+    infos = {name: info for name, info in infos.items() if frame_seconds(name) is not None}
+    readers = {name: _object_chunks(f"{url}/{name}", 0, info["size"]) for name, info in infos.items()}
+    return readers, frames_version((name, version_of(info)) for name, info in infos.items())
+
+
+# --- archives -----------------------------------------------------------------------------------------------
+
+
+def archive_stamp(archive: str) -> str:
+    """A version of an archive's file: of one in parts, the file that names it."""
+    if is_remote(archive):
+        fs, path = filesystem_of(archive)
+        fs.invalidate_cache(path)
+        return version_of(fs.info(path))
+    return str(os.stat(archive).st_mtime_ns)  # noqa: PTH116
+
+
+def _zip_member(location: ZipVideo | ZipFrames, folder: str | None) -> FetchedVideo:
+    directory = open_zips.get(location.archive, location.parts, archive_stamp(location.archive))
+    if isinstance(location, ZipFrames):
+        frames = directory.folders.get(location.folder, [])
+        _check_size(sum(frame.file_size for frame in frames))
+        readers = {frame.filename.rpartition("/")[2]: read_member(directory, frame) for frame in frames}
+        return _frames(readers, zip_version(frames), folder)
+    member = directory.members.get(location.member)
+    if member is None:
+        raise VideoRefusedError(FailureReason.UNREADABLE, "its archive does not hold it any more")
+    _check_size(member.file_size)
+    target = _target(folder, suffix_of(location.member))
+    digest, size = _copy(read_member(directory, member), target)
+    return FetchedVideo(target or location.archive, size, zip_version([member]), digest)
+
+
+def _tar_member(location: TarVideo, folder: str | None) -> FetchedVideo:
+    _check_size(location.size)
+    version = f"{archive_stamp(location.archive)}@{location.offset}"
+    target = _target(folder, location.suffix)
+    digest, size = _copy(_tar_chunks(location), target)
+    return FetchedVideo(target or location.archive, size, version, digest)
+
+
+def _tar_chunks(location: TarVideo) -> Iterator[bytes]:
+    if is_remote(location.archive):
+        yield from _object_chunks(location.archive, location.offset, location.size)
+        return
+    left = location.size
+    with open(location.archive, "rb", buffering=0) as file:  # noqa: PTH123
+        file.seek(location.offset)
+        while left:
+            data = file.read(min(left, _LOCAL_CHUNK_BYTES))
+            if not data:
+                raise VideoRefusedError(FailureReason.TRUNCATED, "its archive ends before it does")
+            left -= len(data)
+            yield data
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_VIDEO_BYTES:
+        raise VideoRefusedError(
+            FailureReason.OUT_OF_MEMORY,
+            f"its archive claims {size} bytes for it, at most {MAX_VIDEO_BYTES >> 30} GiB are unpacked",
+        )
+
+
+# --- copies and hashes --------------------------------------------------------------------------------------
+
+_Readers: TypeAlias = dict[str, Iterator[bytes]]
+
+
+def _frames(readers: _Readers, version: str, folder: str | None, path: str = "") -> FetchedVideo:
+    """Frames by name, each read once, in the order of names."""
+    digest, total = hashlib.sha256(), 0
+    for number, name in enumerate(sorted(readers)):
+        target = None if folder is None else str(Path(folder, spooled_frame_name(number, name)))
+        content, size = _copy(readers[name], target)
+        encoded = os.fsencode(name)
+        digest.update(f"{len(encoded)}:".encode() + encoded + f" {content}\n".encode())
+        total += size
+    return FetchedVideo(path or folder or "", total, version, digest.hexdigest())
+
+
+def _target(folder: str | None, suffix: str) -> str | None:
+    known = suffix if suffix in VIDEO_SUFFIXES else ""
+    return None if folder is None else str(Path(folder, f"video{known}"))
+
+
+def _copy(chunks: Iterator[bytes], target: str | None) -> tuple[str, int]:
+    """SHA-256 and size of ``chunks``, written to ``target`` unless that is None."""
+    digest, size = hashlib.sha256(), 0
+    with open(target or os.devnull, "wb", buffering=0) as file:  # noqa: PTH123
+        for data in chunks:
+            digest.update(data)
+            size += len(data)
+            if target is not None:
+                _write_all(file.fileno(), data)
+    return digest.hexdigest(), size
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:  # ours, not the video's
+        raise DeltacacheError(
+            f"a copy of {len(data)} bytes cannot be written to the spool folder ({error.strerror}): it needs space "
+            "for a few videos, set TMPDIR to a folder on a larger disk"
+        ) from error

@@ -1,0 +1,1 @@
+"""The offline jobs as one reads them, with what they say of themselves."""

@@ -1,0 +1,106 @@
+"""What jobs are made of: the card of the output, and how workers build their encoders."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from upath import UPath
+
+import deltacache
+from deltacache.models.backbone import Backbone
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.work.encoders import (
+    ChosenBackbone,
+    ClipEncoder,
+    build_delta_encoder,
+    build_feature_encoder,
+)
+from deltacache.pipeline.work.workers import FeatureShardWorker, VideoShardWorker
+from deltacache.schemas.datasets import BackboneCard, DatasetCard, Precision
+from deltacache.schemas.jobs import ExtractionSettings
+
+BuildEncoder = Callable[[str], ClipEncoder]
+"""From a device (``cpu`` or ``cuda``) to an encoder there."""
+
+
+def chosen_backbone(settings: ExtractionSettings) -> ChosenBackbone:
+    """What makes the tokens of these settings."""
+    return ChosenBackbone(settings.backbone, settings.layers, settings.pca)
+
+
+def features_card(
+    settings: ExtractionSettings, backbone: Backbone, black: np.ndarray, precision: Precision
+) -> DatasetCard:
+    """What a feature dataset made with these settings is.
+
+    Args:
+        black: (N, D) float16, patch tokens of an all-black frame.
+    """
+    return DatasetCard(
+        kind="features",
+        store=settings.store,
+        dtype=settings.dtype,
+        precision=precision,
+        backbone=BackboneCard(
+            id=backbone.id,
+            weights_sha256=backbone.weights_sha256,
+            patch_size=backbone.patch_size,
+            hidden_size=backbone.width,
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
+            layers=backbone.layers,
+            pca_fingerprint=backbone.pca.fingerprint if backbone.pca else None,
+        ),
+        image_size=settings.image_size,
+        patch_grid=backbone.grid(settings.image_size),
+        hidden_size=backbone.hidden_size,
+        sampling=settings.sampling,
+        black_crc32c=crc32c_of_npy(black),
+        code_version=deltacache.__version__,
+    )
+
+
+def feature_encoder(settings: ExtractionSettings, precision: Precision) -> BuildEncoder:
+    """From pixels to patch tokens."""
+    return partial(
+        build_feature_encoder,
+        chosen_backbone(settings),
+        frames=settings.sampling.frames,
+        dtype=settings.dtype,
+        precision=precision,
+    )
+
+
+def video_delta_encoder(
+    settings: ExtractionSettings, card: DatasetCard, tokenizer: Path, black: np.ndarray
+) -> BuildEncoder:
+    """From pixels to delta tokens."""
+    return partial(_video_delta_encoder, tokenizer, black, card, chosen_backbone(settings))
+
+
+def _video_delta_encoder(
+    tokenizer: Path, black: np.ndarray, card: DatasetCard, backbone: ChosenBackbone, device: str
+) -> ClipEncoder:
+    frames, precision = card.sampling.frames, card.precision
+    return build_delta_encoder(
+        tokenizer, black, card.patch_grid, device, backbone, frames=frames, precision=precision
+    )
+
+
+def video_worker(out: UPath, card: DatasetCard, encoder: BuildEncoder, device: str) -> VideoShardWorker:
+    """A worker that makes shards of ``out`` from videos; runs where it will work."""
+    return VideoShardWorker(out, card, encoder(device))
+
+
+def feature_worker(
+    features: tuple[UPath, DatasetCard],
+    deltas: tuple[UPath, DatasetCard],
+    tokenizer: Path,
+    black: np.ndarray,
+    device: str,
+) -> FeatureShardWorker:
+    """A worker that makes shards of deltas from those of features; runs where it will work."""
+    frames, grid = deltas[1].sampling.frames, deltas[1].patch_grid
+    encoder = build_delta_encoder(tokenizer, black, grid, device, None, frames=frames)
+    return FeatureShardWorker(features, deltas, encoder)

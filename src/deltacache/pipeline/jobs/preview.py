@@ -1,0 +1,109 @@
+"""``--dry-run``: what extraction would make, and how long it would take here, tried on a few of the videos."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from deltacache.pipeline.cluster import DecodePlan, cluster, probe
+from deltacache.pipeline.datasets.plan import PlannedVideo
+from deltacache.pipeline.datasets.stores import token_shape
+from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings
+from deltacache.pipeline.inputs.sources import VideoSource, find_videos
+from deltacache.pipeline.jobs.parts import chosen_backbone, feature_encoder, features_card, video_worker
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root
+from deltacache.pipeline.work.encoders import black_patch_tokens_of
+from deltacache.pipeline.work.placement import Placement
+from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.jobs import ExtractionSettings
+
+_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a whole extraction would cost, from a few videos.
+
+    Attributes:
+        decode_s: of one decoder for all videos, seconds; likewise ``forward_s`` of one encoder.
+        refused: share of the sampled videos.
+    """
+
+    decode_s: float
+    forward_s: float
+    refused: float
+    placement: Placement
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole job. On CPUs decoders and encoders share the cores."""
+        if self.placement.device == "cpu":
+            return (self.decode_s + self.forward_s) / max(self.placement.decoders, self.placement.encoders)
+        return max(self.decode_s / self.placement.decoders, self.forward_s / self.placement.encoders)
+
+    @property
+    def limit(self) -> str:
+        """What takes most of the time."""
+        decoding, forward = self.decode_s, self.forward_s
+        if self.placement.device == "cuda":
+            decoding, forward = decoding / self.placement.decoders, forward / self.placement.encoders
+        return "decoding" if decoding > forward else "the forward"
+
+
+def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
+    """What ``extract_features`` would make and how long it would take, as text; writes nothing.
+
+    A few videos, spread over the source, are decoded and the encoder is tried, where the job would run.
+    """
+    sources = find_videos(settings.source, settings.exclude_list)
+    card = _card(settings)
+    shape, clips = token_shape(card), len(sources) * settings.views
+    width = 1 if card.dtype == "int8" else 2
+    clip_bytes = width * math.prod(shape) + (4 * shape[0] * shape[1] if card.dtype == "int8" else 0)
+    shards = -(-len(sources) // settings.videos_per_shard)
+    estimate, sampled = _try(settings, card, sources)
+    size = sum(source.size_bytes for source in sources)
+    return (
+        f"{settings.source}: {len(sources)} videos ({size / 1e9:.2f} GB)\n"
+        f"{dataset_root(out)}: would hold {clips} clips of {shape[0]} x {shape[1]} x {shape[2]} {card.dtype} in at "
+        f"least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB\n"
+        f"tried on {sampled} videos, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
+        f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward "
+        f"{_hours(estimate.forward_s)} of one encoder); refused {estimate.refused:.0%}"
+    )
+
+
+def _card(settings: ExtractionSettings) -> DatasetCard:
+    backbone = chosen_backbone(settings).load()
+    black = black_patch_tokens_of(backbone, settings.image_size)
+    precision = "float32" if settings.precision == "auto" else settings.precision
+    return features_card(settings, backbone, black, precision)
+
+
+def _try(settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSource]) -> tuple[Estimate, int]:
+    step = max(1, len(sources) // _SAMPLE)
+    sample = sources[step // 2 :: step][:_SAMPLE]
+    videos = [PlannedVideo(s.video_id, s.video_uri, s.size_bytes, 0, settings.views) for s in sample]
+    locations = {source.video_uri: source.path for source in sample}
+    decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
+    with cluster(settings.cluster) as placement:
+        precision = settings.precision
+        if precision == "auto":
+            precision = "bfloat16" if placement.device == "cuda" else "float32"
+        build = partial(
+            video_worker, dataset_root("unused"), card, feature_encoder(settings, precision), placement.device
+        )
+        rate, groups = probe(build, videos, decode, placement)
+    return _estimate(rate, groups, len(sources), settings.views, placement), len(sample)
+
+
+def _estimate(
+    rate: float, groups: list[DecodedGroup], videos: int, views: int, placement: Placement
+) -> Estimate:
+    decode_s = sum(group.decode_s for group in groups) / len(groups)
+    refused = sum(bool(group.failures) for group in groups) / len(groups)
+    forward_s = (1 - refused) * videos * views / rate
+    return Estimate(decode_s * videos, forward_s, refused, placement)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,165 @@
+"""Leases: a lock for places without ``flock``. An object that its owner renews; one that is not, is taken over.
+
+Nothing is compared but contents, and nobody's clock with another's: who finds a lease watches it by his own.
+"""
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
+
+from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes
+from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
+from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
+from deltacache.pipeline.storage.storage import AnyPath, is_local, put
+from deltacache.schemas.errors import DatasetError
+
+_TAKEOVERS = 3
+_NO_CONDITIONS = (errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """Seconds between renewals, and how long a lease is watched before it counts as abandoned."""
+
+    renew_s: float = 5.0
+    grace_s: float = 30.0
+
+
+class Lease:
+    """A lease on ``path``, once ``take`` returned."""
+
+    def __init__(self, path: AnyPath, record: LockRecord, times: LeaseTimes) -> None:
+        self._path = path
+        self._record = record
+        self._times = times
+        self._renewed = 0.0
+        self._lost = ""
+        self._writing = Lock()
+        self._stop = Event()
+        self._thread = Thread(target=self._keep, name="lease", daemon=True)
+
+    def take(self, say: Callable[[str], object]) -> None:
+        """Take the lease, of a dead owner too, after having watched it.
+
+        Raises:
+            DatasetError: its owner is alive.
+            OSError: the lease cannot be written; other errors of a storage library too.
+        """
+        settle_s = 0.0
+        for _ in range(_TAKEOVERS):
+            if self._create():
+                time.sleep(settle_s)
+                self._check_ours()
+                self._renewed = time.monotonic()
+                self._thread.start()
+                return
+            found = self._read()
+            if found is None:
+                continue
+            self._refuse_living(found)
+            say(
+                f"{self._path}: taking over from {parse_record(found)}, which does not renew its lock any more"
+            )
+            if self._read() == found:
+                remove(self._path)
+            settle_s = self._times.renew_s  # another one may have decided the same, and remove ours
+        raise self._refused(self._read())
+
+    def publish(self) -> None:
+        """Nothing now: the next renewal carries what the record says."""
+
+    def check(self) -> None:
+        """Refuse to go on without the lease.
+
+        Raises:
+            DatasetError: it was taken over, or could not be renewed for the time of grace.
+        """
+        if not self._lost and time.monotonic() - self._renewed > self._times.grace_s:
+            with readable_errors(self._path):
+                self._renew()  # the machine slept, or the store does not answer
+        if self._lost:
+            raise DatasetError(
+                f"{self._path} was lost: {self._lost}. What was finished is kept; run the command again when no "
+                "other is writing there"
+            )
+
+    def release(self) -> None:
+        """Give the lease back, if it is still held."""
+        self._stop.set()
+        self._thread.join()
+        if not self._lost and self._is_ours(self._read()):
+            remove(self._path)
+
+    def _keep(self) -> None:
+        while not self._lost and not self._stop.wait(self._times.renew_s):
+            try:
+                self._renew()
+            except Exception as error:
+                if not is_refusal(error) and not isinstance(error, DatasetError):
+                    raise
+                if time.monotonic() - self._renewed > self._times.grace_s:
+                    self._lost = f"it could not be renewed for {self._times.grace_s:g} s ({error})"
+
+    def _renew(self) -> None:
+        with self._writing:
+            held = self._read()
+            if not self._is_ours(held):
+                self._lost = f"it belongs to {parse_record(held)} now" if held else "it was removed"
+                return
+            write_bytes(self._path, self._record.to_bytes())
+            self._renewed = time.monotonic()
+
+    def _refuse_living(self, found: bytes) -> None:
+        record = parse_record(found)
+        if record is not None and record.machine == this_host() and not is_alive(record.pid):
+            return
+        deadline = time.monotonic() + self._times.grace_s
+        while time.monotonic() < deadline:
+            time.sleep(min(self._times.renew_s / 2, 1.0))
+            now = self._read()
+            if now is None:
+                return
+            if now != found:
+                raise self._refused(now)
+
+    def _check_ours(self) -> None:
+        held = self._read()
+        if not self._is_ours(held):
+            raise self._refused(held)
+
+    def _is_ours(self, held: bytes | None) -> bool:
+        record = parse_record(held)
+        return record is not None and record.token == self._record.token
+
+    def _refused(self, held: bytes | None) -> DatasetError:
+        return refused(self._path, parse_record(held))
+
+    def _create(self) -> bool:
+        """Make the object unless there is one."""
+        content = self._record.to_bytes()
+        try:
+            if is_local(self._path):
+                with self._path.open("xb") as file:
+                    file.write(content)
+            else:
+                put(self._path, content, exclusive=True)
+        except Exception as error:
+            held = self._read() if is_refusal(error) else None
+            if held is not None:  # stores say so in several ways; ours, if an answer got lost
+                return self._is_ours(held)
+            if isinstance(error, FileExistsError):
+                return False  # and gone again
+            if getattr(error, "errno", None) not in _NO_CONDITIONS:
+                raise
+            write_bytes(self._path, content)
+            time.sleep(self._times.renew_s)  # a store without conditions: the last of several writers stays
+            return self._is_ours(self._read())
+        return True
+
+    def _read(self) -> bytes | None:
+        try:
+            return read_file(self._path)
+        except FileNotFoundError:
+            return None

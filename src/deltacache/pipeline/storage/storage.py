@@ -1,0 +1,147 @@
+"""Where datasets lie: local folders and object stores, behind the same few calls.
+
+Local places are ``pathlib.Path``; all others are fsspec's (``s3://``, ``gs://``, ``memory://`` ...), where an object
+is there whole or not at all, nothing can be renamed, and folders do not exist. fsspec remembers listings; here it
+is told not to, for other processes write into the same place. What may pass by itself is tried again a few
+times; botocore does so on its own.
+"""
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import fsspec.config
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from typing_extensions import TypeIs
+from upath import UPath
+
+from deltacache.pipeline.storage.remote_files import may_pass
+
+AnyPath: TypeAlias = Path | UPath
+Result = TypeVar("Result")
+
+_AT_ONCE = 64
+_ATTEMPTS = 4
+_S3_UPLOAD = {"chunksize": 1 << 24, "max_concurrency": 4}
+"""At most 64 MiB of a file in memory; s3fs would take 500."""
+
+for _protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def dataset_root(root: str | Path | UPath) -> UPath:
+    """``root`` as the kind of path that its place needs: local ones are a ``pathlib.Path`` too."""
+    path = UPath(root)
+    return UPath(path.path) if path.protocol in ("file", "local") and not isinstance(path, Path) else path
+
+
+def is_local(path: AnyPath) -> TypeIs[Path]:
+    """Whether ``path`` is on a file system of this machine, with renames and folders."""
+    return isinstance(path, Path)
+
+
+def retried(call: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Call until it succeeds, a few times at most, as long as what it raises may pass by itself."""
+    attempts = Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
+    return attempts(call, *arguments, **options)
+
+
+def _may_pass(error: BaseException) -> bool:
+    tried = type(error.__cause__ or error).__module__.startswith(("botocore", "aiobotocore"))
+    return not tried and may_pass(error)
+
+
+def make_folder(folder: AnyPath) -> None:
+    """Make a local folder and those above it; elsewhere nothing, least of all a bucket."""
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def names_in(folder: AnyPath) -> list[str]:
+    """Sorted names of what is in ``folder`` now; none if it does not exist."""
+    try:
+        if is_local(folder):
+            return sorted(path.name for path in folder.iterdir())
+        paths = retried(folder.fs.ls, folder.path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    start = folder.path.rstrip("/") + "/"
+    return sorted(
+        name for path in paths if (name := path.rstrip("/").removeprefix(start)) and "/" not in name
+    )
+
+
+def read_many(paths: Iterable[AnyPath]) -> Iterator[bytes]:
+    """The contents of files in one place, in order; from object stores many at once.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    rest = iter(paths)
+    while batch := list(islice(rest, _AT_ONCE)):
+        first = batch[0]
+        if is_local(first):
+            yield from (path.read_bytes() for path in batch)
+            continue
+        fs: Any = first.fs
+        names = [path.path for path in batch if not is_local(path)]
+        # cat() would take [ and * for patterns
+        contents = fs.cat_ranges(names, None, None, on_error="return")
+        for name, content in zip(names, contents, strict=True):
+            yield content if isinstance(content, bytes) else retried(fs.cat_file, name)
+
+
+def read_range(path: UPath, offset: int, size: int) -> bytes:
+    """``size`` bytes of an object, by one request.
+
+    Raises:
+        ValueError: it ends before.
+        OSError: it is not there.
+    """
+    try:
+        fetched: Any = retried(path.fs.cat_file, path.path, start=offset, end=offset + size) if size else b""
+        content = bytes(fetched)
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416:
+            raise
+        content = b""  # a range that begins after the end, as S3 and GCS say it
+    if len(content) != size:
+        raise ValueError(f"{path} has {len(content)} bytes at {offset}, must have {size}")
+    return content
+
+
+def put(path: UPath, content: bytes, *, exclusive: bool = False) -> None:
+    """Write an object whole.
+
+    Raises:
+        FileExistsError: ``exclusive``, and it is there already.
+    """
+    mode = {"mode": "create"} if exclusive else {}
+    retried(path.fs.pipe_file, path.path, content, **mode)
+
+
+def upload(file: Path, path: UPath) -> None:
+    """Make a local file an object, which appears when all of it has arrived."""
+    options = _S3_UPLOAD if path.protocol in ("s3", "s3a") else {}
+    retried(path.fs.put_file, str(file), path.path, **options)
+
+
+def objects_below(folder: UPath) -> list[UPath]:
+    """All objects below ``folder``, or it alone if it is one."""
+    start = folder.path.rstrip("/")
+    paths = retried(folder.fs.find, start)
+    return [folder / path[len(start) + 1 :] if path != start else folder for path in sorted(paths)]
+
+
+def remove_object(path: UPath) -> None:
+    """Remove an object if it is there."""
+    with suppress(FileNotFoundError):
+        retried(path.fs.rm_file, path.path)

@@ -1,0 +1,242 @@
+"""The work of an encoder on one shard, free of Ray: encode clips as they are decoded, commit them.
+
+Groups of videos go through one after the other, so that memory does not grow with the shard: the store asks for
+a clip, the encoder for a batch, the batch for a group, and the next groups are decoded somewhere else meanwhile.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from upath import UPath
+
+from deltacache.pipeline.datasets.commits import checked_receipt, write_shard
+from deltacache.pipeline.datasets.dropping import forget_receipt
+from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
+from deltacache.pipeline.datasets.shard_reading import stored_clips
+from deltacache.pipeline.decoding.work import DecodedGroup
+from deltacache.pipeline.work.encoders import ClipEncoder
+from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
+from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.images import Size, sides
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What a finished piece of work tells the driver.
+
+    Attributes:
+        clips: new ones in the dataset.
+        failed: uris of the videos that were refused.
+        decode_s: seconds of all decoders together; ``encode_s``, ``write_s``, ``wait_s`` are those of the
+            encoder: in the forward, writing, and waiting for pixels (or reading tokens).
+    """
+
+    shard_id: str
+    clips: int
+    failed: tuple[str, ...]
+    videos: int
+    bytes_written: int
+    decode_s: float
+    encode_s: float
+    write_s: float
+    wait_s: float
+
+
+class ShardEncoding:
+    """Groups in, stored clips out, counting what it costs. Use one for each piece of work.
+
+    ``failures`` and ``sources`` are whole once ``clips`` is exhausted.
+    """
+
+    def __init__(
+        self, encoder: ClipEncoder, groups: Iterable[DecodedGroup], on_clips: Callable[[int], None]
+    ) -> None:
+        self._encoder, self._groups, self._on_clips = encoder, groups, on_clips
+        self.failures: list[Failure] = []
+        self.sources: list[SourceRecord] = []
+        self.count = 0
+        self.videos = 0
+        self.decode_s = self.encode_s = self.wait_s = 0.0
+
+    def clips(self) -> Iterator[StoredClip]:
+        """Stored clips in the order of the plan."""
+        batch: list[PixelClip] = []
+        for group in self._arriving():
+            for clip in group.clips:
+                batch.append(clip)
+                if len(batch) == self._encoder.batch_clips:
+                    yield from self._encoded(batch)
+                    batch = []
+        if batch:
+            yield from self._encoded(batch)
+
+    def _arriving(self) -> Iterator[DecodedGroup]:
+        groups = iter(self._groups)
+        while True:
+            start = time.perf_counter()
+            group = next(groups, None)
+            self.wait_s += time.perf_counter() - start
+            if group is None:
+                return
+            self.failures.extend(group.failures)
+            self.sources.extend(group.sources)
+            self.videos += len(group.sources)
+            self.decode_s += group.decode_s
+            yield group
+
+    def _encoded(self, batch: list[PixelClip]) -> Iterator[StoredClip]:
+        start = time.perf_counter()
+        encoded = self._encoder.encode(batch)
+        self.encode_s += time.perf_counter() - start
+        self.count += len(batch)
+        self._on_clips(len(batch))
+        for pixels, clip in zip(batch, encoded, strict=True):
+            yield _stored(pixels, clip)
+
+    def result(self, shard_id: str, started: float, bytes_written: int, clips: int) -> ShardResult:
+        """The figures of the finished work."""
+        elsewhere = self.encode_s + self.wait_s
+        return ShardResult(
+            shard_id=shard_id,
+            clips=clips,
+            failed=tuple(dict.fromkeys(failure.video_uri for failure in self.failures)),
+            videos=self.videos,
+            bytes_written=bytes_written,
+            decode_s=self.decode_s,
+            encode_s=self.encode_s,
+            write_s=max(time.perf_counter() - started - elsewhere, 0.0),
+            wait_s=self.wait_s,
+        )
+
+
+def commit_shard(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Encode a shard as its groups arrive, and commit it."""
+    started = time.perf_counter()
+    receipt = write_shard(root, card, shard_id, encoding.clips(), encoding.failures, encoding.sources)
+    return encoding.result(shard_id, started, receipt.total_bytes, len(receipt.clips))
+
+
+def try_videos(shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Encode some videos of a shard and write nothing: the question is whether a worker survives it."""
+    started = time.perf_counter()
+    for _ in encoding.clips():
+        pass
+    return encoding.result(shard_id, started, 0, 0)
+
+
+class _UnchangedError(Exception):
+    """The retried videos are as they were: nothing is written."""
+
+
+def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
+    """Try the refused videos of a finished shard again; what succeeds is merged into the shard.
+
+    Nothing changes when all are refused again and are the same files. Otherwise the shard is written aside with
+    the old clips and the new ones; then the old receipt goes, and the new file and receipt take their places. A
+    crash in between leaves no receipt: the next run makes the whole shard.
+    """
+    started = time.perf_counter()
+    if not receipt_path(root, shard_id).exists():  # an earlier attempt died in between
+        return encoding.result(shard_id, started, 0, 0)
+    receipt = checked_receipt(root, shard_id, card)
+    failures: list[Failure] = []
+    sources: list[SourceRecord] = []
+    clips = _merged(root, card, receipt, encoding, failures, sources)
+    try:
+        renewed = write_shard(root, card, shard_id, clips, failures, sources, replace=True)
+    except _UnchangedError:
+        return encoding.result(shard_id, started, 0, 0)
+    return encoding.result(shard_id, started, renewed.total_bytes, len(renewed.clips) - len(receipt.clips))
+
+
+def _merged(
+    root: UPath,
+    card: DatasetCard,
+    receipt: Receipt,
+    encoding: ShardEncoding,
+    failures: list[Failure],
+    sources: list[SourceRecord],
+) -> Iterator[StoredClip]:
+    """Old and new clips, video by video in the order of the plan; fills ``failures`` and ``sources``."""
+    old, new = _Peekable(stored_clips(root, card, receipt)), _Peekable(encoding.clips())
+    held = {row["video_uri"] for row in receipt.clips}
+    for source in receipt.sources:
+        if source.video_uri in held:
+            yield from old.of(source.video_uri)
+            new.skip(source.video_uri)  # an earlier attempt committed it, and died before it could say so
+        else:
+            yield from new.of(source.video_uri)
+    new.finish()
+    tried = {source.video_uri: source for source in encoding.sources if source.video_uri not in held}
+    sources.extend(tried.get(source.video_uri, source) for source in receipt.sources)
+    kept = [failure for failure in receipt.failures if failure.video_uri not in tried]
+    again = [failure for failure in encoding.failures if failure.video_uri in tried]
+    place = {source.video_uri: position for position, source in enumerate(sources)}
+    failures.extend(sorted([*kept, *again], key=lambda failure: place[failure.video_uri]))
+    same_files = [s.sha256 for s in sources] == [s.sha256 for s in receipt.sources]
+    if same_files and len(failures) == len(receipt.failures):
+        raise _UnchangedError
+    forget_receipt(root, receipt.shard_id)
+
+
+class _Peekable:
+    """Clips that come video by video."""
+
+    def __init__(self, clips: Iterator[StoredClip]) -> None:
+        self._clips = clips
+        self._next = next(clips, None)
+
+    def of(self, video_uri: str) -> Iterator[StoredClip]:
+        """The clips of this video, if they are the next."""
+        while self._next is not None and self._next.video_uri == video_uri:
+            yield self._next
+            self._next = next(self._clips, None)
+
+    def skip(self, video_uri: str) -> None:
+        for _ in self.of(video_uri):
+            pass
+
+    def finish(self) -> None:
+        """Raise when something is left: it came out of order."""
+        if self._next is not None:
+            raise ValueError(f"clip {self._next.clip.clip_id} came out of the plan's order")
+
+
+def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
+    return StoredClip(
+        clip=clip,
+        video_uri=pixels.video_uri,
+        view=pixels.view,
+        frame_indices=pixels.frame_indices,
+        crop=pixels.crop,
+        flip=pixels.flip,
+        decoder=pixels.decoder,
+        duplicate_frames=pixels.duplicate_frames,
+    )
+
+
+def measure_forward(encoder: ClipEncoder, frames: int, image_size: Size, seconds: float = 1.0) -> float:
+    """Clips a second of the encoder alone, on noise: a warm-up, then at least two batches and ``seconds``."""
+    rng = np.random.default_rng(0)
+    height, width = sides(image_size)
+    clip = PixelClip(
+        clip_id="probe",
+        video_uri="probe",
+        view=0,
+        pixels=rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8),
+        timestamps_s=np.arange(frames, dtype=np.float32),
+        frame_indices=tuple(range(frames)),
+        crop=CropBox(0, 0, height, width),
+        flip=False,
+        decoder="none",
+        duplicate_frames=0,
+    )
+    batch = [replace(clip, clip_id=f"probe-{place}") for place in range(encoder.batch_clips)]
+    encoder.encode(batch)
+    start, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - start < seconds:
+        encoder.encode(batch)
+        rounds += 1
+    return rounds * len(batch) / (time.perf_counter() - start)

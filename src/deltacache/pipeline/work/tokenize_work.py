@@ -1,0 +1,160 @@
+"""The work of an encoder on one shard of a feature dataset, free of Ray.
+
+A shard is read by its receipt: a worker never holds the index, so its memory does not grow with the dataset.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from deltacache.models.checkpoints import LoadedModel
+from deltacache.models.deltatok import DeltaTok
+from deltacache.pipeline.datasets.commits import checked_receipt, write_shard
+from deltacache.pipeline.datasets.receipts import Failure, StoredClip
+from deltacache.pipeline.datasets.shard_reading import stored_clips
+from deltacache.pipeline.work.attempts import Kind, Work
+from deltacache.pipeline.work.encoders import DeltaEncoder
+from deltacache.pipeline.work.shard_work import ShardResult
+from deltacache.schemas.clips import FeatureClip
+from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.errors import FailureReason, MismatchError
+from deltacache.schemas.images import size_text
+
+
+def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: object) -> None:
+    """Refuse a tokenizer of another width or of another backbone's features.
+
+    A tokenizer from a released checkpoint names no backbone; then only the width can be checked.
+    """
+    if tokenizer.model.hidden_size != card.hidden_size:
+        raise MismatchError(
+            f"the features are {card.hidden_size}-wide tokens of {card.backbone.id} at "
+            f"{size_text(card.image_size)} px, but {path} expects {tokenizer.model.hidden_size}: "
+            "extract again or load the matching tokenizer"
+        )
+    made_for = tokenizer.metadata.get("backbone_sha256")
+    if made_for is not None and made_for != card.backbone.weights_sha256:
+        raise MismatchError(
+            f"{path} was trained on features of backbone {made_for[:16]}, but these are of "
+            f"{card.backbone.weights_sha256[:16]} ({card.backbone.id}): use the backbone it was trained with"
+        )
+    check_made_for(tokenizer.metadata, card, path)
+
+
+def check_made_for(metadata: Mapping[str, Any], card: DatasetCard, path: object) -> None:
+    """Refuse a model of other layers or of another PCA than those of the features, if it says what it is of.
+
+    Args:
+        metadata: of a checkpoint, or of a dataset that a model was made from.
+
+    Raises:
+        MismatchError: naming what differs.
+    """
+    if "backbone_sha256" not in metadata:
+        return
+    made_for = {name: metadata[name] for name in ("layers", "pca_fingerprint") if name in metadata}
+    if made_for != card.backbone.choice:
+        raise MismatchError(
+            f"{path} was trained on {_choice(made_for)}, but these features are {_choice(card.backbone.choice)}: "
+            "extract with the same --layers and --pca, or take the matching model"
+        )
+
+
+def _choice(choice: Mapping[str, Any]) -> str:
+    layers, pca = choice.get("layers"), choice.get("pca_fingerprint")
+    joined = f"layers {','.join(map(str, layers))}" if layers is not None else "the last hidden state"
+    return joined + (f" reduced by PCA {pca}" if pca is not None else " without PCA")
+
+
+class _Tokenizing:
+    """Stored feature clips in, stored delta clips out, counting what it costs."""
+
+    def __init__(
+        self, encoder: DeltaEncoder, clips: Iterator[StoredClip], on_clips: Callable[[int], None]
+    ) -> None:
+        self._encoder, self._features, self._on_clips = encoder, clips, on_clips
+        self.encode_s = self.read_s = 0.0
+
+    def clips(self) -> Iterator[StoredClip]:
+        """Delta clips under everything that is known of their feature clips."""
+        while batch := self._read():
+            start = time.perf_counter()
+            encoded = self._encoder.encode_features([_features(stored) for stored in batch])
+            self.encode_s += time.perf_counter() - start
+            self._on_clips(len(batch))
+            for stored, clip in zip(batch, encoded, strict=True):
+                yield replace(stored, clip=clip)
+
+    def _read(self) -> list[StoredClip]:
+        start = time.perf_counter()
+        batch = [clip for _, clip in zip(range(self._encoder.batch_clips), self._features, strict=False)]
+        self.read_s += time.perf_counter() - start
+        return batch
+
+
+def tokenize_shard(
+    features: tuple[UPath, DatasetCard],
+    deltas: tuple[UPath, DatasetCard],
+    work: Work,
+    encoder: DeltaEncoder,
+    on_clips: Callable[[int], None],
+) -> ShardResult:
+    """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
+
+    Videos with which workers die become failures; a trial encodes its videos and writes nothing.
+    """
+    started = time.perf_counter()
+    shard_id, culprits = work.task.shard_id, dict(work.culprits)
+    receipt = checked_receipt(features[0], shard_id, features[1])
+    wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
+    clips = (clip for clip in stored_clips(*features, receipt) if clip.video_uri in wanted)
+    encoding = _Tokenizing(encoder, clips, on_clips)
+    blamed = [
+        Failure(uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)
+        for uri, error in culprits.items()
+    ]
+    failures = [*receipt.failures, *blamed]
+    count = size = 0
+    if work.kind is Kind.TRY:
+        for _ in encoding.clips():
+            pass
+    else:
+        written = write_shard(*deltas, shard_id, encoding.clips(), failures, list(receipt.sources))
+        count, size = len(written.clips), written.total_bytes
+    elsewhere = encoding.encode_s + encoding.read_s
+    return ShardResult(
+        shard_id=shard_id,
+        clips=count,
+        failed=tuple(dict.fromkeys(failure.video_uri for failure in failures)),
+        videos=len(work.task.videos),
+        bytes_written=size,
+        decode_s=0.0,
+        encode_s=encoding.encode_s,
+        write_s=max(time.perf_counter() - started - elsewhere, 0.0),
+        wait_s=encoding.read_s,
+    )
+
+
+def measure_tokenizing(encoder: DeltaEncoder, card: DatasetCard, seconds: float = 1.0) -> float:
+    """Clips a second of the tokenizer alone, on noise: a warm-up, then at least two batches and ``seconds``."""
+    frames, (rows, columns) = card.sampling.frames, card.patch_grid
+    noise = np.random.default_rng(0).standard_normal((frames, rows * columns, card.hidden_size))
+    times = np.arange(frames, dtype=np.float32)
+    batch = [
+        FeatureClip(f"probe-{place}", noise.astype(np.float16), times) for place in range(encoder.batch_clips)
+    ]
+    encoder.encode_features(batch)
+    start, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - start < seconds:
+        encoder.encode_features(batch)
+        rounds += 1
+    return rounds * len(batch) / (time.perf_counter() - start)
+
+
+def _features(stored: StoredClip) -> FeatureClip:
+    assert isinstance(stored.clip, FeatureClip)  # the dataset was opened as features
+    return stored.clip

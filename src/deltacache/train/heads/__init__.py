@@ -1,0 +1,1 @@
+"""Heads on frozen features: segmentation, depth, RGB, and those of Table D."""

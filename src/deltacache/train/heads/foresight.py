@@ -1,0 +1,210 @@
+"""``train-foresight-head``: linear heads on the features of whole frames of Cityscapes (Table D).
+
+The recipe is that of the benchmarks' heads; ``docs/foresight.md`` says how it differs from DINO-Foresight's DPT heads.
+Shapes: B frames, N patches, D hidden, h x w patches of a frame, H x W pixels of a label.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltacache import __version__
+from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.devices import choose_device
+from deltacache.models.heads import DepthHead, SegmentationHead, load_head
+from deltacache.pipeline.benchmarks.full_frames import depth_of, read_depth_map, read_whole
+from deltacache.pipeline.benchmarks.reading import frame_shape, read_label
+from deltacache.pipeline.benchmarks.training_frames import TrainingFrame, labelled_frames
+from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
+from deltacache.schemas.benchmarks import CLASSES
+from deltacache.schemas.configs import save_config
+from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.foresight import ForesightHeadConfig
+from deltacache.schemas.images import sides
+from deltacache.schemas.progress import Reporter
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes
+from deltacache.train.heads.losses import depth_losses, segmentation_loss
+from deltacache.train.loop import Run, split_of, train
+from deltacache.train.order import Part, batch_items, seed_of, step_rng
+from deltacache.train.outputs import check_output, claim_output
+from deltacache.train.prefetch import prefetch
+from deltacache.train.workers.group import Alone
+
+LinearHead = SegmentationHead | DepthHead
+_AHEAD = 2
+_PLACES: dict[str, Any] = {"depth": True, "features": {"backbone", "pca"}}
+"""Where things lie; what they are, fingerprints say."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """``features`` (B, D, h, w) float32 on the device, and a label (H, W) of each frame."""
+
+    features: Tensor
+    labels: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A frame's tokens (N, D) float16 and its label, on the CPU."""
+
+    tokens: Tensor
+    label: Tensor
+
+
+class WholeFrames:
+    """Labelled frames through a frozen backbone; those that memory holds are computed once."""
+
+    def __init__(
+        self,
+        frames: tuple[TrainingFrame, ...],
+        config: ForesightHeadConfig,
+        features: FrameFeatures,
+        device: torch.device,
+    ) -> None:
+        self._frames, self._config, self._features, self._device = frames, config, features, device
+        self._known: OrderedDict[tuple[int, bool], _Seen] = OrderedDict()
+        self._bytes = 0
+
+    def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[FrameBatch]:
+        """The batches of ``parts``: frames epoch by epoch, some of them mirrored."""
+        return prefetch((self._batch(seed, effective_batch, part) for part in parts), _AHEAD)
+
+    def _batch(self, seed: int, effective_batch: int, part: Part) -> FrameBatch:
+        numbers = batch_items(seed, part.step, effective_batch, len(self._frames))[part.positions]
+        drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions] < self._config.flip
+        seen = [self._seen(*key) for key in zip(numbers.tolist(), drawn.tolist(), strict=True)]
+        tokens = torch.stack([each.tokens for each in seen]).to(self._device).float()
+        labels = tuple(each.label.to(self._device) for each in seen)
+        return FrameBatch(tokens.transpose(1, 2).unflatten(2, self._features.grid), labels)
+
+    def _seen(self, number: int, flip: bool) -> _Seen:
+        known = self._known.get((number, flip))
+        if known is not None:
+            return known
+        picture, label = self._read(self._frames[number])
+        if flip:
+            picture, label = (np.ascontiguousarray(part[:, ::-1]) for part in (picture, label))
+        tokens = self._features.tokens([picture])[0].half().cpu()
+        seen = _Seen(tokens, torch.from_numpy(label))
+        size = tokens.nbytes + label.nbytes
+        if self._bytes + size <= RESIDENT_SHARE * memory_bytes():
+            self._known[number, flip] = seen
+            self._bytes += size
+        return seen
+
+    def _read(self, frame: TrainingFrame) -> tuple[np.ndarray, np.ndarray]:
+        assert frame.label is not None  # of labelled_frames
+        config, shape = self._config, frame_shape("cityscapes", frame.frame)
+        if config.depth is None:
+            label = read_label("cityscapes", frame.label, shape)
+        else:
+            label = read_depth_map(depth_of(frame.label, config.split, config.depth), shape)
+        return read_whole(frame.frame, sides(config.features.image_size)), label
+
+
+class WholeFrameHeadTask:
+    """Predictions at the label's resolution, as the evaluation makes them, against the label."""
+
+    kind: Kind = "head"
+
+    def __init__(
+        self, model: LinearHead, frames: WholeFrames, config: ForesightHeadConfig, effective_batch: int
+    ) -> None:
+        self.model = model.train()
+        self._frames, self._config, self._effective_batch = frames, config, effective_batch
+
+    def batches(self, parts: Iterable[Part]) -> Generator[FrameBatch]:
+        """See ``TrainingTask``."""
+        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
+
+    def training_loss(self, batch: FrameBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingTask``: the losses of ``train-head``, in float32 everywhere."""
+        del part
+        with torch.autocast(batch.features.device.type, enabled=False):
+            small = self.model(batch.features)
+            large = [
+                functional.interpolate(each[None], size=label.shape, mode="bilinear", align_corners=False)
+                for each, label in zip(small, batch.labels, strict=True)
+            ]
+            labels = [label[None] for label in batch.labels]
+            if isinstance(self.model, SegmentationHead):
+                return segmentation_loss(large, labels), {}
+            losses = depth_losses([depth[:, 0] for depth in large], labels)
+            loss = losses.silog + self._config.gradient_loss * losses.gradient
+            loss = loss + self._config.rmse_loss * losses.rmse
+        return loss, {"main_loss": losses.silog.detach(), "gradient_loss": losses.gradient.detach()}
+
+    def probes(self) -> dict[str, float]:
+        """See ``TrainingTask``: none."""
+        return {}
+
+
+def train_foresight_head(
+    root: Path, out: Path, config: ForesightHeadConfig, *, resume: bool, device: str, reporter: Reporter
+) -> Path:
+    """Train a head on the labelled frames below ``root`` and return the last checkpoint.
+
+    Raises:
+        DatasetError: a frame, label or depth map is missing or damaged.
+        MismatchError: ``resume`` with another config, backbone or other frames.
+        DeltacacheError: ``out`` holds something else, or the loss became non-finite.
+    """
+    check_output(out, resume=resume)
+    frames = labelled_frames("cityscapes", root, config.split).frames
+    reporter.line(f"train head: {len(frames):,} whole frames of cityscapes, for {config.task}")
+    chosen = choose_device(device)
+    features = load_frame_features(config.features, chosen)
+    effective_batch = split_of(config.training, Alone()).effective_batch
+    metadata = _metadata(root, frames, config, features) | {"effective_batch": effective_batch}
+
+    def load(path: Path) -> LoadedModel[LinearHead]:
+        loaded = load_head(path, config.task)
+        return LoadedModel(loaded.model, loaded.fingerprint, loaded.metadata)
+
+    resumed = claim_output(out, "head", load, metadata, resume=resume)
+    step, state = (resumed.step, resumed.optimizer_state) if resumed else (0, None)
+    if resumed is not None and step >= config.training.steps:
+        reporter.line(f"train head: {resumed.folder} has all its steps, nothing to do")
+        return resumed.folder
+    model = resumed.model if resumed else _seeded(_builder(config, features), config.training.seed)
+    task = WholeFrameHeadTask(
+        model.to(chosen), WholeFrames(frames, config, features, chosen), config, effective_batch
+    )
+    with replacing(out / "config.yaml") as temporary:
+        save_config(config, temporary)
+    return train(task, Run(out, config.training, metadata, reporter, step, state))
+
+
+def _builder(config: ForesightHeadConfig, features: FrameFeatures) -> Callable[[], LinearHead]:
+    if config.task == "depth":
+        return lambda: DepthHead(features.hidden_size)
+    return lambda: SegmentationHead(features.hidden_size, CLASSES["cityscapes"])
+
+
+def _seeded(build: Callable[[], LinearHead], seed: int) -> LinearHead:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of("weights", seed))
+        return build()
+
+
+def _metadata(
+    root: Path, frames: tuple[TrainingFrame, ...], config: ForesightHeadConfig, features: FrameFeatures
+) -> dict[str, Any]:
+    places = [Path(each.frame).relative_to(root).as_posix() for each in frames]
+    return {
+        **features.metadata,
+        "config": config.model_dump(mode="json", exclude=_PLACES),
+        "benchmark": "cityscapes",
+        "hidden_size": features.hidden_size,
+        "frames": {"count": len(frames), "fingerprint": fingerprint_of({"frames": places})},
+        "code_version": __version__,
+    }

@@ -1,0 +1,166 @@
+"""``train-head``: linear heads and the RGB decoder on the features of a frozen backbone (method section 1).
+
+The recipes are DINOv3's linear probes; ``schemas/presets/released/head-*.yaml`` say each value's source.
+"""
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from deltacache.models.backbone import Backbone
+from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.heads import DepthHead, SegmentationHead, load_head
+from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder, undo_backbone
+from deltacache.pipeline.benchmarks.training_frames import TrainingFrames, labelled_frames, picture_frames
+from deltacache.pipeline.benchmarks.upsampling import upsample
+from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, BenchmarkName
+from deltacache.schemas.heads import HeadConfig, RgbConfig
+from deltacache.schemas.progress import Reporter
+from deltacache.train.heads.data import HeadBatch, HeadFrames
+from deltacache.train.heads.losses import depth_losses, picture_losses, segmentation_loss_by_rows
+from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head
+from deltacache.train.loop import train
+from deltacache.train.order import Part
+from deltacache.train.outputs import check_output
+
+LinearHead = SegmentationHead | DepthHead
+ModelT = TypeVar("ModelT", LinearHead, RgbDecoder)
+
+
+class LinearHeadTask:
+    """Predictions at the label's resolution, as the benchmark makes them, against the label."""
+
+    kind: Kind = "head"
+
+    def __init__(
+        self, model: LinearHead, frames: HeadFrames, config: HeadConfig, effective_batch: int
+    ) -> None:
+        self.model = model.train()
+        self._frames, self._config, self._effective_batch = frames, config, effective_batch
+
+    def batches(self, parts: Iterable[Part]) -> Generator[HeadBatch]:
+        """See ``TrainingTask``."""
+        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
+
+    def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
+        with torch.autocast(batch.features.device.type, enabled=False):
+            small = self.model(batch.features)
+            if isinstance(self.model, SegmentationHead):
+                return segmentation_loss_by_rows(small, batch.frames), {}
+            large = [
+                upsample(
+                    small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1])
+                )
+                for each in batch.frames
+            ]
+            labels = [each.label for each in batch.frames]
+            losses = depth_losses([depth[:, 0] for depth in large], labels)
+            loss = losses.silog + self._config.gradient_loss * losses.gradient
+            loss = loss + self._config.rmse_loss * losses.rmse
+        return loss, {"main_loss": losses.silog.detach(), "gradient_loss": losses.gradient.detach()}
+
+    def probes(self) -> dict[str, float]:
+        """See ``TrainingTask``: none, ``evaluate`` tells how good a head is."""
+        return {}
+
+
+class RgbTask:
+    """Pictures from features."""
+
+    kind: Kind = "rgb_decoder"
+
+    def __init__(
+        self, model: RgbDecoder, frames: HeadFrames, config: RgbConfig, effective_batch: int
+    ) -> None:
+        self.model = model.train()
+        self._frames, self._config, self._effective_batch = frames, config, effective_batch
+
+    def batches(self, parts: Iterable[Part]) -> Generator[HeadBatch]:
+        """See ``TrainingTask``."""
+        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
+
+    def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingTask``: L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
+        assert batch.pictures is not None  # asked for
+        truth = batch.pictures.permute(0, 3, 1, 2) / 255.0
+        absolute, gradient = picture_losses(self.model.unclamped(batch.features), truth)
+        loss = absolute + self._config.gradient_loss * gradient
+        return loss, {"main_loss": absolute.detach(), "gradient_loss": gradient.detach()}
+
+    def probes(self) -> dict[str, float]:
+        """See ``TrainingTask``: none."""
+        return {}
+
+
+def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> Path:
+    """Train the linear head of ``config.benchmark`` and return the last checkpoint; a finished run returns at once.
+
+    Raises:
+        DatasetError: a file of the split is missing or damaged.
+        MismatchError: ``resume`` with another config, backbone or other frames.
+        CheckpointError: no such backbone, or a damaged checkpoint.
+        DeltacacheError: ``out`` holds something else, or the loss became non-finite.
+    """
+    benchmark = config.benchmark
+    if benchmark is None:
+        raise ValueError("a head belongs to a benchmark: take head_preset")
+    check_output(request.out, resume=request.resume)
+    frames = labelled_frames(
+        benchmark, request.root, config.frames.split, request.kitti_split, request.kitti_test
+    )
+    _say(frames, benchmark, config, reporter)
+
+    def load(path: Path, _: Backbone) -> LoadedModel[LinearHead]:
+        loaded = load_head(path, BENCHMARK_TASK[benchmark])
+        return LoadedModel(loaded.model, loaded.fingerprint, loaded.metadata)
+
+    setup = open_head(request, config, frames, "head", load)
+
+    def build() -> LinearHead:
+        width = setup.backbone.hidden_size
+        return SegmentationHead(width, CLASSES[benchmark]) if benchmark in CLASSES else DepthHead(width)
+
+    if setup.finished is not None:
+        return _nothing_to_do(setup, reporter)
+    model = setup.model(build).to(setup.device)
+    return train(LinearHeadTask(model, setup.seen(), config, setup.effective_batch), setup.run(reporter))
+
+
+def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
+    """Train an RGB decoder on the pictures below ``request.root``; see ``train_head``."""
+    check_output(request.out, resume=request.resume)
+    frames = picture_frames(request.root)
+    reporter.line(f"train rgb_decoder: {len(frames.frames):,} pictures")
+    setup = open_head(request, config, frames, "rgb_decoder", load_rgb_decoder)
+
+    def build() -> RgbDecoder:
+        backbone = setup.backbone
+        sizes = {"patch_size": backbone.patch_size, "image_size": config.frames.image_size}
+        return RgbDecoder(backbone.hidden_size, **config.model.model_dump(), **sizes)
+
+    if setup.finished is not None:
+        return _nothing_to_do(setup, reporter)
+    model = setup.model(build)
+    undo_backbone(model, setup.backbone)
+    task = RgbTask(model.to(setup.device), setup.seen(pictures=True), config, setup.effective_batch)
+    return train(task, setup.run(reporter))
+
+
+def _say(frames: TrainingFrames, benchmark: BenchmarkName, config: HeadConfig, reporter: Reporter) -> None:
+    dropped = "".join(f", {count:,} left out ({reason})" for reason, count in frames.dropped.items())
+    reporter.line(f"train head: {len(frames.frames):,} labelled frames of {benchmark}{dropped}")
+    if config.frames.split == "val":
+        reporter.line(
+            f"train head: these are the frames that {benchmark} is scored on (--split val): the head's numbers there "
+            "say nothing about new frames, and are not to be compared with published ones"
+        )
+
+
+def _nothing_to_do(setup: HeadSetup[ModelT], reporter: Reporter) -> Path:
+    assert setup.resumed is not None  # finished
+    reporter.line(f"train head: {setup.resumed.folder} has all its steps, nothing to do")
+    return setup.resumed.folder

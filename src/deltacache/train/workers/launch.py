@@ -1,0 +1,47 @@
+"""Where a training runs: in this process, or under Ray Train with several workers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltacache.models.checkpoints import Kind
+from deltacache.schemas.progress import Reporter
+from deltacache.train.setup import Prepared, TrainingRequest
+from deltacache.train.tokenizer import open_tokenizer_inputs, prepare_tokenizer
+from deltacache.train.workers.group import Alone, Group
+from deltacache.train.world import open_world_inputs, prepare_world
+
+PREPARE: Mapping[Kind, Callable[[TrainingRequest[Any], Reporter, Group], Prepared]] = {
+    "tokenizer": prepare_tokenizer,
+    "world": prepare_world,
+}
+OPEN: Mapping[Kind, Callable[[TrainingRequest[Any]], Any]] = {
+    "tokenizer": open_tokenizer_inputs,
+    "world": open_world_inputs,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many processes train one model, and on which cluster; ``None`` is this machine."""
+
+    count: int = 1
+    ray_address: str | None = None
+
+
+def launch(
+    kind: Kind, request: TrainingRequest[Any], reporter: Reporter, workers: Workers | None = None
+) -> Path:
+    """Train and return the last checkpoint. A single worker without a cluster needs no Ray."""
+    if workers is None or workers == Workers():
+        return PREPARE[kind](request, reporter, Alone()).train()
+    from deltacache.train.workers.ray_workers import train_together
+
+    return train_together(kind, _for_other_nodes(request), workers, reporter)
+
+
+def _for_other_nodes(request: TrainingRequest[Any]) -> TrainingRequest[Any]:
+    """Workers have other working directories."""
+    start_from = None if request.start_from is None else request.start_from.absolute()
+    return replace(request, out=request.out.absolute(), start_from=start_from)
