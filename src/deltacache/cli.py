@@ -214,7 +214,8 @@ def train_tokenizer(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import tokenizer_preset
     from deltacache.train.setup import TrainingRequest
-    from deltacache.train.workers.launch import Workers, launch
+    from deltacache.train.workers.launch import launch
+    from deltacache.train.workers.trainable import Workers
 
     config = tokenizer_preset(preset, stage)
     training = training_settings(config.training, locals())
@@ -321,7 +322,8 @@ def train_world(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.configs import world_preset
     from deltacache.train.setup import TrainingRequest
-    from deltacache.train.workers.launch import Workers, launch
+    from deltacache.train.workers.launch import launch
+    from deltacache.train.workers.trainable import Workers
 
     config = world_preset(preset, stage)
     training = training_settings(config.training, locals())
@@ -360,7 +362,7 @@ def train_systems(
     from deltacache.chain.systems import systems_preset
     from deltacache.chain.systems import train_systems as train
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.train.workers.launch import Workers
+    from deltacache.train.workers.trainable import Workers
 
     config = systems_preset(preset).changed(seed, accumulation)
     train(config, absolute(features), out, Workers(workers, ray_address), device, terminal_reporter())

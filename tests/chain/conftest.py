@@ -9,7 +9,7 @@ from deltacache.chain.junction import draw_world
 from deltacache.chain.systems import SystemsConfig, systems_preset, train_systems
 from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train.workers.launch import Workers
+from deltacache.train.workers.trainable import Workers
 
 STEPS = {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3}
 

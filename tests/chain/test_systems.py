@@ -22,7 +22,7 @@ from deltacache.models.futures import decode_future
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train.workers.launch import Workers
+from deltacache.train.workers.trainable import Workers
 
 CONTEXT, HORIZONS, SAMPLES, SEED = 4, (1, 3), 3, 7
 

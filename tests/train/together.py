@@ -13,7 +13,8 @@ from drawn import tokenizer_config, world_config
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.setup import TrainingRequest
-from deltacache.train.workers.launch import Workers, launch
+from deltacache.train.workers.launch import launch
+from deltacache.train.workers.trainable import Workers
 
 
 class Printed(Lines):

@@ -31,7 +31,7 @@ from deltacache.schemas.clips import check_id
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.train.workers.launch import Workers
+from deltacache.train.workers.trainable import Workers
 
 
 class EvaluationPlan(Frozen):

@@ -12,7 +12,8 @@ from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter
 from deltacache.train.setup import TrainingRequest
-from deltacache.train.workers.launch import Workers, launch
+from deltacache.train.workers.launch import launch
+from deltacache.train.workers.trainable import Workers
 
 _HINT = "the chain is not finished: the same command goes on"
 

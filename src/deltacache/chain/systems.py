@@ -30,7 +30,7 @@ from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ClusterSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.train.setup import check_fits, open_training_data
-from deltacache.train.workers.launch import Workers
+from deltacache.train.workers.trainable import Workers
 
 CONFIG = "systems.yaml"
 TrainedConfig = TypeVar("TrainedConfig", TokenizerConfig, WorldConfig)

@@ -1,33 +1,14 @@
 """Where a training runs: in this process, or under Ray Train with several workers."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.progress import Reporter
-from deltacache.train.setup import Prepared, TrainingRequest
-from deltacache.train.tokenizer import open_tokenizer_inputs, prepare_tokenizer
-from deltacache.train.workers.group import Alone, Group
-from deltacache.train.world import open_world_inputs, prepare_world
-
-PREPARE: Mapping[Kind, Callable[[TrainingRequest[Any], Reporter, Group], Prepared]] = {
-    "tokenizer": prepare_tokenizer,
-    "world": prepare_world,
-}
-OPEN: Mapping[Kind, Callable[[TrainingRequest[Any]], Any]] = {
-    "tokenizer": open_tokenizer_inputs,
-    "world": open_world_inputs,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many processes train one model, and on which cluster; ``None`` is this machine."""
-
-    count: int = 1
-    ray_address: str | None = None
+from deltacache.train.setup import TrainingRequest
+from deltacache.train.workers.group import Alone
+from deltacache.train.workers.trainable import PREPARE, Workers
 
 
 def launch(

@@ -38,8 +38,8 @@ from deltacache.train.outputs import RAY_FOLDER, check_output
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.stopping import Stop, stop_on_sigterm
 from deltacache.train.workers.distributed import Distributed, FirstWorkerFailedError
-from deltacache.train.workers.launch import OPEN, PREPARE, Workers
 from deltacache.train.workers.relay import Relay, RelayReporter, Replay, Standing
+from deltacache.train.workers.trainable import OPEN, PREPARE, Workers
 
 _POLL_S = 0.2
 _MOST_VAIN_STARTS = 60
