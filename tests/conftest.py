@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Two test processes share the cores: threads that wait for each other must sleep, not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -51,6 +53,15 @@ def mini_benchmarks() -> Path:
 
 
 _SLOW_FIRST = ("commands", "train", "chain", "pipeline", "evaluate", "models")
+_TOGETHER = {
+    "the real clips encoded": (
+        "commands/test_extract",
+        "commands/test_bad_input",
+        "commands/test_training_cluster",
+    ),
+    "systems trained": ("chain/test_systems", "chain/test_adding_a_world", "chain/test_retry_tokenize"),
+}
+"""Files that share a fixture of a minute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,3 +69,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rooms = {room: place for place, room in enumerate(_SLOW_FIRST)}
     root = Path(__file__).parent
     items.sort(key=lambda item: rooms.get(item.path.relative_to(root).parts[0], len(rooms)))
+
+
+class _ByFixture(LoadFileScheduling):
+    """Files that share a long fixture go to one worker, as the tests of a file do, so that it is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((name for name, files in _TOGETHER.items() if any(each in file for each in files)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """See ``_ByFixture``."""
+    return _ByFixture(config, log)

@@ -24,26 +24,41 @@ FLAGS = (
 )
 
 
+NAMES = (
+    "yoga_568x320.mp4",
+    "kinetics_armwrestle_mmaction2.mp4",
+    "asl_walk_fullrange.mkv",
+    "rabbit_vp8.webm",
+)
+
+
 @pytest.fixture
 def clips(real_videos: Path) -> list[Path]:
     """Small real videos."""
-    names = (
-        "yoga_568x320.mp4",
-        "kinetics_armwrestle_mmaction2.mp4",
-        "asl_walk_fullrange.mkv",
-        "rabbit_vp8.webm",
-    )
-    return [real_videos / "fixture" / name for name in names]
+    return [real_videos / "fixture" / name for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def extracted(deltacache: Command, real_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``videos``, a folder of copies of the first three, and ``features`` made of them."""
+    root = tmp_path_factory.mktemp("extracted")
+    (root / "videos").mkdir()
+    for name in NAMES[:3]:
+        shutil.copy(real_videos / "fixture" / name, root / "videos")
+    deltacache("extract-features", root / "videos", root / "features", *FLAGS).done()
+    return root
 
 
 @pytest.fixture
-def videos(tmp_path: Path, clips: list[Path]) -> Path:
-    """A folder of three copies."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for clip in clips[:3]:
-        shutil.copy(clip, folder)
-    return folder
+def videos(tmp_path: Path, extracted: Path) -> Path:
+    """Copies, of the same times of change."""
+    return shutil.copytree(extracted / "videos", tmp_path / "videos")
+
+
+@pytest.fixture
+def features(tmp_path: Path, extracted: Path) -> Path:
+    """A copy of what was made of them."""
+    return shutil.copytree(extracted / "features", tmp_path / "features")
 
 
 def receipts(out: Path) -> dict[str, int]:
@@ -60,10 +75,9 @@ def failures(out: Path) -> dict[str, str]:
 
 
 def test_new_videos_and_views_are_computed_alone_and_settings_stay(
-    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+    deltacache: Command, videos: Path, features: Path, clips: list[Path]
 ) -> None:
-    out = tmp_path / "features"
-    deltacache("extract-features", videos, out, *FLAGS).done()
+    out = features
     first, before = receipts(out), contents(out)
     again = deltacache("extract-features", videos, out, *FLAGS).done()
     assert "already complete, nothing to do" in again.stdout
@@ -79,10 +93,9 @@ def test_new_videos_and_views_are_computed_alone_and_settings_stay(
 
 
 def test_a_replaced_video_is_noticed_and_made_anew_when_asked(
-    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+    deltacache: Command, videos: Path, features: Path, clips: list[Path], tmp_path: Path
 ) -> None:
-    out = tmp_path / "features"
-    deltacache("extract-features", videos, out, *FLAGS).done()
+    out = features
     before = contents(out)
     for video in videos.iterdir():
         os.utime(video)  # touched, not changed
@@ -105,9 +118,9 @@ def test_a_replaced_video_is_noticed_and_made_anew_when_asked(
 
 
 def test_a_mended_video_joins_its_shard_with_retry_failed(
-    deltacache: Command, videos: Path, clips: list[Path], tmp_path: Path
+    deltacache: Command, videos: Path, extracted: Path, clips: list[Path], tmp_path: Path
 ) -> None:
-    out, fresh = tmp_path / "features", tmp_path / "fresh"
+    out, fresh = tmp_path / "features", extracted / "features"
     victim = videos / clips[1].name
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 3])
@@ -118,7 +131,6 @@ def test_a_mended_video_joins_its_shard_with_retry_failed(
     victim.write_bytes(whole)
     deltacache("extract-features", videos, out, *FLAGS, "--retry-failed").done()
     assert failures(out) == {}
-    deltacache("extract-features", videos, fresh, *FLAGS).done()
     assert sorted(tokens(out).values()) == sorted(tokens(fresh).values())
     assert "no damage" in deltacache("verify", out).done().stdout
     assert "nothing to do" in deltacache("extract-features", videos, out, *FLAGS).done().stdout
