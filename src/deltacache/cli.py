@@ -671,6 +671,7 @@ def evaluate_foresight(
     context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
     horizons: Annotated[str, typer.Option(help="Steps of three frames; 1 is short, 3 mid-term.")] = "1,3",
     seed: SeedOpt = 0,
+    examples: Annotated[int, typer.Option(min=0, max=32, help="Sequences kept for pictures.")] = 4,
     precision: PrecisionOpt = Precision.auto,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -678,7 +679,7 @@ def evaluate_foresight(
 
     Example: deltacache evaluate-foresight Cityscapes/ results/ --layers 2,5,8,11 --pca pca/ --world world/ --head head/
     """
-    from deltacache.chain.foresight import evaluate_foresight_and_show
+    from deltacache.chain.results import evaluate_and_show
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.schemas.foresight import ForesightEvaluation
 
@@ -695,9 +696,10 @@ def evaluate_foresight(
             context=context,
             horizons=parsed_horizons(horizons),
             seed=seed,
+            examples=examples,
             device=device,
         )
-    evaluate_foresight_and_show(settings, terminal_reporter())
+    evaluate_and_show(settings, terminal_reporter())
 
 
 @app.command("export-contexts")

@@ -15,8 +15,17 @@ def test_a_head_and_its_evaluation(deltacache, mini_benchmarks: Path, tmp_path: 
     root, head, out = mini_benchmarks / "cityscapes", tmp_path / "head", tmp_path / "results"
     flags = ["--preset", "tiny", "--split", "val", "--steps", 20]
     deltacache("train-foresight-head", "segmentation", root, head, *SEEN, *flags).done()
-    printed = deltacache("evaluate-foresight", root, out, *SEEN, "--head", head).done().stdout
+    scored = [*SEEN, "--head", head, "--examples", 1]
+    printed = deltacache("evaluate-foresight", root, out, *scored).done().stdout
     assert "Mean IoU of movable classes" in printed
+    assert "was trained on the val split: its numbers are not comparable" in " ".join(printed.split())
+    assert len(list((out / "examples").glob("*.npz"))) == 1
+    page = (out / "report.html").read_text()
+    assert "trained on the val split, from " in page
+    deltacache("report", out, "--out", tmp_path / "again.html").done()
+    assert (tmp_path / "again.html").read_text() == page
+    assert "Head for segmentation" in deltacache("inspect", out).done().stdout
+    assert "foresight: no difference at all for" in deltacache("compare", out, out).done().stdout
     rows = pq.read_table(out / "metrics.parquet").to_pylist()
     values = {(row["method"], row["metric"], row["horizon"]): row["value"] for row in rows}
     assert values["present", "miou", 1] > values["copy_last", "miou", 3] > 0

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from chaos import nodes
 from deltacache.cli import app
-from deltacache.models.pca import load_pca
+from deltacache.models.pca import Pca, load_pca, save_pca
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, PREFIX, normalised
 
@@ -146,6 +146,15 @@ def check_refusals(run: Run, drawn, tmp_path: Path) -> None:
     assert "expects 32" in str(refused.exception)
     refused = run("extract-features", videos, tmp_path / "y", *taken[:-1], "0,1,2", "--pca", pca, code=1)
     assert "was fitted on layers 0,2,3, 72 wide, but these tokens are layers 0,1,2" in str(refused.exception)
+    refused = run("extract-features", videos, sample, *taken[:-1], "0,1,2", "--store", "zarr", code=1)
+    assert "backbone.layers is [0,2,3], asked for [0,1,2]" in str(refused.exception)
+    fitted = load_pca(pca)
+    other = Pca(fitted.mean + 1, fitted.std, fitted.components, fitted.explained_variance, fitted.metadata)
+    save_pca(tmp_path / "other", other)
+    refused = run("extract-features", videos, features, *taken, "--pca", tmp_path / "other", code=1)
+    said = f'backbone.pca_fingerprint is "{fitted.fingerprint}", asked for "{other.fingerprint}"'
+    assert said in str(refused.exception)
+    assert str(refused.exception).endswith("Use its settings, or another output folder")
     refused = run("extract-features", videos, features, *taken, code=1)
     assert "backbone.pca_fingerprint is" in str(refused.exception)
     assert "hidden_size is 32, asked for 72" in str(refused.exception)

@@ -1,5 +1,7 @@
 """Table D's evaluation against the same numbers computed step by step, and what it refuses."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +9,36 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from benchmark_runs import Lines
+from foresight_runs import GRID, SIZE, WIDTH, lively, save_models, whole_settings
 from PIL import Image
 from torch import Tensor, nn
 
+from deltacache.chain.described import describe_output
+from deltacache.evaluate.comparing.compare import compare_runs
+from deltacache.evaluate.examples import load_examples, load_frames
+from deltacache.evaluate.foresight.metrics import movable_totals
+from deltacache.evaluate.foresight.pictures import kept_size, principal_axes
 from deltacache.evaluate.foresight.run import evaluate_foresight
-from deltacache.evaluate.foresight.scoring import movable_totals
+from deltacache.evaluate.report.page import write_page, write_report
+from deltacache.evaluate.report.panels import PUBLISHED_MARK
+from deltacache.evaluate.report.pictures import fit_projection
 from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.heads import DepthHead, SegmentationHead, load_head
+from deltacache.models.heads import SegmentationHead, load_head
 from deltacache.models.pca import Pca, save_pca
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.models.worlds.foresight import Foresight
-from deltacache.models.worlds.foresight_delta import ForesightDelta
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.reading import read_label
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
-from deltacache.schemas.foresight import ForesightEvaluation, FrameFeatureConfig
+from deltacache.schemas.foresight import FrameFeatureConfig
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
-SIZE, GRID, WIDTH = (32, 64), (2, 4), 64
-FEATURES = FrameFeatureConfig(backbone="tiny", image_size=SIZE)
-
-
-def lively(model: nn.Module, seed: int) -> Any:
-    """Random weights large enough that futures differ from copies."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model
+BARE = {"segmentation_head": None, "depth_head": None, "depth": None, "worlds": (), "tokenizer": None}
 
 
 @pytest.fixture(scope="module")
@@ -47,50 +48,13 @@ def cityscapes(mini_benchmarks: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(cityscapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random models, and depth maps that fall from top to bottom."""
-    folder = tmp_path_factory.mktemp("foresight")
-    tokenizer = lively(DeltaTok(WIDTH, 4, 1, 1, layer_scale_init=0.5), 0)
-    save_model(folder / "tokenizer", tokenizer, "tokenizer", {})
-    save_model(folder / "baseline", lively(Foresight(WIDTH, 4, 1, position_grid=GRID), 1), "world", {})
-    fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
-    save_model(
-        folder / "delta",
-        lively(ForesightDelta(WIDTH, 4, 1), 2),
-        "world",
-        {"tokenizer_fingerprint": fingerprint},
-    )
-    save_model(folder / "segmentation", lively(SegmentationHead(WIDTH, 19), 3), "head", {})
-    save_model(folder / "depth", lively(DepthHead(WIDTH), 4), "head", {})
-    for label in cityscapes.glob("gtFine/val/*/*.png"):
-        place = folder / "maps" / "val" / label.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        with Image.open(label) as picture:
-            width, height = picture.size
-        ramp = np.linspace(0, 255, height).astype(np.uint8)
-        name = label.name.replace("_gtFine_labelIds", "_leftImg8bit_depth")
-        Image.fromarray(np.tile(ramp[:, None], (1, width))).save(place / name)
-    return folder
-
-
-def settings(made: Path, cityscapes: Path, out: Path, **changes: Any) -> ForesightEvaluation:
-    fields: dict[str, Any] = {
-        "out": out,
-        "root": cityscapes,
-        "features": FEATURES,
-        "tokenizer": made / "tokenizer",
-        "worlds": (made / "baseline", made / "delta"),
-        "segmentation_head": made / "segmentation",
-        "depth_head": made / "depth",
-        "depth": made / "maps",
-        "device": "cpu",
-    }
-    return ForesightEvaluation(**(fields | changes))
+    return save_models(tmp_path_factory.mktemp("foresight"), cityscapes)
 
 
 @pytest.fixture(scope="module")
 def run(made: Path, cityscapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
-    evaluate_foresight(settings(made, cityscapes, out), SilentReporter())
+    evaluate_foresight(whole_settings(made, cityscapes, out), SilentReporter())
     return out
 
 
@@ -111,7 +75,8 @@ def oracle(made: Path, cityscapes: Path, method: str, horizon: int) -> dict[str,
     classes, truth, depths, known, losses = [], [], [], [], []
     for each in benchmark_sequences("cityscapes", cityscapes, counts).sequences:
         pictures = [
-            np.asarray(opened(path).resize(SIZE[::-1], Image.Resampling.BILINEAR)) for path in each.frames
+            np.asarray(opened(path).resize((SIZE[1], SIZE[0]), Image.Resampling.BILINEAR))
+            for path in each.frames
         ]
         black = backbone.patch_tokens(torch.zeros(1, 3, *SIZE, dtype=torch.uint8)).half().float()
         frames = torch.stack(
@@ -214,14 +179,13 @@ def test_single_sequences_have_the_same_columns(run: Path) -> None:
 
 def test_a_finished_evaluation_is_left_alone(run: Path, made: Path, cityscapes: Path) -> None:
     before = (run / "metrics.parquet").stat().st_mtime_ns
-    evaluate_foresight(settings(made, cityscapes, run), SilentReporter())
+    evaluate_foresight(whole_settings(made, cityscapes, run), SilentReporter())
     assert (run / "metrics.parquet").stat().st_mtime_ns == before
     assert {row["run_id"] for row in pq.read_table(run / "metrics.parquet").to_pylist()}
 
 
 def test_without_heads_features_alone_are_scored(made: Path, cityscapes: Path, tmp_path: Path) -> None:
-    bare = {"segmentation_head": None, "depth_head": None, "depth": None, "worlds": (), "tokenizer": None}
-    evaluate_foresight(settings(made, cityscapes, tmp_path / "out", **bare), SilentReporter())
+    evaluate_foresight(whole_settings(made, cityscapes, tmp_path / "out", **BARE), SilentReporter())
     assert {metric for _, metric, _ in values(tmp_path / "out")} == {"smooth_l1", "mse", "cosine"}
 
 
@@ -232,7 +196,8 @@ def test_layers_and_a_pca_make_the_features(made: Path, cityscapes: Path, tmp_pa
     tokens = {}
     for each in (sequence, *others):
         pictures = [
-            np.asarray(opened(path).resize(SIZE[::-1], Image.Resampling.BILINEAR)) for path in each.frames
+            np.asarray(opened(path).resize((SIZE[1], SIZE[0]), Image.Resampling.BILINEAR))
+            for path in each.frames
         ]
         tokens[each.sequence_id] = joined.patch_tokens(torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2))
     whole = torch.cat(list(tokens.values())).flatten(0, 1)
@@ -243,9 +208,8 @@ def test_layers_and_a_pca_make_the_features(made: Path, cityscapes: Path, tmp_pa
     features = FrameFeatureConfig.model_validate(
         {"backbone": "tiny", "image_size": "32x64", "layers": "0,1", "pca": tmp_path / "pca"}
     )
-    bare = {"segmentation_head": None, "depth_head": None, "depth": None, "worlds": (), "tokenizer": None}
     evaluate_foresight(
-        settings(made, cityscapes, tmp_path / "out", **bare, features=features), SilentReporter()
+        whole_settings(made, cityscapes, tmp_path / "out", **BARE, features=features), SilentReporter()
     )
     reduced = [pca.project(each).half().float() for each in tokens.values()]
     expected = np.mean([nn.functional.mse_loss(each[5], each[6]).item() for each in reduced])
@@ -256,11 +220,11 @@ def test_layers_and_a_pca_make_the_features(made: Path, cityscapes: Path, tmp_pa
     save_model(tmp_path / "head", SegmentationHead(20, 19), "head", made_from)
     with pytest.raises(MismatchError, match=f"pca_fingerprint None, but here it is {pca.fingerprint}"):
         evaluate_foresight(
-            settings(
+            whole_settings(
                 made,
                 cityscapes,
                 tmp_path / "no",
-                **bare | {"segmentation_head": tmp_path / "head"},
+                **BARE | {"segmentation_head": tmp_path / "head"},
                 features=features,
             ),
             SilentReporter(),
@@ -269,7 +233,7 @@ def test_layers_and_a_pca_make_the_features(made: Path, cityscapes: Path, tmp_pa
 
 def test_what_does_not_belong_together_is_refused(made: Path, cityscapes: Path, tmp_path: Path) -> None:
     def refused(error: type[DeltacacheError], words: str, **changes: Any) -> None:
-        asked = settings(made, cityscapes, tmp_path / "out", **changes)
+        asked = whole_settings(made, cityscapes, tmp_path / "out", **changes)
         with pytest.raises(error, match=words):
             evaluate_foresight(asked, SilentReporter())
         assert not (tmp_path / "out").exists()
@@ -294,4 +258,144 @@ def test_what_does_not_belong_together_is_refused(made: Path, cityscapes: Path, 
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "thesis.txt").touch()
     with pytest.raises(DatasetError, match="holds something else"):
-        evaluate_foresight(settings(made, cityscapes, tmp_path / "strange"), SilentReporter())
+        evaluate_foresight(whole_settings(made, cityscapes, tmp_path / "strange"), SilentReporter())
+
+
+def test_another_evaluation_is_not_overwritten(made: Path, cityscapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate_foresight(whole_settings(made, cityscapes, out, **BARE), SilentReporter())
+    before = (out / "metrics.parquet").read_bytes()
+    other = whole_settings(made, cityscapes, out, **BARE | {"horizons": (2,)})
+    with pytest.raises(DatasetError, match="its tables are not overwritten; choose another folder"):
+        evaluate_foresight(other, SilentReporter())
+    assert (out / "metrics.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_heads_are_recorded_and_one_of_the_scored_split_is_told(
+    made: Path, cityscapes: Path, tmp_path: Path, split: str
+) -> None:
+    said = {"benchmark": "cityscapes", "split": split, "frames": 2}
+    model = load_head(made / "segmentation", "segmentation").model
+    head = tmp_path / "head"
+    save_model(head, model, "head", {"trained_on": said})
+    fingerprint = load_head(head, "segmentation").fingerprint
+    reporter, out = Lines(), tmp_path / "out"
+    changes = BARE | {"segmentation_head": head}
+    evaluate_foresight(whole_settings(made, cityscapes, out, **changes), reporter)
+    record = json.loads((out / "models.json").read_text())
+    assert record["heads"] == {"segmentation": fingerprint}
+    assert record["heads_trained_on"] == {"segmentation": said}
+    assert record["backbone"] == load_backbone("tiny").weights_sha256
+    note = f"foresight: the head {fingerprint} was trained on the val split: its numbers are not comparable"
+    page, text = write_report(out).read_text(), describe_output(out)
+    for found in (json.loads((out / "notes.json").read_text()), page, text):
+        assert (note in found) is (split == "val")
+    assert (f"evaluate-foresight: {note}" in reporter.lines) is (split == "val")
+    assert f"{fingerprint}, trained on the {split} split, from {head}" in page
+    assert f"{fingerprint} at {head}, as it was" in text
+    shutil.rmtree(head)
+    assert f"{head} is not there any more" in describe_output(out)
+
+
+def test_examples_show_what_the_whole_features_show(run: Path, made: Path, cityscapes: Path) -> None:
+    """Colours along 32 axes are those of all 64 channels; every world model has one future of all three steps."""
+    examples = load_examples(run / "examples")
+    backbone = load_backbone("tiny")
+    whole = []
+    for each in benchmark_sequences("cityscapes", cityscapes, FrameCounts((7,))).sequences:
+        pictures = [
+            opened(path).resize((SIZE[1], SIZE[0]), Image.Resampling.BILINEAR) for path in each.frames
+        ]
+        frames = torch.tensor(np.stack([np.asarray(picture) for picture in pictures]))
+        whole.append(backbone.patch_tokens(frames.permute(0, 3, 1, 2)).detach().numpy())
+    assert [example.title.split()[0] for example in examples] == ["foresight"] * 2
+    kept = fit_projection([example.patch_tokens for example in examples])
+    full = fit_projection(whole)
+    fingerprint = load_world(made / "baseline").fingerprint
+    for example, tokens in zip(examples, whole, strict=True):
+        assert (example.grid, example.patch_tokens.shape) == (GRID, (7, 8, 32))
+        seen = kept.picture(example.patch_tokens[0], GRID).astype(int)
+        wanted = full.picture(tokens[0], GRID).astype(int)
+        same = np.minimum(np.abs(seen - wanted), np.abs(seen - (255 - wanted)))  # an axis has no sign
+        assert same.max() <= 3
+        worlds = {world.method: world for world in example.worlds}
+        assert worlds["dino_foresight"].fingerprint == fingerprint
+        assert {world.samples.shape for world in worlds.values()} == {(1, 3, 8, 32)}
+        label = {maps.kind: maps for maps in example.maps}
+        assert set(label) == {"segmentation", "relative_depth"}
+        truth = label["segmentation"].label
+        assert truth is not None
+        height, width = kept_size(*truth.shape)
+        for maps in label.values():
+            assert maps.truth.shape == (7, height, width)
+            assert maps.samples[fingerprint].shape == (1, 3, height, width)
+        frames = load_frames(run / "examples", example.clip_ids[0])
+        assert frames is not None
+        assert frames.shape == (7, *SIZE, 3)
+
+
+def test_axes_are_those_of_largest_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randn(2, 50, 40, generator=generator) * torch.linspace(3, 0.1, 40) for _ in range(3)]
+    axes = principal_axes(frames)
+    together = torch.cat([each.flatten(0, 1) for each in frames])
+    exact = torch.linalg.svd(together - together.mean(0), full_matrices=False)[2][:32].T
+    assert axes.shape == (40, 32)
+    torch.testing.assert_close((axes * exact).sum(0).abs(), torch.ones(32), atol=1e-3, rtol=0)
+
+
+def test_maps_are_small_and_of_the_labels_aspect() -> None:
+    assert kept_size(1024, 2048) == (128, 256)
+    assert kept_size(96, 200) == (96, 200)
+    assert kept_size(300, 500) == (150, 250)
+
+
+def test_the_page_of_an_evaluation(run: Path, made: Path, cityscapes: Path, tmp_path: Path) -> None:
+    page = write_report(run).read_text()
+    assert "Evaluation on Cityscapes as whole frames" in page
+    assert "one future a model, whole frames of 32 × 64 px" in page
+    for text in (
+        "DINO-Foresight on delta tokens",
+        "Mean IoU of movable classes",
+        "Depth δ &lt; 1.25",
+        ">road</th>",
+    ):
+        assert text in page
+    for absent in ('id="calibration"', 'id="samples"', 'id="drift"', "“Best”", "Depth RMSE", PUBLISHED_MARK):
+        assert absent not in page
+    assert page.count('class="example wide"') == 2
+    assert "Relative depth, DINO-Foresight: 3 pictures of the future" in page
+    assert "Segmentation, ground truth: one picture at the last moment" in page
+    assert f"{load_tokenizer(made / 'tokenizer').fingerprint}, from {made / 'tokenizer'}" in page
+    text = describe_output(run)
+    assert "made from: depth head" in text
+    assert "made from: world" in text
+    other = tmp_path / "other"
+    evaluate_foresight(whole_settings(made, cityscapes, other, worlds=(made / "delta",)), SilentReporter())
+    both = write_page([run, other], tmp_path / "both.html").read_text()
+    assert both.count("one future a model, whole frames of") == 2
+    differences = compare_runs(run, other).differences
+    assert {each.metric for each in differences} >= {"miou", "miou_movable", "delta1", "smooth_l1"}
+    assert "rmse" not in {each.metric for each in differences}
+
+
+def test_published_rows_of_table_d_stand_beside_ones_own(
+    made: Path, cityscapes: Path, tmp_path: Path
+) -> None:
+    features = FrameFeatureConfig(backbone="tiny", image_size=(448, 896))
+    changes: dict[str, Any] = {"worlds": (), "tokenizer": None, "features": features, "examples": 1}
+    out = tmp_path / "out"
+    evaluate_foresight(whole_settings(made, cityscapes, out, **changes), SilentReporter())
+    path = write_report(out)
+    page = path.read_text()
+    assert page.count('class="published') == 2 * 2  # both systems, IoU and depth
+    assert f"DINO-Foresight, 10,240 tokens, paper {PUBLISHED_MARK}" in page
+    assert "over the whole validation sets, at 448 × 896 px" in page
+    for value in ("71.8", "59.8", "88.6", "85.4", "72.1", "60.0", "88.5", "85.6"):
+        assert f">{value}</td>" in page
+    (example,) = load_examples(out / "examples")
+    assert example.grid == (28, 56)
+    assert example.patch_tokens.shape == (7, 28 * 56, 32)
+    sizes = [each.stat().st_size for each in (path, *(out / "examples").iterdir())]
+    assert max(sizes) < 15e6

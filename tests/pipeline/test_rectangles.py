@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from small_datasets import make_dataset, small_card
+from small_datasets import BLACK, make_dataset, small_card
 
 from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import PlannedVideo
-from deltacache.pipeline.datasets.preparation import card_bytes, read_card
+from deltacache.pipeline.datasets.preparation import card_bytes, prepare_dataset, read_card
 from deltacache.pipeline.decoding.child import ChildDecoder
 from deltacache.pipeline.decoding.decode import VideoJob, crop_and_resize, decode_video
 from deltacache.pipeline.decoding.protocol import job_from_json, job_to_json
 from deltacache.pipeline.decoding.sampling import central_square, draw_view, largest_crop
 from deltacache.pipeline.decoding.work import DecodeSettings, groups_of
+from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.pipeline.work.encoders import FeatureEncoder
 from deltacache.pipeline.work.shard_work import measure_forward
 from deltacache.schemas.clips import CropBox
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.images import Size, parse_size, sides, size_text
 from deltacache.schemas.jobs import DecodeLimits, ExtractionSettings
 
@@ -91,6 +93,34 @@ def test_cards_of_rectangles_layers_and_pcas(tmp_path: Path) -> None:
     assert (plain.backbone.choice, joined.choice) == ({}, {"layers": [2, 5]})
     assert chosen.name == "tiny@5e5e5e5e5e5e5e5e, layers 2,5, PCA abababababababab"
     assert plain.backbone.name == "tiny@5e5e5e5e5e5e5e5e"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"layers": (2, 6)}, r"backbone\.layers is \[2,5\], asked for \[2,6\]"),
+        ({"layers": None}, r"backbone\.layers is \[2,5\], asked for null"),
+        (
+            {"pca_fingerprint": "cd" * 8},
+            rf'backbone\.pca_fingerprint is "{"ab" * 8}", asked for "{"cd" * 8}"',
+        ),
+        ({"pca_fingerprint": None}, rf'backbone\.pca_fingerprint is "{"ab" * 8}", asked for null'),
+    ],
+)
+def test_a_dataset_is_not_continued_with_other_layers_or_another_pca(
+    tmp_path: Path, asked: dict[str, object], words: str
+) -> None:
+    made = small_card("features", "zarr").backbone.model_dump()
+    made |= {"layers": (2, 5), "pca_fingerprint": "ab" * 8}
+    first, other = (
+        small_card("features", "zarr", backbone=BackboneCard(**fields)) for fields in (made, made | asked)
+    )
+    prepare_dataset(tmp_path / "data", first, BLACK)
+    prepare_dataset(tmp_path / "data", first, BLACK)
+    with pytest.raises(MismatchError, match=words) as refused:
+        prepare_dataset(tmp_path / "data", other, BLACK)
+    assert str(refused.value).endswith("Use its settings, or another output folder")
+    assert read_card(dataset_root(tmp_path / "data")) == first
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cases import Lines
 from drawn import drawn_deltas, write_dataset
 from PIL import Image
 
@@ -155,6 +157,38 @@ def test_heads_learn_whole_frames_by_heart(
     changed = config.model_copy(update={"flip": 0.25})
     with pytest.raises(MismatchError, match=r"flip was 0\.0, now 0\.25"):
         run(changed, resume=True)
+
+
+def test_a_head_says_which_frames_and_labels_it_saw(
+    maps: Path, mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    """As train-head does: split, count, and a fingerprint of all places and sizes, wherever the trees lie."""
+    root = Path(shutil.copytree(mini_benchmarks / "cityscapes", tmp_path / "cityscapes"))
+    depth = Path(shutil.copytree(maps, tmp_path / "maps"))
+
+    def frames(name: str, task: Any) -> str:
+        config = head_config(task, "tiny", 1, depth if task == "depth" else None)
+        reporter = Lines()
+        last = train_foresight_head(
+            root, tmp_path / name, config, resume=False, device="cpu", reporter=reporter
+        )
+        said = json.loads((last / "config.json").read_text())
+        assert said["benchmark"] == "cityscapes"
+        assert said["trained_on"] == {"benchmark": "cityscapes", "split": "val", "frames": 2}
+        assert any("the frames that cityscapes is scored on" in line for line in reporter.said)
+        return said["frames"]["fingerprint"]
+
+    before = [frames(f"before-{task}", task) for task in ("segmentation", "depth")]
+    assert before[0] != before[1]
+    root, depth = root.rename(tmp_path / "moved"), depth.rename(tmp_path / "moved-maps")
+    assert [frames(f"moved-{task}", task) for task in ("segmentation", "depth")] == before
+    (ramp, *_) = sorted(depth.glob("val/*/*.png"))
+    ramp.write_bytes(ramp.read_bytes() + b" ")
+    assert frames("depth-changed", "depth") != before[1]
+    assert frames("depth-changed-elsewhere", "segmentation") == before[0]
+    (label, *_) = sorted(root.glob("gtFine/val/*/*_labelIds.png"))
+    label.write_bytes(label.read_bytes() + b" ")
+    assert frames("label-changed", "segmentation") != before[0]
 
 
 def test_depth_needs_maps_and_segmentation_has_no_use_for_them(maps: Path) -> None:

@@ -1,9 +1,12 @@
 """Losses of heads against slow ones that are easy to read."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from deltacache.pipeline.benchmarks.geometry import split_of
 from deltacache.pipeline.benchmarks.upsampling import upsample
@@ -13,8 +16,8 @@ from deltacache.train.heads.data import LabelledCrops
 from deltacache.train.heads.losses import (
     depth_losses,
     picture_losses,
-    segmentation_loss,
     segmentation_loss_by_rows,
+    whole_segmentation_loss_by_rows,
 )
 
 CLASSES = 5
@@ -25,6 +28,15 @@ SHAPES = ((36, 64), (64, 36), (20, 70), (41, 47), (33, 90), (30, 30))
 @pytest.fixture
 def draw() -> torch.Generator:
     return torch.Generator().manual_seed(3)
+
+
+def segmentation_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    """Mean over all valid pixels of (C, K, H, W) logits against (C, H, W) ids, all of them in memory."""
+    sums = [
+        functional.cross_entropy(each, label.long(), ignore_index=IGNORE, reduction="sum")
+        for each, label in zip(logits, labels, strict=True)
+    ]
+    return torch.stack(sums).sum() / torch.stack([(label != IGNORE).sum() for label in labels]).sum()
 
 
 def test_segmentation_is_the_mean_over_valid_pixels_of_frames_of_any_size(draw: torch.Generator) -> None:
@@ -73,10 +85,32 @@ def test_rows_one_strip_after_the_other_give_loss_and_gradient_of_whole_labels(
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("strip", [1, 700, 1 << 20])
+def test_whole_frames_by_rows_give_loss_and_gradient_of_whole_logits(
+    draw: torch.Generator, monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    monkeypatch.setattr(head_losses, "_STRIP_LOGITS", strip)
+    sizes = ((36, 64), (24, 60), (3, 5))
+    labels = [torch.randint(0, CLASSES, size, generator=draw, dtype=torch.uint8) for size in sizes]
+    labels[0][torch.rand(sizes[0], generator=draw) < 0.2] = IGNORE
+    whole = torch.randn(len(sizes), CLASSES, 4, 8, generator=draw).requires_grad_()
+    parts = whole.detach().clone().requires_grad_()
+    large = [
+        functional.interpolate(each[None], size=size, mode="bilinear", align_corners=False)
+        for each, size in zip(whole, sizes, strict=True)
+    ]
+    plain = segmentation_loss(large, [label[None] for label in labels])
+    by_rows = whole_segmentation_loss_by_rows(parts, labels)
+    torch.testing.assert_close(by_rows, plain, rtol=1e-5, atol=0)
+    (3 * plain).backward()
+    (3 * by_rows).backward()
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-5, atol=1e-7)
+
+
 def test_a_batch_without_a_valid_pixel_gives_zero_and_no_gradient() -> None:
     logits, depth = torch.ones(1, 3, 2, 2, requires_grad=True), torch.ones(1, 9, 9, requires_grad=True)
     label = torch.full((1, 2, 2), IGNORE, dtype=torch.uint8)
-    loss = segmentation_loss([logits], [label])
+    loss = whole_segmentation_loss_by_rows(logits, [label[0]])
     loss = loss + segmentation_loss_by_rows(logits, [LabelledCrops(0, 1, split_of(2, 2, 16), label)])
     (loss + sum(depth_losses([depth], [torch.zeros(1, 9, 9)]))).backward()
     assert loss == 0

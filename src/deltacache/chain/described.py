@@ -11,7 +11,7 @@ from deltacache.chain.terminal import duration
 from deltacache.evaluate.output import METRICS
 from deltacache.evaluate.report.contact_sheet import write_contact_sheet
 from deltacache.evaluate.report.runs import facts_of, open_runs
-from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
+from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_tokenizer, load_world
 from deltacache.models.heads import load_head
 from deltacache.pipeline.datasets.dataset import open_dataset
@@ -106,9 +106,10 @@ def _evaluation(path: Path) -> Iterator[str]:
     models = [("tokenizer", tokenizer) for tokenizer in settings.tokenizers]
     for name, model in [*models, *(("world", world) for world in settings.worlds)]:
         yield from _parent(name, Path(model), fingerprints)
-    if isinstance(settings, BenchmarkEvaluation) and run.models is not None:
-        for benchmark, head in settings.heads.items():
-            yield from _parent(f"{BENCHMARK_TASK[benchmark]} head", head, {run.models.heads.get(benchmark)})
+    if not isinstance(settings, ClipEvaluation) and run.models is not None:
+        tasks = {**BENCHMARK_TASK}
+        for name, head in settings.heads.items():
+            yield from _parent(f"{tasks.get(name, name)} head", head, {run.models.heads.get(name)})
     features = settings.features if isinstance(settings, ClipEvaluation) else None
     if features is not None:
         yield _dataset_parent(features)

@@ -7,19 +7,23 @@ from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.foresight.run import evaluate_foresight
 from deltacache.evaluate.output import METRICS, read_metrics
 from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
 from deltacache.evaluate.report.tables import print_metrics
-from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, load_evaluation
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.decoding.pixels import clip_pixels
+from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.progress import Reporter
 
 
-def evaluate_and_show(settings: ClipEvaluation | BenchmarkEvaluation, reporter: Reporter) -> Path:
+def evaluate_and_show(settings: Evaluation, reporter: Reporter) -> Path:
     """Evaluate, write the report, print the table; returns the report's path."""
     if isinstance(settings, BenchmarkEvaluation):
         evaluate_benchmarks(settings, reporter)
+    elif isinstance(settings, ForesightEvaluation):
+        evaluate_foresight(settings, reporter)
     else:
         evaluate_clips(settings, reporter)
     return show_results(settings.out, reporter)
@@ -29,7 +33,8 @@ def show_results(evaluation: Path, reporter: Reporter) -> Path:
     """Write the report of a finished evaluation and print its table and where the report is."""
     settings = load_evaluation(evaluation)
     clips = settings.clips if isinstance(settings, BenchmarkEvaluation) else settings
-    report = write_report(ReportInput(evaluation, _clip_pixels(clips, evaluation) if clips else None))
+    pixels = _clip_pixels(clips, evaluation) if isinstance(clips, ClipEvaluation) else None
+    report = write_report(ReportInput(evaluation, pixels))
     print_metrics(read_metrics(evaluation), Console())
     reporter.line(f"tables: {evaluation / METRICS}")
     reporter.line(f"report: {report.resolve()}")

@@ -15,10 +15,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from deltacache.schemas.benchmarks import LabelledSequence
 from deltacache.schemas.errors import DatasetError
 
 _SUFFIX = ".npz"
-MapKind = Literal["segmentation", "depth", "rgb"]
+MAP_SIDE = 256
+"""Pixels of the longer side of a kept map, at most."""
+MapKind = Literal["segmentation", "depth", "relative_depth", "rgb"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class ExampleWorld:
 @dataclass(frozen=True)
 class ExampleMaps:
     """What a head or a decoder of pictures makes of the sequence: class ids (uint8, 255 is ignored), metres
-    (float16) or colours (uint8, with a last dimension of 3).
+    (float16), relative inverse depth (float16, up to ``MAX_DEPTH_M``, near is large) or colours (uint8, with a last
+    dimension of 3).
 
     Attributes:
         truth: (T, h, w[, 3]) of the true features.
@@ -69,7 +73,7 @@ class Example:
         title: the clip, or the scene it stands for.
         clip_ids: of the F true futures; the first is the sequence itself.
         outcomes: names of the true futures, empty strings when there is only the recorded one.
-        patch_tokens: (T, N, D) float16, true.
+        patch_tokens: (T, N, D) float16, true; of whole frames their coordinates along D axes.
         futures: (F, H, N, D) float16, true.
         reconstruction: (H, N, D) float16, closed loop, or no frames without a tokenizer.
         seconds: (T,) since the first frame.
@@ -200,6 +204,13 @@ def load_frames(folder: Path, clip_id: str) -> np.ndarray | None:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DatasetError(f"{path} is damaged ({error}): delete it") from error
+
+
+def examples_of(sequences: Sequence[LabelledSequence], count: int) -> frozenset[str]:
+    """Ids of at most ``count`` sequences, evenly over those that go furthest."""
+    longest = max(len(each.frames) for each in sequences)
+    rows = [row for row, each in enumerate(sequences) if len(each.frames) == longest]
+    return frozenset(sequences[row].sequence_id for row in spread(rows, count))
 
 
 def spread(rows: Sequence[int], count: int) -> tuple[int, ...]:

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from deltacache.evaluate.output import MODELS
 from deltacache.pipeline.storage.atomic import replacing
-from deltacache.schemas.benchmarks import BenchmarkName
+from deltacache.schemas.benchmarks import BenchmarkName, Task
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DatasetError
+
+HeadName = BenchmarkName | Task
 
 
 class ModelRecord(Frozen):
@@ -18,24 +20,32 @@ class ModelRecord(Frozen):
 
     Attributes:
         backbone: SHA-256 of its weights.
-        heads: by benchmark.
-        heads_trained_on: what ``train-head`` wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
+        pca: what reduces the backbone's features.
+        heads: by benchmark; of whole frames by task.
+        heads_trained_on: what the training wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
             released heads say nothing.
         rgb_decoder: that of the pictures; it takes part in no number.
     """
 
     backbone: str
+    pca: str | None = None
     tokenizer: str | None
     more_tokenizers: tuple[str, ...] = ()
     worlds: tuple[str, ...]
-    heads: Mapping[BenchmarkName, str]
-    heads_trained_on: Mapping[BenchmarkName, Mapping[str, Any]]
+    heads: Mapping[HeadName, str]
+    heads_trained_on: Mapping[HeadName, Mapping[str, Any]]
     rgb_decoder: str | None
 
-    def head_text(self, name: BenchmarkName) -> str:
+    def head_text(self, name: HeadName) -> str:
         """A head's fingerprint and training data in words."""
         split = self.heads_trained_on.get(name, {}).get("split")
         return self.heads[name] + (f", trained on the {split} split" if split else "")
+
+
+def said_of_training(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``trained_on`` of a head's checkpoint; nothing in a released one."""
+    said = metadata.get("trained_on")
+    return said if isinstance(said, Mapping) else {}
 
 
 def write_models(out: Path, record: ModelRecord) -> None:

@@ -152,10 +152,14 @@ def new_folder(final: Path) -> Iterator[Path]:
     sync(final.parent)
 
 
-def keep_curves(out: Path, models: Iterable[tuple[str, Path]]) -> None:
-    """Copy the training curves of ``models`` (name, path) that lie in a training output."""
+def keep_curves(
+    out: Path, tokenizers: Iterable[Path], worlds: Iterable[str | None], paths: Iterable[Path]
+) -> None:
+    """Copy the training curves of models that lie in a training output; ``worlds`` by fingerprint, at ``paths``."""
+    named = [("tokenizer", path) for path in tokenizers]
+    named += [(world or "", path) for world, path in zip(worlds, paths, strict=True)]
     with new_folder(out / CURVES) as folder:
-        for name, path in models:
+        for name, path in named:
             curves = find_curves(path)
             if curves is not None:
                 shutil.copyfile(curves, folder / f"{name}.parquet")

@@ -21,29 +21,32 @@ from deltacache.evaluate.metrics import FEATURE_METRICS
 
 _SAMPLE_SUMS = 4
 Metrics = dict[str, np.ndarray]
+MetricsOf = Callable[[str, np.ndarray], Metrics]
+"""From a task and its sums to metrics, as ``metrics_of``."""
 
 
-def pooled_metrics(task: str, totals: np.ndarray) -> dict[str, float]:
+def pooled_metrics(task: str, totals: np.ndarray, of: MetricsOf | None = None) -> dict[str, float]:
     """Metrics of one row of sums (K,), or of several (n, K) added up; those over nothing are left out.
 
     Raises:
         ValueError: an unknown task.
     """
     summed = totals if totals.ndim == 1 else totals.sum(0)
-    values = metrics_of(task, summed)
+    values = (of or metrics_of)(task, summed)
     return {name: float(value) for name, value in values.items() if not np.isnan(value)}
 
 
 def bootstrap(
-    task: str, totals: np.ndarray, groups: Sequence[str], *, seed: int = 0
+    task: str, totals: np.ndarray, groups: Sequence[str], *, seed: int = 0, of: MetricsOf | None = None
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of ``pooled_metrics`` under resampling of groups (videos, cities, drives).
 
     Args:
         totals: (n, K) a row a sequence.
         groups: of the n sequences.
+        of: ``metrics_of``, or what takes its place.
     """
-    resampled = metrics_of(task, bootstrap_means(group_sums(totals, groups), seed=seed))
+    resampled = (of or metrics_of)(task, bootstrap_means(group_sums(totals, groups), seed=seed))
     tail = (1 - CONFIDENCE) / 2
     intervals = {}
     for name, values in resampled.items():

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
-from deltacache.evaluate.pooled import bootstrap, pooled_metrics
+from deltacache.evaluate.pooled import MetricsOf, bootstrap, metrics_of, pooled_metrics
 from deltacache.evaluate.rows import RunStamp, Series, shared_columns
+from deltacache.evaluate.settings import OWN_METHODS
 
 
 @dataclass(slots=True)
@@ -29,6 +30,13 @@ class Pool:
 
 
 Pools = dict[StatisticSeries, Pool]
+_TASKS = ("segmentation", "depth", "features", "samples", "vote")
+
+
+def reading_order(series: StatisticSeries) -> tuple[object, ...]:
+    """To sort by: labels first, methods from the lower bound to the upper, others' behind."""
+    method = series.method.name
+    return _TASKS.index(series.task), (method not in OWN_METHODS, method)
 
 
 def pool(statistics: Iterable[Statistic]) -> Pools:
@@ -40,14 +48,14 @@ def pool(statistics: Iterable[Statistic]) -> Pools:
 
 
 def pooled_rows(
-    pools: Mapping[StatisticSeries, Pool], stamp: Callable[[str], RunStamp]
+    pools: Mapping[StatisticSeries, Pool], stamp: Callable[[str], RunStamp], of: MetricsOf = metrics_of
 ) -> Iterator[dict[str, object]]:
     """A row a metric, with its interval under resampling of groups. ``stamp``: of a data set's name."""
     for series, pooled in pools.items():
         totals = np.stack(list(pooled.groups.values()))
         of_run = stamp(series.dataset)
-        intervals = bootstrap(series.task, totals, list(pooled.groups), seed=of_run.seed)
-        for metric, value in pooled_metrics(series.task, totals).items():
+        intervals = bootstrap(series.task, totals, list(pooled.groups), seed=of_run.seed, of=of)
+        for metric, value in pooled_metrics(series.task, totals, of).items():
             low, high = intervals.get(metric, (None, None))
             yield {
                 "horizon_s": pooled.seconds / pooled.n_sequences,
@@ -60,9 +68,11 @@ def pooled_rows(
             }
 
 
-def sequence_rows(statistic: Statistic, stamp: RunStamp) -> Iterator[dict[str, object]]:
+def sequence_rows(
+    statistic: Statistic, stamp: RunStamp, of: MetricsOf = metrics_of
+) -> Iterator[dict[str, object]]:
     """Metrics of one sequence alone, without those that are many (``iou/``, ``rank/``)."""
-    for metric, value in pooled_metrics(statistic.series.task, statistic.totals).items():
+    for metric, value in pooled_metrics(statistic.series.task, statistic.totals, of).items():
         if "/" not in metric:
             yield {
                 "sequence_id": statistic.sequence_id,

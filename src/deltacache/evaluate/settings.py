@@ -12,6 +12,7 @@ from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.configs import load_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
 CONFIG = "config.yaml"
@@ -140,6 +141,7 @@ class BenchmarkEvaluation(EvaluationSettings):
         return tuple(self.context + horizon for horizon in self.horizons)
 
 
+Evaluation = ClipEvaluation | BenchmarkEvaluation | ForesightEvaluation
 SettingsT = TypeVar("SettingsT", ClipEvaluation, BenchmarkEvaluation)
 
 
@@ -210,15 +212,19 @@ def _absolute(path: str | Path) -> Path:
     return Path(path).absolute()
 
 
-def load_evaluation(out: Path) -> ClipEvaluation | BenchmarkEvaluation:
+def load_evaluation(out: Path) -> Evaluation:
     """The settings that were saved in the folder of an evaluation.
 
     Raises:
         DeltacacheError: they are missing or damaged.
     """
     path = out / CONFIG
-    is_benchmark = path.is_file() and any(line.startswith("data:") for line in path.read_text().splitlines())
-    return load_config(path, BenchmarkEvaluation if is_benchmark else ClipEvaluation)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if any(line.startswith("data:") for line in lines):
+        return load_config(path, BenchmarkEvaluation)
+    if any(line.startswith("root:") for line in lines):
+        return load_config(path, ForesightEvaluation)
+    return load_config(path, ClipEvaluation)
 
 
 def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:

@@ -72,6 +72,7 @@ class ForesightEvaluation(Frozen):
         default=(1, 3), min_length=1, description="steps of three frames: short, mid"
     )
     seed: int = Field(default=0, ge=0, description="of the intervals")
+    examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
     device: str = "auto"
 
     @field_validator("horizons")
@@ -88,6 +89,17 @@ class ForesightEvaluation(Frozen):
                 "depth is scored by a head against maps: give --depth-head and --depth, or neither"
             )
         return self
+
+    @property
+    def tokenizers(self) -> tuple[Path, ...]:
+        """The one there is, or none."""
+        return () if self.tokenizer is None else (self.tokenizer,)
+
+    @property
+    def heads(self) -> dict[Task, Path]:
+        """Those that are given, by what they tell."""
+        given: dict[Task, Path | None] = {"segmentation": self.segmentation_head, "depth": self.depth_head}
+        return {task: path for task, path in given.items() if path is not None}
 
 
 def foresight_head(

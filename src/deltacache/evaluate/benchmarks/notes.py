@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from deltacache.evaluate.benchmarks.opening import Inputs
 from deltacache.evaluate.settings import BenchmarkEvaluation
@@ -22,12 +23,13 @@ _FULL_SETS: Mapping[BenchmarkName, tuple[int, str]] = MappingProxyType(
 def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: Inputs) -> list[str]:
     """In words, for the terminal, ``notes.json`` and the report."""
     notes: list[str] = []
+    frames = dict(zip(settings.horizons, settings.frame_counts, strict=True))
     for name, each in found.items():
-        notes.extend(f"{name}: {count} dropped: {reason}" for reason, count in each.dropped.items())
-        notes.extend(_too_short(settings, name, each))
+        notes.extend(sequence_notes(name, name, each, frames))
         if name not in settings.heads:
             notes.append(f"{name}: no head, so features alone are scored")
-        notes.extend(_other_sets(inputs, name, each))
+        else:
+            notes.extend(head_notes(name, inputs.heads[name], inputs.trained_on.get(name, {})))
     return notes
 
 
@@ -40,27 +42,34 @@ def counts_of(found: Found) -> list[str]:
     ]
 
 
-def _too_short(settings: BenchmarkEvaluation, name: BenchmarkName, found: SequenceSet) -> Iterator[str]:
-    for horizon, frames in zip(settings.horizons, settings.frame_counts, strict=True):
-        short = sum(len(sequence.frames) < frames for sequence in found.sequences)
+def sequence_notes(
+    dataset: str, benchmark: BenchmarkName, found: SequenceSet, frames: Mapping[int, int]
+) -> Iterator[str]:
+    """What was left out of a benchmark, and whether it is the published set.
+
+    Args:
+        dataset: its name in the tables.
+        frames: that a sequence needs, by horizon.
+    """
+    count = len(found.sequences)
+    yield from (f"{dataset}: {number} dropped: {reason}" for reason, number in found.dropped.items())
+    for horizon, needed in frames.items():
+        short = sum(len(sequence.frames) < needed for sequence in found.sequences)
         if short:
             yield (
-                f"{name}: {short} of {len(found.sequences)} sequences have fewer than {frames} frames: not "
-                f"scored at horizon {horizon}"
+                f"{dataset}: {short} of {count} sequences have fewer than {needed} frames: not scored at horizon "
+                f"{horizon}"
             )
-
-
-def _other_sets(inputs: Inputs, name: BenchmarkName, found: SequenceSet) -> Iterator[str]:
-    """Where numbers are not those of the published protocol."""
-    if name in _FULL_SETS:
-        full, source = _FULL_SETS[name]
-        if len(found.sequences) != full:
-            yield (
-                f"{name}: {len(found.sequences)} sequences, the published validation set has {full} ({source}): "
-                "numbers are not comparable with published ones"
-            )
-    split = inputs.trained_on.get(name, {}).get("split", "train")
-    if split != "train":
+    full, source = _FULL_SETS.get(benchmark, (count, ""))
+    if count != full:
         yield (
-            f"{name}: the head {inputs.heads[name]} was trained on the {split} split: its numbers are not comparable"
+            f"{dataset}: {count} sequences, the published validation set has {full} ({source}): "
+            "numbers are not comparable with published ones"
         )
+
+
+def head_notes(dataset: str, head: str, trained_on: Mapping[str, Any]) -> Iterator[str]:
+    """Where a head (its fingerprint) learned from what is scored."""
+    split = trained_on.get("split", "train")
+    if split != "train":
+        yield f"{dataset}: the head {head} was trained on the {split} split: its numbers are not comparable"

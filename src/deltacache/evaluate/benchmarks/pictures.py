@@ -4,7 +4,7 @@ Only the first crop is kept. Shapes: T frames, H longest horizon of the sequence
 kept, N patches, D hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,8 @@ from deltacache.evaluate.benchmarks.ensembles import judge
 from deltacache.evaluate.benchmarks.opening import Inputs
 from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch
 from deltacache.evaluate.clips.modes import NOTHING_REACHED
-from deltacache.evaluate.examples import (
-    Example,
-    ExampleMaps,
-    ExampleWorld,
-    MapKind,
-    save_example,
-    save_frames,
-)
+from deltacache.evaluate.example_maps import MapMaker, example_maps, stored
+from deltacache.evaluate.examples import MAP_SIDE, Example, ExampleWorld, save_example, save_frames
 from deltacache.evaluate.inputs import World
 from deltacache.models.deltatok import Grid
 from deltacache.models.rgb_decoder import RgbDecoder
@@ -31,7 +25,6 @@ from deltacache.schemas.clips import clip_id_of
 
 _EXAMPLE_SAMPLES = 8
 _PICTURES_AT_ONCE = 16
-_MAP_SIDE = 256  # pixels of a kept map, at most
 
 
 @torch.inference_mode()
@@ -62,11 +55,11 @@ def save_picture(
         context=context,
         grid=inputs.protocol.grid,
         seconds=(np.arange(len(clip)) * sequence.spacing_s).astype(np.float32),
-        patch_tokens=_stored(clip),
-        futures=_stored(clip[None, context:]),
-        reconstruction=_stored(reconstruction),
+        patch_tokens=stored(clip),
+        futures=stored(clip[None, context:]),
+        reconstruction=stored(reconstruction),
         worlds=tuple(worlds),
-        maps=tuple(_maps(batch, inputs, reconstruction, samples)),
+        maps=tuple(example_maps(_map_makers(batch, inputs), clip, reconstruction, samples)),
     )
     save_example(example, folder)
     if frames is not None:
@@ -81,8 +74,8 @@ def _world(world: World, clip: Tensor, futures: CropFutures) -> tuple[Tensor, Ex
     entry = ExampleWorld(
         method=world.method.name,
         fingerprint=world.method.world or "",
-        samples=_stored(kept),
-        mean=_stored(ensemble.mean),
+        samples=stored(kept),
+        mean=stored(ensemble.mean),
         best=ensemble.best,
         nearest=none,
         reached=none,
@@ -90,33 +83,16 @@ def _world(world: World, clip: Tensor, futures: CropFutures) -> tuple[Tensor, Ex
     return kept, entry
 
 
-def _maps(
-    batch: SequenceBatch, inputs: Inputs, reconstruction: Tensor, samples: dict[str, Tensor]
-) -> Iterator[ExampleMaps]:
-    """What the head, and the decoder of pictures, see in true, reconstructed and sampled frames."""
+def _map_makers(batch: SequenceBatch, inputs: Inputs) -> Iterator[MapMaker]:
+    """The head, and the decoder of pictures."""
     loaded, scorer = batch.sequences[0], inputs.scorers[batch.dataset]
-    side = min(_MAP_SIDE, loaded.split.size)
-    kinds: list[tuple[MapKind, np.ndarray | None, Callable[[Tensor], Tensor]]] = []
+    side = min(MAP_SIDE, loaded.split.size)
     if scorer is not None:
         label = None if loaded.label is None else loaded.label[0]
-        kinds.append((scorer.task, label, lambda tokens: scorer.maps(tokens, side)))
+        yield MapMaker(scorer.task, label, lambda tokens: scorer.maps(tokens, side))
     if inputs.rgb is not None:
         decoder, grid = inputs.rgb, inputs.protocol.grid
-        kinds.append(("rgb", None, lambda tokens: _pictures(decoder, tokens, grid, side)))
-    for kind, label, make in kinds:
-        truth = _made(make, batch.tokens[0])
-        yield ExampleMaps(
-            kind=kind,
-            truth=truth,
-            label=label,
-            reconstruction=_made(make, reconstruction) if len(reconstruction) else truth[:0],
-            samples={name: _made(make, each) for name, each in samples.items()},
-        )
-
-
-def _made(make: Callable[[Tensor], Tensor], tokens: Tensor) -> np.ndarray:
-    """Maps (..., side, side[, 3]) of tokens (..., N, D)."""
-    return make(tokens.flatten(0, -3)).unflatten(0, tokens.shape[:-2]).cpu().numpy()
+        yield MapMaker("rgb", None, lambda tokens: _pictures(decoder, tokens, grid, side))
 
 
 def _pictures(decoder: RgbDecoder, tokens: Tensor, grid: Grid, side: int) -> Tensor:
@@ -127,7 +103,3 @@ def _pictures(decoder: RgbDecoder, tokens: Tensor, grid: Grid, side: int) -> Ten
         small = functional.interpolate(picture, size=(side, side), mode="area")
         pictures.append((255 * small).round().byte().permute(0, 2, 3, 1))
     return torch.cat(pictures)
-
-
-def _stored(tokens: Tensor) -> np.ndarray:
-    return tokens.half().cpu().numpy()

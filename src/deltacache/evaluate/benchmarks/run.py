@@ -11,7 +11,7 @@ from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
 from deltacache.evaluate.benchmarks.notes import counts_of, notes_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
 from deltacache.evaluate.clips import opening
-from deltacache.evaluate.examples import spread
+from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.generators.futures import Answers, open_generators
 from deltacache.evaluate.model_record import ModelRecord
 from deltacache.evaluate.rows import RunStamp
@@ -81,7 +81,7 @@ class BenchmarkRun:
             tokenizer=tokenizer.fingerprint if tokenizer else None,
             more_tokenizers=tuple(each.fingerprint for each in inputs.models.tokenizers[1:]),
             worlds=tuple(world.method.world or "" for world in inputs.models.worlds),
-            heads=inputs.heads,
+            heads={**inputs.heads},
             heads_trained_on={name: dict(said) for name, said in inputs.trained_on.items() if said},
             rgb_decoder=inputs.rgb_fingerprint,
         )
@@ -126,7 +126,7 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
     blocks = tuple(
         block
         for name, each in sequences.items()
-        for block in blocks_of(name, each, _examples(each, settings.examples))
+        for block in blocks_of(name, each, examples_of(each, settings.examples))
     )
     return BenchmarkRun(
         settings=settings,
@@ -140,13 +140,6 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
         run_id=_run_id(settings, inputs, sequences, clips, answers),
         created_at=datetime.now(UTC),
     )
-
-
-def _examples(sequences: Sequence[LabelledSequence], count: int) -> frozenset[str]:
-    """Evenly over the sequences that go furthest."""
-    longest = max(len(each.frames) for each in sequences)
-    rows = [row for row, each in enumerate(sequences) if len(each.frames) == longest]
-    return frozenset(sequences[row].sequence_id for row in spread(rows, count))
 
 
 def _run_id(

@@ -20,19 +20,16 @@ from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.clips.run import clip_metrics, clip_sequences, score_clips
 from deltacache.evaluate.clips.scoring import ClipScores
 from deltacache.evaluate.model_record import write_models
-from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, sequence_rows
+from deltacache.evaluate.pooling import Pool, Pools, pooled_rows, reading_order, sequence_rows
 from deltacache.evaluate.rows import (
     RunStamp,
     metric_table,
     write_table,
 )
-from deltacache.evaluate.settings import OWN_METHODS
 from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
-
-_TASKS = ("segmentation", "depth", "features", "samples", "vote")
 
 
 def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
@@ -46,12 +43,8 @@ def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
     for stale in output.TABLES:
         (out / stale).unlink(missing_ok=True)
     pools, by_count = _stream(run, parts, clips)
-    models = [("tokenizer", path) for path in settings.tokenizers]
-    named = [
-        (world.method.world or "", path)
-        for world, path in zip(run.inputs.models.worlds, settings.worlds, strict=True)
-    ]
-    output.keep_curves(out, [*models, *named])
+    worlds = [world.method.world for world in run.inputs.models.worlds]
+    output.keep_curves(out, settings.tokenizers, worlds, settings.worlds)
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, run.notes)
     write_models(out, run.models)
@@ -114,13 +107,12 @@ def _metric_table(run: BenchmarkRun, pools: Pools) -> pa.Table:
 
 
 def _order(run: BenchmarkRun, series: StatisticSeries) -> tuple[object, ...]:
-    """Data sets as they were given, labels first, methods from the lower bound to the upper."""
+    """Data sets as they were given, and within them ``reading_order``."""
     worlds = [world.method.world for world in run.inputs.models.worlds]
     world = series.method.world
     return (
         [str(name) for name in run.sequences].index(series.dataset),
-        _TASKS.index(series.task),
-        (series.method.name not in OWN_METHODS, series.method.name),
+        *reading_order(series),
         worlds.index(world) if world else -1,
         series.aggregation,
         series.num_samples,

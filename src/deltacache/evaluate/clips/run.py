@@ -79,12 +79,8 @@ def score_clips(run: Run, examples: Path, reporter: Reporter) -> ClipScores:
 def _write(run: Run, found: ClipScores) -> None:
     """The metrics come last: a folder with them is finished."""
     out, settings = run.settings.out, run.settings
-    models = [("tokenizer", path) for path in settings.tokenizers]
-    named = [
-        (world.method.world or "", path)
-        for world, path in zip(run.models.worlds, settings.worlds, strict=True)
-    ]
-    output.keep_curves(out, [*models, *named])
+    worlds = [world.method.world for world in run.models.worlds]
+    output.keep_curves(out, settings.tokenizers, worlds, settings.worlds)
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, run.notes)
     write_table(clip_sequences(found, run.stamp), out / output.SEQUENCES)

@@ -20,11 +20,13 @@ from deltacache.evaluate.comparing.paired import (
     check_same_sequences,
     paired_series,
 )
+from deltacache.evaluate.foresight.metrics import whole_frame_metrics
 from deltacache.evaluate.output import read_sequences
 from deltacache.evaluate.pooled import group_sums, metrics_of
 from deltacache.evaluate.report.labels import HIGHER_IS_BETTER, NEITHER_IS_BETTER
 from deltacache.evaluate.report.runs import ReportRun, open_runs, run_names
 from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 
 _FEWEST_GROUPS = 6  # with fewer, all of them pointing one way has a chance above 5 % of being luck
 _IN_FEATURE_SPACE = frozenset({"features", "samples", "modes"})
@@ -179,8 +181,9 @@ def _pooled(series: Series, a: Mapping[str, Row], b: Mapping[str, Row]) -> Itera
         return  # ranks among another number of samples
     sums = group_sums(np.concatenate(totals, 1), groups)
     resampled = bootstrap_means(sums)
-    whole = [metrics_of(series.task, each.sum(0)) for each in totals]
-    drawn = [metrics_of(series.task, each) for each in (resampled[:, :count], resampled[:, count:])]
+    of = whole_frame_metrics if series.dataset == WHOLE_FRAMES else metrics_of
+    whole = [of(series.task, each.sum(0)) for each in totals]
+    drawn = [of(series.task, each) for each in (resampled[:, :count], resampled[:, count:])]
     for metric in whole[0]:
         if "/" in metric or np.isnan(whole[0][metric]) or np.isnan(whole[1][metric]):
             continue

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deltacache.evaluate.comparing.compare import Comparison, Difference
-from deltacache.evaluate.report.labels import PERCENT, metric_title
+from deltacache.evaluate.report.labels import PERCENT, leads, metric_title
 
 MAIN = frozenset(
     {"miou", "rmse", "smooth_l1", "mode_coverage", "mode_balance", "energy_score", "spread_skill"}
@@ -19,7 +19,9 @@ Groups = dict[tuple[str, str], list[Difference]]
 
 def print_comparison(comparison: Comparison, console: Console, *, every_metric: bool = False) -> None:
     """Print a table a metric, what is equal in one line, and what could not be compared."""
-    shown = [each for each in comparison.differences if every_metric or each.metric in MAIN]
+    shown = [
+        each for each in comparison.differences if every_metric or leads(each.dataset, each.metric, MAIN)
+    ]
     a, b = comparison.names
     console.print(f"A: {a}\nB: {b}", markup=False, highlight=False, soft_wrap=True)
     for (dataset, metric), rows in _by_metric(shown).items():

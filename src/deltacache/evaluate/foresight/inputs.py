@@ -9,25 +9,34 @@ import torch
 
 from deltacache.evaluate.foresight.predictions import Systems
 from deltacache.evaluate.foresight.scoring import Heads
+from deltacache.evaluate.model_record import ModelRecord, said_of_training
 from deltacache.evaluate.rows import Method
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
-from deltacache.schemas.benchmarks import CLASSES, SPACING_S
+from deltacache.schemas.benchmarks import CLASSES, SPACING_S, Task
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightEvaluation
+
+_TASKS: tuple[Task, ...] = ("segmentation", "depth")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is loaded once. ``fingerprints``: of all models, by what they are."""
+    """Everything that is loaded once.
+
+    Attributes:
+        fingerprints: of all models, by what they are.
+        record: the same for ``models.json``, with what the heads were trained on.
+    """
 
     features: FrameFeatures
     systems: Systems
     heads: Heads
     fingerprints: Mapping[str, Any]
+    record: ModelRecord
 
 
 def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
@@ -63,12 +72,23 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         "features": features.metadata,
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
         "worlds": names,
-        "heads": [None if head is None else head.fingerprint for head in heads],
+        "heads": [None if head is None else head.fingerprint for head in map(heads.get, _TASKS)],
     }
-    segmentation, depth = (None if head is None else head.model for head in heads)
+    segmentation, depth = (None if head is None else head.model for head in map(heads.get, _TASKS))
     assert not isinstance(segmentation, DepthHead)
     assert not isinstance(depth, SegmentationHead)
-    return Inputs(features, systems, Heads(segmentation, depth, features.grid), fingerprints)
+    record = ModelRecord(
+        backbone=features.metadata["backbone_sha256"],
+        pca=features.metadata["pca_fingerprint"],
+        tokenizer=fingerprints["tokenizer"],
+        worlds=tuple(name or "" for name in names),
+        heads={task: head.fingerprint for task, head in heads.items()},
+        heads_trained_on={
+            task: said for task, head in heads.items() if (said := said_of_training(head.metadata))
+        },
+        rgb_decoder=None,
+    )
+    return Inputs(features, systems, Heads(segmentation, depth, features.grid), fingerprints, record)
 
 
 def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: FrameFeatures) -> None:
@@ -119,13 +139,10 @@ def _world(
 
 def _heads(
     settings: ForesightEvaluation, features: FrameFeatures, device: torch.device
-) -> list[LoadedModel[SegmentationHead] | LoadedModel[DepthHead] | None]:
-    found: list[LoadedModel[SegmentationHead] | LoadedModel[DepthHead] | None] = []
-    for task, path in (("segmentation", settings.segmentation_head), ("depth", settings.depth_head)):
-        if path is None:
-            found.append(None)
-            continue
-        loaded = load_head(path, "depth" if task == "depth" else "segmentation")
+) -> dict[Task, LoadedModel[SegmentationHead] | LoadedModel[DepthHead]]:
+    found: dict[Task, LoadedModel[SegmentationHead] | LoadedModel[DepthHead]] = {}
+    for task, path in settings.heads.items():
+        loaded = load_head(path, task)
         check_made_for(loaded, path, f"{task} head", features)
         if isinstance(loaded.model, SegmentationHead) and loaded.model.classes != CLASSES["cityscapes"]:
             raise MismatchError(
@@ -133,5 +150,5 @@ def _heads(
                 "head of Cityscapes"
             )
         loaded.model.to(device).eval().requires_grad_(False)
-        found.append(loaded)
+        found[task] = loaded
     return found

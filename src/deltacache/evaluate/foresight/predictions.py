@@ -1,6 +1,6 @@
 """What each method says the labelled frame looks like.
 
-Shapes: T frames of a sequence, N patches, D hidden, C context.
+Shapes: T frames of a sequence, H horizon, N patches, D hidden, C context.
 """
 
 from collections.abc import Iterator
@@ -48,16 +48,30 @@ class Systems:
             pair = tokenizer.encode(frames[None, -2], frames[None, -1], self.grid)
             rebuilt = tokenizer.decode(pair, frames[None, -2], self.grid)
             yield Method("deltatok_parallel", tokenizer=fingerprint), rebuilt[0]
+        for method, future in self.futures(frames, horizon):
+            yield method, future[-1]
+
+    @torch.inference_mode()
+    def futures(self, frames: Tensor, horizon: int) -> Iterator[tuple[Method, Tensor]]:
+        """Yield every world model's (H, N, D) of the last ``horizon`` of ``frames`` (T, N, D)."""
+        seen = frames[-horizon - self.context : -horizon]
         for method, world in self.worlds:
             yield method, self._future(world, seen, horizon)
+
+    @torch.inference_mode()
+    def reconstruction(self, frames: Tensor, horizon: int) -> Tensor:
+        """The last frames (H, N, D) through DeltaTok, closed loop; no frames without a tokenizer."""
+        if self.tokenizer is None:
+            return frames[:0]
+        return self.tokenizer[1].reconstruct_closed_loop(frames[None], self.black, self.grid, horizon)[0]
 
     def _future(self, world: WorldModel, seen: Tensor, horizon: int) -> Tensor:
         count = len(seen) + horizon
         seconds = self.spacing_s * torch.arange(count, device=seen.device, dtype=torch.float32)[None]
         if world.trains_on == "features":
-            return world.rollout(seen[None], seconds, grid=self.grid)[0, 0, -1]
+            return world.rollout(seen[None], seconds, grid=self.grid)[0, 0]
         assert self.tokenizer is not None  # checked on opening
         tokenizer = self.tokenizer[1]
         deltas = tokenizer.encode_clip(seen[None], self.black, self.grid)
         futures = world.rollout(deltas, seconds, grid=self.grid)
-        return decode_future(tokenizer, seen[None, -1], futures, self.grid)[0, 0, -1]
+        return decode_future(tokenizer, seen[None, -1], futures, self.grid)[0, 0]

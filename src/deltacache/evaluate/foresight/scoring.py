@@ -16,9 +16,6 @@ from deltacache.evaluate.metrics import feature_metrics
 from deltacache.models.deltatok import Grid
 from deltacache.models.heads import DepthHead, SegmentationHead
 
-MOVABLE = tuple(range(11, 19))
-"""Cityscapes' train ids of what moves: person, rider, car, truck, bus, train, motorcycle, bicycle."""
-
 
 @dataclass(frozen=True)
 class Labels:
@@ -41,20 +38,19 @@ class Heads:
         """Yield task and sums of ``pooled`` of one predicted frame (N, D)."""
         yield "features", np.concatenate([[1.0], feature_metrics(prediction, truth).cpu().numpy()])
         if self.segmentation is not None and labels.classes is not None:
-            classes = self._at_label(self.segmentation, prediction, labels.classes).argmax(1)[0]
+            classes = self._at_label(self.segmentation, prediction, labels.classes).argmax(0)
             totals = segmentation_totals(classes, labels.classes, self.segmentation.classes)
             yield "segmentation", totals.cpu().numpy()
         if self.depth is not None and labels.depth is not None:
-            depth = self._at_label(self.depth, prediction, labels.depth)[0, 0]
+            depth = self._at_label(self.depth, prediction, labels.depth)[0]
             yield "depth", depth_totals(depth, labels.depth).cpu().numpy()
 
     def _at_label(self, head: SegmentationHead | DepthHead, tokens: Tensor, label: Tensor) -> Tensor:
-        """(1, K, H, W)."""
-        small = head(tokens.T[None].unflatten(2, self.grid))
-        return functional.interpolate(small, size=tuple(label.shape), mode="bilinear", align_corners=False)
+        """(K, H, W)."""
+        return self.read(head, tokens[None], (label.shape[0], label.shape[1]))[0]
 
-
-def movable_totals(totals: np.ndarray) -> np.ndarray:
-    """Of the sums of segmentation (..., 3 C) those of the classes that move."""
-    parts = np.split(totals, 3, axis=-1)
-    return np.concatenate([part[..., list(MOVABLE)] for part in parts], axis=-1)
+    @torch.inference_mode()
+    def read(self, head: SegmentationHead | DepthHead, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a head says of tokens (B, N, D), upsampled to H x W: (B, K, H, W)."""
+        small = head(tokens.transpose(1, 2).unflatten(2, self.grid))
+        return functional.interpolate(small, size=size, mode="bilinear", align_corners=False)

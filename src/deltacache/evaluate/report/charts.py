@@ -13,7 +13,7 @@ from deltacache.evaluate.report.calibration import (
 )
 from deltacache.evaluate.report.drawing import Chart
 from deltacache.evaluate.report.drift import METRIC, drift_of
-from deltacache.evaluate.report.labels import METHOD_LABELS, PERCENT, metric_title
+from deltacache.evaluate.report.labels import METHOD_LABELS, PERCENT, leads, metric_title
 from deltacache.evaluate.report.legends import LegendEntry, legend
 from deltacache.evaluate.report.panels import Cell, Panel, labelled
 from deltacache.evaluate.report.plots import drawn_lines, drift_chart, limits_of, metric_chart, samples_chart
@@ -53,7 +53,7 @@ class ChartGroup:
 
 def panel_view(panel: Panel, styles: Mapping[str, Style]) -> PanelView:
     """The table of a metric, and for the main ones of features and labels a chart a run."""
-    if panel.metric not in MAIN_METRICS:
+    if not leads(panel.dataset, panel.metric, MAIN_METRICS):
         return PanelView(panel, (), ())
     lines = drawn_lines(panel)
     limits = limits_of(panel, lines)

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
-from deltacache.evaluate.report.labels import METRIC_LABELS
+from deltacache.evaluate.report.labels import METHOD_LABELS, METRIC_LABELS, data_title
 from deltacache.evaluate.report.panels import Line, Panel
 
 _LOSSES = ("miou", "rmse", "smooth_l1")
-_NAMES = {
+_SAMPLED = {
     ("deltaworld", "best"): "best future",
     ("deltaworld", "mean"): "average future",
-    ("copy_last", "single"): "repeating the last frame",
 }
+_ALONE = {
+    ("dino_foresight", "single"): METHOD_LABELS["dino_foresight"],
+    ("dino_foresight_delta", "single"): METHOD_LABELS["dino_foresight_delta"],
+}
+_COPY = {("copy_last", "single"): "repeating the last frame"}
 _BOUND = {("present", "single"): "the true future itself"}
 
 
@@ -32,13 +36,16 @@ def findings(tables: Sequence[Panel]) -> list[str]:
 
 def _sentence(panel: Panel, column: int) -> str:
     cells = {(line.method, line.aggregation): line.cells[column] for line in panel.own}
-    if any(cells.get(key) is None for key in _NAMES):
+    predicted = _SAMPLED if all(map(cells.get, _SAMPLED)) else _ALONE
+    if not any(map(cells.get, predicted)) or not any(map(cells.get, _COPY)):
         return ""
-    names = _NAMES if panel.task == "features" else _NAMES | _BOUND
+    names = predicted | _COPY | ({} if panel.task == "features" else _BOUND)
     texts = [f"{name} {panel.text(cells[key])[0]}" for key, name in names.items() if cells.get(key)]
     better = panel.title.rsplit(", ", 1)[1]
     label = METRIC_LABELS.get(panel.metric, panel.metric)
-    return f"{panel.dataset}: {label}, {panel.heading(column)} ahead: {', '.join(texts)} ({better})."
+    return (
+        f"{data_title(panel.dataset)}: {label}, {panel.heading(column)} ahead: {', '.join(texts)} ({better})."
+    )
 
 
 def _mode_sentence(panel: Panel, line: Line) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
+
 METHOD_LABELS = {
     "copy_last": "Copy of the last frame",
     "present": "True future (bound)",
@@ -66,6 +68,18 @@ CITYSCAPES_CLASSES = (
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
 )
 
+_TABLE_D = frozenset({"miou_movable", "delta1"})
+
+
+def leads(dataset: str, metric: str, main: frozenset[str]) -> bool:
+    """Whether a metric is one of the ``main`` ones, or one that Table D is about."""
+    return metric in main or (dataset == WHOLE_FRAMES and metric in _TABLE_D)
+
+
+def data_title(dataset: str) -> str:
+    """A data set's name in headings."""
+    return "Cityscapes as whole frames" if dataset == WHOLE_FRAMES else dataset
+
 
 def metric_title(metric: str) -> str:
     """The metric's name, and which way is better."""
@@ -77,6 +91,6 @@ def metric_title(metric: str) -> str:
 
 def class_name(dataset: str, label: int) -> str:
     """What a class id stands for, as far as the benchmark's list of names is known."""
-    if dataset == "cityscapes" and label < len(CITYSCAPES_CLASSES):
+    if dataset in ("cityscapes", WHOLE_FRAMES) and label < len(CITYSCAPES_CLASSES):
         return CITYSCAPES_CLASSES[label]
     return f"class {label}"

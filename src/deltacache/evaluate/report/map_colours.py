@@ -56,6 +56,21 @@ def depth_colours(metres: np.ndarray) -> np.ndarray:
     return np.where((depth > 0)[..., None], colours, np.array(_NOTHING, np.uint8))
 
 
+def nearness_colours(values: np.ndarray) -> np.ndarray:
+    """(..., 4) uint8 of relative inverse depth: bright is near. 0 is unknown and transparent."""
+    colours = colormaps["viridis"](np.asarray(values, np.float32) / MAX_DEPTH_M, bytes=True)
+    return np.where((np.asarray(values) > 0)[..., None], colours, np.array(_NOTHING, np.uint8))
+
+
+def nearness_key() -> list[KeyEntry]:
+    """Both ends and the middle: such depth has no unit."""
+    places = {"near": 1.0, "half as near": 0.5, "far": 0.02}
+    return [
+        KeyEntry(_hex(nearness_colours(np.array(share * MAX_DEPTH_M))), text)
+        for text, share in places.items()
+    ]
+
+
 def depth_key() -> list[KeyEntry]:
     """Some depths and their colours."""
     return [KeyEntry(_hex(depth_colours(np.array(metres))), f"{metres} m") for metres in _DEPTH_TICKS_M]

@@ -24,11 +24,11 @@ from deltacache.evaluate.report.charts import (
 )
 from deltacache.evaluate.report.class_tables import class_tables
 from deltacache.evaluate.report.findings import findings
-from deltacache.evaluate.report.labels import METRIC_WORDS
+from deltacache.evaluate.report.labels import METRIC_WORDS, data_title, leads
 from deltacache.evaluate.report.legends import LegendEntry, legend
 from deltacache.evaluate.report.panels import Panel, panels
 from deltacache.evaluate.report.plots import Curve, curve_chart
-from deltacache.evaluate.report.published import SOURCES
+from deltacache.evaluate.report.published import SOURCES, published_at
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
 from deltacache.evaluate.report.series import Style
 from deltacache.evaluate.report.strips import example_views
@@ -130,7 +130,8 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
     facts = [facts_of(run) for run in runs]
     published = {line.published for panel in shown for line in panel.published}
     return {
-        "title": "Evaluation on " + ", ".join(datasets),
+        "title": "Evaluation on " + ", ".join(map(data_title, datasets)),
+        "sampled": any(line.aggregation != "single" for panel in shown for line in panel.own),
         "runs": [run.name for run in runs],
         "context": runs[0].settings.context,
         "facts": {
@@ -144,6 +145,7 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
         ],
         "words": METRIC_WORDS,
         "sources": {name: text for name, text in SOURCES.items() if name in published},
+        "published_at": published_at(datasets),
         "drift": drift_group(shown, runs, styles),
         "samples": samples_groups(runs),
         "calibration": calibration_groups(runs),
@@ -153,13 +155,13 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
 
 def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any]:
     views = [panel_view(panel, styles) for panel in shown if panel.dataset == dataset]
+    modes = [view for view in views if view.panel.task == "modes"]
+    main = [view for view in views if leads(dataset, view.panel.metric, MAIN_METRICS)]
     return {
-        "dataset": dataset,
-        "main": [view for view in views if view.panel.metric in MAIN_METRICS],
-        "modes": [view for view in views if view.panel.task == "modes"],
-        "more": [
-            view for view in views if view.panel.metric not in MAIN_METRICS and view.panel.task != "modes"
-        ],
+        "dataset": data_title(dataset),
+        "main": main,
+        "modes": modes,
+        "more": [view for view in views if view not in main and view not in modes],
     }
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from deltacache.schemas.benchmarks import SPACING_S
 from deltacache.schemas.foresight import DATASET as FORESIGHT
+from deltacache.schemas.foresight import PAPER_SIZE
 from deltacache.schemas.tables import METRICS_SCHEMA
 
 Row = dict[str, Any]
@@ -56,6 +57,16 @@ def _rows(entry: dict[str, str]) -> Iterator[Row]:
 def published_rows() -> pa.Table:
     """All published numbers as rows of ``metrics.parquet``; their ``run_id`` begins with ``published:``."""
     return pa.Table.from_pylist(list(_entries()), schema=METRICS_SCHEMA)
+
+
+def published_at(datasets: Iterable[str]) -> str:
+    """The image size of the published numbers of some data sets, in words."""
+    whole = f"{PAPER_SIZE[0]} × {PAPER_SIZE[1]} px"
+    found = set(datasets)
+    if found == {FORESIGHT}:
+        return f"at {whole}"
+    others = "at 512 px unless the method says otherwise"
+    return f"{others}, those of whole frames at {whole}" if FORESIGHT in found else others
 
 
 def is_published(run_id: str) -> bool:

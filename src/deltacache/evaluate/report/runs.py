@@ -10,7 +10,9 @@ import pyarrow as pa
 from deltacache.evaluate import output
 from deltacache.evaluate.model_record import ModelRecord, read_models
 from deltacache.evaluate.report.labels import METHOD_LABELS
-from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, load_evaluation
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
+from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.images import sides
 
 Row = dict[str, Any]
 
@@ -21,7 +23,7 @@ class ReportRun:
 
     name: str
     out: Path
-    settings: ClipEvaluation | BenchmarkEvaluation
+    settings: Evaluation
     metrics: pa.Table
     samples: pa.Table
     statistics: pa.Table
@@ -86,29 +88,52 @@ def facts_of(run: ReportRun) -> dict[str, str]:
         "Data": "; ".join(_data(rows)),
         "Dropped or noted": "; ".join(run.notes) or "nothing",
         "Protocol": f"{first['context']} frames seen, horizons {', '.join(map(str, settings.horizons))}, "
-        f"{settings.samples} samples, {first['image_size']} px, seed {first['seed']}",
+        f"{_sampling(settings, first)}, seed {first['seed']}",
         "Backbone": first["backbone"],
     }
-    tokenizers = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] == "deltatok")
+    through = ("deltatok", "deltatok_parallel")
+    tokenizers = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] in through)
     for number, (tokenizer, path) in enumerate(zip(tokenizers, settings.tokenizers, strict=False), 1):
         name = f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"
         facts[name] = f"{tokenizer}, from {path}"
     paths = dict(zip(run.world_labels, settings.worlds, strict=False))
     for world, label in run.world_labels.items():
         facts[label] = f"{world}, from {paths[world]}" if world in paths else world
-    if isinstance(settings, BenchmarkEvaluation):
-        for name, head in settings.heads.items():
-            made = f"{run.models.head_text(name)}, from " if run.models else ""
-            facts[f"Head for {name}"] = f"{made}{head}"
-        if run.models and run.models.rgb_decoder:
-            facts["Decoder of pictures"] = f"{run.models.rgb_decoder}, from {settings.rgb_decoder}"
-    else:
-        facts["Features from"] = settings.features
-        if settings.futures is not None:
-            facts["Futures from"] = str(settings.futures)
-    return facts | {
-        "Run": f"{first['run_id']}, {first['created_at']:%Y-%m-%d %H:%M} UTC, deltacache {first['code_version']}",
+    return (
+        facts
+        | _further_models(settings, run.models)
+        | {
+            "Run": f"{first['run_id']}, {first['created_at']:%Y-%m-%d %H:%M} UTC, deltacache {first['code_version']}",
+        }
+    )
+
+
+def _sampling(settings: Evaluation, row: Row) -> str:
+    """How many futures there are, and of what size their frames."""
+    if isinstance(settings, ForesightEvaluation):
+        height, width = sides(settings.features.image_size)
+        return f"one future a model, whole frames of {height} × {width} px"
+    return f"{settings.samples} samples, {row['image_size']} px"
+
+
+def _further_models(settings: Evaluation, models: ModelRecord | None) -> dict[str, str]:
+    """What else took part: heads, a decoder of pictures and a PCA, or the features themselves."""
+    if isinstance(settings, ClipEvaluation):
+        futures = {} if settings.futures is None else {"Futures from": str(settings.futures)}
+        return {"Features from": settings.features, **futures}
+    facts = {
+        f"Head for {name}": f"{models.head_text(name)}, from {head}" if models else str(head)
+        for name, head in settings.heads.items()
     }
+    if isinstance(settings, BenchmarkEvaluation):
+        if models and models.rgb_decoder:
+            facts["Decoder of pictures"] = f"{models.rgb_decoder}, from {settings.rgb_decoder}"
+        return facts
+    if settings.depth is not None:
+        facts["Depth maps from"] = str(settings.depth)
+    if models and models.pca:
+        facts["PCA"] = f"{models.pca}, from {settings.features.pca}"
+    return facts
 
 
 def _data(rows: Sequence[Row]) -> list[str]:

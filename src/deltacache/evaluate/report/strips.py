@@ -19,6 +19,8 @@ from deltacache.evaluate.report.map_colours import (
     class_key,
     depth_colours,
     depth_key,
+    nearness_colours,
+    nearness_key,
 )
 from deltacache.evaluate.report.pictures import (
     Projection,
@@ -38,8 +40,11 @@ _KINDS = {
     "change": "Change since the last seen frame",
     "segmentation": "Segmentation",
     "depth": "Depth",
+    "relative_depth": "Relative depth",
     "rgb": "Pictures decoded from features",
 }
+
+_WIDE = 1.5  # columns to rows of patches, from which pictures get more room
 
 
 def example_views(examples: Sequence[Example], frames: PixelLookup, detail: Detail) -> list[ExampleView]:
@@ -64,6 +69,7 @@ class _ExampleStrips:
             "change": lambda tokens: change_picture(tokens, self._last, example.grid, largest),
             "segmentation": class_colours,
             "depth": depth_colours,
+            "relative_depth": nearness_colours,
             "rgb": lambda picture: picture,
             "frames": lambda picture: picture,
         }
@@ -83,7 +89,10 @@ class _ExampleStrips:
             title=example.title,
             moments=tuple(moments),
             seen=example.context,
-            note=" ".join(_tally(world, self._names(), len(self._order(world))) for world in example.worlds),
+            wide=example.grid[1] >= _WIDE * example.grid[0],
+            note=" ".join(
+                _tally(world, self._names(), len(self._order(world))) for world in example.worlds
+            ).strip(),
             groups=tuple(group for group in groups if group is not None),
         )
 
@@ -171,9 +180,11 @@ class _ExampleStrips:
         strips = [
             self._strip("true", maps.kind, "from true features", maps.truth[:context], maps.truth[context:])
         ]
+        shown = [maps.truth, *maps.samples.values()]
         if maps.label is not None:
             label = _fitted_label(maps.label, maps.kind, (maps.truth.shape[1], maps.truth.shape[2]))
             strips.insert(0, self._strip("true", maps.kind, "ground truth", None, None, only_last=label))
+            shown.append(label)
         if len(maps.reconstruction):
             strips.append(self._strip("rebuilt", maps.kind, "through DeltaTok", None, maps.reconstruction))
         for world in example.worlds:
@@ -181,9 +192,11 @@ class _ExampleStrips:
                 strips += self._samples(world, maps.kind, maps.samples[world.fingerprint])
         key: list[KeyEntry] = []
         if maps.kind == "segmentation":
-            key = class_key(example.title.split(" ", 1)[0], [maps.truth, *maps.samples.values()])
+            key = class_key(example.title.split(" ", 1)[0], shown)
         elif maps.kind == "depth":
             key = depth_key()
+        elif maps.kind == "relative_depth":
+            key = nearness_key()
         return StripGroup(_KINDS[maps.kind], "", tuple(key), tuple(strips))
 
     def _order(self, world: ExampleWorld) -> list[int]:
@@ -198,12 +211,20 @@ class _ExampleStrips:
             return best + rest[: self._detail.samples - len(best)]
         return best + list(spread(rest, self._detail.samples - len(best)))
 
+    def _model(self, world: ExampleWorld) -> str:
+        """Its method, and its fingerprint where two have the same."""
+        label = METHOD_LABELS.get(world.method, world.method)
+        several = sum(each.method == world.method for each in self._example.worlds) > 1
+        return f"{label} ({world.fingerprint[:8]})" if several else label
+
     def _samples(self, world: ExampleWorld, look: str, samples: np.ndarray) -> Iterator[Strip]:
         names, several = self._names(), len(world.reached) > 1
-        model = METHOD_LABELS.get(world.method, world.method) if len(self._example.worlds) > 1 else ""
+        each_one = all(len(world.reached) == 1 for world in self._example.worlds)
+        model = self._model(world) if len(self._example.worlds) > 1 else ""
         for at in self._order(world):
             label = f"future {at + 1}" if several else "its one future"
-            label = f"{model}: {label}" if model else label
+            if model:
+                label = model if each_one else f"{model}: {label}"
             if names:
                 outcome = names[int(world.nearest[at])]
                 label += f", {'reaches' if world.reached[at] >= 0 else 'nearest'} {outcome}"
@@ -214,12 +235,13 @@ class _ExampleStrips:
 def _fitted_label(label: np.ndarray, kind: str, size: tuple[int, int]) -> np.ndarray:
     """A label inside a map of ``size``, at its own aspect; what is around it is nothing."""
     step = max(1, -(-label.shape[0] // size[0]), -(-label.shape[1] // size[1]))
-    if kind == "depth":  # sparse: the points of a block must not get lost
+    is_depth = kind != "segmentation"
+    if is_depth:  # sparse: the points of a block must not get lost
         rows, columns = label.shape[0] // step, label.shape[1] // step
         small = label[: rows * step, : columns * step].reshape(rows, step, columns, step).max((1, 3))
     else:
         small = label[::step, ::step]
-    fitted = np.full(size, 0 if kind == "depth" else IGNORE, label.dtype)
+    fitted = np.full(size, 0 if is_depth else IGNORE, label.dtype)
     top, left = (size[0] - small.shape[0]) // 2, (size[1] - small.shape[1]) // 2
     fitted[top : top + small.shape[0], left : left + small.shape[1]] = small
     return fitted

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deltacache.evaluate.report.panels import PUBLISHED_MARK, Panel, panels
-from deltacache.evaluate.report.published import SOURCES
+from deltacache.evaluate.report.published import SOURCES, published_at
 
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
@@ -80,6 +80,7 @@ def caption(metrics: pa.Table) -> str:
     text = f"Over {over}; in brackets 95 % bootstrap intervals."
     published = {line.published for panel in shown for line in panel.published}
     if published:
+        at = published_at(panel.dataset for panel in shown)
         sources = "; ".join(f"{name}: {SOURCES[name]}" for name in SOURCES if name in published)
-        text += f"\n{PUBLISHED_MARK} published by others, on the whole sets and mostly at 512 px: {sources}"
+        text += f"\n{PUBLISHED_MARK} published by others, on the whole sets, {at}: {sources}"
     return text

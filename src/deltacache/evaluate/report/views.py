@@ -73,10 +73,12 @@ class ExampleView:
     Attributes:
         moments: what is said of each picture of a strip: its time from the last seen frame, and seen or future.
         seen: how many of them belong to the context.
+        wide: whether pictures are wider than high, and so want more room side by side.
     """
 
     title: str
     moments: tuple[str, ...]
     seen: int
+    wide: bool
     note: str
     groups: tuple[StripGroup, ...]

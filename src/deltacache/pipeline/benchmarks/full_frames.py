@@ -79,6 +79,11 @@ def read_depth_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return np.where((depth > MIN_DEPTH_M) & (depth <= MAX_DEPTH_M), depth, np.float32(0))
 
 
+def is_relative(path: Path) -> bool:
+    """Whether a map is one of relative inverse depth: of 8 bits, where near is large and there is no unit."""
+    return _stored(path).dtype == np.uint8
+
+
 def _stored(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":

@@ -36,14 +36,20 @@ def upsample_rows(predictions: Tensor, split: Split, half: tuple[int, int], crop
     side, (height, width) = max(half), half
     size = (side, side) if split.overlap else half
     top, left = (size[0] - height, size[1] - width) if crop else (0, 0)
+    wanted = range(top + rows.start, top + rows.stop)
+    return resized_rows(predictions, size, wanted)[..., left : left + width]
+
+
+def resized_rows(predictions: Tensor, size: tuple[int, int], rows: range) -> Tensor:
+    """``rows`` of predictions (B, K, h, w) resized bilinearly to H', W', up to rounding: (B, K, R, W')."""
     patches = predictions.shape[2]
     exact = torch.promote_types(predictions.dtype, torch.float32)
-    at = torch.arange(top + rows.start, top + rows.stop, dtype=exact, device=predictions.device)
+    at = torch.arange(rows.start, rows.stop, dtype=exact, device=predictions.device)
     source = ((at + 0.5) * (patches / size[0]) - 0.5).clamp_min(0)  # the places of align_corners=False
     above = source.long().clamp_max(patches - 1)
     share = (source - above).to(predictions.dtype)[:, None]
     upper, lower = predictions[:, :, above], predictions[:, :, (above + 1).clamp_max(patches - 1)]
-    return _resize(torch.lerp(upper, lower, share), (len(rows), size[1]))[..., left : left + width]
+    return _resize(torch.lerp(upper, lower, share), (len(rows), size[1]))
 
 
 def _resize(predictions: Tensor, size: tuple[int, int]) -> Tensor:

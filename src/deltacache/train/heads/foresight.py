@@ -6,7 +6,7 @@ Shapes: B frames, N patches, D hidden, h x w patches of a frame, H x W pixels of
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,19 @@ from deltacache.models.devices import choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.pipeline.benchmarks.full_frames import depth_of, read_depth_map, read_whole
 from deltacache.pipeline.benchmarks.reading import frame_shape, read_label
-from deltacache.pipeline.benchmarks.training_frames import TrainingFrame, labelled_frames
+from deltacache.pipeline.benchmarks.training_frames import TrainingFrame, TrainingFrames, labelled_frames
 from deltacache.pipeline.storage.atomic import replacing
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES
 from deltacache.schemas.configs import save_config
-from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes
-from deltacache.train.heads.losses import depth_losses, segmentation_loss
+from deltacache.train.heads.losses import depth_losses, whole_segmentation_loss_by_rows
+from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
 from deltacache.train.loop import Run, split_of, train
-from deltacache.train.order import Part, batch_items, seed_of, step_rng
+from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.outputs import check_output, claim_output
 from deltacache.train.prefetch import prefetch
 from deltacache.train.workers.group import Alone
@@ -65,12 +65,13 @@ class WholeFrames:
 
     def __init__(
         self,
-        frames: tuple[TrainingFrame, ...],
+        frames: TrainingFrames,
         config: ForesightHeadConfig,
         features: FrameFeatures,
         device: torch.device,
     ) -> None:
-        self._frames, self._config, self._features, self._device = frames, config, features, device
+        self._frames, self._config = frames.frames, config
+        self._features, self._device = features, device
         self._known: OrderedDict[tuple[int, bool], _Seen] = OrderedDict()
         self._bytes = 0
 
@@ -107,7 +108,7 @@ class WholeFrames:
         if config.depth is None:
             label = read_label("cityscapes", frame.label, shape)
         else:
-            label = read_depth_map(depth_of(frame.label, config.split, config.depth), shape)
+            label = read_depth_map(Path(frame.label), shape)
         return read_whole(frame.frame, sides(config.features.image_size)), label
 
 
@@ -131,13 +132,13 @@ class WholeFrameHeadTask:
         del part
         with torch.autocast(batch.features.device.type, enabled=False):
             small = self.model(batch.features)
+            if isinstance(self.model, SegmentationHead):
+                return whole_segmentation_loss_by_rows(small, batch.labels), {}
             large = [
                 functional.interpolate(each[None], size=label.shape, mode="bilinear", align_corners=False)
                 for each, label in zip(small, batch.labels, strict=True)
             ]
             labels = [label[None] for label in batch.labels]
-            if isinstance(self.model, SegmentationHead):
-                return segmentation_loss(large, labels), {}
             losses = depth_losses([depth[:, 0] for depth in large], labels)
             loss = losses.silog + self._config.gradient_loss * losses.gradient
             loss = loss + self._config.rmse_loss * losses.rmse
@@ -159,8 +160,9 @@ def train_foresight_head(
         DeltacacheError: ``out`` holds something else, or the loss became non-finite.
     """
     check_output(out, resume=resume)
-    frames = labelled_frames("cityscapes", root, config.split).frames
-    reporter.line(f"train head: {len(frames):,} whole frames of cityscapes, for {config.task}")
+    frames = _frames(root, config)
+    reporter.line(f"train head: {len(frames.frames):,} whole frames of cityscapes, for {config.task}")
+    say_if_scored(frames, config.split, reporter)
     chosen = choose_device(device)
     features = load_frame_features(config.features, chosen)
     effective_batch = split_of(config.training, Alone()).effective_batch
@@ -175,7 +177,7 @@ def train_foresight_head(
     if resumed is not None and step >= config.training.steps:
         reporter.line(f"train head: {resumed.folder} has all its steps, nothing to do")
         return resumed.folder
-    model = resumed.model if resumed else _seeded(_builder(config, features), config.training.seed)
+    model = resumed.model if resumed else seeded(_builder(config, features), config.training.seed)
     task = WholeFrameHeadTask(
         model.to(chosen), WholeFrames(frames, config, features, chosen), config, effective_batch
     )
@@ -190,21 +192,24 @@ def _builder(config: ForesightHeadConfig, features: FrameFeatures) -> Callable[[
     return lambda: SegmentationHead(features.hidden_size, CLASSES["cityscapes"])
 
 
-def _seeded(build: Callable[[], LinearHead], seed: int) -> LinearHead:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of("weights", seed))
-        return build()
+def _frames(root: Path, config: ForesightHeadConfig) -> TrainingFrames:
+    """Frames and what is learned of them: class ids, or the depth maps in their place."""
+    listed = labelled_frames("cityscapes", root, config.split)
+    if config.depth is None:
+        return listed
+    maps = [str(depth_of(each.label or "", config.split, config.depth)) for each in listed.frames]
+    frames = [TrainingFrame(each.frame, found) for each, found in zip(listed.frames, maps, strict=True)]
+    return replace(listed, frames=tuple(frames))
 
 
 def _metadata(
-    root: Path, frames: tuple[TrainingFrame, ...], config: ForesightHeadConfig, features: FrameFeatures
+    root: Path, frames: TrainingFrames, config: ForesightHeadConfig, features: FrameFeatures
 ) -> dict[str, Any]:
-    places = [Path(each.frame).relative_to(root).as_posix() for each in frames]
+    roots = (root,) if config.depth is None else (root, config.depth)
     return {
         **features.metadata,
         "config": config.model_dump(mode="json", exclude=_PLACES),
-        "benchmark": "cityscapes",
         "hidden_size": features.hidden_size,
-        "frames": {"count": len(frames), "fingerprint": fingerprint_of({"frames": places})},
+        **described_frames(frames, config.split, *roots),
         "code_version": __version__,
     }

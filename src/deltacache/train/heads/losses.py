@@ -3,7 +3,7 @@
 Shapes: B pictures, C crops, K classes, H x W pixels; M crops of a batch, h x w patches, H' x W' a half of a label.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from deltacache.pipeline.benchmarks.upsampling import upsample_rows
+from deltacache.pipeline.benchmarks.upsampling import resized_rows, upsample_rows
 from deltacache.schemas.benchmarks import IGNORE
 from deltacache.train.heads.data import LabelledCrops
 
@@ -30,26 +30,18 @@ class DepthLosses(NamedTuple):
     rmse: Tensor
 
 
-def segmentation_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-    """Cross-entropy, mean over all valid pixels of (C, K, H, W) logits against (C, H, W) ids; 0 without any."""
-    sums = [
-        functional.cross_entropy(each, label.long(), ignore_index=IGNORE, reduction="sum")
-        for each, label in zip(logits, labels, strict=True)
-    ]
-    valid = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
-    return torch.stack(sums).sum() / valid.clamp_min(1)
-
-
 def segmentation_loss_by_rows(logits: Tensor, frames: Sequence[LabelledCrops]) -> Tensor:
-    """``segmentation_loss`` of logits (M, K, h, w) upsampled to the labels, up to rounding.
+    """Cross-entropy of logits (M, K, h, w) upsampled to the labels, mean over all valid pixels; 0 without any.
 
     Logits at the labels' size exist for a strip of rows at a time, whose gradient is taken at once: memory does not
     depend on the size and the number of the labels. Not to be differentiated twice.
     """
-    valid = torch.stack([(each.label != IGNORE).sum() for each in frames]).sum()
-    total = _SumByRows.apply(logits, frames)
-    assert isinstance(total, Tensor)  # apply is not typed
-    return total / valid.clamp_min(1)
+    return _loss_by_rows(logits, [piece for frame in frames for piece in _crops(frame)])
+
+
+def whole_segmentation_loss_by_rows(logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
+    """The same for frames that are not cut: logits (B, K, h, w) against a label (H, W) each."""
+    return _loss_by_rows(logits, [_whole(number, label) for number, label in enumerate(labels)])
 
 
 def depth_losses(depths: Sequence[Tensor], labels: Sequence[Tensor]) -> DepthLosses:
@@ -92,21 +84,57 @@ def picture_losses(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return error.abs().mean(), torch.stack(steps).mean()
 
 
+class _Piece(NamedTuple):
+    """What one picture's logits are held against.
+
+    Attributes:
+        number: of the picture in the batch.
+        label: (H', W').
+        rows: from logits (1, K, h, w) to some rows of them at the label's size, (1, K, R, W').
+    """
+
+    number: int
+    label: Tensor
+    rows: Callable[[Tensor, range], Tensor]
+
+
+def _crops(frame: LabelledCrops) -> Iterator[_Piece]:
+    half = (frame.label.shape[-2], frame.label.shape[-1])
+    for crop, label in enumerate(frame.label):
+        yield _Piece(
+            frame.start + crop,
+            label,
+            lambda small, rows, crop=crop: upsample_rows(small, frame.split, half, crop, rows),
+        )
+
+
+def _whole(number: int, label: Tensor) -> _Piece:
+    size = (label.shape[0], label.shape[1])
+    return _Piece(number, label, lambda small, rows: resized_rows(small, size, rows))
+
+
+def _loss_by_rows(logits: Tensor, pieces: Sequence[_Piece]) -> Tensor:
+    valid = torch.stack([(piece.label != IGNORE).sum() for piece in pieces]).sum()
+    total = _SumByRows.apply(logits, pieces)
+    assert isinstance(total, Tensor)  # apply is not typed
+    return total / valid.clamp_min(1)
+
+
 class _SumByRows(torch.autograd.Function):
-    """Sum of the cross-entropy over all pixels of all crops."""
+    """Sum of the cross-entropy over all pixels of all pieces."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, frames: Sequence[LabelledCrops]) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, pieces: Sequence[_Piece]) -> Tensor:
         """The sum; its gradient is kept, which is as small as ``logits``."""
         total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-        for each in frames:
-            for at in range(each.start, each.stop):
-                for rows in _strips(each.label, logits.shape[1]):
-                    small = logits[at : at + 1].detach().requires_grad_()
-                    with torch.enable_grad():
-                        loss = _strip_loss(small, each, at - each.start, rows)
-                    gradient[at : at + 1] += torch.autograd.grad(loss, small)[0]
-                    total += loss.detach()
+        for piece in pieces:
+            at = slice(piece.number, piece.number + 1)
+            for rows in _strips(piece.label, logits.shape[1]):
+                small = logits[at].detach().requires_grad_()
+                with torch.enable_grad():
+                    loss = _strip_loss(piece.rows(small, rows), piece.label[rows.start : rows.stop])
+                gradient[at] += torch.autograd.grad(loss, small)[0]
+                total += loss.detach()
         ctx.save_for_backward(gradient)
         return total
 
@@ -119,19 +147,16 @@ class _SumByRows(torch.autograd.Function):
 
 
 def _strips(label: Tensor, classes: int) -> Iterator[range]:
-    """The rows of (C, H', W') in strips of about ``_STRIP_LOGITS`` numbers."""
-    height, width = label.shape[-2:]
+    """The rows of (H', W') in strips of about ``_STRIP_LOGITS`` numbers."""
+    height, width = label.shape
     wanted = _STRIP_LOGITS if label.device.type == "cpu" else _STRIP_LOGITS_GPU
     step = max(1, wanted // (classes * max(height, width)))  # a square of the longer side may be cut
     return (range(at, min(at + step, height)) for at in range(0, height, step))
 
 
-def _strip_loss(logits: Tensor, frame: LabelledCrops, crop: int, rows: range) -> Tensor:
-    """Sum of the cross-entropy over rows of one crop; ``logits`` (1, K, h, w)."""
-    half = (frame.label.shape[-2], frame.label.shape[-1])
-    large = upsample_rows(logits, frame.split, half, crop, rows)
-    label = frame.label[crop : crop + 1, rows.start : rows.stop].long()
-    return functional.cross_entropy(large, label, ignore_index=IGNORE, reduction="sum")
+def _strip_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Sum of the cross-entropy of logits (1, K, R, W') against (R, W')."""
+    return functional.cross_entropy(logits, label[None].long(), ignore_index=IGNORE, reduction="sum")
 
 
 def _neighbours(difference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

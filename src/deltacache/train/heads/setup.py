@@ -1,6 +1,6 @@
 """What training a head does before the loop: backbone, device, checks, output folder, seeded weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -72,9 +72,7 @@ class HeadSetup(Generic[ModelT]):
         """The resumed model, or a new one whose random weights depend on the config's seed alone."""
         if self.resumed is not None:
             return self.resumed.model
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of("weights", self.config.training.seed))
-            return build()
+        return seeded(build, self.config.training.seed)
 
     def seen(self, *, pictures: bool = False) -> HeadFrames:
         """The frames through the backbone."""
@@ -109,7 +107,7 @@ def open_head(
         "hidden_size": backbone.hidden_size,
         "patch_grid": list(backbone.grid(config.frames.image_size)),
         "image_size": config.frames.image_size,
-        **described_frames(frames, request.root, config.frames.split),
+        **described_frames(frames, config.frames.split, request.root),
         "effective_batch": split_of(config.training, Alone()).effective_batch,
         "code_version": __version__,
     }
@@ -119,8 +117,8 @@ def open_head(
     return HeadSetup(request, config, frames, backbone, device, metadata, resumed)
 
 
-def described_frames(frames: TrainingFrames, root: Path, split: str) -> dict[str, Any]:
-    """What a checkpoint says of the frames that it learned from.
+def described_frames(frames: TrainingFrames, split: str, *roots: Path) -> dict[str, Any]:
+    """What a checkpoint says of the frames that it learned from, which lie below ``roots``.
 
     ``trained_on`` is what ``evaluate`` reads: a head of the split that is scored has no comparable numbers.
 
@@ -130,18 +128,34 @@ def described_frames(frames: TrainingFrames, root: Path, split: str) -> dict[str
     count = len(frames.frames)
     described: dict[str, Any] = {
         "benchmark": frames.benchmark,
-        "frames": {"count": count, "fingerprint": _fingerprint(frames, root)},
+        "frames": {"count": count, "fingerprint": _fingerprint(frames, roots)},
     }
     if frames.benchmark is not None:
         described["trained_on"] = {"benchmark": frames.benchmark, "split": split, "frames": count}
     return described
 
 
-def _fingerprint(frames: TrainingFrames, root: Path) -> str:
+def say_if_scored(frames: TrainingFrames, split: str, reporter: Reporter) -> None:
+    """Say that a head learns from the frames that it will be scored on, if it does."""
+    if split == "val":
+        reporter.line(
+            f"train head: these are the frames that {frames.benchmark} is scored on (--split val): the head's numbers "
+            "there say nothing about new frames, and are not to be compared with published ones"
+        )
+
+
+def seeded(build: Callable[[], ModelT], seed: int) -> ModelT:
+    """A new model whose random weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of("weights", seed))
+        return build()
+
+
+def _fingerprint(frames: TrainingFrames, roots: Sequence[Path]) -> str:
     """Of places and sizes of all files, and the content of the lists that name them: a tree may move as a whole."""
     try:
         files = [
-            [_place(path, root), Path(path).stat().st_size]
+            [_place(path, roots), Path(path).stat().st_size]
             for each in frames.frames
             for path in (each.frame, each.label)
             if path is not None
@@ -152,7 +166,8 @@ def _fingerprint(frames: TrainingFrames, root: Path) -> str:
     return fingerprint_of({"files": files, "lists": lists})
 
 
-def _place(path: str, root: Path) -> str:
-    """Below the root; a list may also give absolute places."""
+def _place(path: str, roots: Sequence[Path]) -> str:
+    """Below a root; a list may also give absolute places."""
     whole = Path(path)
-    return (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix()
+    root = next((each for each in roots if whole.is_relative_to(each)), None)
+    return (whole if root is None else whole.relative_to(root)).as_posix()

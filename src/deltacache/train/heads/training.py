@@ -16,12 +16,12 @@ from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder, undo_backbone
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrames, labelled_frames, picture_frames
 from deltacache.pipeline.benchmarks.upsampling import upsample
-from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, BenchmarkName
+from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES
 from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.heads.data import HeadBatch, HeadFrames
 from deltacache.train.heads.losses import depth_losses, picture_losses, segmentation_loss_by_rows
-from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head
+from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head, say_if_scored
 from deltacache.train.loop import train
 from deltacache.train.order import Part
 from deltacache.train.outputs import check_output
@@ -112,7 +112,7 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
     frames = labelled_frames(
         benchmark, request.root, config.frames.split, request.kitti_split, request.kitti_test
     )
-    _say(frames, benchmark, config, reporter)
+    _say(frames, config, reporter)
 
     def load(path: Path, _: Backbone) -> LoadedModel[LinearHead]:
         loaded = load_head(path, BENCHMARK_TASK[benchmark])
@@ -150,14 +150,10 @@ def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporte
     return train(task, setup.run(reporter))
 
 
-def _say(frames: TrainingFrames, benchmark: BenchmarkName, config: HeadConfig, reporter: Reporter) -> None:
+def _say(frames: TrainingFrames, config: HeadConfig, reporter: Reporter) -> None:
     dropped = "".join(f", {count:,} left out ({reason})" for reason, count in frames.dropped.items())
-    reporter.line(f"train head: {len(frames.frames):,} labelled frames of {benchmark}{dropped}")
-    if config.frames.split == "val":
-        reporter.line(
-            f"train head: these are the frames that {benchmark} is scored on (--split val): the head's numbers there "
-            "say nothing about new frames, and are not to be compared with published ones"
-        )
+    reporter.line(f"train head: {len(frames.frames):,} labelled frames of {frames.benchmark}{dropped}")
+    say_if_scored(frames, config.frames.split, reporter)
 
 
 def _nothing_to_do(setup: HeadSetup[ModelT], reporter: Reporter) -> Path:
