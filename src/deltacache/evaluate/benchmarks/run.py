@@ -1,13 +1,12 @@
 """An evaluation of benchmarks whose inputs have been opened and checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
-from pathlib import Path
 
 from deltacache import __version__
 from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
+from deltacache.evaluate.benchmarks.content import content_of
 from deltacache.evaluate.benchmarks.notes import counts_of, notes_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
 from deltacache.evaluate.clips import opening
@@ -19,12 +18,10 @@ from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
-from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.fingerprints import fingerprint_of
 
-_STAT_THREADS = 8
 _NOT_NUMBERS = {"out", "data", "heads", "clips", "tokenizer", "worlds", "backbone", "kitti_split", "cache"}
 _NOT_NUMBERS |= {
     "more_tokenizers",
@@ -159,20 +156,12 @@ def _run_id(
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
         **models.further,
         "worlds": models.world_ids,
-        "data": {name: _content(each, name in settings.heads) for name, each in sequences.items()},
+        "data": {
+            name: content_of(each, lambda one, used=name in settings.heads: [one.label] if used else [])
+            for name, each in sequences.items()
+        },
         "clips": clips.stamp.run_id if clips else None,
         "generated": {name: each.fingerprint for name, each in answers.items()},
         "code_version": __version__,
     }
     return fingerprint_of(made_from)
-
-
-def _content(sequences: Sequence[LabelledSequence], labelled: bool) -> str:
-    """Of names and sizes of all frames, which would take long to read, and of the bytes of labels that are used."""
-
-    def content(each: LabelledSequence) -> list[object]:
-        frames = [Path(path) for path in each.frames]
-        label = sha256(Path(each.label).read_bytes()).hexdigest() if labelled else None
-        return [each.sequence_id, *([path.name, path.stat().st_size] for path in frames), label]
-
-    return fingerprint_of({"files": list(in_threads(content, sequences, threads=_STAT_THREADS))})

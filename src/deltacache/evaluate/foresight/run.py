@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from deltacache import __version__
 from deltacache.evaluate import output
+from deltacache.evaluate.benchmarks.content import content_of
 from deltacache.evaluate.benchmarks.notes import head_notes, sequence_notes
 from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries, statistics_table
 from deltacache.evaluate.examples import examples_of
@@ -132,7 +133,7 @@ def _stamp(settings: ForesightEvaluation, inputs: Inputs, found: SequenceSet) ->
         "foresight": settings.model_dump(mode="json", include=_NUMBERS_FROM),
         "models": dict(inputs.fingerprints),
         "precision": settings.features.precision,
-        "data": [_content(each, settings) for each in found.sequences],
+        "data": content_of(found.sequences, lambda each: _labels_of(each, settings)),
         "code_version": __version__,
     }
     return RunStamp(
@@ -147,8 +148,8 @@ def _stamp(settings: ForesightEvaluation, inputs: Inputs, found: SequenceSet) ->
     )
 
 
-def _content(sequence: LabelledSequence, settings: ForesightEvaluation) -> list[object]:
-    """Names and sizes of all files of a sequence."""
+def _labels_of(sequence: LabelledSequence, settings: ForesightEvaluation) -> list[str | Path]:
+    """Those that are used."""
     depth = depth_place(sequence, settings)
-    files = [Path(path) for path in (*sequence.frames, sequence.label)] + ([depth] if depth else [])
-    return [sequence.sequence_id, *([path.name, path.stat().st_size] for path in files)]
+    label = [sequence.label] if settings.segmentation_head is not None else []
+    return [*label, *([depth] if depth is not None else [])]
