@@ -28,7 +28,10 @@ from deltacache.cli_options import (
     Dtype,
     DtypeOpt,
     DuplicatesOpt,
+    EigenListOpt,
     EncodersOpt,
+    EvaluationCacheOpt,
+    EvaluationWorkersOpt,
     ExcludeOpt,
     FailedOpt,
     ForesightTask,
@@ -378,6 +381,13 @@ def compare_systems(
             help="NAME=PATH, may be repeated: vspw, cityscapes or kitti; clips and a feature dataset."
         ),
     ],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the evaluation; the table goes there too, if it is another than the default. "
+            "[default: OUT/evaluation]"
+        ),
+    ] = None,
     head: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark.")] = None,
     backbone: BackboneOpt = None,
     image_size: Annotated[
@@ -390,33 +400,39 @@ def compare_systems(
     futures: Annotated[
         Path | None, typer.Option(help="Of clips: CSV or Parquet of true futures: adds mode coverage.")
     ] = None,
+    kitti_split: EigenListOpt = None,
+    cache: EvaluationCacheOpt = None,
     measure: Annotated[
         bool, typer.Option(help="Time and memory of a training step, on this machine.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of the measured step.")] = 8,
+    precision: PrecisionOpt = Precision.auto,
+    workers: EvaluationWorkersOpt = None,
+    ray_address: AddressOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
     """Evaluate all systems of train-systems together and write one table of quality and cost.
 
     Example: deltacache compare-systems systems/ features/ --data clips=test-features/
     """
-    from deltacache.chain.results import evaluate_and_show
     from deltacache.chain.systems import open_systems
-    from deltacache.chain.systems_table import CostPlan
+    from deltacache.chain.systems_costs import CostPlan
     from deltacache.chain.systems_table import compare_systems as compare
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.evaluate.settings import CLIPS, evaluation
+    from deltacache.evaluate.settings import CLIPS
+    from deltacache.evaluate.settings import evaluation as evaluation_settings
     from deltacache.pipeline.datasets.dataset import open_dataset
 
     config, paths = open_systems(out)
     card = open_dataset(absolute(features), "features").card
     own_size = card.image_size if isinstance(card.image_size, int) else None
     named, steps = named_paths("--data", data), parsed_horizons(horizons)
-    settings = evaluation(
+    given = backbone_source(backbone) if backbone else None
+    settings = evaluation_settings(
         named,
         heads=named_paths("--head", head or []),
-        out=paths.evaluation,
-        backbone=backbone_source(backbone or card.backbone.id),
+        out=evaluation or paths.evaluation,
+        backbone=given or card.backbone.id,
         **paths.models(config),
         image_size=image_size or own_size or 512,
         context=context,
@@ -424,12 +440,17 @@ def compare_systems(
         samples=samples,
         seed=seed,
         futures=futures,
+        kitti_split=kitti_split,
+        cache=cache,
+        precision=precision.value,
+        workers=workers,
+        ray_address=ray_address,
         device=device,
     )
-    evaluate_and_show(settings, terminal_reporter())
     crops = 1 if set(named) == {CLIPS} else 2
-    plan = CostPlan(context, max(steps), samples, crops, batch_size if measure else None, device)
-    compare(out, paths.evaluation, absolute(features), plan, terminal_reporter())
+    measured = batch_size if measure else None
+    plan = CostPlan(context, max(steps), samples, crops, measured, device, given)
+    compare(out, absolute(features), settings, plan, terminal_reporter())
 
 
 @app.command("train-head")
@@ -549,23 +570,17 @@ def evaluate(
         list[str] | None,
         typer.Option(help="NAME=DIR: futures of a video generator (export-contexts); may be repeated."),
     ] = None,
-    kitti_split: Annotated[
-        Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
-    ] = None,
+    kitti_split: EigenListOpt = None,
     rgb_decoder: Annotated[
         Path | None,
         typer.Option(help="Output of train-head rgb, or a released decoder: pictures of futures."),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep the benchmarks' patch tokens here, for the next model.")
-    ] = None,
+    cache: EvaluationCacheOpt = None,
     examples: Annotated[
         int, typer.Option(min=0, max=32, help="Sequences of each data set kept for pictures.")
     ] = 4,
     precision: PrecisionOpt = Precision.auto,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
-    ] = None,
+    workers: EvaluationWorkersOpt = None,
     ray_address: AddressOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -869,7 +884,9 @@ def demo(
 def flops(
     preset: Annotated[
         str,
-        typer.Option(help="Recipe, such as released, paper, dino-world-large, table2; or a YAML of systems."),
+        typer.Option(
+            help="Recipe, such as released, paper, dino-world-large, table2; or a YAML of one or of systems."
+        ),
     ] = "released",
     backbone: Annotated[
         str, typer.Option(help="vits16, vitb16, vitl16, …, tiny, or a folder with a config.json.")
@@ -888,6 +905,12 @@ def flops(
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="Width of the tokens. [default: the backbone's]")
     ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Attention heads. [default: the preset's; of 64 dims where tokens have another width]"
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time and memory on this machine, with random weights.")
     ] = False,
@@ -900,12 +923,14 @@ def flops(
     """
     from deltacache.chain.costs import CostRequest, count_costs
     from deltacache.chain.costs_shown import costs_text
+    from deltacache.chain.terminal import terminal_reporter
 
     with usage_errors():
         request = CostRequest(
             preset=preset,
             backbone=backbone_source(backbone),
             hidden_size=hidden_size,
+            heads=heads,
             image_size=image_size,  # pyright: ignore[reportArgumentType]
             context=context,
             horizon=horizon,
@@ -915,7 +940,8 @@ def flops(
             candidates=candidates,
             batch_size=batch_size,
         )
-    typer.echo(costs_text(count_costs(request, device if measure else None)))
+    costs = count_costs(request, device if measure else None, terminal_reporter())
+    typer.echo(f"\n{costs_text(costs)}")
 
 
 def main() -> None:

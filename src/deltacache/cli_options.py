@@ -211,6 +211,15 @@ BlackFirstOpt = Annotated[
 WorkersOpt = Annotated[
     int, typer.Option(min=1, help="Processes that train one model, one GPU each; see docs/training.md.")
 ]
+EigenListOpt = Annotated[
+    Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
+]
+EvaluationCacheOpt = Annotated[
+    Path | None, typer.Option(help="Keep the benchmarks' patch tokens here, for the next model.")
+]
+EvaluationWorkersOpt = Annotated[
+    int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
+]
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
 DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TokenizerOpt = Annotated[

@@ -114,14 +114,12 @@ def usage_errors() -> Iterator[None]:
     """Values that a config refuses are wrong usage: exit code 2."""
     from pydantic import ValidationError
 
+    from deltacache.schemas.refusals import problems_of
+
     try:
         yield
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc']))} {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors()
-        ]
-        raise typer.BadParameter("; ".join(problem.strip() for problem in problems)) from error
+        raise typer.BadParameter(problems_of(error)) from error
 
 
 def world_path(text: str) -> tuple[str | None, Path]:
@@ -142,11 +140,26 @@ def named_paths(flag: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {name or 'vspw'}=PATH")
+            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {_with_guessed_name(flag, text)}")
         if name in named:
             raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
         named[name] = path
     return named
+
+
+def _with_guessed_name(flag: str, text: str) -> str:
+    """``/data/VSPW`` as ``vspw=/data/VSPW``; what one cannot tell is VSPW, or of a generator ``external``."""
+    from deltacache.schemas.benchmarks import BENCHMARKS
+
+    name, equals, path = text.partition("=")
+    path = path if equals else name
+    if equals and name:
+        return f"{name}=PATH"
+    if flag == "--predictions":
+        return f"external={path or 'PATH'}"
+    known = ("clips", *BENCHMARKS) if flag == "--data" else BENCHMARKS
+    guessed = next((each for each in known if each in Path(path).name.lower()), "vspw")
+    return f"{guessed}={path or 'PATH'}"
 
 
 def parsed_horizons(text: str) -> tuple[int, ...]:

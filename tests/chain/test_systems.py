@@ -11,7 +11,6 @@ from torch.nn.functional import smooth_l1_loss
 from trained_systems import TrainedSystems
 
 from deltacache.chain.systems import SystemPaths, SystemsConfig, open_systems, systems_preset, train_systems
-from deltacache.chain.systems_table import CostPlan, compare_systems
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import read_metrics
@@ -246,20 +245,6 @@ def test_passes_share_the_batch_of_every_training(systems: TrainedSystems) -> No
     config = systems_preset("table2").changed(3, 64)
     for each in (*config.tokenizers.values(), *(one.world for one in config.systems.values())):
         assert (each.training.batch_size, each.training.accumulation, each.training.seed) == (16, 64, 3)
-
-
-def test_the_table_has_a_line_a_system(systems: TrainedSystems, results: Path) -> None:
-    plan = CostPlan(CONTEXT, HORIZONS[-1], SAMPLES, 1, 2, "cpu")
-    text = compare_systems(systems.paths.out, results, str(systems.train), plan, SilentReporter()).read_text()
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    assert [line.split("|")[1].strip() for line in lines] == list(systems.config.systems)
-    rows = pq.read_table(systems.paths.out / "systems.parquet").to_pylist()
-    first = [row for row in rows if row["system"] == "dino-world" and row["relative"] is not None]
-    assert {row["quantity"]: row["relative"] for row in first} == dict.fromkeys(
-        ("futures_gflops", "step_gflops", "step_seconds", "step_gib"), 1.0
-    )
-    gflops = {row["system"]: row["value"] for row in rows if row["quantity"] == "step_gflops"}
-    assert gflops["best-of-many"] > gflops["dino-world"] > gflops["delta-tokens"] > gflops["discriminative"]
 
 
 def test_no_two_models_share_a_line(systems: TrainedSystems, results: Path) -> None:

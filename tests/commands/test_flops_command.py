@@ -1,9 +1,12 @@
 """``flops``: the tables of any preset, counted and measured."""
 
+import re
+
 import pytest
 
-from deltacache.chain.costs import CostRequest, count_costs, systems_of
+from deltacache.chain.costs import CostRequest, count_costs
 from deltacache.chain.costs_shown import costs_text
+from deltacache.chain.costs_systems import chosen_systems, systems_of
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.schemas.errors import MismatchError
 
@@ -107,3 +110,112 @@ def test_whole_frames_of_table_d(tmp_path):
     assert patches.flops.step.here > deltas.flops.step.here
     assert patches.flops.samples == deltas.flops.samples == 1
     assert "28 x 56 px" in costs_text(costs)
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "heads"),
+    [
+        ("delta-tokens", 1280, {20}),
+        ("delta-tokens", 1024, {16}),
+        ("delta-tokens", 4096, {64}),
+        ("delta-tokens", 384, {6}),  # 12 would divide it
+        ("table2", 1024, {16}),
+        ("released", 768, {12}),
+        ("tiny", 64, {4}),
+        ("tiny-table2", 64, {4}),
+        ("foresight-delta", 1152, {18, 8}),
+        ("dino-world-large", 1280, {24}),  # of its own width
+    ],
+)
+def test_other_widths_have_heads_of_64_dims(preset, width, heads):
+    chosen = chosen_systems(preset, width)
+    models = [each.model for each in chosen.config.tokenizers.values()]
+    models += [each.world.model for each in chosen.config.systems.values()]
+    assert {model.num_heads for model in models} == heads
+    if heads == {width // 64} and width not in (64, 768):
+        assert f"tokens {width} wide have {width // 64} attention heads of 64 dims here" in chosen.notes[0]
+    else:
+        assert not chosen.notes
+    assert systems_of(preset, width)
+
+
+def test_any_backbone_and_any_heads(deltacache):
+    wide = ("--preset", "discriminative", "--image-size", "32", "--samples", "2", "--frames", "3")
+    printed = deltacache("flops", *wide, "--backbone", "vits16plus", "--candidates", "2").done().stdout
+    assert "tokens 384 wide have 6 attention heads of 64 dims here" in printed
+    assert "instead of 12: --heads takes another number" in printed
+    assert "counting: starting" in printed
+    assert "published" not in printed
+    given = deltacache("flops", *TINY, "--heads", "8").done().stdout
+    assert "attention heads of" not in given
+    deltacache("flops", *TINY, "--heads", "7").refused("does not fit tokens 64 wide", "--heads")
+
+
+def _published(text):
+    """``part or system, context: published, difference`` of all lines that have both."""
+    found = re.findall(r"^  (\S.*?)  .*?(\S+) +([+-][\d.]+) %$", text, re.MULTILINE)
+    return {(name, number): float(off) for name, number, off in found}
+
+
+def test_published_numbers_stand_beside_those_that_are_counted():
+    found = _published(costs_text(count_costs(CostRequest(frames=2, candidates=2))))
+    two_digits = {number: found.pop((f"predictor, context {at}", number)) for at, number in
+                  zip((4, 5, 6), ("0.26", "0.28", "0.31"), strict=True)}  # fmt: skip
+    assert all(abs(off) < 2 for off in two_digits.values())
+    assert {number for _, number in found} == {
+        *("47.185", "96.930", "46.12", "84.88", "96.96", "109.04"), *("959", "12,013", "6,315", "6,721")
+    }  # fmt: skip
+    assert all(abs(off) <= 0.1 for off in found.values())
+    assert found["delta-tokens", "6,721"] == 0.06
+
+
+@pytest.mark.parametrize("changes", [{"image_size": (64, 64)}, {"backbone": "vits16"}, {"hidden_size": 384}])
+def test_other_settings_have_no_published_numbers(changes):
+    fields = {"preset": "dino-world", "frames": 2, "samples": 2}
+    assert not _published(costs_text(count_costs(CostRequest(**(fields | changes)))))
+
+
+def test_totals_are_published_for_their_horizon_and_samples_alone():
+    """Parts are the same; a single system is counted fast."""
+    request = CostRequest(preset="dino-world", horizon=1, frames=2)
+    found = _published(costs_text(count_costs(request)))
+    assert {number for _, number in found} == {"47.185", "84.88"}
+
+
+WORLD_RECIPE = """
+model: {num_heads: 4, num_layers: 1}
+candidates: 3
+training: {steps: 5, batch_size: 2, learning_rate: 0.1, weight_decay: 0}
+"""
+TOKENIZER_RECIPE = """
+model: {num_heads: 4, encoder_layers: 1, decoder_layers: 2}
+training: {steps: 5, batch_size: 2, learning_rate: 0.1, weight_decay: 0}
+"""
+
+
+def test_a_recipe_of_one_model_is_counted_with_a_stand_in(deltacache, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(WORLD_RECIPE)
+    printed = deltacache("flops", "--preset", recipe, *TINY[2:]).done().stdout
+    assert list(_rows(printed, "GFLOPs of all futures of one image")) == ["recipe"]
+    assert "the tokenizer is that of preset released" in printed
+    assert _rows(printed, "GFLOPs of a training step")["recipe"][0] == "3"
+    recipe.write_text(WORLD_RECIPE.replace("{num", "{architecture: dino_world, num"))
+    (system,) = systems_of(str(recipe), 64)
+    assert isinstance(system.world, DinoWorld)
+    assert not chosen_systems(str(recipe), 64).notes
+    recipe.write_text(TOKENIZER_RECIPE)
+    (system,) = systems_of(str(recipe), 64)
+    assert system.tokenizer is not None
+    assert len(system.tokenizer.decoder_blocks) == 2
+    assert "the world model is that of preset released" in chosen_systems(str(recipe), 64).notes[0]
+
+
+def test_a_yaml_of_another_kind_is_refused(deltacache, tmp_path):
+    chain = tmp_path / "chain.yaml"
+    chain.write_text("train_videos: {}\nworlds: {}\n")
+    deltacache("flops", "--preset", chain).refused(
+        "seems to be a chain, which is for deltacache run FILE.yaml"
+    )
+    chain.write_text(WORLD_RECIPE.replace("num_heads", "num_head"))
+    deltacache("flops", "--preset", chain).refused("model.num_head: is not known: give num_heads, ")

@@ -17,7 +17,6 @@ import pytest
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.generators.clips import (
     ClipFormat,
-    file_of_frame,
     read_frame_at,
     samples_in,
     write_clip,
@@ -223,11 +222,18 @@ def test_what_does_not_fit_is_refused_by_name(
 
 def test_exports_are_refused_in_words(mini_benchmarks: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"aachen_000000_0000\d\d_leftImg8bit.png is missing.*--rate evaluation"
+        DatasetError,
+        match=r"has 1 recorded frame up to it, not 9 \(aachen_000000_000015_leftImg8bit.png is missing\): "
+        r"give --rate evaluation --frames 4, ",
     ):
         export_contexts(
             ContextExport({"cityscapes": mini_benchmarks / "cityscapes"}), tmp_path / "a", SilentReporter()
         )
+    beginning = ContextExport({"vspw": mini_benchmarks / "vspw"}, frames=12, horizons=(3,))
+    with pytest.raises(
+        DatasetError, match=r"00000010\.jpg has 11 .*not 12 .*give --frames 11, or --rate eval"
+    ):
+        export_contexts(beginning, tmp_path / "a", SilentReporter())
     with pytest.raises(DeltacacheError, match="coco is not known"):
         context_export({"coco": "x"}, horizons=(1,))
     (tmp_path / "b").mkdir()
@@ -275,14 +281,13 @@ def test_frames_and_samples_are_in_the_order_of_their_numbers(tmp_path: Path) ->
     for number in (1, 2, 10):
         folder = tmp_path / f"sample-{number}"
         folder.mkdir()
-        for frame in (1, 2, 10):
+        for frame in range(1, 11):
             cv2.imwrite(str(folder / f"frame_{frame}.png"), picture(10 * number + frame))
         (folder / ".hidden.png").write_bytes(b"of the file browser")
     samples = samples_in(tmp_path)
     assert [path.name for path in samples] == ["sample-1", "sample-2", "sample-10"]
-    values = [[int(read_frame_at(sample, at)[0, 0, 0]) for at in range(3)] for sample in samples]
+    values = [[int(read_frame_at(sample, at)[0, 0, 0]) for at in (0, 1, 9)] for sample in samples]
     assert values == [[11, 12, 20], [21, 22, 30], [101, 102, 110]]
-    assert file_of_frame(samples[0], 2).name == "frame_10.png"
 
 
 def test_a_sample_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -337,7 +342,8 @@ def test_only_the_scored_frame_makes_another_evaluation(
     run_id = evaluated(golden, mini_benchmarks, tmp_path / "out", answered)
     entry: ContextEntry = read_manifest(answered).contexts[0]
     sample = answered / entry.folder / "sample-00"
-    shutil.copy(sample / "00000.png", sample / "00001.png")  # behind the scored one
+    for each in answered.glob("vspw/h1/*/sample-00"):
+        shutil.copy(each / "00000.png", each / "00001.png")  # behind the scored one
     moved = Path(shutil.copytree(answered, tmp_path / "elsewhere"))
     assert evaluated(golden, mini_benchmarks, tmp_path / "again", moved) == run_id
     frame = cv2.imread(str(sample / "00000.png"))

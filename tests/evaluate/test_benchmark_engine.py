@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,9 @@ from drawn_features import draw_clips, write_features
 from deltacache.evaluate.benchmarks import blocks, worker
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import Ahead
+from deltacache.evaluate.benchmarks.sampling import SequenceBatch
+from deltacache.evaluate.benchmarks.scoring import BatchScorer
+from deltacache.evaluate.benchmarks.statistics import Statistic
 from deltacache.evaluate.benchmarks.worker import BlockWorker
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples, load_frames
@@ -23,7 +28,31 @@ from deltacache.models.backbone import Backbone
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
-from deltacache.schemas.progress import SilentReporter
+from deltacache.schemas.progress import ProgressStage, SilentReporter
+
+
+class Steps(SilentReporter):
+    """Keeps how stages begin, and every step of them."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, tuple[int | None, int]] = {}
+        self._steps: dict[str, list[int]] = {}
+
+    def of(self, name: str) -> list[int]:
+        return self._steps.get(name, [])
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
+        self.begun[name] = total, done
+        yield _Counting(self._steps.setdefault(name, []))
+
+
+class _Counting:
+    def __init__(self, steps: list[int]) -> None:
+        self._steps = steps
+
+    def advance(self, items: int = 1, **status: float | str) -> None:
+        self._steps.append(items)
 
 
 @pytest.fixture
@@ -69,6 +98,36 @@ def test_a_killed_run_goes_on(
     assert again == ["cityscapes-00000", "kitti-00000"]
     assert same_tables(plain, tmp_path / "out")
     assert not (tmp_path / "out" / "parts").exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("cache", [False, True])
+def test_progress_goes_sequence_by_sequence_and_counts_none_twice(
+    golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
+    """Killed within a block: what was not written is done, and counted, again."""
+    blocks_done = 1
+    settings = mini_settings(
+        golden, mini_benchmarks, tmp_path / "out", cache=tmp_path / "cache" if cache else None
+    )
+    counted, score = Steps(), BatchScorer.score
+
+    def dying(self: BatchScorer, batch: SequenceBatch) -> list[Statistic]:
+        if sum(counted.of("evaluate")) == blocks.BLOCK_SEQUENCES * blocks_done + 1:
+            raise KeyboardInterrupt
+        return score(self, batch)
+
+    monkeypatch.setattr(BatchScorer, "score", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_benchmarks(settings, counted)
+    assert [each for each in counted.of("evaluate") if each] == [1, 1, 1]
+    monkeypatch.setattr(BatchScorer, "score", score)
+    again = Steps()
+    evaluate_benchmarks(settings, again)
+    assert again.begun["evaluate"] == (9, blocks.BLOCK_SEQUENCES * blocks_done)
+    assert [each for each in again.of("evaluate") if each] == [1] * 7
+    if cache:
+        assert counted.of("cache vspw") == [1] * 5
 
 
 @pytest.mark.usefixtures("small_blocks")

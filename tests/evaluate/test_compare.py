@@ -55,6 +55,13 @@ def found(comparison: Comparison, **columns: object) -> Difference:
     return difference
 
 
+def shown(comparison: Comparison, **options: bool) -> str:
+    """What a terminal shows."""
+    text = io.StringIO()
+    print_comparison(comparison, Console(file=text, width=200), **options)
+    return text.getvalue()
+
+
 def rewritten(out: Path, target: Path, name: str, schema: pa.Schema, rows: Iterable[Row]) -> Path:
     """A copy of an evaluation with another table."""
     shutil.copytree(out, target)
@@ -140,7 +147,38 @@ def test_what_only_one_has_is_said(evaluated: DrawnWorld, clips: tuple[Path, Pat
     comparison = compare_runs(clips[0], settings.out)
     assert {each.horizon for each in comparison.differences} == {3}
     assert "clips, horizon 1: only out has it" in comparison.notes
-    assert "clips, horizon 3, DeltaWorld, learned query: only out has it" in comparison.notes
+    assert comparison.notes == (
+        "clips, horizon 1: only out has it",
+        "DeltaWorld, learned query: only out has it (clips, horizon 3)",
+    )
+    assert comparison.settings == ("horizons 1, 3 and 3",)
+
+
+def test_each_method_that_only_one_has_is_one_line(evaluated: DrawnWorld, clips: tuple[Path, Path]) -> None:
+    """Another number of samples: best, mean and the sampled metrics at two horizons have no partner."""
+    settings = evaluated.settings(out="compared-samples", samples=2, seed=4, examples=0)
+    evaluate_clips(settings, SilentReporter())
+    comparison = compare_runs(clips[1], settings.out)
+    assert comparison.notes == (
+        "DeltaWorld: only compared has it (best of 6, mean of 6, 6 samples; clips, horizons 1, 3); only "
+        "compared-samples has it (best of 2, mean of 2, 2 samples; clips, horizons 1, 3)",
+    )
+    assert comparison.settings == ("samples 6 and 2",)
+    text = shown(comparison)
+    assert text.splitlines()[2] == "settings that differ: samples 6 and 2"
+    assert text.count("not compared") == 1
+    assert "settings that differ" not in shown(compare_runs(clips[1], clips[1]))
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1e-7, "equal"), (1e-5, "worse")])
+def test_differences_below_rounding_are_none(
+    clips: tuple[Path, Path], tmp_path: Path, share: float, verdict: str
+) -> None:
+    rows = pq.read_table(clips[0] / "sequences.parquet").to_pylist()
+    moved = [row | {"value": (1 + share) * row["value"]} for row in rows]
+    other = rewritten(clips[0], tmp_path / "moved", "sequences.parquet", SEQUENCES_SCHEMA, moved)
+    loss = {"metric": "smooth_l1", "label": "Copy of the last frame", "horizon": 3}
+    assert found(compare_runs(clips[0], other), **loss).verdict == verdict
 
 
 def test_other_data_is_refused_by_name(
@@ -176,7 +214,11 @@ def test_features_of_another_backbone_are_left_out(benchmarks: tuple[Path, Path]
     table = pq.read_table(benchmarks[1] / "metrics.parquet")
     rows = [row | {"backbone": "other@0"} for row in table.to_pylist()]
     other = rewritten(benchmarks[1], tmp_path / "foreign", "metrics.parquet", table.schema, rows)
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("context: 4", "context: 3"))
     comparison = compare_runs(benchmarks[0], other)
+    backbone = table["backbone"][0].as_py()
+    assert comparison.settings == ("context 4 and 3", "seed 0 and 1", f"backbone {backbone} and other@0")
     assert {"miou", "rmse"} <= {each.metric for each in comparison.differences}
     assert not {"smooth_l1", "spread_skill"} & {each.metric for each in comparison.differences}
     assert any("distances of features" in note and "other@0" in note for note in comparison.notes)
@@ -187,13 +229,13 @@ def test_the_table_says_it_in_words(clips: tuple[Path, Path], tmp_path: Path) ->
     shifted = [row | {"value": 0.9 * row["value"]} if row["method"] == "copy_last" else row for row in rows]
     other = rewritten(clips[0], tmp_path / "shifted", "sequences.parquet", SEQUENCES_SCHEMA, shifted)
     for every, titles in ((False, 1), (True, 3)):
-        console = Console(file=io.StringIO(), width=200)
-        print_comparison(compare_runs(clips[0], other), console, every_metric=every)
-        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        text = shown(compare_runs(clips[0], other), every_metric=every)
         assert text.count("method ") == titles
         line = next(line for line in text.splitlines() if line.strip().startswith("Copy of the last frame"))
         assert line.split()[-1] == "better"
         assert "A: out\nB: shifted" in text
-        (equal,) = [line for line in text.splitlines() if line.startswith("clips: no difference at all for")]
+        (equal,) = [
+            line for line in text.splitlines() if line.startswith("clips: no difference beyond rounding for")
+        ]
         assert "True future (bound)" in equal
         assert "Copy of the last frame" not in equal

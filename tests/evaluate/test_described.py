@@ -11,7 +11,7 @@ from drawn_features import DrawnWorld, save_tokenizer
 from deltacache.chain.described import describe_output, write_pictures
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.pipeline.datasets.dataset import open_dataset
-from deltacache.schemas.errors import CheckpointError, DeltacacheError
+from deltacache.schemas.errors import DeltacacheError
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -71,8 +71,14 @@ def test_datasets(evaluated: DrawnWorld, tmp_path: Path) -> None:
 def test_refusals(evaluated: DrawnWorld, tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="does not exist"):
         describe_output(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    looked_for = (
+        r"is no output of deltacache: looked for a dataset .*metrics\.parquet.*systems\.yaml.*contexts\.json"
+    )
+    with pytest.raises(DeltacacheError, match=looked_for):
         describe_output(tmp_path)
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DeltacacheError, match=r"notes\.txt is no output of deltacache: looked for"):
+        describe_output(tmp_path / "notes.txt")
     with pytest.raises(DeltacacheError, match="is no dataset: --pictures shows"):
         write_pictures(evaluated.tokenizer, tmp_path / "sheet.png")
 
@@ -86,7 +92,7 @@ def test_commands(evaluated: DrawnWorld, tmp_path: Path) -> None:
     assert both.read_text().count("<h1>") == 1
     compared = command("compare", out, copy)
     assert compared.returncode == 0, compared.stderr
-    assert "no difference at all" in compared.stdout
+    assert "no difference beyond rounding" in compared.stdout
     sheet = tmp_path / "sheet.html"
     inspected = command("inspect", evaluated.features, "--pictures", sheet)
     assert inspected.returncode == 0, inspected.stderr

@@ -151,7 +151,7 @@ def test_features_without_clips(drawn: DrawnWorld) -> None:
         ({"horizons": ()}, "horizons"),
         ({"context": 0}, "context"),
         ({"worlds": (), "futures": "f.csv"}, "give a world model"),
-        ({"sample": 3}, "sample: Extra inputs are not permitted"),
+        ({"sample": 3}, r"sample: is not known: give samples, .*, or leave it out \(got 3\)"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:

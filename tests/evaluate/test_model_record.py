@@ -14,7 +14,7 @@ from deltacache.evaluate.report.page import write_report
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import load_head
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import CheckpointError, DatasetError
 from deltacache.schemas.progress import SilentReporter
 
 
@@ -56,6 +56,13 @@ def test_a_head_that_saw_the_validation_split_is_told(
     if split:
         assert f"{fingerprint}, trained on the {split} split, from {head}" in page
     assert f"{fingerprint} at {head}, as it was" in text
+
+
+def test_a_head_of_depth_is_no_head_of_vspw(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
+    heads = {"vspw": golden / "eval" / "head_kitti.safetensors"}
+    settings = bounds_of(golden, mini_benchmarks, tmp_path / "out", heads=heads)
+    with pytest.raises(CheckpointError, match=r"head_kitti\.safetensors is a head of depth"):
+        evaluate_benchmarks(settings, SilentReporter())
 
 
 def test_a_head_that_changed_or_left_is_told(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples
-from deltacache.evaluate.output import find_curves
+from deltacache.evaluate.output import find_curves, keep_curves
 from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
 from deltacache.evaluate.report.pictures import change_picture, fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError
@@ -259,3 +259,18 @@ def test_curves_are_found_from_any_part_of_a_training_output(tmp_path: Path) -> 
     curves.touch()
     assert find_curves(checkpoint) == curves
     assert find_curves(tmp_path / "run") == curves
+
+
+def test_the_curves_of_every_tokenizer_are_kept(tmp_path: Path) -> None:
+    out, runs = tmp_path / "out", [tmp_path / name for name in ("first", "second", "world")]
+    out.mkdir()
+    for run in runs:
+        run.mkdir()
+        (run / "curves.parquet").write_text(run.name)
+    keep_curves(out, runs[:2], ["0123456789abcdef"], runs[2:])
+    kept = {path.name: path.read_text() for path in (out / "curves").iterdir()}
+    assert kept == {
+        "tokenizer.parquet": "first",
+        "tokenizer-2.parquet": "second",
+        "0123456789abcdef.parquet": "world",
+    }

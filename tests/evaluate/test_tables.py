@@ -1,6 +1,7 @@
 """Metric tables as a person reads them: what is in which cell, with and without a terminal."""
 
 import io
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,8 @@ from deltacache.evaluate.report.tables import plain_text, print_metrics
 def made_panel(*values: float) -> Panel:
     cells = tuple(Cell(value, value / 2, value * 2, 7, 0.2 * (1 + at)) for at, value in enumerate(values))
     lines = (
-        Line("copy_last", "single", "Copy", cells),
-        Line("deltaworld", "best", "Best", (cells[0],) + (None,) * (len(cells) - 1)),
+        Line("copy_last", "single", "Copy", "Copy", cells),
+        Line("deltaworld", "best", "Best", "Best", (cells[0],) + (None,) * (len(cells) - 1)),
     )
     columns = tuple(Column(1 + at, 0.2 * (1 + at)) for at in range(len(values)))
     return Panel("clips", "features", "smooth_l1", columns, lines)
@@ -81,4 +82,24 @@ def test_findings_are_the_tables_numbers_in_words(evaluated: DrawnWorld) -> None
 
 
 def test_findings_without_a_world_model_are_silent() -> None:
-    assert findings((made_panel(0.5),)) == []
+    panel = made_panel(0.5)
+    assert findings((replace(panel, lines=panel.lines[:1]),)) == []
+
+
+def test_findings_name_every_one_of_several_models(evaluated: DrawnWorld) -> None:
+    """A second DeltaWorld with the values of the first and one: neither is left out, and both have a name."""
+    metrics = pq.read_table(evaluated.root / "out" / "metrics.parquet")
+    rows = [row for row in metrics.to_pylist() if row["method"] != "deltaworld_discriminative"]
+    first = next(row["world"] for row in rows if row["method"] == "deltaworld")
+    rows += [
+        row | {"world": "f" * 16, "value": row["value"] + 1} for row in rows if row["method"] == "deltaworld"
+    ]
+    tables = panels(pa.Table.from_pylist(rows, schema=metrics.schema))
+    values = {
+        (row["world"], row["aggregation"]): tables[0].text(Cell(row["value"], None, None, 1, 0.1))[0]
+        for row in rows
+        if (row["method"], row["metric"], row["horizon"]) == ("deltaworld", "smooth_l1", 1)
+    }
+    for world in (first, "f" * 16):
+        best, mean = values[world, "best"], values[world, "mean"]
+        assert f"DeltaWorld ({world[:8]}) best future {best}, average future {mean}; " in findings(tables)[0]

@@ -40,3 +40,19 @@ def test_what_is_no_such_head_is_refused(golden: Path, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "head.safetensors")
     with pytest.raises(CheckpointError, match=r"1 missing: bn\.weight"):
         load_head(tmp_path / "head.safetensors", "segmentation")
+
+
+def test_a_head_of_the_other_task_is_named(golden: Path, tmp_path: Path) -> None:
+    """A released file by its number of channels, a folder by its arguments."""
+    released = golden / "eval" / "head_kitti.safetensors"
+    with pytest.raises(
+        CheckpointError, match=r"head_kitti\.safetensors is a head of depth .*give a head of seg"
+    ):
+        load_head(released, "segmentation")
+    save_model(tmp_path / "depth", load_head(released, "depth").model, "head", {})
+    with pytest.raises(CheckpointError, match="depth is a head of depth: give a head of segmentation"):
+        load_head(tmp_path / "depth", "segmentation")
+    vspw = load_head(golden / "eval" / "head_vspw.safetensors", "segmentation").model
+    save_model(tmp_path / "classes", vspw, "head", {})
+    with pytest.raises(CheckpointError, match="classes is a head of segmentation: give a head of depth"):
+        load_head(tmp_path / "classes", "depth")

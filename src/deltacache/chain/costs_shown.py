@@ -1,17 +1,29 @@
 """Costs as tables of plain text."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from deltacache.chain.costs import Costs, SystemCost
+from deltacache.chain.costs import CostRequest, Costs, SystemCost
+from deltacache.chain.costs_published import (
+    difference,
+    published_backbone,
+    published_decoder,
+    published_encoder,
+    published_predictor,
+    published_total,
+)
 from deltacache.models.costs.counting import Flops
 
 Rows = list[Sequence[str]]
+Against = Sequence[tuple[int, str | None]]
+"""By the paper's convention, with what was published."""
 _PARTS = ("encoder", "decoder", "predictor")
 
 
 def costs_text(costs: Costs) -> str:
     """Parts, futures of an image, training steps, what was measured, and where the conventions differ."""
-    blocks = [_parts(costs), _futures(costs), _training(costs)]
+    blocks = ["\n".join(costs.notes)] if costs.notes else []
+    blocks += [_parts(costs), _futures(costs), _training(costs)]
     if all(row.measured for row in costs.rows):
         blocks.append(_measured(costs))
     return "\n\n".join([*blocks, "\n".join(_differences(costs))])
@@ -22,24 +34,45 @@ def _parts(costs: Costs) -> str:
     size = f"{asked.image_size[0]} x {asked.image_size[1]}"
     title = f"GFLOPs of one crop of {size} px ({asked.backbone}); a multiplication and an addition are 2"
     rows: Rows = [("part", "of", "paper's convention", "exact")]
-    rows.append(("backbone, a frame", "all", _giga(costs.backbone.total), _giga(costs.backbone.total)))
-    merged: dict[tuple[str, int, int], list[str]] = {}
+    total = costs.backbone.total
+    rows.append(("backbone, a frame", "all", _giga(total), _giga(total)))
+    against: list[tuple[int, str | None]] = [(total, published_backbone(asked))]
+    merged: dict[_Part, list[str]] = {}
     for row in costs.rows:
-        for part, paper, exact in _parts_of(row):
-            merged.setdefault((part, paper, exact), []).append(row.system.name)
-    for (part, paper, exact), names in sorted(
-        merged.items(), key=lambda each: _PARTS.index(each[0][0].split(",")[0])
-    ):
-        rows.append((part, ", ".join(names), _giga(paper), _giga(exact)))
-    return _table(title, rows, texts=2)
+        for part in _parts_of(row, asked):
+            merged.setdefault(part, []).append(row.system.name)
+    for part, names in sorted(merged.items(), key=lambda each: _PARTS.index(each[0].name.split(",")[0])):
+        rows.append((part.name, ", ".join(names), _giga(part.paper), _giga(part.exact)))
+        against.append((part.paper, part.published))
+    return _table(title, _beside_published(rows, against), texts=2)
 
 
-def _parts_of(row: SystemCost) -> Iterator[tuple[str, int, int]]:
-    for part, flops in (("encoder, a frame", row.flops.encoder), ("decoder, a frame", row.flops.decoder)):
-        if flops != Flops(0):
-            yield part, flops.total, flops.total
-    for context, flops in row.flops.predictor.items():
-        yield f"predictor, context {context}", flops.attention_twice, flops.total
+class _Part(NamedTuple):
+    name: str
+    paper: int
+    exact: int
+    published: str | None
+
+
+def _parts_of(row: SystemCost, asked: CostRequest) -> Iterator[_Part]:
+    flops, system = row.flops, row.system
+    if flops.encoder != Flops(0):
+        total = flops.encoder.total
+        yield _Part("encoder, a frame", total, total, published_encoder(asked, system))
+    if flops.decoder != Flops(0):
+        total = flops.decoder.total
+        yield _Part("decoder, a frame", total, total, published_decoder(asked))
+    for context, each in flops.predictor.items():
+        published = published_predictor(asked, system, context)
+        yield _Part(f"predictor, context {context}", each.attention_twice, each.total, published)
+
+
+def _beside_published(rows: Rows, against: Against) -> Rows:
+    """The rows with the paper's numbers, if there are any for them."""
+    if not any(published for _, published in against):
+        return rows
+    cells = [(published or "", difference(flop, published)) for flop, published in against]
+    return [(*row, *more) for row, more in zip(rows, [("published", "difference"), *cells], strict=True)]
 
 
 def _futures(costs: Costs) -> str:
@@ -52,7 +85,8 @@ def _futures(costs: Costs) -> str:
     for row in costs.rows:
         found = row.totals
         rows.append((row.system.name, _giga(found.paper), _giga(found.exact), _giga(found.here)))
-    return _table(title, rows)
+    against = [(row.totals.paper, published_total(asked, row.system)) for row in costs.rows]
+    return _table(title, _beside_published(rows, against))
 
 
 def _training(costs: Costs) -> str:
@@ -95,6 +129,11 @@ def _measured(costs: Costs) -> str:
 
 def _differences(costs: Costs) -> Iterator[str]:
     yield "Where they differ"
+    if published_backbone(costs.request) is not None:
+        yield (
+            "- published: Tables B and 2 of the paper (two digits of DeltaWorld's predictor); difference: of what is "
+            "counted by its convention"
+        )
     for row in costs.rows:
         context, flops = next(iter(row.flops.predictor.items()))
         if flops.attention > 0.01 * flops.total:

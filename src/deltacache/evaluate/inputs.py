@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,15 @@ class Models:
     def world_ids(self) -> list[str]:
         """For a run's id: weights, and what they were taken for, which released files leave open."""
         return [f"{world.method.world} as {architecture_of(world.model)}" for world in self.worlds]
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """For ``models.json``, in the order of the settings."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint if self.tokenizer else None,
+            "more_tokenizers": tuple(each.fingerprint for each in self.tokenizers[1:]),
+            "worlds": tuple(world.method.world or "" for world in self.worlds),
+        }
 
     @property
     def further(self) -> dict[str, list[str]]:

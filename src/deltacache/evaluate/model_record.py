@@ -11,6 +11,7 @@ from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.benchmarks import BenchmarkName, Task
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.refusals import problems_of
 
 HeadName = BenchmarkName | Task
 
@@ -21,6 +22,7 @@ class ModelRecord(Frozen):
     Attributes:
         backbone: SHA-256 of its weights.
         pca: what reduces the backbone's features.
+        tokenizer: the main one; it, ``more_tokenizers`` and ``worlds`` are in the order of the settings.
         heads: by benchmark; of whole frames by task.
         heads_trained_on: what the training wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
             released heads say nothing.
@@ -32,9 +34,14 @@ class ModelRecord(Frozen):
     tokenizer: str | None
     more_tokenizers: tuple[str, ...] = ()
     worlds: tuple[str, ...]
-    heads: Mapping[HeadName, str]
-    heads_trained_on: Mapping[HeadName, Mapping[str, Any]]
-    rgb_decoder: str | None
+    heads: Mapping[HeadName, str] = {}
+    heads_trained_on: Mapping[HeadName, Mapping[str, Any]] = {}
+    rgb_decoder: str | None = None
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """All of them, the main one first."""
+        return (*(() if self.tokenizer is None else (self.tokenizer,)), *self.more_tokenizers)
 
     def head_text(self, name: HeadName) -> str:
         """A head's fingerprint and training data in words."""
@@ -55,7 +62,7 @@ def write_models(out: Path, record: ModelRecord) -> None:
 
 
 def read_models(out: Path) -> ModelRecord | None:
-    """What was kept; None in an older evaluation, and in one of a feature dataset alone.
+    """What was kept; None in an older evaluation.
 
     Raises:
         DatasetError: it is damaged.
@@ -66,4 +73,5 @@ def read_models(out: Path) -> ModelRecord | None:
     try:
         return ModelRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DatasetError(f"{path} is damaged ({error}): run evaluate again into a new folder") from error
+        problems = problems_of(error, ModelRecord)
+        raise DatasetError(f"{path} is damaged ({problems}): run evaluate again into a new folder") from error

@@ -19,7 +19,7 @@ from deltacache.pipeline.storage.atomic import (
     temporary_path,
 )
 from deltacache.pipeline.storage.locking import LOCK_FILE
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, OtherEvaluationError
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
 
 METRICS = "metrics.parquet"
@@ -33,8 +33,12 @@ SAMPLES = "samples.parquet"
 TIMING = "timing.json"
 MODELS = "models.json"
 PARTS = "parts"
+SYSTEMS, SYSTEMS_TEXT = "systems.parquet", "systems.md"
+"""Of ``compare-systems``, where the evaluation is not the first of its systems."""
 TABLES = (METRICS, SEQUENCES, SAMPLES, STATISTICS, REPORT)
-_OURS = frozenset({CONFIG, NOTES, EXAMPLES, CURVES, TIMING, MODELS, PARTS, LOCK_FILE, *TABLES})
+_OURS = frozenset(
+    {CONFIG, NOTES, EXAMPLES, CURVES, TIMING, MODELS, PARTS, SYSTEMS, SYSTEMS_TEXT, LOCK_FILE, *TABLES}
+)
 
 
 def finished_run(out: Path) -> str | None:
@@ -63,10 +67,10 @@ def is_finished(out: Path, earlier: str | None, run_id: str) -> bool:
     """Whether ``out`` holds the evaluation ``run_id``; ``earlier`` is what it holds, see ``finished_run``.
 
     Raises:
-        DatasetError: it holds another one.
+        OtherEvaluationError: it holds another one.
     """
     if earlier is not None and earlier != run_id:
-        raise DatasetError(
+        raise OtherEvaluationError(
             f"{out} holds another evaluation ({earlier}; this one is {run_id}): "
             "its tables are not overwritten; choose another folder"
         )
@@ -155,14 +159,23 @@ def new_folder(final: Path) -> Iterator[Path]:
 def keep_curves(
     out: Path, tokenizers: Iterable[Path], worlds: Iterable[str | None], paths: Iterable[Path]
 ) -> None:
-    """Copy the training curves of models that lie in a training output; ``worlds`` by fingerprint, at ``paths``."""
-    named = [("tokenizer", path) for path in tokenizers]
+    """Copy the training curves of models that lie in a training output.
+
+    Tokenizers are ``tokenizer``, ``tokenizer-2``, ... in the order of the settings; ``worlds`` by fingerprint, at
+    ``paths``.
+    """
+    named = [(tokenizer_curve(number), path) for number, path in enumerate(tokenizers, 1)]
     named += [(world or "", path) for world, path in zip(worlds, paths, strict=True)]
     with new_folder(out / CURVES) as folder:
         for name, path in named:
             curves = find_curves(path)
             if curves is not None:
                 shutil.copyfile(curves, folder / f"{name}.parquet")
+
+
+def tokenizer_curve(number: int) -> str:
+    """The name of the curves of the first, second, ... tokenizer."""
+    return "tokenizer" if number == 1 else f"tokenizer-{number}"
 
 
 def find_curves(model: Path) -> Path | None:

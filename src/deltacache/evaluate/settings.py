@@ -9,11 +9,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from upath import UPath
 
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
-from deltacache.schemas.configs import load_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
+from deltacache.schemas.refusals import problems_of
+from deltacache.schemas.yaml_files import load_config
 
 CONFIG = "config.yaml"
 CLIPS = "clips"
@@ -231,9 +232,4 @@ def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
-            + (f" (got {each['input']!r})" if each["loc"] else "")
-            for each in error.errors()
-        )
-        raise DeltacacheError(f"this evaluation cannot be made: {problems}") from error
+        raise DeltacacheError(f"this evaluation cannot be made: {problems_of(error, kind)}") from error

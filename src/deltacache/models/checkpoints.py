@@ -23,9 +23,11 @@ from deltacache.schemas.errors import CheckpointError
 
 __all__ = [
     "LoadedModel",
+    "holds_checkpoint",
     "load_model",
     "load_tokenizer",
     "load_world",
+    "recorded_config",
     "save_model",
     "save_weights",
     "weights_fingerprint",
@@ -129,6 +131,16 @@ def load_world(
     )
 
 
+def recorded_config(path: Path) -> dict[str, Any] | None:
+    """``config.json`` of the checkpoint folder that ``path`` is or holds the newest of; ``None`` of a released file.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or its config is damaged.
+    """
+    place = _locate(path)
+    return _read_any_config(place) if place.is_dir() else None
+
+
 def load_model(
     path: Path,
     kind: Kind,
@@ -162,22 +174,31 @@ def load_model(
     return LoadedModel(model, fingerprint, {**config, "arguments": model.arguments})
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether there is a checkpoint or a released file in ``folder``, in its steps, or in those of a training."""
+    return _found(folder) is not None
+
+
 def _locate(path: Path) -> Path:
     """The checkpoint folder or weights file that ``path`` means."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a checkpoint folder, a training output or a file")
     if path.is_file():
         return path
-    for place in (path, *_steps_newest_first(path / "checkpoints"), *_steps_newest_first(path)):
+    found = _found(path)
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds no checkpoint: expected {CONFIG_FILE} and {WEIGHTS_FILE}, checkpoints/step-*, "
+            f"or {' or '.join(_RELEASED_FILES)}"
+        )
+    return found
+
+
+def _found(folder: Path) -> Path | None:
+    for place in (folder, *_steps_newest_first(folder / "checkpoints"), *_steps_newest_first(folder)):
         if (place / CONFIG_FILE).is_file() and (place / WEIGHTS_FILE).is_file():
             return place
-    for name in _RELEASED_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"{path} holds no checkpoint: expected {CONFIG_FILE} and {WEIGHTS_FILE}, checkpoints/step-*, "
-        f"or {' or '.join(_RELEASED_FILES)}"
-    )
+    return next((folder / name for name in _RELEASED_FILES if (folder / name).is_file()), None)
 
 
 def _steps_newest_first(folder: Path) -> list[Path]:
@@ -189,6 +210,13 @@ def _steps_newest_first(folder: Path) -> list[Path]:
 
 
 def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
+    config = _read_any_config(folder)
+    if config["kind"] != kind:
+        raise CheckpointError(f"{folder} holds a {config['kind']}, but a {kind} is needed: give its path")
+    return config
+
+
+def _read_any_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text())
@@ -196,8 +224,6 @@ def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): take another checkpoint") from error
     if not isinstance(config, dict) or not {"kind", "arguments", "fingerprint"} <= config.keys():
         raise CheckpointError(f"{path} is not a checkpoint's: it must hold kind, arguments and fingerprint")
-    if config["kind"] != kind:
-        raise CheckpointError(f"{folder} holds a {config['kind']}, but a {kind} is needed: give its path")
     return config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltacache.models.checkpoints import LoadedModel, load_model
+from deltacache.models.checkpoints import LoadedModel, load_model, recorded_config
 from deltacache.schemas.benchmarks import DEPTH_BINS, MAX_DEPTH_M, MIN_DEPTH_M, Task
 from deltacache.schemas.errors import CheckpointError
 
@@ -55,6 +55,11 @@ def load_head(path: Path, task: Task) -> LoadedModel[SegmentationHead] | LoadedM
     Raises:
         CheckpointError: missing, damaged, or of another kind.
     """
+    recorded = recorded_config(path)
+    if recorded is not None and recorded["kind"] == "head":
+        found = "segmentation" if "classes" in recorded["arguments"] else "depth"
+        if found != task:
+            raise CheckpointError(f"{path} is a head of {found}: give a head of {task}")
     if task == "depth":
         return load_model(path, "head", DepthHead, _depth_arguments)
     return load_model(path, "head", SegmentationHead, _segmentation_arguments)
@@ -62,6 +67,10 @@ def load_head(path: Path, task: Task) -> LoadedModel[SegmentationHead] | LoadedM
 
 def _segmentation_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     classes, hidden_size = _convolution(shapes)
+    if classes == DEPTH_BINS:
+        raise CheckpointError(
+            f"is a head of depth (its {DEPTH_BINS} numbers a patch are bins of depth): give a head of segmentation"
+        )
     return {"hidden_size": hidden_size, "classes": classes}
 
 

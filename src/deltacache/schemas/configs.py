@@ -1,13 +1,14 @@
 """Configs of models and training. Frozen values that check themselves; presets are YAML files of these."""
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.yaml_files import load_config
 
 PRESETS = Path(__file__).parent / "presets"
 Stage = Literal["tokenizer", "world"]
@@ -128,21 +129,6 @@ class WorldConfig(Frozen):
         if self.model.query == "learned" and self.candidates != 1:
             raise ValueError("a learned query has one candidate: set candidates to 1")
         return self
-
-
-ConfigT = TypeVar("ConfigT", bound=Frozen)
-
-
-def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
-    """Read one YAML file as ``kind``; unknown or ill-typed fields are refused by name."""
-    try:
-        return kind.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:
-        raise DeltacacheError(f"{path} does not exist: give the path of a YAML config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeltacacheError(f"{path} cannot be read ({error}): give the path of a YAML config") from error
-    except (ValidationError, yaml.YAMLError) as error:
-        raise DeltacacheError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
 
 def preset_names(kind: Stage) -> list[str]:

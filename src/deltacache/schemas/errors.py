@@ -14,6 +14,10 @@ class DatasetError(DeltacacheError):
     """A dataset folder is missing, damaged, of another kind, or holds something else."""
 
 
+class OtherEvaluationError(DatasetError):
+    """A folder holds another evaluation, whose tables are not overwritten."""
+
+
 class StorageError(DatasetError):
     """A disk or an object store refuses or does not answer; what lies there may be well."""
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, crops_bytes, load_sequence
 from deltacache.evaluate.benchmarks.opening import Inputs, feature_card, load_inputs, patch_tokens
+from deltacache.evaluate.benchmarks.timing import Advance, tell_nobody
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import split_of
 from deltacache.pipeline.benchmarks.reading import frame_shape
@@ -144,9 +145,9 @@ class CacheWorkerPlan:
     settings: BenchmarkEvaluation
     threads: int
 
-    def worker(self, inputs: Inputs) -> "CacheWorker":
-        """The worker of models that are loaded."""
-        return CacheWorker(self, inputs)
+    def worker(self, inputs: Inputs, advance: Advance = tell_nobody) -> "CacheWorker":
+        """The worker of models that are loaded; ``advance`` is told of sequences as they are done."""
+        return CacheWorker(self, inputs, advance)
 
     def build(self, device: str) -> "CacheWorker":
         """The worker, on its own process."""
@@ -156,8 +157,8 @@ class CacheWorkerPlan:
 class CacheWorker:
     """Computes the patch tokens of one shard after the other and commits them."""
 
-    def __init__(self, plan: CacheWorkerPlan, inputs: Inputs) -> None:
-        self._settings, self._inputs = plan.settings, inputs
+    def __init__(self, plan: CacheWorkerPlan, inputs: Inputs, advance: Advance = tell_nobody) -> None:
+        self._settings, self._inputs, self._advance = plan.settings, inputs, advance
         size = plan.settings.image_size
         self._frames = Ahead(self._load, plan.threads, lambda item: crops_bytes(item[1], size))
 
@@ -165,8 +166,8 @@ class CacheWorker:
         """End the threads that read frames."""
         self._frames.close()
 
-    def run(self, item: CacheShard, following: Sequence[CacheShard] = ()) -> int:
-        """Write a shard; returns its number of sequences."""
+    def run(self, item: CacheShard, following: Sequence[CacheShard] = ()) -> None:
+        """Write a shard."""
         wanted: list[Item] = [(item.benchmark, each) for each in item.sequences]
         later: list[Item] = [(shard.benchmark, each) for shard in following for each in shard.sequences]
         loaded = self._frames.loaded(wanted, later)
@@ -177,7 +178,6 @@ class CacheWorker:
         )
         sources = [_source(each, video) for each, video in zip(item.sequences, item.task.videos, strict=True)]
         write_shard(Path(item.root), item.card, item.task.shard_id, clips, [], sources)
-        return len(item.sequences)
 
     def _load(self, key: Item) -> LoadedSequence:
         return load_sequence(*key, self._settings.image_size, labelled=False)
@@ -198,6 +198,7 @@ class CacheWorker:
                 decoder="opencv",
                 duplicate_frames=0,
             )
+        self._advance(1)
 
 
 def _source(sequence: LabelledSequence, video: PlannedVideo) -> SourceRecord:

@@ -62,10 +62,10 @@ def _score(run: BenchmarkRun, parts: Parts, plan: WorkerPlan, reporter: Reporter
     left = sum(len(block.sequences) for block in missing)
     timing, started = Timing(), time.perf_counter()
     with reporter.stage("evaluate", run.sequence_count, done=run.sequence_count - left) as stage:
-        for block, result in spread_out(run, missing, plan):
+        for block, result in spread_out(run, missing, plan, stage.advance):
             parts.write(block, result)
             timing.add(result.timing)
-            stage.advance(len(block.sequences), waiting=f"{100 * timing.waiting_share:.0f} %")
+            stage.advance(0, waiting=f"{100 * timing.waiting_share:.0f} %")
     if missing:
         rate = timing.sequences / (time.perf_counter() - started)
         reporter.line(
@@ -86,8 +86,8 @@ def _fill_caches(run: BenchmarkRun, reporter: Reporter) -> dict[tuple[BenchmarkN
             left = sum(len(shard.sequences) for shard in missing)
             worker = CacheWorkerPlan(run.settings, frame_threads(run.settings))
             with reporter.stage(f"cache {plan.benchmark}", total, done=total - left) as stage:
-                for _, sequences in spread_out(run, missing, worker):
-                    stage.advance(sequences)
+                for _ in spread_out(run, missing, worker, stage.advance):
+                    pass
             finish_dataset(plan.root)
         places[plan.benchmark, plan.frames] = str(plan.root)
     return places

@@ -30,10 +30,9 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
     ):
         if (out / output.EXAMPLES).exists():
             shutil.copytree(out / output.EXAMPLES, folder, dirs_exist_ok=True)
-        for block, result in spread_out(run, blocks, plan):
+        for _, result in spread_out(run, blocks, plan, stage.advance):
             for name, content in result.examples.items():
                 (folder / name).write_bytes(content)
-            stage.advance(len(block.sequences))
     (out / output.REPORT).unlink(missing_ok=True)
     save_config(run.settings, out / output.CONFIG)
     write_models(out, run.models)

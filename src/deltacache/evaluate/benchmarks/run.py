@@ -72,12 +72,10 @@ class BenchmarkRun:
     @property
     def models(self) -> ModelRecord:
         """What ``models.json`` says."""
-        inputs, tokenizer = self.inputs, self.inputs.models.tokenizer
+        inputs = self.inputs
         return ModelRecord(
             backbone=inputs.backbone.weights_sha256,
-            tokenizer=tokenizer.fingerprint if tokenizer else None,
-            more_tokenizers=tuple(each.fingerprint for each in inputs.models.tokenizers[1:]),
-            worlds=tuple(world.method.world or "" for world in inputs.models.worlds),
+            **inputs.models.fingerprints,
             heads={**inputs.heads},
             heads_trained_on={name: dict(said) for name, said in inputs.trained_on.items() if said},
             rgb_decoder=inputs.rgb_fingerprint,

@@ -9,6 +9,7 @@ import torch
 
 from deltacache.evaluate.benchmarks.opening import Inputs
 from deltacache.evaluate.benchmarks.run import BenchmarkRun
+from deltacache.evaluate.benchmarks.timing import Advance
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.cluster import run_tasks
 
@@ -21,20 +22,27 @@ def frame_threads(settings: BenchmarkEvaluation) -> int:
 
 
 class WorkerBuilder(Protocol):
-    """How a worker is built: from loaded models, or on its own process."""
+    """How a worker is built: from loaded models, with whom it tells of sequences, or on its own process."""
 
-    def worker(self, inputs: Inputs) -> Any: ...
+    def worker(self, inputs: Inputs, advance: Advance) -> Any: ...
 
     def build(self, device: str) -> Any: ...
 
 
-def spread_out(run: BenchmarkRun, items: Sequence[Any], plan: WorkerBuilder) -> Iterator[tuple[Any, Any]]:
-    """Each item with its result, as it is done: in this process, or on ``workers`` of them."""
+def spread_out(
+    run: BenchmarkRun, items: Sequence[Any], plan: WorkerBuilder, advance: Advance
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its result, as it is done: in this process, or on ``workers`` of them.
+
+    Args:
+        advance: told how many sequences are done: in this process as they are, of other processes item by item.
+    """
     if run.settings.workers is not None:
         for position, result in run_tasks(plan.build, items, run.settings.workers, run.settings.ray_address):
+            advance(len(items[position].sequences))
             yield items[position], result
         return
-    worker = plan.worker(run.inputs)
+    worker = plan.worker(run.inputs, advance)
     try:
         with _one_thread(run.inputs.device):
             for at, item in enumerate(items):

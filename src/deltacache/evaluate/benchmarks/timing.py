@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,14 @@ PARTS = ("waiting", "backbone", "encoder", "predictor", "decoder", "heads", "fea
 ``features`` compares predicted with true features, ``samples`` all samples with the truth and each other;
 ``pictures`` is all that is done for the report's examples.
 """
+
+Advance = Callable[[int], None]
+"""Told how many more sequences are done."""
+
+
+def tell_nobody(sequences: int) -> None:
+    """Of a process without a terminal."""
+    del sequences
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from deltacache.evaluate.benchmarks.pictures import save_picture
 from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
 from deltacache.evaluate.benchmarks.statistics import Statistic, statistics_table
-from deltacache.evaluate.benchmarks.timing import Timing
+from deltacache.evaluate.benchmarks.timing import Advance, Timing, tell_nobody
 from deltacache.evaluate.generators.futures import open_generators
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.schemas.benchmarks import BenchmarkName
@@ -48,9 +48,9 @@ class WorkerPlan:
     generated: Mapping[str, int]
     threads: int
 
-    def worker(self, inputs: Inputs) -> "BlockWorker":
-        """The worker of models that are loaded."""
-        return BlockWorker(self, inputs)
+    def worker(self, inputs: Inputs, advance: Advance = tell_nobody) -> "BlockWorker":
+        """The worker of models that are loaded; ``advance`` is told of sequences as they are done."""
+        return BlockWorker(self, inputs, advance)
 
     def build(self, device: str) -> "BlockWorker":
         """The worker, on its own process."""
@@ -65,8 +65,8 @@ def batch_sequences(device: torch.device) -> int:
 class BlockWorker:
     """Holds the models and scores one block after the other."""
 
-    def __init__(self, plan: WorkerPlan, inputs: Inputs) -> None:
-        self._settings, self._inputs = plan.settings, inputs
+    def __init__(self, plan: WorkerPlan, inputs: Inputs, advance: Advance = tell_nobody) -> None:
+        self._settings, self._inputs, self._advance = plan.settings, inputs, advance
         self._caches = {key: CachedFeatures(place) for key, place in plan.caches.items()}
         self._generators = open_generators(plan.settings)
         self._generated = plan.generated
@@ -92,6 +92,7 @@ class BlockWorker:
                 statistics.extend(scorer.score(batch))
                 with timing.part("pictures", self._inputs.device):
                     self._keep(batch, item.examples, Path(folder))
+                self._advance(len(batch.sequences))
             examples = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
         timing.sequences = len(item.sequences)
         timing.total_s = time.perf_counter() - started

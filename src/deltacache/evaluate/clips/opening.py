@@ -12,6 +12,7 @@ from deltacache.evaluate.clips.scenes import CheckedScene, check_scenes
 from deltacache.evaluate.clips.sequences import SequenceList, choose_sequences
 from deltacache.evaluate.examples import spread
 from deltacache.evaluate.inputs import Models, load_models
+from deltacache.evaluate.model_record import ModelRecord
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.rows import RunStamp
 from deltacache.evaluate.settings import ClipEvaluation
@@ -49,6 +50,14 @@ class Run:
     stamp: RunStamp
     example_rows: frozenset[int]
     device: torch.device
+
+    @property
+    def record(self) -> ModelRecord:
+        """What ``models.json`` says."""
+        backbone = self.dataset.card.backbone
+        return ModelRecord(
+            backbone=backbone.weights_sha256, pca=backbone.pca_fingerprint, **self.models.fingerprints
+        )
 
 
 def open_run(settings: ClipEvaluation) -> Run:

@@ -14,6 +14,7 @@ from deltacache.evaluate.benchmarks.statistics import statistics_table
 from deltacache.evaluate.clips.opening import Run, open_run
 from deltacache.evaluate.clips.scoring import ClipScores, score_batch
 from deltacache.evaluate.clips.sequences import read_batches
+from deltacache.evaluate.model_record import write_models
 from deltacache.evaluate.pooling import pool, pooled_rows, sequence_rows
 from deltacache.evaluate.rows import RunStamp, metric_table, sequence_table, write_table
 from deltacache.evaluate.settings import ClipEvaluation
@@ -82,6 +83,7 @@ def _write(run: Run, found: ClipScores) -> None:
     worlds = [world.method.world for world in run.models.worlds]
     output.keep_curves(out, settings.tokenizers, worlds, settings.worlds)
     save_config(settings, out / output.CONFIG)
+    write_models(out, run.record)
     output.write_notes(out, run.notes)
     write_table(clip_sequences(found, run.stamp), out / output.SEQUENCES)
     write_table(statistics_table(found.statistics), out / output.STATISTICS)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deltacache.evaluate.bootstrap import CONFIDENCE, bootstrap_means
+from deltacache.evaluate.comparing.left_out import differing_settings, only_in_one
 from deltacache.evaluate.comparing.paired import (
     Series,
     check_same_labels,
@@ -28,6 +29,8 @@ from deltacache.evaluate.report.runs import ReportRun, open_runs, run_names
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 
+ROUNDING = 1e-6
+"""Differences up to this share of a value are none: sums of another order give as much."""
 _FEWEST_GROUPS = 6  # with fewer, all of them pointing one way has a chance above 5 % of being luck
 _IN_FEATURE_SPACE = frozenset({"features", "samples", "modes"})
 Row = dict[str, Any]
@@ -59,9 +62,15 @@ class Difference:
         return self.b - self.a
 
     @property
+    def _within_rounding(self) -> bool:
+        """Of one group there is no interval, which is NaN."""
+        most = ROUNDING * max(abs(self.a), abs(self.b))
+        return not any(abs(each) > most for each in (self.difference, self.low, self.high))
+
+    @property
     def verdict(self) -> str:
         """What can be said about B: better, worse, different, equal or undecided."""
-        if self.low == self.high == self.difference == 0:
+        if self._within_rounding:
             return "equal"
         if self.groups < _FEWEST_GROUPS:
             return f"undecided, {self.groups} group{'s' if self.groups > 1 else ''}"
@@ -74,9 +83,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All differences, and what could not be compared, in words."""
+    """All differences, and what could not be compared, in words.
+
+    Attributes:
+        settings: parts of the protocol that differ.
+    """
 
     names: tuple[str, str]
+    settings: tuple[str, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
 
@@ -93,9 +107,11 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     shared = _shared_datasets(runs, names)
     differences: list[Difference] = []
     notes = [*_not_shared(runs, names, shared), *_feature_spaces(runs, names, shared)]
+    held: tuple[set[Series], set[Series]] = (set(), set())
     for kind, rows in (("sums", _statistics(runs)), ("values", _values(runs))):
-        pairs = paired_series(rows, shared, names)
-        notes += pairs.notes
+        pairs = paired_series(rows, shared)
+        for own, more in zip(held, pairs.held, strict=True):
+            own.update(more)
         for series, of_a, of_b in pairs.found:
             check_same_sequences(series, of_a, of_b, names)
             if kind == "sums":
@@ -110,7 +126,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
         )
     order = {name: at for at, name in enumerate(shared)}
     differences.sort(key=lambda each: order[each.dataset])
-    return Comparison((names[0], names[1]), tuple(differences), tuple(dict.fromkeys(notes)))
+    notes += only_in_one(held, names)
+    return Comparison((names[0], names[1]), differing_settings(runs), tuple(differences), tuple(notes))
 
 
 def _shared_datasets(runs: Sequence[ReportRun], names: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deltacache.evaluate.report.labels import METHOD_LABELS
-from deltacache.evaluate.report.panels import model_of
+from deltacache.evaluate.report.panels import model_of, summary_of
 from deltacache.schemas.errors import MismatchError
 
 _NAMES_SHOWN = 3
@@ -36,23 +36,27 @@ class Series:
     @property
     def label(self) -> str:
         """As in the tables of an evaluation."""
-        label = METHOD_LABELS.get(self.method, self.method)
-        if self.aggregation != "single":
-            label += f", {self.aggregation} of {self.num_samples}"
-        elif self.num_samples > 1:
-            label += f", {self.num_samples} samples"
+        return self._named(summary_of(self.aggregation, self.num_samples))
+
+    @property
+    def model(self) -> str:
+        """The label without how it is summarised."""
+        return self._named("")
+
+    def _named(self, summary: str) -> str:
+        label = METHOD_LABELS.get(self.method, self.method) + summary
         return f"{label} ({self.world[:8]})" if self.world else label
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Series that both runs have with their rows by sequence, and what only one has, in words."""
+    """Series that both runs have with their rows by sequence, and all that each one has."""
 
     found: tuple[tuple[Series, BySequence, BySequence], ...]
-    notes: tuple[str, ...]
+    held: tuple[frozenset[Series], frozenset[Series]]
 
 
-def paired_series(rows: Sequence[Sequence[Row]], datasets: Collection[str], names: Sequence[str]) -> Pairs:
+def paired_series(rows: Sequence[Sequence[Row]], datasets: Collection[str]) -> Pairs:
     """Match the rows of two runs. ``datasets``: those that both have."""
     several = _methods_of_several_models(rows)
     grouped: list[dict[Series, BySequence]] = []
@@ -68,26 +72,7 @@ def paired_series(rows: Sequence[Sequence[Row]], datasets: Collection[str], name
         if of_b is not None:
             seconds = float(np.mean([row["horizon_s"] for row in of_a.values()]))
             found.append((_timed(series, seconds), of_a, of_b))
-    notes = [
-        note
-        for own, other, name in zip(grouped, reversed(grouped), names, strict=True)
-        for note in _only_in(own, other, name)
-    ]
-    return Pairs(tuple(found), tuple(notes))
-
-
-def _only_in(own: Collection[Series], other: Collection[Series], name: str) -> list[str]:
-    """What one run has and the other has not; whole horizons in one line."""
-    horizons = {(each.dataset, each.horizon) for each in other}
-    missing = [each for each in own if each not in other]
-    return list(
-        dict.fromkeys(
-            f"{each.dataset}, horizon {each.horizon}: only {name} has it"
-            if (each.dataset, each.horizon) not in horizons
-            else f"{each.dataset}, horizon {each.horizon}, {each.label}: only {name} has it"
-            for each in missing
-        )
-    )
+    return Pairs(tuple(found), (frozenset(grouped[0]), frozenset(grouped[1])))
 
 
 def _methods_of_several_models(rows: Sequence[Sequence[Row]]) -> set[str]:

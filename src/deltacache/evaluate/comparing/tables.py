@@ -24,6 +24,9 @@ def print_comparison(comparison: Comparison, console: Console, *, every_metric: 
     ]
     a, b = comparison.names
     console.print(f"A: {a}\nB: {b}", markup=False, highlight=False, soft_wrap=True)
+    if comparison.settings:
+        differing = "; ".join(comparison.settings)
+        console.print(f"settings that differ: {differing}", markup=False, highlight=False, soft_wrap=True)
     for (dataset, metric), rows in _by_metric(shown).items():
         console.print(f"\n{dataset}: {metric_title(metric)}", markup=False, highlight=False, style="bold")
         _print_rows(rows, console)
@@ -92,7 +95,7 @@ def _print_equal(shown: Sequence[Difference], console: Console) -> None:
     for dataset, label in _same(shown):
         labels.setdefault(dataset, []).append(label)
     for dataset, equal in labels.items():
-        text = f"\n{dataset}: no difference at all for {', '.join(equal)}"
+        text = f"\n{dataset}: no difference beyond rounding for {', '.join(equal)}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

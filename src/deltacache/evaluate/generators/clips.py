@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 
+from deltacache.evaluate.generators.numbering import Numbered, numbered_pictures
 from deltacache.schemas.errors import DatasetError
 
 ClipFormat = Literal["frames", "mp4"]
-_PICTURES = (".png", ".jpg", ".jpeg")
 _VIDEOS = (".mp4", ".mkv", ".webm")
 _CRF = "8"  # of x264: hardly visible
 
@@ -48,39 +48,31 @@ def read_frame_at(clip: Path, number: int) -> np.ndarray:
     """Frame ``number`` (P, Q, 3) uint8 RGB of a folder of pictures or a video, counted from 0.
 
     Raises:
-        DatasetError: there are fewer frames, or the frame is damaged.
+        DatasetError: there are fewer frames, a picture is missing before the last, or the frame is damaged.
     """
-    path = file_of_frame(clip, number)
     if clip.is_dir():
-        return _read_picture(path)
+        return _read_picture(picture_of(numbered_pictures(clip), number))
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(clip)) as container:
             if not container.streams.video:
-                raise DatasetError(f"{path} is damaged or no video (it has no pictures): generate it again")
+                raise DatasetError(f"{clip} is damaged or no video (it has no pictures): generate it again")
             for at, frame in enumerate(container.decode(video=0)):
                 if at == number:
                     return frame.to_ndarray(format="rgb24")
     except FFmpegError as error:
-        raise DatasetError(f"{path} is damaged or no video ({error}): generate it again") from error
+        raise DatasetError(f"{clip} is damaged or no video ({error}): generate it again") from error
     raise DatasetError(_too_short(clip, number))
 
 
-def file_of_frame(clip: Path, number: int) -> Path:
-    """The file that holds frame ``number``: a picture of the folder, or the video, which may be too short.
-
-    Pictures are in the order of the numbers in their names, with or without leading zeros.
+def picture_of(sample: Numbered, number: int) -> Path:
+    """The file of frame ``number``, counted from 0 whatever the first picture's number.
 
     Raises:
-        DatasetError: a folder with fewer pictures.
+        DatasetError: there are fewer pictures.
     """
-    if not clip.is_dir():
-        return clip
-    pictures = [
-        path for path in clip.iterdir() if path.suffix.lower() in _PICTURES and not path.name.startswith(".")
-    ]
-    if len(pictures) <= number:
-        raise DatasetError(_too_short(clip, number))
-    return sorted(pictures, key=_in_order)[number]
+    if len(sample.pictures) <= number:
+        raise DatasetError(_too_short(sample.folder, number))
+    return sample.pictures[number]
 
 
 def samples_in(folder: Path) -> list[Path]:

@@ -131,7 +131,7 @@ def _work(wanted: ContextExport, benchmark: BenchmarkName, sequence: LabelledSeq
     step = NATIVE_STEP[benchmark] if wanted.rate == "native" else 1
     last = sequence.frames[-1 - horizon]
     if wanted.rate == "native":
-        paths = _recorded_before(last, wanted.frames)
+        paths = _recorded_before(last, wanted.frames, wanted.context)
     else:
         paths = sequence.frames[-horizon - wanted.context : -horizon][-wanted.frames :]
     height, width = frame_shape(benchmark, last)
@@ -147,7 +147,7 @@ def _work(wanted: ContextExport, benchmark: BenchmarkName, sequence: LabelledSeq
     return _Work(entry, tuple(paths))
 
 
-def _recorded_before(last: str, count: int) -> tuple[str, ...]:
+def _recorded_before(last: str, count: int, context: int) -> tuple[str, ...]:
     """The ``count`` recorded frames up to and with ``last``: those of the numbers before it.
 
     Raises:
@@ -155,15 +155,15 @@ def _recorded_before(last: str, count: int) -> tuple[str, ...]:
     """
     path = Path(last)
     *_, number = _NUMBERS.finditer(path.name)
-    first, width = int(number[0]) - count + 1, len(number[0])
-    names = [
-        f"{path.name[: number.start()]}{at:0{width}d}{path.name[number.end() :]}"
-        for at in range(first, first + count)
-    ]
-    missing = next((name for name in names if not (path.parent / name).is_file()), None)
-    if first < 0 or missing is not None:
-        raise DatasetError(
-            f"{path} has no {count} recorded frames up to it ({missing} is missing): give fewer --frames, or "
-            "--rate evaluation for the frames that the evaluation sees"
-        )
-    return tuple(str(path.parent / name) for name in names)
+    newest, width = int(number[0]), len(number[0])
+    found: list[str] = []
+    for at in range(newest, newest - count, -1):
+        before = path.with_name(f"{path.name[: number.start()]}{at:0{width}d}{path.name[number.end() :]}")
+        if at < 0 or not before.is_file():
+            fewer = f"--frames {len(found)}, or " if len(found) > 1 else ""
+            raise DatasetError(
+                f"{path} has {len(found)} recorded frame{'s' * (len(found) > 1)} up to it, not {count} ({before.name} "
+                f"is missing): give {fewer}--rate evaluation --frames {context}, the frames that the evaluation sees"
+            )
+        found.append(str(before))
+    return tuple(reversed(found))

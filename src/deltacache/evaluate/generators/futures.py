@@ -3,15 +3,21 @@
 Shapes: S samples, C crops, s input size.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from deltacache.evaluate.generators.clips import file_of_frame, read_frame_at, samples_in
+from deltacache.evaluate.generators.clips import picture_of, read_frame_at, samples_in
 from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
+from deltacache.evaluate.generators.numbering import (
+    Numbered,
+    check_counts,
+    check_first_numbers,
+    numbered_pictures,
+)
 from deltacache.evaluate.generators.padding import unpadded
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.geometry import Split, crop_frames, resize_frame
@@ -36,6 +42,15 @@ class Answers:
     """
 
     samples: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """To one context: its number of samples, those that are pictures, the fingerprint of the scored files."""
+
+    samples: int
+    folders: tuple[Numbered, ...]
     fingerprint: str
 
 
@@ -69,7 +84,8 @@ class GeneratedFutures:
 
         Raises:
             MismatchError: names the first sequence and horizon that was not exported.
-            DatasetError: contexts without samples, with different numbers of them, or folders of too few pictures.
+            DatasetError: contexts without samples, with different numbers of them, or folders in which a picture is
+                missing or without a number.
         """
         wanted = [
             self._entry((dataset, each.sequence_id, horizon))
@@ -78,15 +94,16 @@ class GeneratedFutures:
             for horizon in horizons
             if context + horizon <= len(each.frames)
         ]
-        files = list(in_threads(self._files, wanted, threads=_STAT_THREADS))
-        common = Counter(count for count, _ in files).most_common(1)[0][0]
-        for entry, (count, _) in zip(wanted, files, strict=True):
-            if count != common or count == 0:
+        answers = list(in_threads(self._answer, wanted, threads=_STAT_THREADS))
+        common = Counter(each.samples for each in answers).most_common(1)[0][0]
+        for entry, each in zip(wanted, answers, strict=True):
+            if each.samples != common or each.samples == 0:
                 raise DatasetError(
-                    f"{self.root / entry.folder} holds {count} samples (sample-00, ...), most contexts {common}: every "
-                    "context needs at least one, and all as many"
+                    f"{self.root / entry.folder} holds {each.samples} samples (sample-00, ...), most contexts "
+                    f"{common}: every context needs at least one, and all as many"
                 )
-        return Answers(common, fingerprint_of({"contexts": [each for _, each in files]}))
+        _check_pictures(wanted, answers)
+        return Answers(common, fingerprint_of({"contexts": [each.fingerprint for each in answers]}))
 
     def _entry(self, key: Key) -> ContextEntry:
         dataset, sequence_id, horizon = key
@@ -97,12 +114,15 @@ class GeneratedFutures:
             )
         return self.entries[key]
 
-    def _files(self, entry: ContextEntry) -> tuple[int, str]:
-        """How many samples answer a context, and the fingerprint of their scored files."""
+    def _answer(self, entry: ContextEntry) -> "_Answer":
         samples = samples_in(self.root / entry.folder)
-        scored = [file_of_frame(sample, entry.target_frame) for sample in samples]
+        folders = {path: numbered_pictures(path) for path in samples if path.is_dir()}
+        scored = [
+            picture_of(folders[path], entry.target_frame) if path in folders else path for path in samples
+        ]
         named = [[path.relative_to(self.root).as_posix(), path.stat().st_size] for path in scored]
-        return len(samples), fingerprint_of({"entry": entry.model_dump(mode="json"), "files": named})
+        fingerprint = fingerprint_of({"entry": entry.model_dump(mode="json"), "files": named})
+        return _Answer(len(samples), tuple(folders.values()), fingerprint)
 
     def load(self, key: Key, split: Split) -> np.ndarray:
         """The scored frame of every sample, resized and cut as the true frames are: (S, C, s, s, 3) uint8.
@@ -123,6 +143,16 @@ class GeneratedFutures:
             resized = resize_frame(unpadded(frame, place), split)
             crops.append(crop_frames(resized[None], split)[:, 0])
         return np.stack(crops)
+
+
+def _check_pictures(entries: Sequence[ContextEntry], answers: Sequence[_Answer]) -> None:
+    """All begin with the same number; there may be fewer for a shorter horizon, or another benchmark."""
+    check_first_numbers([folder for each in answers for folder in each.folders])
+    alike: dict[str, list[Numbered]] = defaultdict(list)
+    for entry, each in zip(entries, answers, strict=True):
+        alike[f"{entry.dataset} at horizon {entry.horizon}"].extend(each.folders)
+    for of, samples in alike.items():
+        check_counts(samples, of)
 
 
 def open_generators(settings: BenchmarkEvaluation) -> tuple[GeneratedFutures, ...]:

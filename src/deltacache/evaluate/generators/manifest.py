@@ -9,6 +9,7 @@ from deltacache.pipeline.storage.atomic import replacing
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.refusals import problems_of
 
 MANIFEST = "contexts.json"
 _FORMAT_VERSION = 1
@@ -63,8 +64,11 @@ def read_manifest(root: Path) -> ContextManifest:
             f"{path} is missing: predictions lie in the folder that `deltacache export-contexts` wrote, or beside a "
             "copy of its contexts.json"
         ) from None
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error}): export the contexts again") from error
+    except ValidationError as error:
+        problems = problems_of(error, ContextManifest)
+        raise DatasetError(f"{path} is damaged ({problems}): export the contexts again") from error
     if manifest.format_version != _FORMAT_VERSION:
         raise DatasetError(
             f"{path} has format {manifest.format_version}, this code reads {_FORMAT_VERSION}: export again"

@@ -1,21 +1,14 @@
 """The numbers that a reader looks for first, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from deltacache.evaluate.report.labels import METHOD_LABELS, METRIC_LABELS, data_title
+from deltacache.evaluate.report.labels import METRIC_LABELS, data_title
 from deltacache.evaluate.report.panels import Line, Panel
 
 _LOSSES = ("miou", "rmse", "smooth_l1")
-_SAMPLED = {
-    ("deltaworld", "best"): "best future",
-    ("deltaworld", "mean"): "average future",
-}
-_ALONE = {
-    ("dino_foresight", "single"): METHOD_LABELS["dino_foresight"],
-    ("dino_foresight_delta", "single"): METHOD_LABELS["dino_foresight_delta"],
-}
-_COPY = {("copy_last", "single"): "repeating the last frame"}
-_BOUND = {("present", "single"): "the true future itself"}
+_FUTURES = {"best": "best future", "mean": "average future"}
+_NOT_PREDICTED = ("copy_last", "present", "deltatok", "deltatok_parallel", "deltatok_swapped")
+_COPY, _BOUND = ("copy_last", "repeating the last frame"), ("present", "the true future itself")
 
 
 def findings(tables: Sequence[Panel]) -> list[str]:
@@ -35,17 +28,33 @@ def findings(tables: Sequence[Panel]) -> list[str]:
 
 
 def _sentence(panel: Panel, column: int) -> str:
-    cells = {(line.method, line.aggregation): line.cells[column] for line in panel.own}
-    predicted = _SAMPLED if all(map(cells.get, _SAMPLED)) else _ALONE
-    if not any(map(cells.get, predicted)) or not any(map(cells.get, _COPY)):
+    lines = [line for line in panel.own if line.cells[column] is not None]
+    models = _models([line for line in lines if line.method not in _NOT_PREDICTED])
+    bounds = {line.method: panel.text(line.cells[column])[0] for line in lines}
+    if not models or _COPY[0] not in bounds:
         return ""
-    names = predicted | _COPY | ({} if panel.task == "features" else _BOUND)
-    texts = [f"{name} {panel.text(cells[key])[0]}" for key, name in names.items() if cells.get(key)]
+    texts = [_model_text(panel, column, each, named=len(models) > 1) for each in models.values()]
+    told = (_COPY,) if panel.task == "features" else (_COPY, _BOUND)
+    texts.append(", ".join(f"{name} {bounds[method]}" for method, name in told if method in bounds))
     better = panel.title.rsplit(", ", 1)[1]
     label = METRIC_LABELS.get(panel.metric, panel.metric)
-    return (
-        f"{data_title(panel.dataset)}: {label}, {panel.heading(column)} ahead: {', '.join(texts)} ({better})."
-    )
+    numbers = ("; " if len(models) > 1 else ", ").join(texts)
+    return f"{data_title(panel.dataset)}: {label}, {panel.heading(column)} ahead: {numbers} ({better})."
+
+
+def _models(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """Lines by the model whose futures they are."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.model, []).append(line)
+    return found
+
+
+def _model_text(panel: Panel, column: int, lines: Sequence[Line], *, named: bool) -> str:
+    """What one model's futures reach; a lone one that samples needs no name."""
+    values = [(_FUTURES.get(line.aggregation, ""), panel.text(line.cells[column])[0]) for line in lines]
+    texts = ", ".join(f"{future} {value}".strip() for future, value in values)
+    return f"{lines[0].model} {texts}" if named or not values[0][0] else texts
 
 
 def _mode_sentence(panel: Panel, line: Line) -> str:

@@ -190,15 +190,16 @@ def _keep_frames(out: Path, pixels: PixelLookup | Mapping[str, np.ndarray]) -> N
 
 
 def _curve_groups(run: ReportRun) -> list[ChartGroup]:
-    """The tokenizer's error beside that of copying, and the loss of every world model."""
+    """Every tokenizer's error beside that of copying, and the loss of every world model."""
     folder, groups = run.out / output.CURVES, []
-    tokenizer = _read_curve(folder / "tokenizer.parquet")
-    if tokenizer is not None:
-        columns = {"mse": "squared error", "copy_last_mse": "that of copying the frame before"}
-        found = {label: name for name, label in columns.items() if name in tokenizer} or {"loss": "loss"}
-        groups.append(
-            _curve_group(run, "Tokenizer", {label: (tokenizer, name) for label, name in found.items()})
-        )
+    several = len(run.settings.tokenizers) > 1
+    for number in range(1, len(run.settings.tokenizers) + 1):
+        tokenizer = _read_curve(folder / f"{output.tokenizer_curve(number)}.parquet")
+        if tokenizer is not None:
+            columns = {"mse": "squared error", "copy_last_mse": "that of copying the frame before"}
+            found = {label: name for name, label in columns.items() if name in tokenizer} or {"loss": "loss"}
+            shown = {label: (tokenizer, name) for label, name in found.items()}
+            groups.append(_curve_group(run, f"Tokenizer {number}" if several else "Tokenizer", shown))
     worlds: dict[str, tuple[Curve, str]] = {}
     for world, label in run.world_labels.items():
         curve = _read_curve(folder / f"{world}.parquet")

@@ -30,10 +30,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One method, summarised in one way, in every column. ``published``: its source, if it is not one's own."""
+    """One method, summarised in one way, in every column.
+
+    Attributes:
+        model: the method's name, with a fingerprint where there are several of it.
+        label: the same with how it is summarised.
+        published: its source, if it is not one's own.
+    """
 
     method: str
     aggregation: str
+    model: str
     label: str
     cells: tuple[Cell | None, ...]
     published: str = ""
@@ -174,11 +181,14 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 
 def labelled(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one run with a ``label``: no two methods, summaries or models have the same."""
+    """Rows of one run with a ``label``: no two methods, summaries or models have the same.
+
+    ``model`` is the label without the summary.
+    """
     models: dict[str, set[str]] = {}
     for row in rows:
         models.setdefault(row["method"], set()).add(model_of(row))
-    return [row | {"label": _label(row, several=len(models[row["method"]]) > 1)} for row in rows]
+    return [row | _names(row, several=len(models[row["method"]]) > 1) for row in rows]
 
 
 def model_of(row: Row) -> str:
@@ -186,14 +196,18 @@ def model_of(row: Row) -> str:
     return row["world"] or row["tokenizer"] or ""
 
 
-def _label(row: Row, *, several: bool) -> str:
+def _names(row: Row, *, several: bool) -> dict[str, str]:
     method = str(row["method"])
-    label = METHOD_LABELS.get(method, method)
-    if row["aggregation"] != "single":
-        label += f", {row['aggregation']} of {row['num_samples']}"
-    elif row["num_samples"] > 1:
-        label += f", {row['num_samples']} samples"
-    return f"{label} ({model_of(row)[:8]})" if several else label
+    name = METHOD_LABELS.get(method, method)
+    which = f" ({model_of(row)[:8]})" if several else ""
+    return {"model": name + which, "label": name + summary_of(row["aggregation"], row["num_samples"]) + which}
+
+
+def summary_of(aggregation: str, samples: int) -> str:
+    """How the futures of a method are summarised, behind its name; nothing where there is but one."""
+    if aggregation != "single":
+        return f", {aggregation} of {samples}"
+    return f", {samples} samples" if samples > 1 else ""
 
 
 def _panel(key: tuple[str, str, str], rows: Sequence[Row], published: Sequence[Row]) -> Panel:
@@ -231,6 +245,7 @@ def _line(label: str, row: Row, cells: Sequence[Row | None]) -> Line:
     return Line(
         row["method"],
         row["aggregation"],
+        row.get("model") or label,
         label,
         tuple(_cell(each) for each in cells),
         row.get("source") or "",

@@ -1,6 +1,6 @@
 """Evaluations as a report sees them: their tables, their names, and what they were made from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,25 @@ class ReportRun:
             world: METHOD_LABELS.get(method, method) + (f" ({world[:8]})" if several else "")
             for world, method in methods.items()
         }
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Paths of tokenizers and world models by fingerprint, as far as it is known which was which.
+
+        Rows are in another order than the settings: of an evaluation without ``models.json`` only a lone one is known.
+        """
+        found, settings = self.models, self.settings
+        tokenizers = found.tokenizers if found else self._lone("tokenizer")
+        worlds = found.worlds if found else self._lone("world")
+        return _placed(tokenizers, settings.tokenizers) | _placed(worlds, settings.worlds)
+
+    def _lone(self, column: str) -> tuple[str, ...]:
+        fingerprints = {row[column] for row in self.rows if row[column]}
+        return tuple(fingerprints) if len(fingerprints) == 1 else ()
+
+
+def _placed(fingerprints: Sequence[str], paths: Sequence[Path]) -> dict[str, Path]:
+    return dict(zip(fingerprints, paths, strict=True)) if len(fingerprints) == len(paths) else {}
 
 
 def open_runs(folders: Sequence[Path]) -> list[ReportRun]:
@@ -92,13 +111,14 @@ def facts_of(run: ReportRun) -> dict[str, str]:
         "Backbone": first["backbone"],
     }
     through = ("deltatok", "deltatok_parallel")
-    tokenizers = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] in through)
-    for number, (tokenizer, path) in enumerate(zip(tokenizers, settings.tokenizers, strict=False), 1):
-        name = f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"
-        facts[name] = f"{tokenizer}, from {path}"
-    paths = dict(zip(run.world_labels, settings.worlds, strict=False))
-    for world, label in run.world_labels.items():
-        facts[label] = f"{world}, from {paths[world]}" if world in paths else world
+    used = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] in through)
+    settled = {fingerprint: place for place, fingerprint in enumerate(run.places)}
+    tokenizers = sorted(used, key=lambda each: settled.get(each, len(settled)))  # as the settings number them
+    for number, text in enumerate(_with_places(tokenizers, run.places), 1):
+        facts[f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"] = text
+    labels = run.world_labels
+    for label, text in zip(labels.values(), _with_places(labels, run.places), strict=True):
+        facts[label] = text
     return (
         facts
         | _further_models(settings, run.models)
@@ -106,6 +126,11 @@ def facts_of(run: ReportRun) -> dict[str, str]:
             "Run": f"{first['run_id']}, {first['created_at']:%Y-%m-%d %H:%M} UTC, deltacache {first['code_version']}",
         }
     )
+
+
+def _with_places(fingerprints: Iterable[str], places: Mapping[str, Path]) -> list[str]:
+    """Fingerprints with where the models lay, where that is known."""
+    return [f"{each}, from {places[each]}" if each in places else each for each in fingerprints]
 
 
 def _sampling(settings: Evaluation, row: Row) -> str:

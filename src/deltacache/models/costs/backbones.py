@@ -48,6 +48,11 @@ def encoder_on(device: str | torch.device, source: str) -> InputConvention:
         ) from error
 
 
+def short_name(source: str) -> str:
+    """``vitb16`` of ``facebook/dinov3-vitb16-pretrain-lvd1689m``."""
+    return re.sub(r"^(?:facebook/)?(?:dinov3-)?(.+?)(?:-pretrain-\w+)?$", r"\1", source)
+
+
 def _config(source: str) -> "PretrainedConfig":
     from transformers import AutoConfig, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
@@ -55,7 +60,7 @@ def _config(source: str) -> "PretrainedConfig":
         return tiny_encoder().config
     if (Path(source).expanduser() / "config.json").is_file():
         return AutoConfig.from_pretrained(Path(source).expanduser(), local_files_only=True)
-    name = re.sub(r"^(?:facebook/)?(?:dinov3-)?(.+?)(?:-pretrain-\w+)?$", r"\1", source)
+    name = short_name(source)
     if name in _DINOV3:
         hidden_size, blocks, heads, width, gated = _DINOV3[name]
         return DINOv3ViTConfig(

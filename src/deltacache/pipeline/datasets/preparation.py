@@ -24,6 +24,7 @@ from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local,
 from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json
+from deltacache.schemas.refusals import problems_of
 
 CARD_FILE = "dataset.json"
 BLACK_FILE = "black_patch_tokens.npy"
@@ -128,7 +129,7 @@ def read_card(root: AnyPath) -> DatasetCard:
     try:
         card = DatasetCard.model_validate(body)
     except ValidationError as error:
-        raise DatasetError(f"{path} is damaged ({error}): {way_out}") from error
+        raise DatasetError(f"{path} is damaged ({problems_of(error, DatasetCard)}): {way_out}") from error
     if (fingerprint, parents) != (card.fingerprint, card.parents):
         raise DatasetError(
             f"{path} says fingerprint {fingerprint}, but its settings give {card.fingerprint}: it was changed "
