@@ -140,7 +140,9 @@ def named_paths(flag: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise typer.BadParameter(f"{flag} {text}: give NAME=PATH, such as {_with_guessed_name(flag, text)}")
+            raise typer.BadParameter(
+                f"{flag} {text}: give NAME=PATH, such as {_with_guessed_name(flag, text)}"
+            )
         if name in named:
             raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
         named[name] = path
