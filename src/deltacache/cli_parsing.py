@@ -160,6 +160,8 @@ def _with_guessed_name(flag: str, text: str) -> str:
     if flag == "--predictions":
         return f"external={path or 'PATH'}"
     known = ("clips", *BENCHMARKS) if flag == "--data" else BENCHMARKS
+    if text in known:
+        return f"{text}=PATH"
     guessed = next((each for each in known if each in Path(path).name.lower()), "vspw")
     return f"{guessed}={path or 'PATH'}"
 

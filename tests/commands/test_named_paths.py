@@ -14,6 +14,8 @@ from deltacache.cli_parsing import named_paths
         ("--data", "/path/leftovers", "vspw=/path/leftovers"),
         ("--data", "test-clips", "clips=test-clips"),
         ("--data", "s3://bucket/clips", "clips=s3://bucket/clips"),
+        ("--data", "clips", "clips=PATH"),
+        ("--head", "kitti", "kitti=PATH"),
         ("--data", "cityscapes=", "cityscapes=PATH"),
         ("--data", "=/path/kitti", "kitti=/path/kitti"),
         ("--data", "", "vspw=PATH"),
