@@ -34,7 +34,7 @@ with cluster(ClusterSettings(ray_address={address!r})):
 def test_workers_run_the_code_of_the_driver_and_not_what_is_installed_with_them(tmp_path: Path) -> None:
     package = Path(deltacache.__file__).parent
     shutil.copytree(package, tmp_path / "deltacache", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "deltacache" / "pipeline" / "attempts.py").open("a") as file:
+    with (tmp_path / "deltacache" / "pipeline" / "work" / "attempts.py").open("a") as file:
         file.write("\n__file__ += ' of the driver'\n")
     with nodes(1) as cluster:
         asked = subprocess.run(

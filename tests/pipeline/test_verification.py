@@ -15,6 +15,7 @@ import pytest
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
 from deltacache.pipeline.datasets import plan as plan_module
+from deltacache.pipeline.datasets import table_checks
 from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
 from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.finishing import read_table
@@ -23,7 +24,7 @@ from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, plan_of, r
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, read_receipt, receipt_bytes
 from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.datasets.verification import Problem, verify_dataset
-from deltacache.pipeline.storage import checksums, table_checks
+from deltacache.pipeline.storage import checksums
 from deltacache.pipeline.storage.atomic import temporary_path
 from deltacache.pipeline.storage.sealing import parquet_of
 from deltacache.schemas.errors import DatasetError
