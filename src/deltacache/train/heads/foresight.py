@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltacache import __version__
-from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.devices import choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.pipeline.benchmarks.full_frames import depth_of, read_depth_map, read_whole
@@ -30,15 +30,15 @@ from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes
-from deltacache.train.heads.losses import depth_losses, whole_segmentation_loss_by_rows
+from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segmentation_loss_by_rows
 from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
+from deltacache.train.heads.tasks import LinearHead, LinearTask
 from deltacache.train.loop import Run, split_of, train
 from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.outputs import check_output, claim_output
 from deltacache.train.prefetch import prefetch
 from deltacache.train.workers.group import Alone
 
-LinearHead = SegmentationHead | DepthHead
 _AHEAD = 2
 _PLACES: dict[str, Any] = {"depth": True, "features": {"backbone", "pca"}}
 """Where things lie; what they are, fingerprints say."""
@@ -112,41 +112,20 @@ class WholeFrames:
         return read_whole(frame.frame, sides(config.features.image_size)), label
 
 
-class WholeFrameHeadTask:
-    """Predictions at the label's resolution, as the evaluation makes them, against the label."""
+class WholeFrameHeadTask(LinearTask[FrameBatch]):
+    """A linear head on whole frames."""
 
-    kind: Kind = "head"
+    def segmentation(self, small: Tensor, batch: FrameBatch) -> Tensor:
+        """See ``LinearTask``."""
+        return whole_segmentation_loss_by_rows(small, batch.labels)
 
-    def __init__(
-        self, model: LinearHead, frames: WholeFrames, config: ForesightHeadConfig, effective_batch: int
-    ) -> None:
-        self.model = model.train()
-        self._frames, self._config, self._effective_batch = frames, config, effective_batch
-
-    def batches(self, parts: Iterable[Part]) -> Generator[FrameBatch]:
-        """See ``TrainingTask``."""
-        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
-
-    def training_loss(self, batch: FrameBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``: the losses of ``train-head``, in float32 everywhere."""
-        del part
-        with torch.autocast(batch.features.device.type, enabled=False):
-            small = self.model(batch.features)
-            if isinstance(self.model, SegmentationHead):
-                return whole_segmentation_loss_by_rows(small, batch.labels), {}
-            large = [
-                functional.interpolate(each[None], size=label.shape, mode="bilinear", align_corners=False)
-                for each, label in zip(small, batch.labels, strict=True)
-            ]
-            labels = [label[None] for label in batch.labels]
-            losses = depth_losses([depth[:, 0] for depth in large], labels)
-            loss = losses.silog + self._config.gradient_loss * losses.gradient
-            loss = loss + self._config.rmse_loss * losses.rmse
-        return loss, {"main_loss": losses.silog.detach(), "gradient_loss": losses.gradient.detach()}
-
-    def probes(self) -> dict[str, float]:
-        """See ``TrainingTask``: none."""
-        return {}
+    def depth(self, small: Tensor, batch: FrameBatch) -> DepthLosses:
+        """See ``LinearTask``."""
+        large = [
+            functional.interpolate(each[None], size=label.shape, mode="bilinear", align_corners=False)
+            for each, label in zip(small, batch.labels, strict=True)
+        ]
+        return depth_losses([depth[:, 0] for depth in large], [label[None] for label in batch.labels])
 
 
 def train_foresight_head(
@@ -178,9 +157,9 @@ def train_foresight_head(
         reporter.line(f"train head: {resumed.folder} has all its steps, nothing to do")
         return resumed.folder
     model = resumed.model if resumed else seeded(_builder(config, features), config.training.seed)
-    task = WholeFrameHeadTask(
-        model.to(chosen), WholeFrames(frames, config, features, chosen), config, effective_batch
-    )
+    seen = WholeFrames(frames, config, features, chosen)
+    weights = config.gradient_loss, config.rmse_loss
+    task = WholeFrameHeadTask(model.to(chosen), seen, config.training.seed, effective_batch, weights)
     with replacing(out / "config.yaml") as temporary:
         save_config(config, temporary)
     return train(task, Run(out, config.training, metadata, reporter, step, state))

@@ -3,11 +3,8 @@
 The recipes are DINOv3's linear probes; ``schemas/presets/released/head-*.yaml`` say each value's source.
 """
 
-from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from deltacache.models.backbone import Backbone
@@ -20,55 +17,31 @@ from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES
 from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.heads.data import HeadBatch, HeadFrames
-from deltacache.train.heads.losses import depth_losses, picture_losses, segmentation_loss_by_rows
+from deltacache.train.heads.losses import DepthLosses, depth_losses, picture_losses, segmentation_loss_by_rows
 from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head, say_if_scored
+from deltacache.train.heads.tasks import HeadTask, LinearHead, LinearTask, ModelT
 from deltacache.train.loop import train
 from deltacache.train.order import Part
 from deltacache.train.outputs import check_output
 
-LinearHead = SegmentationHead | DepthHead
-ModelT = TypeVar("ModelT", LinearHead, RgbDecoder)
+
+class LinearHeadTask(LinearTask[HeadBatch]):
+    """A linear head on square crops."""
+
+    def segmentation(self, small: Tensor, batch: HeadBatch) -> Tensor:
+        """See ``LinearTask``."""
+        return segmentation_loss_by_rows(small, batch.frames)
+
+    def depth(self, small: Tensor, batch: HeadBatch) -> DepthLosses:
+        """See ``LinearTask``."""
+        large = [
+            upsample(small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1]))
+            for each in batch.frames
+        ]
+        return depth_losses([depth[:, 0] for depth in large], [each.label for each in batch.frames])
 
 
-class LinearHeadTask:
-    """Predictions at the label's resolution, as the benchmark makes them, against the label."""
-
-    kind: Kind = "head"
-
-    def __init__(
-        self, model: LinearHead, frames: HeadFrames, config: HeadConfig, effective_batch: int
-    ) -> None:
-        self.model = model.train()
-        self._frames, self._config, self._effective_batch = frames, config, effective_batch
-
-    def batches(self, parts: Iterable[Part]) -> Generator[HeadBatch]:
-        """See ``TrainingTask``."""
-        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
-
-    def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
-        with torch.autocast(batch.features.device.type, enabled=False):
-            small = self.model(batch.features)
-            if isinstance(self.model, SegmentationHead):
-                return segmentation_loss_by_rows(small, batch.frames), {}
-            large = [
-                upsample(
-                    small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1])
-                )
-                for each in batch.frames
-            ]
-            labels = [each.label for each in batch.frames]
-            losses = depth_losses([depth[:, 0] for depth in large], labels)
-            loss = losses.silog + self._config.gradient_loss * losses.gradient
-            loss = loss + self._config.rmse_loss * losses.rmse
-        return loss, {"main_loss": losses.silog.detach(), "gradient_loss": losses.gradient.detach()}
-
-    def probes(self) -> dict[str, float]:
-        """See ``TrainingTask``: none, ``evaluate`` tells how good a head is."""
-        return {}
-
-
-class RgbTask:
+class RgbTask(HeadTask[RgbDecoder, HeadBatch]):
     """Pictures from features."""
 
     kind: Kind = "rgb_decoder"
@@ -76,24 +49,16 @@ class RgbTask:
     def __init__(
         self, model: RgbDecoder, frames: HeadFrames, config: RgbConfig, effective_batch: int
     ) -> None:
-        self.model = model.train()
-        self._frames, self._config, self._effective_batch = frames, config, effective_batch
-
-    def batches(self, parts: Iterable[Part]) -> Generator[HeadBatch]:
-        """See ``TrainingTask``."""
-        return self._frames.batches(self._config.training.seed, self._effective_batch, parts)
+        super().__init__(model, frames, config.training.seed, effective_batch)
+        self._gradient_loss = config.gradient_loss
 
     def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``: L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
         assert batch.pictures is not None  # asked for
         truth = batch.pictures.permute(0, 3, 1, 2) / 255.0
         absolute, gradient = picture_losses(self.model.unclamped(batch.features), truth)
-        loss = absolute + self._config.gradient_loss * gradient
+        loss = absolute + self._gradient_loss * gradient
         return loss, {"main_loss": absolute.detach(), "gradient_loss": gradient.detach()}
-
-    def probes(self) -> dict[str, float]:
-        """See ``TrainingTask``: none."""
-        return {}
 
 
 def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> Path:
@@ -127,7 +92,9 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
     if setup.finished is not None:
         return _nothing_to_do(setup, reporter)
     model = setup.model(build).to(setup.device)
-    return train(LinearHeadTask(model, setup.seen(), config, setup.effective_batch), setup.run(reporter))
+    weights = config.gradient_loss, config.rmse_loss
+    task = LinearHeadTask(model, setup.seen(), config.training.seed, setup.effective_batch, weights)
+    return train(task, setup.run(reporter))
 
 
 def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
