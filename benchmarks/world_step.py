@@ -123,7 +123,7 @@ class CachedStep:
         """Candidates, drawn as the trainer does it."""
         batch, frames, hidden = self.tokens.shape
         shape = (frames - 1, self.candidates, hidden)
-        drawn = normal_draws("noise", 0, Part(0, 0, batch), shape, self.tokens.device)
+        drawn = normal_draws("noise", 0, Part(0, 0, batch), batch, shape, self.tokens.device)
         return drawn.mul_(self.world.noise_std)
 
     def run(self) -> None:

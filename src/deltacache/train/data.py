@@ -158,7 +158,7 @@ def pair_batches(
     """
     with closing(prefetch(_pairs(source, black_patch_tokens, settings, parts, device), _AHEAD)) as batches:
         for pairs in batches:
-            previous, current = pairs.to(device).float()
+            previous, current = pairs.to(device, non_blocking=True).float()
             yield PairBatch(previous, current)
 
 
@@ -169,13 +169,13 @@ def _pairs(
 
     Buffers take turns, for fresh memory costs the system four times what it takes to fill it.
     """
-    on_cpu, buffers = device.type == "cpu", cycle([_Buffer() for _ in range(_AHEAD + 1)])
+    on_cpu, buffers = device.type == "cpu", cycle([_Buffer(device) for _ in range(_AHEAD + 1)])
     scratch = torch.empty(2, *black.shape, dtype=torch.float16)
     first = torch.from_numpy(black)
     for part, buffer in zip(parts, buffers, strict=False):
         choice = choose_pairs(settings, part)
         shape = (2, len(choice.clips), *black.shape)
-        pairs = buffer.take(shape, torch.float32 if on_cpu else torch.float16, pinned=device.type == "cuda")
+        pairs = buffer.take(shape, torch.float32 if on_cpu else torch.float16)
         for row, frames in enumerate(source.read(choice.clips, choice.starts)):
             scratch.numpy()[:] = frames  # torch takes no read-only views; it stays in the cache
             pairs[:, row].copy_(scratch)
@@ -184,14 +184,19 @@ def _pairs(
 
 
 class _Buffer:
-    """Memory that is used again as long as the shape stays."""
+    """Host memory for batches that go to ``device``.
 
-    def __init__(self) -> None:
+    On a CPU it is used again as long as the shape stays. For a GPU it is pinned and another one each time: copies
+    are asynchronous, and PyTorch's allocator of pinned memory gives a block out again only when its copy has ended.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
         self._tensor = torch.empty(0)
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
-        if self._tensor.shape != shape:
-            self._tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self._pinned or self._tensor.shape != shape:
+            self._tensor = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
         return self._tensor
 
 
@@ -277,26 +282,39 @@ def clip_batches(
         for part in parts
     )
     if isinstance(clips, MappedClips):
-        mapped = clips.tokens
-        batches = prefetch(
-            (items, torch.from_numpy(mapped[items.numpy()]).to(device).float()) for items in drawn
-        )
+        batches = prefetch(_read(clips.tokens, drawn, device))
     else:
         batches = _gathered(place(torch.from_numpy(clips.tokens), device), drawn, device)
     with closing(batches):
         for items, taken in batches:
-            yield ClipBatch(taken, times[items.to(device)])
+            # float16 travels, and nobody waits for it: a blocking copy would wait for all that the GPU has to do.
+            yield ClipBatch(taken.to(device, non_blocking=True).float(), times[items])
+
+
+def _read(
+    tokens: MappedTokens, drawn: Iterable[Tensor], device: torch.device
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Items on ``device`` with their tokens, read from the shards; pinned for a GPU."""
+    for items in drawn:
+        rows = torch.from_numpy(tokens[items.numpy()])
+        yield _sent(items, device), rows.pin_memory() if device.type == "cuda" else rows.float()
 
 
 def _gathered(
     tokens: Tensor, drawn: Iterable[Tensor], device: torch.device
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Items with their rows of ``tokens``, float32 on ``device``."""
-    gathered, pinned = _Buffer(), tokens.is_pinned()
+    """Items on ``device`` with their rows of ``tokens``, where these lie."""
+    buffer = _Buffer(device)
     for items in drawn:
+        sent = _sent(items, device)
         if tokens.device.type == "cpu":
-            rows = gathered.take((len(items), *tokens.shape[1:]), tokens.dtype, pinned=pinned)
+            rows = buffer.take((len(items), *tokens.shape[1:]), tokens.dtype)
             torch.index_select(tokens, 0, items, out=rows)
         else:
-            rows = tokens.index_select(0, items.to(tokens.device))
-        yield items, rows.to(device).float()
+            rows = tokens.index_select(0, sent)
+        yield sent, rows
+
+
+def _sent(items: Tensor, device: torch.device) -> Tensor:
+    """``items`` on ``device``, by an asynchronous copy where that is a GPU."""
+    return items.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else items.to(device)

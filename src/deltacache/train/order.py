@@ -82,13 +82,38 @@ def step_generator(purpose: str, seed: int, step: int, device: torch.device) -> 
     return torch.Generator(device).manual_seed(seed_of(purpose, seed, step))
 
 
-def normal_draws(purpose: str, seed: int, part: Part, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal numbers (B, *shape) for the positions of ``part``, each from a generator of its own."""
+NOISE_BLOCK = 16
+"""Positions that share a generator: fewer calls than one a position, little drawn in vain where a pass is smaller."""
+
+
+def normal_draws(
+    purpose: str, seed: int, part: Part, effective_batch: int, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Standard normal numbers (B, *shape) for the positions of ``part``, the same for every split of the batch.
+
+    The effective batch is cut into blocks of ``NOISE_BLOCK`` positions, and each block is drawn whole by one call:
+    a prefix of a block has other numbers on a GPU than the block has.
+
+    Raises:
+        ValueError: ``part`` reaches beyond the effective batch.
+    """
+    if part.stop > effective_batch:
+        raise ValueError(f"positions up to {part.stop} of an effective batch of {effective_batch}")
     draws = torch.empty((part.stop - part.start, *shape), device=device)
     generator = torch.Generator(device)
-    for row, position in enumerate(range(part.start, part.stop)):
-        generator.manual_seed(seed_of(purpose, seed, part.step, position))
-        torch.randn(shape, generator=generator, device=device, out=draws[row])
+    for block in range(part.start // NOISE_BLOCK, -(-part.stop // NOISE_BLOCK)):
+        begin, end = block * NOISE_BLOCK, min((block + 1) * NOISE_BLOCK, effective_batch)
+        first, last = max(begin, part.start), min(end, part.stop)
+        rows = draws[first - part.start : last - part.start]
+        generator.manual_seed(seed_of(purpose, seed, part.step, block))
+        if (first, last) == (begin, end):
+            rows.normal_(generator=generator)
+        else:
+            rows.copy_(
+                rows.new_empty((end - begin, *shape)).normal_(generator=generator)[
+                    first - begin : last - begin
+                ]
+            )
     return draws
 
 

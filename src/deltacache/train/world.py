@@ -76,7 +76,8 @@ class WorldTask:
         if not self.model.stochastic:
             return None
         shape = (batch.tokens.shape[1] - 1, self._config.candidates, self.model.noise_size)
-        noise = normal_draws("noise", self._config.training.seed, part, shape, self._device)
+        seed, batch_size = self._config.training.seed, self._effective_batch
+        noise = normal_draws("noise", seed, part, batch_size, shape, self._device)
         return noise.mul_(self.model.noise_std)
 
     def _dropout(self, part: Part) -> torch.Generator:
@@ -96,10 +97,8 @@ class WorldTask:
         noise = None
         if self.model.stochastic:
             shape = (config.candidates, self.model.noise_size)
-            noise = (
-                normal_draws("probe noise", seed, Part(0, 0, 1), shape, self._device)[0]
-                * self.model.noise_std
-            )
+            noise = normal_draws("probe noise", seed, Part(0, 0, 1), 1, shape, self._device)[0]
+            noise *= self.model.noise_std
         with forward_precision(self._device):
             return probe_world(self.model, batch, self._grid, noise, config.smooth_l1_beta)
 
