@@ -7,6 +7,7 @@ from drawn import PATCHES, black_tokens, drawn_deltas, drawn_features, write_dat
 
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.fingerprints import fingerprint_of, fingerprint_of_list
 from deltacache.train import data
 from deltacache.train.data import (
     MappedClips,
@@ -128,3 +129,8 @@ def test_delta_batches_are_the_same_from_memory_and_from_mapped_shards(
         assert torch.equal(resident.tokens, mapped.tokens)
         assert torch.equal(resident.timestamps_s, mapped.timestamps_s)
         assert resident.tokens.dtype == torch.float32
+
+
+def test_a_list_has_the_same_fingerprint_whether_or_not_it_fits_in_memory(deltas: Path) -> None:
+    for ids in ([], ["a"], open_dataset(deltas).clip_ids, ['a"b', "\u00e9,"]):
+        assert fingerprint_of_list("clip_ids", iter(ids)) == fingerprint_of({"clip_ids": ids})

@@ -276,9 +276,8 @@ def clip_batches(
     device: torch.device,
 ) -> Generator[ClipBatch]:
     """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""
-    times = torch.from_numpy(clips.timestamps_s - clips.timestamps_s[:, :1]).to(device)
     drawn = (
-        torch.from_numpy(batch_items(seed, part.step, effective_batch, len(times))[part.positions])
+        torch.from_numpy(batch_items(seed, part.step, effective_batch, len(clips.tokens))[part.positions])
         for part in parts
     )
     if isinstance(clips, MappedClips):
@@ -287,34 +286,35 @@ def clip_batches(
         batches = _gathered(place(torch.from_numpy(clips.tokens), device), drawn, device)
     with closing(batches):
         for items, taken in batches:
+            times = clips.timestamps_s[items.numpy()]
+            seconds = _sent(torch.from_numpy(times - times[:, :1]), device)
             # float16 travels, and nobody waits for it: a blocking copy would wait for all that the GPU has to do.
-            yield ClipBatch(taken.to(device, non_blocking=True).float(), times[items])
+            yield ClipBatch(taken.to(device, non_blocking=True).float(), seconds)
 
 
 def _read(
     tokens: MappedTokens, drawn: Iterable[Tensor], device: torch.device
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Items on ``device`` with their tokens, read from the shards; pinned for a GPU."""
+    """Items with their tokens, read from the shards; pinned for a GPU."""
     for items in drawn:
         rows = torch.from_numpy(tokens[items.numpy()])
-        yield _sent(items, device), rows.pin_memory() if device.type == "cuda" else rows.float()
+        yield items, rows.pin_memory() if device.type == "cuda" else rows.float()
 
 
 def _gathered(
     tokens: Tensor, drawn: Iterable[Tensor], device: torch.device
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Items on ``device`` with their rows of ``tokens``, where these lie."""
+    """Items with their rows of ``tokens``, where these lie."""
     buffer = _Buffer(device)
     for items in drawn:
-        sent = _sent(items, device)
         if tokens.device.type == "cpu":
             rows = buffer.take((len(items), *tokens.shape[1:]), tokens.dtype)
             torch.index_select(tokens, 0, items, out=rows)
         else:
-            rows = tokens.index_select(0, sent)
-        yield sent, rows
+            rows = tokens.index_select(0, _sent(items, device))
+        yield items, rows
 
 
-def _sent(items: Tensor, device: torch.device) -> Tensor:
-    """``items`` on ``device``, by an asynchronous copy where that is a GPU."""
-    return items.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else items.to(device)
+def _sent(small: Tensor, device: torch.device) -> Tensor:
+    """``small`` on ``device``, by an asynchronous copy where that is a GPU."""
+    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)

@@ -6,6 +6,7 @@ B batch size, C clips.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,12 +118,41 @@ def normal_draws(
     return draws
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """All of ``range(count)`` in the order of one epoch, (C,) int64, read-only."""
-    order = step_rng("order", seed, epoch).permutation(count)
-    order.setflags(write=False)
-    return order
+_ROUNDS = 12
+_ONE, _TWO = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of SplitMix64
+
+
+@lru_cache(maxsize=8)
+def _keys(purpose: str, seed: int, epoch: int) -> np.ndarray:
+    return step_rng(purpose, seed, epoch).integers(2**64, size=_ROUNDS, dtype=np.uint64)
+
+
+def shuffled(purpose: str, seed: int, epoch: int, count: int, places: np.ndarray) -> np.ndarray:
+    """What stands at ``places`` of ``range(count)`` in random order, int64: a bijection that keeps no array of ``count``.
+
+    A Feistel network on a grid of at least ``count`` cells, nearly square, adding a hash of the column to the row and
+    of the row to the column in turn (Black and Rogaway 2002, section 5); who lands beyond ``count`` goes on from there.
+    """
+    rows = math.isqrt(count - 1) + 1
+    columns = -(-count // rows)
+
+    def network(cells: np.ndarray) -> np.ndarray:
+        row, column = np.divmod(cells, np.uint64(columns))
+        for turn, key in enumerate(_keys(purpose, seed, epoch)):
+            kept, size = (row, columns) if turn % 2 else (column, rows)
+            mixed = (kept + key) * _ONE
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * _TWO
+            shift = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)) * np.uint64(size) >> np.uint64(32)
+            if turn % 2:
+                column = (column + shift) % np.uint64(columns)
+            else:
+                row = (row + shift) % np.uint64(rows)
+        return row * np.uint64(columns) + column
+
+    items = network(places.astype(np.uint64))
+    while len(beyond := np.flatnonzero(items >= count)):
+        items[beyond] = network(items[beyond])
+    return items.astype(np.int64)
 
 
 def batch_items(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
@@ -136,5 +166,10 @@ def batch_items(seed: int, step: int, batch_size: int, count: int) -> np.ndarray
     items = np.empty(batch_size, dtype=np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         chosen = epochs == epoch
-        items[chosen] = epoch_order(seed, epoch, count)[places[chosen]]
+        items[chosen] = shuffled("order", seed, epoch, count, places[chosen])
     return items
+
+
+def probe_items(seed: int, wanted: int, count: int) -> np.ndarray:
+    """Which of ``count`` items are probed, always the same ``wanted`` or, if there are fewer, all: (P,) int64."""
+    return shuffled("probe clips", seed, 0, count, np.arange(min(wanted, count)))

@@ -16,7 +16,7 @@ from deltacache.pipeline.storage.atomic import replacing
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig, TrainingConfig, WorldConfig, save_config
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
-from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.fingerprints import fingerprint_of_list
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import Resumed, finished_checkpoints
 from deltacache.train.loop import Run, split_of
@@ -209,12 +209,13 @@ def _check_steps_left(
 
 def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:
     """What ``config.json`` of a checkpoint says about its making, except for the step."""
-    card = dataset.card
+    card, ids = dataset.card, dataset.index["clip_id"]
+    listed = (clip for at in range(0, len(ids), 65536) for clip in ids.slice(at, 65536).to_pylist())
     metadata = {
         "config": config.model_dump(mode="json"),
         "data_fingerprint": card.fingerprint,
         "features_fingerprint": card.features_fingerprint,
-        "clips": {"count": len(dataset), "fingerprint": fingerprint_of({"clip_ids": dataset.clip_ids})},
+        "clips": {"count": len(dataset), "fingerprint": fingerprint_of_list("clip_ids", listed)},
         "backbone_sha256": card.backbone.weights_sha256,
         "patch_grid": list(card.patch_grid),
         "hidden_size": card.hidden_size,

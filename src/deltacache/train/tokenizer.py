@@ -17,7 +17,7 @@ from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
 from deltacache.train.loop import forward_precision, split_of, train
-from deltacache.train.order import Part, Split, step_generator, step_rng
+from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
 from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import (
     Prepared,
@@ -91,7 +91,7 @@ class TokenizerTask:
         """Clips and places in them that depend on the seed alone; kept on the device."""
         settings, training = self._settings, self._config.training
         rng = step_rng("probe", settings.seed, 0)
-        clips = rng.permutation(settings.clips)[: training.probe_clips]
+        clips = probe_items(settings.seed, training.probe_clips, settings.clips)
         starts = rng.integers(0, settings.frames - 1, len(clips))
         pairs = np.stack(list(self._source.read(clips, starts)), axis=1)
         first = np.stack([frames[0] for frames in self._source.read(clips, starts * 0)])

@@ -17,7 +17,7 @@ from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
 from deltacache.train.loop import forward_precision, split_of, train
-from deltacache.train.order import Part, Split, normal_draws, seed_of, step_rng
+from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
@@ -89,7 +89,7 @@ class WorldTask:
         """See ``TrainingTask`` and ``probe_world``; clips and candidates depend on the seed alone."""
         config, seed = self._config, self._config.training.seed
         tokens, seconds = self._arrays.tokens, self._arrays.timestamps_s
-        clips = step_rng("probe", seed, 0).permutation(len(tokens))[: config.training.probe_clips]
+        clips = probe_items(seed, config.training.probe_clips, len(tokens))
         batch = ClipBatch(
             torch.from_numpy(tokens[clips]).to(self._device).float(),
             torch.from_numpy(seconds[clips] - seconds[clips, :1]).to(self._device),
