@@ -103,10 +103,18 @@ def test_normalisation_is_read_when_there_is_one(vit_folder):
     assert load_backbone(str(vit_folder)).image_std == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image_mean": [1, 2]}', '{"image_std": 3}'])
-def test_damaged_normalisation_is_refused(vit_folder, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON settings"),
+        ("[]", "holds no settings by name"),
+        ('{"image_mean": [1, 2]}', "does not hold image_mean and image_std"),
+        ('{"image_std": "3"}', "does not hold image_mean and image_std"),
+    ],
+)
+def test_damaged_normalisation_is_refused(vit_folder, content, message):
     (vit_folder / "preprocessor_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="does not hold image_mean and image_std"):
+    with pytest.raises(CheckpointError, match=message):
         load_backbone(str(vit_folder))
 
 

@@ -219,7 +219,7 @@ def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
 def _read_any_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): take another checkpoint") from error
     if not isinstance(config, dict) or not {"kind", "arguments", "fingerprint"} <= config.keys():

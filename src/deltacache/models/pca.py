@@ -204,7 +204,7 @@ def load_pca(folder: Path) -> Pca:
     if missing:
         raise CheckpointError(f"{folder} is no PCA, it has no {missing[0]}: {way_out}")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"the PCA in {folder} is damaged ({error}): {way_out}") from error

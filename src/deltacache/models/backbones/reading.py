@@ -1,6 +1,8 @@
 """Encoders from a folder or the Hugging Face hub, with all their weights or not at all."""
 
+import json
 import re
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +12,15 @@ import torch
 from torch import nn
 
 from deltacache.models.backbones.inputs import convention_of
-from deltacache.models.backbones.normalisation import SETTINGS_FILES
 from deltacache.schemas.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SETTINGS_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Where transformers writes how pixels are prepared; the last holds a section for each kind of input."""
 _HUB_FILES = ["config.json", *SETTINGS_FILES, "model*.safetensors*"]
+_MARKS = (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff")  # how UTF-8 and UTF-16 with a mark begin
 
 
 def fetch(source: str) -> Path:
@@ -60,11 +64,17 @@ def read_encoder(folder: Path, source: str) -> nn.Module:
 
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, **local)
+        with quiet_transformers(), _readable_json(folder) as readable:
+            _refuse_foreign(readable, source)
+            config = AutoConfig.from_pretrained(readable, **local)
             model, report = AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, **local
+                readable, config=config, dtype=torch.float32, output_loading_info=True, **local
             )
+    except ImportError as error:
+        raise CheckpointError(
+            f"backbone {source!r} needs a package that is not installed: {' '.join(str(error).split())} Or take a "
+            "vision transformer that needs none, such as facebook/dinov3-vitb16-pretrain-lvd1689m"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"backbone {source!r} cannot be read: {error}. It must hold config.json and model.safetensors of a "
@@ -73,6 +83,43 @@ def read_encoder(folder: Path, source: str) -> nn.Module:
     encoder = convention_of(model, source).encoder
     _check_weights(model, encoder, report["missing_keys"], report["unexpected_keys"], source)
     return encoder
+
+
+@contextmanager
+def _readable_json(folder: Path) -> Iterator[Path]:
+    """``folder``, or one of links to it whose JSON files are plain UTF-8: transformers refuses byte-order marks."""
+    marked = [path for path in folder.glob("*.json") if path.read_bytes()[:2] in _MARKS]
+    if not marked:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="deltacache-backbone-") as copy:
+        for path in folder.iterdir():
+            Path(copy, path.name).symlink_to(path.resolve())
+        for path in marked:
+            target = Path(copy, path.name)
+            target.unlink()
+            target.write_text(json.dumps(json.loads(path.read_bytes())), encoding="utf-8")
+        yield Path(copy)
+
+
+def _refuse_foreign(folder: Path, source: str) -> None:
+    """Formats that no package makes usable here: timm's own, and weights that are packed."""
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} holds no settings by name")
+    if "pretrained_cfg" in config or str(config.get("model_type", "")).startswith("timm"):
+        raise CheckpointError(
+            f"backbone {source!r} is a model of timm ({config.get('architecture', 'unnamed')}), whose patch tokens are "
+            "not read, with timm installed or not: take the same encoder in the format of transformers, such as "
+            "facebook/dinov3-vitb16-pretrain-lvd1689m for timm/vit_base_patch16_dinov3"
+        )
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"backbone {source!r} has quantised weights ({method}), which are not read, whatever is installed: take "
+            "the repository or directory with its weights in float32, float16 or bfloat16"
+        )
 
 
 def _check_weights(
