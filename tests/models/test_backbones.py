@@ -90,10 +90,35 @@ def test_bfloat16_is_close_to_float32(encoder, tmp_path: Path) -> None:
     images = frames(2, *[5 * FAMILIES[family].patch] * 2)
     exact, rough = (
         backbone.patch_tokens(images),
-        load_backbone(str(tmp_path), "bfloat16").patch_tokens(images),
+        load_backbone(str(tmp_path), "bfloat16_autocast").patch_tokens(images),
     )
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).square().mean().sqrt() < 0.1 * exact.std()
+
+
+def test_bfloat16_leaves_the_residual_stream_and_the_norms_in_float32(encoder, tmp_path: Path) -> None:
+    family, model, _ = encoder
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), "bfloat16_autocast")
+    seen: dict[str, list[torch.dtype]] = {"block": [], "norm": [], "product": []}
+    for part in backbone.model.modules():
+        block = isinstance(part, torch.nn.ModuleList) and len(part) == model.config.num_hidden_layers
+        for kind, heard in (
+            *(("block", each) for each in (part if block else ())),
+            *(("norm", part) for _ in range(isinstance(part, torch.nn.LayerNorm))),
+            *(("product", part) for _ in range(isinstance(part, torch.nn.Linear))),
+        ):
+            heard.register_forward_hook(
+                lambda _, given, made, kind=kind: seen[kind].append(
+                    (made[0] if isinstance(made, tuple) else made).dtype
+                )
+            )
+    backbone.patch_tokens(frames(1, *[3 * FAMILIES[family].patch] * 2))
+    assert {kind: set(dtypes) for kind, dtypes in seen.items()} == {
+        "block": {torch.float32},
+        "norm": {torch.float32},
+        "product": {torch.bfloat16},
+    }
 
 
 def test_the_last_block_after_the_final_norm_is_the_last_hidden_state(encoder, tmp_path: Path) -> None:

@@ -33,10 +33,13 @@ from deltacache.pipeline.datasets.dataset import (
 )
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import read_receipt
+from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
 from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DatasetError, MismatchError
+from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
 
 STORES = ["webdataset", "zarr"]
@@ -57,11 +60,12 @@ def test_dtype_and_precision_determine_the_fingerprint() -> None:
         FEATURES,
         small_card("int8", "webdataset"),
         small_card("features", "webdataset", precision="bfloat16"),
+        small_card("features", "webdataset", precision="bfloat16_autocast"),
     ]
     deltas = [card.deltas(store="zarr", tokenizer="0123456789abcdef", code_version="1") for card in cards]
-    assert len({card.fingerprint for card in (*cards, *deltas)}) == 6
-    assert [card.dtype for card in deltas] == ["float16"] * 3
-    assert [card.features_dtype for card in deltas] == [None, "int8", None]
+    assert len({card.fingerprint for card in (*cards, *deltas)}) == 8
+    assert [card.dtype for card in deltas] == ["float16"] * 4
+    assert [card.features_dtype for card in deltas] == [None, "int8", None, None]
     for features, made in zip(cards, deltas, strict=True):
         assert made.parents["features"] == features.fingerprint == made.features_fingerprint
         assert made.precision == features.precision
@@ -376,3 +380,18 @@ def test_damaged_tables_and_black_tokens_are_refused(tmp_path: Path) -> None:
     (tmp_path / "failures.parquet").replace(index)
     with pytest.raises(DatasetError, match=r"index\.parquet is damaged \(its columns are"):
         open_dataset(tmp_path)
+
+
+def test_what_older_versions_made_in_bfloat16_is_read_and_never_continued(tmp_path: Path) -> None:
+    """They rounded the whole forward pass: one dataset would hold two kinds of numbers."""
+    prepare_dataset(tmp_path, small_card("features", "webdataset", precision="bfloat16"), BLACK)
+    write_plan(tmp_path, extend_plan(None, videos_named("a"), 1, 1))
+    before = all_bytes(tmp_path)
+    asked = ExtractionSettings(source=str(tmp_path), backbone="tiny")
+    for precision in ("auto", "bfloat16"):
+        settings = asked.model_copy(update={"precision": precision})
+        with pytest.raises(MismatchError, match=r"bfloat16 by an older version.*give another output folder"):
+            extract_features(settings, tmp_path, SilentReporter())
+    assert all_bytes(tmp_path) == before
+    finish_dataset(tmp_path)
+    assert open_dataset(tmp_path).card.precision == "bfloat16"

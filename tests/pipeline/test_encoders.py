@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from deltacache.models.backbone import IMAGENET, Backbone, load_backbone
@@ -123,9 +124,11 @@ def test_threads_share_an_encoder(kind: str) -> None:
     assert wrong == []
 
 
-def test_bfloat16_runs_the_weights_in_bfloat16_and_nothing_else() -> None:
-    exact, fast = random_vit(), random_vit().to_precision("bfloat16")
-    assert {p.dtype for p in fast.model.parameters()} == {torch.bfloat16}
+def test_bfloat16_is_autocast_to_the_bit_with_its_weights_rounded_once() -> None:
+    exact, fast = random_vit(), random_vit().to_precision("bfloat16_autocast")
+    rounded = {name for name, p in fast.model.named_parameters() if p.dtype == torch.bfloat16}
+    products = {name for name, part in fast.model.named_modules() if isinstance(part, nn.Linear)}
+    assert {name.rpartition(".")[0] for name in rounded} == products
     assert {b.dtype for b in fast.buffers()} == {torch.float32}
     assert fast.weights_sha256 == exact.weights_sha256
     frames = torch.from_numpy(pixel_clip(0).pixels.copy()).permute(0, 3, 1, 2)
@@ -133,7 +136,11 @@ def test_bfloat16_runs_the_weights_in_bfloat16_and_nothing_else() -> None:
     assert got.dtype == torch.float32
     error = (got - expected).norm() / expected.norm()
     assert 1e-4 < error < 2e-2
-    assert load_backbone("tiny", "bfloat16").patch_tokens(frames).dtype == torch.float32
+    exact._dtype = torch.bfloat16  # float32 weights under autocast, as the released code has it
+    assert torch.equal(got, exact.patch_tokens(frames))
+    assert load_backbone("tiny", "bfloat16_autocast").patch_tokens(frames).dtype == torch.float32
+    with pytest.raises(ValueError, match="bfloat16 throughout is what older versions computed"):
+        random_vit().to_precision("bfloat16")
 
 
 def test_normalising_leaves_the_pixels_alone() -> None:
@@ -218,7 +225,8 @@ def test_defaults_follow_the_device() -> None:
     assert build_feature_encoder("tiny", "cpu", frames=8).batch_clips == 1
     assert build_feature_encoder("tiny", "cpu", frames=8, batch_clips=3).batch_clips == 3
     assert resolve_precision("cpu") == resolve_precision(CPU) == "float32"
-    assert resolve_precision("cpu", "bfloat16") == "bfloat16"
+    for asked in ("bfloat16", "bfloat16_autocast"):
+        assert resolve_precision("cpu", asked) == "bfloat16_autocast"
     with pytest.raises(
         DeltacacheError, match="precision 'half' is not known: give auto, float32 or bfloat16"
     ):

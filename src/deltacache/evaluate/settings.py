@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from upath import UPath
 
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
-from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.datasets import AskedPrecision, Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
@@ -98,7 +98,7 @@ class BenchmarkEvaluation(EvaluationSettings):
     clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
     backbone: str = DEFAULT_BACKBONE
     image_size: int = Field(default=512, ge=16, description="side of the square crops in pixels")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="of the backbone")
+    precision: AskedPrecision = Field(default="auto", description="of the backbone")
     predictions: dict[str, Path] = Field(
         default={}, description="futures of video generators, by method name"
     )

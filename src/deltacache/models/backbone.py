@@ -12,6 +12,7 @@ from deltacache.models.backbones.inputs import convention_of
 from deltacache.models.backbones.normalisation import IMAGENET, Normalisation, read_normalisation
 from deltacache.models.backbones.reading import fetch, read_encoder
 from deltacache.models.backbones.tiny import tiny_encoder
+from deltacache.models.devices import autocast_to
 from deltacache.models.layers import LayerOutputs
 from deltacache.models.pca import Pca, check_pca, load_pca
 from deltacache.models.weights import tensors_sha256
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         self.patch_size = self._inputs.patch_size
         self.width: int = self.model.config.hidden_size
         self.layers, self.pca = layers, None
+        self._dtype: torch.dtype | None = None  # of products, if not float32
         self._layer_outputs = LayerOutputs(self.model, layers, name) if layers is not None else None
         self.image_mean, self.image_std = normalisation
         registers = getattr(self.model.config, "num_register_tokens", 0)
@@ -73,14 +75,21 @@ class Backbone(nn.Module):
         return self
 
     def to_precision(self, precision: Precision) -> Self:
-        """Cast the weights once; the forward then runs in ``precision``.
+        """Have the forward pass run in ``precision`` from now on.
 
-        Buffers stay float32 (rotary frequencies would lose position in bfloat16), and so does normalising
-        pixels. ``weights_sha256`` stays that of the weights as they were read.
+        Under autocast the products take bfloat16; residual stream, norms and LayerScale stay float32, as in the
+        released code. The weights of linear layers are rounded once instead of in every pass, which gives the same
+        bits; those of patch embeddings are not, for encoders take the precision of their rotation angles from them.
+        ``weights_sha256`` stays that of the weights as they were read.
         """
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(dtype)
+        if precision == "bfloat16":
+            raise ValueError(
+                "bfloat16 throughout is what older versions computed: take bfloat16_autocast or float32"
+            )
+        self._dtype = torch.bfloat16 if precision == "bfloat16_autocast" else None
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(self._dtype or torch.float32)
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -102,13 +111,14 @@ class Backbone(nn.Module):
         """
         rows, columns = self._grid(*frames.shape[-2:])
         pixels = frames.to(self.mean.device).contiguous().to(torch.float32, copy=True)  # to change in place
-        pixels = pixels.div_(255.0).sub_(self.mean).div_(self.std).to(self._dtype)
+        pixels = pixels.div_(255.0).sub_(self.mean).div_(self.std)
         outputs = self._layer_outputs
-        hidden = (
-            self._inputs.hidden_states(pixels)
-            if outputs is None
-            else outputs.of(lambda: self._inputs.hidden_states(pixels))
-        )
+        with autocast_to(pixels.device.type, self._dtype):
+            hidden = (
+                self._inputs.hidden_states(pixels)
+                if outputs is None
+                else outputs.of(lambda: self._inputs.hidden_states(pixels))
+            )
         prefix = hidden.shape[1] - rows * columns
         if not 0 <= prefix <= self._most_prefix_tokens:
             raise MismatchError(
@@ -121,10 +131,6 @@ class Backbone(nn.Module):
     def black_patch_tokens(self, image_size: Size) -> Tensor:
         """Patch tokens (N, D) of an all-black frame, which stands before every clip."""
         return self.patch_tokens(torch.zeros(1, 3, *sides(image_size), dtype=torch.uint8))[0]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if height % self.patch_size or width % self.patch_size or not (height and width):

@@ -16,7 +16,13 @@ from deltacache.schemas.images import ImageSize
 from deltacache.schemas.layers import Layers
 
 FORMAT_VERSION = 2
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
+"""Of a backbone's forward pass. ``bfloat16_autocast``: products in bfloat16, residual stream and norms in float32.
+
+``bfloat16`` in a record is what older versions computed, all of it in bfloat16: it is read, never computed again.
+"""
+AskedPrecision = Literal["auto", "float32", "bfloat16", "bfloat16_autocast"]
+"""On a command line or in a config: ``bfloat16`` asks for ``bfloat16_autocast``."""
 
 
 class Frozen(BaseModel):

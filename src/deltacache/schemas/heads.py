@@ -6,7 +6,7 @@ from pydantic import Field
 
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, BenchmarkName
 from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
-from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.datasets import Frozen, Precision
 
 HeadPreset = Literal["released", "tiny"]
 HEAD_RECIPES = ("segmentation", "depth", "rgb")
@@ -19,7 +19,7 @@ class FramesConfig(Frozen):
     image_size: int = Field(default=512, ge=16, description="shorter side, and side of the crops")
     split: Literal["train", "val"] = "train"
     flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the backbone")
+    precision: Precision = Field(default="float32", description="of the backbone")
 
 
 class HeadConfig(Frozen):

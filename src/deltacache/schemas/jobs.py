@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from deltacache.schemas.datasets import Frozen, SamplingSettings
+from deltacache.schemas.datasets import AskedPrecision, Frozen, SamplingSettings
 from deltacache.schemas.images import ImageSize, sides, size_text
 from deltacache.schemas.layers import Layers
 
@@ -44,8 +44,8 @@ class ExtractionSettings(Frozen):
     sampling: SamplingSettings = SamplingSettings()
     store: Literal["webdataset", "zarr"] = "webdataset"
     dtype: Literal["float16", "int8"] = Field(default="float16", description="of stored patch tokens")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the backbone's forward; auto: bfloat16 on GPUs"
+    precision: AskedPrecision = Field(
+        default="auto", description="of the backbone's forward pass; auto: bfloat16 on GPUs"
     )
     videos_per_shard: int = Field(default=32, ge=1)
     exclude_list: Path | None = None

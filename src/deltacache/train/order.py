@@ -128,7 +128,7 @@ def _keys(purpose: str, seed: int, epoch: int) -> np.ndarray:
 
 
 def shuffled(purpose: str, seed: int, epoch: int, count: int, places: np.ndarray) -> np.ndarray:
-    """What stands at ``places`` of ``range(count)`` in random order, int64: a bijection that keeps no array of ``count``.
+    """What stands at ``places`` of ``range(count)`` in random order, int64: a bijection without an array of ``count``.
 
     A Feistel network on a grid of at least ``count`` cells, nearly square, adding a hash of the column to the row and
     of the row to the column in turn (Black and Rogaway 2002, section 5); who lands beyond ``count`` goes on from there.

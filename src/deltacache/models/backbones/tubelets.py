@@ -36,7 +36,7 @@ class Tubelets(InputConvention):
     def hidden_states(self, pixels: Tensor) -> Tensor:
         """See ``InputConvention``; without prefix tokens."""
         clips = pixels.unsqueeze(1).expand(-1, self.encoder.config.tubelet_size, -1, -1, -1)
-        hidden = self.encoder.embeddings(clips)
+        hidden = self.encoder.embeddings(clips).float()  # the residual stream, also under autocast
         places = _places(*(side // self.patch_size for side in pixels.shape[-2:])).to(pixels.device)
         for layer in self.encoder.layer:
             hidden = layer(hidden, places)[0]

@@ -53,13 +53,13 @@ from deltacache.pipeline.storage.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.storage.locking import DatasetLock, dataset_lock
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.pipeline.work.attempts import Attempts, Kind
-from deltacache.pipeline.work.encoders import black_patch_tokens_of
+from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
 from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
 from deltacache.pipeline.work.workers import ShardWorker
 from deltacache.schemas.configs import config_yaml
 from deltacache.schemas.datasets import DatasetCard, Frozen, Precision
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.jobs import (
     ClusterSettings,
     ExtractionSettings,
@@ -334,9 +334,22 @@ def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None
 
 
 def _precision(settings: ExtractionSettings, job: _Job) -> Precision:
-    """The one asked for; else that of the dataset that is continued; else bfloat16 on GPUs."""
-    if settings.precision != "auto":
-        return settings.precision
+    """The one asked for; else that of the dataset that is continued; else bfloat16 on GPUs.
+
+    Raises:
+        MismatchError: the dataset there was made in the bfloat16 of older versions.
+    """
     if (job.out / CARD_FILE).exists():
-        return read_card(job.out).precision
-    return "bfloat16" if job.placement().device == "cuda" else "float32"
+        made = read_card(job.out).precision
+        if made == "bfloat16" and settings.precision != "float32":
+            raise MismatchError(
+                f"{job.out} was made with precision bfloat16 by an older version, which rounded the whole forward pass "
+                "of the backbone. This version keeps the residual stream and norms in float32 (bfloat16_autocast), and "
+                "one dataset must not mix the two: give another output folder. What was made can still be read, "
+                "trained on and evaluated"
+            )
+        if settings.precision == "auto":
+            return made
+    if settings.precision != "auto":
+        return resolve_precision("cpu", settings.precision)
+    return "bfloat16_autocast" if job.placement().device == "cuda" else "float32"

@@ -11,7 +11,7 @@ from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import chosen_backbone, feature_encoder, features_card, video_worker
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
-from deltacache.pipeline.work.encoders import black_patch_tokens_of
+from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.jobs import ExtractionSettings
@@ -75,8 +75,8 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
 def _card(settings: ExtractionSettings) -> DatasetCard:
     backbone = chosen_backbone(settings).load()
     black = black_patch_tokens_of(backbone, settings.image_size)
-    precision = "float32" if settings.precision == "auto" else settings.precision
-    return features_card(settings, backbone, black, precision)
+    asked = "float32" if settings.precision == "auto" else settings.precision
+    return features_card(settings, backbone, black, resolve_precision("cpu", asked))
 
 
 def _try(settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSource]) -> tuple[Estimate, int]:
@@ -86,9 +86,9 @@ def _try(settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSou
     locations = {source.video_uri: source.path for source in sample}
     decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
     with cluster(settings.cluster) as placement:
-        precision = settings.precision
-        if precision == "auto":
-            precision = "bfloat16" if placement.device == "cuda" else "float32"
+        fast = "bfloat16" if placement.device == "cuda" else "float32"
+        asked = fast if settings.precision == "auto" else settings.precision
+        precision = resolve_precision("cpu", asked)
         build = partial(
             video_worker, dataset_root("unused"), card, feature_encoder(settings, precision), placement.device
         )

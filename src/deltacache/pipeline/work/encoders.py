@@ -10,7 +10,7 @@ from videos then equals what is computed from shards. int8 tokens are those floa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from deltacache.models.devices import choose_device
 from deltacache.pipeline.datasets.quantisation import dequantise_on_device, quantise
 from deltacache.pipeline.work.lanes import Lanes
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
-from deltacache.schemas.datasets import Precision
+from deltacache.schemas.datasets import AskedPrecision, Precision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.images import Size
 
@@ -46,21 +46,21 @@ def default_batch_clips(device: torch.device, frames: int) -> int:
     return max(1, _CUDA_FRAMES // frames) if device.type == "cuda" else 1
 
 
-def resolve_precision(
-    device: str | torch.device, precision: Precision | Literal["auto"] = "auto"
-) -> Precision:
+def resolve_precision(device: str | torch.device, precision: AskedPrecision = "auto") -> Precision:
     """``precision``, or for ``auto`` what this device computes fast: bfloat16 on CUDA that has it, else float32.
+
+    bfloat16 is always that of autocast.
 
     Raises:
         DeltacacheError: an unknown precision, or no such device here.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
+    if precision not in get_args(AskedPrecision):
         raise DeltacacheError(f"precision {precision!r} is not known: give auto, float32 or bfloat16")
     if precision != "auto":
-        return precision
+        return "float32" if precision == "float32" else "bfloat16_autocast"
     chosen = choose_device(device) if isinstance(device, str) else device
     fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if fast else "float32"
+    return "bfloat16_autocast" if fast else "float32"
 
 
 def black_patch_tokens_of(backbone: Backbone, image_size: Size) -> np.ndarray:
