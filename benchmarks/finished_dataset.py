@@ -1,7 +1,14 @@
-"""What a rerun over a finished dataset costs on the dataset's side: python benchmarks/finished_dataset.py VIDEOS.
+"""What finishing and rerunning cost on the dataset's side: python benchmarks/finished_dataset.py VIDEOS.
 
-Simulates plan, receipts and tables of a feature dataset of so many videos (no shard data: nothing reads them),
-then does in a new process what extract-features does before and after the work, and times each step.
+Simulates plan and receipts of a feature dataset of so many videos (no shard data: nothing reads them) and folds
+the receipts as extract-features does while it runs. Then, each in a process of its own, it does what extract-features
+does before the first shard, after the last one, and when it is run again, and times each step. The source's listing
+is not counted: sources are drawn one by one as they are asked for.
+
+``--folded`` makes millions of clips in minutes: parts are drawn instead of folded, and the receipts of their shards
+are empty files, which nothing could read.
+
+Requests of a rerun to an object store: tests/pipeline/test_remote_storage.py counts them at its server.
 """
 
 import argparse
@@ -12,27 +19,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from deltacache.pipeline.datasets.changes import changed_videos, recorded_videos
-from deltacache.pipeline.datasets.dataset import (
-    finish_dataset,
-    finished_shards,
-    open_dataset,
-    prepare_dataset,
-)
+from deltacache.pipeline.datasets.changes import changed_videos, same_videos
+from deltacache.pipeline.datasets.commits import checked_receipts
+from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset
+from deltacache.pipeline.datasets.finishing import finished_summary
+from deltacache.pipeline.datasets.folding import PARTS, SHARDS_A_PART, Folding, part_name
 from deltacache.pipeline.datasets.inspection import describe
-from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, read_plan, shard_tasks, write_plan
-from deltacache.pipeline.datasets.receipts import SHARDS, FileRecord, Receipt, SourceRecord, write_receipt
-from deltacache.pipeline.inputs.sources import VideoSource, video_id_of
+from deltacache.pipeline.datasets.plan import PlannedShards, ShardTask, grow_plan, open_plan
+from deltacache.pipeline.datasets.receipts import (
+    RECEIPTS,
+    SHARDS,
+    FileRecord,
+    Receipt,
+    SourceRecord,
+    receipt_bytes,
+    receipt_path,
+)
+from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.sealing import sealed_table
 from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
 
 FRAMES, GRID, HIDDEN = 8, (16, 16), 768
 BLACK = np.zeros((GRID[0] * GRID[1], HIDDEN), np.float16)
@@ -60,19 +78,28 @@ def card() -> DatasetCard:
     )
 
 
-def found_sources(videos: int) -> list[VideoSource]:
-    """What ``find_videos`` gives for a folder of so many videos."""
-    names = (f"class-{number % 700:03d}/clip_{number:07d}_000010.mp4" for number in range(videos))
-    return [
-        VideoSource(
-            video_id=video_id_of(name),
-            video_uri=name,
-            path=f"/videos/{name}",
-            size_bytes=1_000_000 + len(name),
-            version="1700000000000000000",
-        )
-        for name in names
-    ]
+class Sources(Collection[VideoSource]):
+    """What ``find_videos`` gives for a folder of so many videos, made as it is asked for."""
+
+    def __init__(self, videos: int) -> None:
+        self._videos = videos
+
+    def __len__(self) -> int:
+        return self._videos
+
+    def __contains__(self, video: object) -> bool:
+        return any(video == each for each in self)
+
+    def __iter__(self) -> Iterator[VideoSource]:
+        for number in range(self._videos):
+            name = f"class-{number // 15_000:03d}/clip_{number:09d}_000010.mp4"
+            yield VideoSource(
+                video_id=f"clip_{number:09d}_000010-{number:010x}",
+                video_uri=name,
+                path="/videos",
+                size_bytes=1_000_000 + len(name),
+                version="1700000000000000000",
+            )
 
 
 def receipt_of(task: ShardTask, fingerprint: str) -> Receipt:
@@ -123,13 +150,98 @@ def receipt_of(task: ShardTask, fingerprint: str) -> Receipt:
     )
 
 
-def make(root: Path, videos: int, views: int, videos_per_shard: int) -> None:
-    """Write the dataset, all but its shards."""
+def drawn_part(tasks: list[ShardTask]) -> pa.Table:
+    """A part of these shards as folding their receipts would make it."""
+    rng = np.random.default_rng(int(tasks[0].shard_id[:5]))
+    videos = [(task.shard_id, video) for task in tasks for video in task.videos]
+    rows = [(shard, video, view) for shard, video in videos for view in range(video.views)]
+    row_starts = np.cumsum([0, *(sum(video.views for video in task.videos) for task in tasks)])
+    count = len(rows)
+    starts = pa.array(np.arange(0, (count + 1) * FRAMES, FRAMES, dtype=np.int32))
+    times = np.sort(rng.random((count, FRAMES), np.float32) * 2, axis=1)
+    clips = pa.StructArray.from_arrays(
+        [
+            pa.array([clip_id_of(video.video_id, view) for _, video, view in rows]),
+            pa.array([video.video_uri for _, video, _ in rows]),
+            pa.array([view for _, _, view in rows], pa.int32()),
+            pa.array([shard for shard, _, _ in rows]),
+            pa.array(np.arange(count) - np.repeat(row_starts[:-1], np.diff(row_starts)), pa.int32()),
+            pa.ListArray.from_arrays(starts, pa.array((times * 30).astype(np.int32).reshape(-1))),
+            pa.ListArray.from_arrays(starts, pa.array(times.reshape(-1))),
+            pa.ListArray.from_arrays(
+                pa.array(np.arange(0, (count + 1) * 4, 4, dtype=np.int32)),
+                pa.array(rng.integers(0, 300, count * 4).astype(np.int32)),
+            ),
+            pa.array(rng.random(count) < 0.5),
+            pa.array(["decord-seek"] * count),
+            pa.array(np.zeros(count, np.int32)),
+            pa.array(rng.integers(0, 1 << 32, count).astype(np.uint32)),
+        ],
+        fields=list(INDEX_SCHEMA),
+    )
+    sources = pa.StructArray.from_arrays(
+        [
+            pa.array([shard for shard, _ in videos]),
+            pa.array([video.video_id for _, video in videos]),
+            pa.array([video.video_uri for _, video in videos]),
+            pa.array([video.size_bytes for _, video in videos]),
+            pa.array(["1700000000000000000"] * len(videos)),
+            pa.array([hashlib.sha256(video.video_uri.encode()).hexdigest() for _, video in videos]),
+        ],
+        fields=list(SOURCES_SCHEMA),
+    )
+    none = pa.StructArray.from_arrays(
+        [pa.array([], field.type) for field in FAILURES_SCHEMA], fields=list(FAILURES_SCHEMA)
+    )
+    source_starts = np.cumsum([0, *(len(task.videos) for task in tasks)])
+    return pa.Table.from_arrays(
+        [
+            pa.array([task.shard_id for task in tasks]),
+            pa.array(np.diff(row_starts) * FRAMES * BLACK.nbytes),
+            pa.ListArray.from_arrays(pa.array(row_starts, pa.int32()), clips),
+            pa.ListArray.from_arrays(pa.array([0] * (len(tasks) + 1), pa.int32()), none),
+            pa.ListArray.from_arrays(pa.array(source_starts, pa.int32()), sources),
+        ],
+        schema=PART_SCHEMA,
+    )
+
+
+def make(root: Path, videos: int, views: int, videos_per_shard: int, folded: bool) -> dict[str, float]:
+    """Write the dataset, all but its shards and tables, as extract-features would."""
+    times = dict[str, float]()
     prepare_dataset(root, card(), BLACK)
-    plan = extend_plan(None, found_sources(videos), views, videos_per_shard)
-    write_plan(root, plan)
-    for task in shard_tasks(plan):
-        write_receipt(root, receipt_of(task, card().fingerprint))
+    with timed(times, "plan all videos, once"):
+        plan = grow_plan(root, open_plan(root), Sources(videos), views, videos_per_shard)
+        shards = plan.only({*plan.shard_ids})
+    times["peak memory of planning, GiB"] = peak_gib()
+    if folded:
+        draw(root, shards)
+        return times
+    receipts = partial(checked_receipts, root, card=card())
+    with (
+        timed(times, "write and fold the receipts (while a job runs)"),
+        Folding(root, plan.shard_ids, shards.clips(), receipts) as folding,
+    ):
+        for task in shards:
+            receipt_path(root, task.shard_id).write_bytes(receipt_bytes(receipt_of(task, card().fingerprint)))
+            folding.committed(task.shard_id)
+    times["peak memory of folding, GiB"] = peak_gib()
+    return times
+
+
+def draw(root: Path, shards: PlannedShards) -> None:
+    """Parts and empty receipts; real receipts of the shards at the end that are too few for a part."""
+    (root / PARTS).mkdir()
+    for name, group in groupby(shards, key=lambda task: part_name(task.shard_id)):
+        tasks = list(group)
+        for task in tasks:
+            content = (
+                b"" if len(tasks) == SHARDS_A_PART else receipt_bytes(receipt_of(task, card().fingerprint))
+            )
+            receipt_path(root, task.shard_id).write_bytes(content)
+        if len(tasks) == SHARDS_A_PART:
+            with sealed_table(root / PARTS / name, PART_SCHEMA) as written:
+                written.add(drawn_part(tasks))
 
 
 @contextmanager
@@ -140,44 +252,72 @@ def timed(times: dict[str, float], step: str) -> Iterator[None]:
     times[step] = round(time.perf_counter() - start, 3)
 
 
-def measure(root: Path, videos: int, views: int, videos_per_shard: int) -> dict[str, float]:
-    """Seconds of each step of a rerun, their sum, and the peak memory of this process in GiB."""
-    sources, times = found_sources(videos), dict[str, float]()
-    with timed(times, "prepare the dataset"):
-        prepare_dataset(root, card(), BLACK)
-    with timed(times, "read the plan"):
-        plan = read_plan(root)
-    with timed(times, "extend the plan by what was found"):
-        plan = extend_plan(plan, sources, views, videos_per_shard)
-    with timed(times, "write the plan (unchanged)"):
-        write_plan(root, plan)
-    with timed(times, "pending shards"):
-        done = finished_shards(root)
-        assert all(task.shard_id in done for task in shard_tasks(plan))
-    with timed(times, "compare all versions"):
-        assert changed_videos(sources, recorded_videos(dataset_root(root))) == []
-    with timed(times, "finish the dataset (merged already)"):
-        finish_dataset(root)
-    with timed(times, "open the dataset"):
-        assert len(open_dataset(root)) == videos * views
-    times["all of a rerun"] = round(sum(times.values()), 3)
-    with timed(times, "inspect"):
-        assert describe(root).clips == videos * views
-    times["peak memory, GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 3)
-    return times
+def peak_gib() -> float:
+    """Of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 3)
 
 
-def unmerged(root: Path, videos: int) -> dict[str, float]:
-    """The same dataset before its tables were merged: inspecting it, and merging."""
+def finish(root: Path, videos: int, views: int) -> dict[str, float]:
+    """The end of a first run."""
     times = dict[str, float]()
     with timed(times, "inspect before the tables are merged"):
         assert describe(root).planned_videos == videos
-    with timed(times, "merge the tables"):
-        finish_dataset(root)
-    times["peak memory of both, GiB"] = round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 3
-    )
+    times["peak memory of that, GiB"] = peak_gib()
+    with timed(times, "finish: merge the tables"):
+        assert finish_dataset(root).clips == videos * views
+    times["peak memory of finishing, GiB"] = peak_gib()
     return times
+
+
+def rerun(root: Path, videos: int, views: int) -> dict[str, float]:
+    """The same command again: nothing is new."""
+    times, place = dict[str, float](), dataset_root(root)
+    with timed(times, "prepare the dataset"):
+        prepare_dataset(root, card(), BLACK)
+    with timed(times, "open the plan and tables.json"):
+        plan = open_plan(root)
+        held = finished_summary(root, plan)
+        assert held is not None
+    with timed(times, "compare with what was found"):
+        assert same_videos(place, plan, held, Sources(videos), views)
+    times["all of a rerun"] = round(sum(times.values()), 3)
+    times["peak memory of a rerun, GiB"] = peak_gib()
+    return times
+
+
+def grown(root: Path, videos: int, views: int) -> dict[str, float]:
+    """The same command with one video more: all that is compared and planned before work begins."""
+    times, place, sources = dict[str, float](), dataset_root(root), Sources(videos + 1)
+    plan = open_plan(root)
+    held = finished_summary(root, plan)
+    assert held is not None
+    assert not same_videos(place, plan, held, sources, views)
+    with timed(times, "one more video: compare all versions"):
+        assert changed_videos(sources, place, plan, held, print) == []
+    with timed(times, "one more video: extend and write the plan"):
+        assert len(grow_plan(root, plan, sources, views, 32).shard_ids) == len(plan.shard_ids) + 1
+    times["peak memory of that, GiB"] = peak_gib()
+    return times
+
+
+def opened(root: Path, videos: int, views: int) -> dict[str, float]:
+    """What readers of a finished dataset do first."""
+    times = dict[str, float]()
+    with timed(times, "open_dataset"):
+        dataset = open_dataset(root)
+    assert len(dataset) == videos * views
+    times["memory of that, GiB"] = peak_gib()
+    with timed(times, "inspect"):
+        assert describe(root).clips == videos * views
+    with timed(times, "times of all clips"):
+        assert dataset.timestamps_s.shape == (videos * views, FRAMES)
+    with timed(times, "ids of all clips, as for reading one"):
+        dataset._clip_id(0)
+    times["peak memory with these, GiB"] = peak_gib()
+    return times
+
+
+STEPS = {"make": make, "finish": finish, "open": opened, "rerun": rerun, "grown": grown}
 
 
 def main() -> None:
@@ -186,22 +326,33 @@ def main() -> None:
     parser.add_argument("videos", type=int)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--videos-per-shard", type=int, default=32)
-    parser.add_argument("--step", choices=["unmerged", "rerun"], help=argparse.SUPPRESS)
-    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folded", action="store_true", help="draw parts instead of folding receipts")
+    parser.add_argument("--folder", type=Path, help="where the dataset is kept; default: a temporary folder")
+    parser.add_argument("--step", choices=STEPS, help="one step alone, on a dataset in --folder")
     given = parser.parse_args()
-    if given.step == "unmerged":
-        print(json.dumps(unmerged(given.root, given.videos)))
-    elif given.step == "rerun":
-        print(json.dumps(measure(given.root, given.videos, given.views, given.videos_per_shard)))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder, "features")
-            make(root, given.videos, given.views, given.videos_per_shard)
-            for step in ("unmerged", "rerun"):
-                command = [sys.executable, __file__, *sys.argv[1:], "--step", step, "--root", str(root)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                for name, value in json.loads(done.stdout).items():
-                    print(f"{value:10.3f}  {name}")
+    if given.step is not None:
+        root, sizes = given.folder / "features", [given.videos, given.views]
+        if given.step == "make":
+            sizes += [given.videos_per_shard, given.folded]
+        print(json.dumps(STEPS[given.step](root, *sizes)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        for step in STEPS:
+            command = [sys.executable, __file__, *sys.argv[1:], "--step", step, "--folder", str(folder)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            for name, value in json.loads(done.stdout).items():
+                print(f"{value:10.3f}  {name}", flush=True)
+        held = {
+            name: sum(path.stat().st_size for path in (folder / "features").glob(pattern))
+            for name, pattern in {
+                "plan": "plan.parquet",
+                "receipts": f"{RECEIPTS}/*",
+                "parts": "parts/*",
+                "tables": "[ifs]*.parquet",
+            }.items()
+        }
+        print(*(f"{size / 1e6:10.1f}  MB of {name}" for name, size in held.items()), sep="\n")
 
 
 if __name__ == "__main__":

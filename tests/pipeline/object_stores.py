@@ -8,8 +8,24 @@ import boto3
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import WSGIRequestHandler
 
 _numbers = count()
+
+
+@contextmanager
+def requests_at_the_server() -> Iterator[list[str]]:
+    """What every server of this process is asked for meanwhile: method, path and query."""
+    asked: list[str] = []
+    plain = WSGIRequestHandler.run_wsgi
+
+    def counted(self: WSGIRequestHandler) -> None:
+        asked.append(f"{self.command} {self.path}")
+        plain(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WSGIRequestHandler, "run_wsgi", counted)
+        yield asked
 
 
 @contextmanager

@@ -337,7 +337,7 @@ def test_damaged_shard_is_an_error_that_names_shard_and_clip(tmp_path: Path, sto
         "empty": "has 0 bytes, but its receipt says",
         "altered": "its tokens have crc32c",
     }
-    message = rf"clip {dataset.clip_ids[6]} of shard {tasks[1].shard_id} is damaged: .*{what[how]}.*remove the receipt"
+    message = rf"clip {dataset.clip_ids[6]} of shard {tasks[1].shard_id} is damaged: .*{what[how]}.*verify .* --repair"
     for _ in range(2):
         with pytest.raises(DatasetError, match=message):
             dataset.read(6)

@@ -18,9 +18,16 @@ from deltacache.pipeline.datasets import plan as plan_module
 from deltacache.pipeline.datasets import table_checks
 from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
 from deltacache.pipeline.datasets.dropping import drop_shards
-from deltacache.pipeline.datasets.finishing import read_table
+from deltacache.pipeline.datasets.finishing import finished_summary, read_table
 from deltacache.pipeline.datasets.inspection import describe
-from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, plan_of, read_plan, shard_id_of
+from deltacache.pipeline.datasets.plan import (
+    ShardTask,
+    extend_plan,
+    open_plan,
+    plan_of,
+    read_plan,
+    shard_id_of,
+)
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, read_receipt, receipt_bytes
 from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.datasets.verification import Problem, verify_dataset
@@ -309,13 +316,18 @@ def test_description_is_the_same_whatever_was_merged(tmp_path: Path, store: str)
             make_shards(tmp_path, store, odd)
             assert len(read_table(tmp_path / "index.parquet", INDEX_SCHEMA)) == 10
         assert replace(describe(tmp_path), root=whole.root) == whole, merged
-        sources = recorded_sources(tmp_path).to_pylist()
+        sources = sources_now(tmp_path).to_pylist()
         assert sorted(row["video_uri"] for row in sources) == sorted(
             video.video_uri for task in odd for video in task.videos
         )
     (tmp_path / f"receipts/{odd[-1].shard_id}.json").write_bytes(b"{}")
     with pytest.raises(DatasetError, match=r"is damaged .*verify .* --repair"):
         describe(tmp_path)
+
+
+def sources_now(root: Path) -> pa.Table:
+    plan = open_plan(root)
+    return pa.concat_tables(recorded_sources(root, plan, finished_summary(root, plan)))
 
 
 def make_shards(root: Path, store: str, tasks: list[ShardTask]) -> None:
@@ -328,16 +340,16 @@ def make_shards(root: Path, store: str, tasks: list[ShardTask]) -> None:
 def test_sources_of_a_shard_made_anew_are_not_those_of_the_tables(tmp_path: Path) -> None:
     tasks = made(tmp_path, "webdataset")
     drop_shards(tmp_path, [tasks[1].shard_id])
-    assert len(recorded_sources(tmp_path)) == 4
+    assert len(sources_now(tmp_path)) == 4
     new = [replace(source, version="2") for source in sources_of(tasks[1])]
     card = small_card("features", "webdataset")
     write_shard(tmp_path, card, tasks[1].shard_id, *shard_of("features", tasks[1]), new)
     now = {"2": 2, "1700000000000000000": 4}
-    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == now
+    assert Counter(sources_now(tmp_path)["version"].to_pylist()) == now
     finish_dataset(tmp_path)
     made(tmp_path / "other", "webdataset")  # as if the tables were replaced halfway
     (tmp_path / "sources.parquet").write_bytes((tmp_path / "other/sources.parquet").read_bytes())
-    assert Counter(recorded_sources(tmp_path)["version"].to_pylist()) == now
+    assert Counter(sources_now(tmp_path)["version"].to_pylist()) == now
 
 
 @both_stores

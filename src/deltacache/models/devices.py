@@ -1,6 +1,8 @@
 """Where models run."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -30,3 +32,18 @@ def autocast_to(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[
     if kind == "meta":
         return nullcontext()
     return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
+
+
+def processor_kind() -> dict[str, str]:
+    """What the last bits of a forward pass depend on: processor and what torch uses of it, GPU if used, torch."""
+    names = [platform.processor() or platform.machine()]
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        lines = (line.partition(":") for line in about.read_text().splitlines())
+        names = [value.strip() for name, _, value in lines if name.strip() == "model name"] or names
+    kind = {
+        "cpu": names[0],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+    return kind | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {})

@@ -56,6 +56,17 @@ SOURCES_SCHEMA = pa.schema(
 """A row a video of a finished shard, in the plan's order, as it was when the shard was made; a video whose views
 are in several shards has a row of each. ``version`` and ``sha256`` as in ``receipts.SourceRecord``."""
 
+PART_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("bytes", pa.int64()),
+        ("clips", pa.list_(pa.struct(list(INDEX_SCHEMA)))),
+        ("failures", pa.list_(pa.struct(list(FAILURES_SCHEMA)))),
+        ("sources", pa.list_(pa.struct(list(SOURCES_SCHEMA)))),
+    ]
+)
+"""A row a finished shard: the size of its files, and what its receipt gives to the three tables above."""
+
 _METRIC_FIELDS = [
     ("run_id", pa.string()),
     ("method", pa.string()),

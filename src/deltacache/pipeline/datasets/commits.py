@@ -43,6 +43,8 @@ def write_shard(
         MismatchError: the shard was finished for a dataset of another fingerprint.
         ValueError: a clip does not have the shape that ``card`` says.
     """
+    from deltacache.models.devices import processor_kind  # torch is imported only where something is written
+
     if not replace and receipt_path(root, shard_id).exists():
         return checked_receipt(root, shard_id, card)
     folder = root / SHARDS
@@ -63,6 +65,7 @@ def write_shard(
             scale_file=f"{SHARDS}/{written.scale_file}" if written.scale_file else "",
             scale_offsets=tuple(written.scale_offsets),
             scale_stride=written.scale_stride,
+            made_on=processor_kind(),
         )
         write_receipt(root, receipt)
     return receipt

@@ -7,14 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deltacache.pipeline.datasets.commits import write_shard
-from deltacache.pipeline.datasets.finishing import FAILURES_FILE, INDEX_FILE, finish_dataset, read_table
-from deltacache.pipeline.datasets.plan import read_plan, write_plan
+from deltacache.pipeline.datasets.finishing import (
+    FAILURES_FILE,
+    INDEX_FILE,
+    finish_dataset,
+    open_table,
+    read_table,
+)
+from deltacache.pipeline.datasets.plan import read_plan, runs_of, write_plan
 from deltacache.pipeline.datasets.preparation import prepare_dataset, read_black, read_card
 from deltacache.pipeline.datasets.quantisation import dequantise
 from deltacache.pipeline.datasets.receipts import Failure, finished_shards, read_receipt
@@ -23,6 +31,7 @@ from deltacache.pipeline.datasets.stores import SCALES, ClipArrays, token_array,
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.storage.sealing import read_columns, seal_of
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
@@ -46,7 +55,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _REMOTE_READS = 16
-_REMAKE = "remove the receipt of that shard and run the command that made the dataset again"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,45 +78,92 @@ class DeltaArrays:
 class Dataset:
     """A finished dataset, open for reading clips in any order, from several threads if need be.
 
+    Opening takes a few bytes a shard. The first read adds 13 bytes a clip (17 of int8 features: see ``_locate``),
+    ``timestamps_s`` adds 4 T, ids some 50 (``clip_ids`` and ``read``), and ``index`` all it holds.
+
     Attributes:
-        index: a row a clip; shards follow each other in the plan's order.
         black_patch_tokens: (N, D) float16, of an all-black frame.
-        timestamps_s: (C, T) float32, seconds from the first frame of each video.
     """
 
     def __init__(
-        self, root: AnyPath, card: DatasetCard, index: pa.Table, black_patch_tokens: np.ndarray
+        self, root: AnyPath, card: DatasetCard, index: pq.ParquetFile, black_patch_tokens: np.ndarray
     ) -> None:
         """Use ``open_dataset``."""
         self.root = root
         self.card = card
-        self.index = index.combine_chunks()
         self.black_patch_tokens = black_patch_tokens
-        self.timestamps_s = _timestamps(self.index, card, root)
-        self._shard_ids, self._starts = _runs(self.index, root)
+        self._table = index
+        self._reading = Lock()  # of the table
+        self._shard_ids, self._starts = self._runs()
         self._shards = {shard_id: shard for shard, shard_id in enumerate(self._shard_ids)}
-        self._shard_of = np.repeat(np.arange(len(self._shard_ids), dtype=np.int32), np.diff(self._starts))
-        self._crcs = self.index["crc32c"].to_numpy()
-        self._offsets = np.full(len(self), -1, dtype=np.int64)
-        scaled = len(self) if card.dtype == "int8" else 0
-        self._scale_offsets, self._scale_crcs = (np.zeros(scaled, dtype=np.int64) for _ in range(2))
         self._layouts: dict[int, ShardLayout] = {}  # by shard
+        self._offsets = np.empty(len(self), dtype=np.int64)  # of clips whose shard is in _layouts
+        scaled = len(self) if card.dtype == "int8" else 0
+        self._scale_offsets, self._scale_crcs = (np.empty(scaled, dtype=np.int64) for _ in range(2))
         self._verified = np.zeros(len(self), dtype=bool)
         self._files = MappedFiles()
 
     def __len__(self) -> int:
-        return self.index.num_rows
+        return self._table.metadata.num_rows
 
     def __repr__(self) -> str:
         return f"Dataset({self.root}, {self.card.kind}, clips={len(self)}, clip={token_shape(self.card)})"
 
-    def __reduce__(self) -> tuple[type["Dataset"], tuple[AnyPath, DatasetCard, pa.Table, np.ndarray]]:
-        return Dataset, (self.root, self.card, self.index, self.black_patch_tokens)
+    def __reduce__(self) -> tuple[Callable[..., "Dataset"], tuple[AnyPath, DatasetCard, str, np.ndarray]]:
+        return _reopened, (self.root, self.card, seal_of(self._table), self.black_patch_tokens)
 
     @cached_property
+    def index(self) -> pa.Table:
+        """All of the index in memory: a row a clip; shards follow each other in the plan's order."""
+        with self._reading:
+            return read_columns(self._table, INDEX_SCHEMA).combine_chunks()
+
+    @cached_property
+    def timestamps_s(self) -> np.ndarray:
+        """(C, T) float32, seconds from the first frame of each video."""
+        times = np.empty((len(self), self.card.sampling.frames), np.float32)
+        done = 0
+        for column in self._batches("timestamps_s"):
+            values = column.flatten().to_numpy()
+            if values.size != len(column) * times.shape[1]:
+                raise self._damaged_index(f"a clip does not have {times.shape[1]} times")
+            times[done : done + len(column)] = values.reshape(len(column), -1)
+            done += len(column)
+        return times
+
+    @property
     def clip_ids(self) -> list[str]:
         """Ids in the order of the index."""
-        return self.index["clip_id"].to_pylist()
+        return self._ids.to_pylist()
+
+    @cached_property
+    def _ids(self) -> pa.Array:
+        columns = (column.cast(pa.large_string()) for column in self._batches("clip_id"))
+        return pa.concat_arrays([pa.array([], pa.large_string()), *columns])
+
+    @cached_property
+    def _crcs(self) -> np.ndarray:
+        """(C,) uint32, of the tokens."""
+        return np.concatenate(
+            [np.empty(0, np.uint32), *(column.to_numpy() for column in self._batches("crc32c"))]
+        )
+
+    def _batches(self, name: str) -> Iterator[pa.Array]:
+        with self._reading:
+            for batch in self._table.iter_batches(columns=[name]):
+                yield batch.column(0)
+
+    def _runs(self) -> tuple[list[str], np.ndarray]:
+        """Ids of the shards in the index, and where the clips of each begin (and the last ends)."""
+        shards, starts = runs_of(self._batches("shard"))
+        if len({*shards, None}) != len(shards) + 1:
+            raise self._damaged_index("the clips of a shard are not together")
+        return shards, starts
+
+    def _damaged_index(self, what: str) -> DatasetError:
+        return DatasetError(
+            f"{self.root / INDEX_FILE} is damaged: {what}. Remove it and run the command that made the dataset again"
+        )
 
     @property
     def failures(self) -> pa.Table:
@@ -173,7 +228,7 @@ class Dataset:
         return map(work, items) if is_local(self.root) else in_threads(work, items, threads=_REMOTE_READS)
 
     def _clip_id(self, position: int) -> str:
-        return self.index["clip_id"][position].as_py()
+        return self._ids[position].as_py()
 
     def _verify(self, position: int) -> ClipArrays:
         arrays = self._arrays(position)
@@ -188,10 +243,9 @@ class Dataset:
 
     def _arrays(self, position: int) -> ClipArrays:
         """All frames of a clip as views, not verified."""
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
         try:
-            if self._offsets[position] < 0:
-                self._locate(int(self._shard_of[position]))
-            layout = self._layouts[int(self._shard_of[position])]
+            layout = self._layouts.get(shard) or self._locate(shard)
             scale_offset = int(self._scale_offsets[position]) if self._scale_offsets.size else 0
             return layout.arrays(self._files, self.card, int(self._offsets[position]), scale_offset)
         except StorageError:
@@ -199,24 +253,28 @@ class Dataset:
         except (OSError, ValueError, DatasetError) as error:
             raise self._damaged(position, str(error)) from error
 
-    def _locate(self, shard: int) -> None:
+    def _locate(self, shard: int) -> ShardLayout:
         """Look up where the clips of a shard lie, once its files are known to be whole."""
         receipt = read_receipt(self.root, self._shard_ids[shard])
         check_sizes(self.root, receipt)
         clips = slice(int(self._starts[shard]), int(self._starts[shard + 1]))
-        if [row["clip_id"] for row in receipt.clips] != self.index["clip_id"][clips].to_pylist():
+        if [row["crc32c"] for row in receipt.clips] != self._crcs[clips].tolist():
             raise DatasetError(f"the receipt of shard {receipt.shard_id} lists other clips than the index")
-        self._layouts[shard] = ShardLayout.of(self.root, receipt)
         if self._scale_offsets.size:
             self._scale_offsets[clips] = receipt.scale_offsets
             self._scale_crcs[clips] = [crcs.get(SCALES, -1) for crcs in receipt.arrays.values()]
-        self._offsets[clips] = receipt.token_offsets  # last: by them other threads know that all is there
+        self._offsets[clips] = receipt.token_offsets
+        self._layouts[shard] = ShardLayout.of(
+            self.root, receipt
+        )  # last: other threads know by it that all is there
+        return self._layouts[shard]
 
     def _damaged(self, position: int, what: str) -> DatasetError:
-        shard_id = self._shard_ids[int(self._shard_of[position])]
+        shard_id = self._shard_ids[int(np.searchsorted(self._starts, position, side="right")) - 1]
         return DatasetError(
             f"{self.root}: clip {self._clip_id(position)} of shard {shard_id} is damaged: {what}. "
-            f"`deltacache verify` lists all damage; {_REMAKE}"
+            f"`deltacache verify {self.root} --repair` lists all damage and drops that shard; run the command that "
+            "made the dataset again then"
         )
 
 
@@ -239,7 +297,16 @@ def _open(root: AnyPath, kind: str | None) -> Dataset:
         raise DatasetError(
             f"{root} holds {card.kind}, but {kind} are needed: give a dataset made by deltacache {command}"
         )
-    return Dataset(root, card, read_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+    return Dataset(root, card, open_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+
+
+def _reopened(root: AnyPath, card: DatasetCard, seal: str, black_patch_tokens: np.ndarray) -> Dataset:
+    """In another process: the same dataset, if it still is."""
+    with readable_errors(root, "read"):
+        index = open_table(root / INDEX_FILE, INDEX_SCHEMA)
+    if seal_of(index) != seal:
+        raise DatasetError(f"{root} was written to since it was opened: run the command again")
+    return Dataset(root, card, index, black_patch_tokens)
 
 
 def load_deltas(root: AnyPath | str) -> DeltaArrays:
@@ -255,29 +322,3 @@ def load_deltas(root: AnyPath | str) -> DeltaArrays:
 def _float16(arrays: ClipArrays, frames: slice = slice(None)) -> np.ndarray:
     tokens = arrays.tokens[frames]
     return tokens if arrays.scales is None else dequantise(tokens, arrays.scales[frames])
-
-
-def _runs(index: pa.Table, root: AnyPath) -> tuple[list[str], np.ndarray]:
-    """Ids of the shards in the index, and where the clips of each begin (and the last ends)."""
-    shards = index["shard"].combine_chunks().dictionary_encode()
-    if isinstance(shards, pa.ChunkedArray):
-        shards = shards.unify_dictionaries().combine_chunks()
-    codes = shards.indices.to_numpy(zero_copy_only=False)
-    begins = np.flatnonzero(np.diff(codes, prepend=-1))
-    if len(begins) != len(shards.dictionary) or index["shard"].null_count:
-        raise DatasetError(
-            f"{root / INDEX_FILE} is damaged: the clips of a shard are not together. Remove it and run the "
-            "command that made the dataset again"
-        )
-    return shards.dictionary.to_pylist(), np.append(begins, len(codes))
-
-
-def _timestamps(index: pa.Table, card: DatasetCard, root: AnyPath) -> np.ndarray:
-    column = index["timestamps_s"].combine_chunks()
-    values, shape = column.flatten().to_numpy(), (len(column), card.sampling.frames)
-    if values.size != shape[0] * shape[1]:
-        raise DatasetError(
-            f"{root / INDEX_FILE} is damaged: a clip does not have {shape[1]} times. Remove it and run the "
-            "command that made the dataset again"
-        )
-    return values.reshape(shape)

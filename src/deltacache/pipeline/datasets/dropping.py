@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from deltacache.pipeline.datasets.finishing import TABLES_FILE
+from deltacache.pipeline.datasets.folding import drop_parts
 from deltacache.pipeline.datasets.receipts import RECEIPTS, SHARDS, receipt_path
 from deltacache.pipeline.storage.atomic import readable_errors, remove, sync
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
@@ -11,9 +12,9 @@ from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
 def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
     """Remove the receipts of these shards, then their files; the plan keeps them.
 
-    First goes ``tables.json``, so that the tables are merged again, then the receipts, and only then what they
-    list: whenever this is interrupted, a shard counts wholly or not at all. Names of files come from the
-    ids alone, never from what a receipt says.
+    First go ``tables.json``, so that the tables are merged again, and the parts that know these shards; then the
+    receipts, and only then what they list: whenever this is interrupted, a shard counts wholly or not at all.
+    Names of files come from the ids alone, never from what a receipt says.
 
     Raises:
         DatasetError: an id that is none.
@@ -25,6 +26,7 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
         return
     with readable_errors(root):
         remove(root / TABLES_FILE)
+        drop_parts(root, receipts)
         for receipt in receipts.values():
             remove(receipt)
         _make_durable(root, RECEIPTS)
@@ -35,13 +37,14 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
 
 
 def forget_receipt(root: AnyPath, shard_id: str) -> None:
-    """Remove the receipt of one shard, and ``tables.json`` first: its files are about to be replaced.
+    """Remove the receipt of one shard, ``tables.json`` and its part before: its files are about to be replaced.
 
     Raises:
         StorageError: it cannot be removed.
     """
     with readable_errors(root):
         remove(root / TABLES_FILE)
+        drop_parts(root, [shard_id])
         remove(receipt_path(root, shard_id))
         _make_durable(root, RECEIPTS)
 

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltacache.pipeline.datasets.plan import read_plan
 from deltacache.pipeline.datasets.preparation import read_card
-from deltacache.pipeline.datasets.receipts import finished_shards
 from deltacache.pipeline.datasets.recorded import holdings
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.schemas.datasets import DatasetCard
@@ -75,25 +73,21 @@ def readable_size(count: int) -> str:
 def describe(root: AnyPath | str) -> DatasetDescription:
     """Describe the dataset at ``root``, finished or not, also while a command writes to it.
 
-    Receipts are read only of shards that the tables do not hold yet.
+    Of a finished one a few files are read; else the parts, and the receipts of shards that no part knows.
 
     Raises:
         DatasetError: not a dataset, or its card, plan or a receipt is damaged.
     """
     root = dataset_root(root)
-    card = read_card(root)
-    finished = finished_shards(root)
-    plan = read_plan(root)  # after the receipts: then it has all their shards
-    planned = set(plan["shard"].unique().to_pylist())
-    held = holdings(root, finished & planned)
+    card, held = read_card(root), holdings(root)
     return DatasetDescription(
         root=root,
         card=card,
         clips=held.clips,
-        videos=len(held.videos),
-        planned_videos=len(plan["video_uri"].unique()),
-        shards=len(finished & planned),
-        planned_shards=len(planned),
+        videos=held.videos,
+        planned_videos=held.planned_videos,
+        shards=held.shards,
+        planned_shards=held.planned_shards,
         failures=dict(sorted(held.failures.items())),
         bytes=held.bytes,
     )

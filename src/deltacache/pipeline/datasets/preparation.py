@@ -35,6 +35,7 @@ DATASET_FILES = frozenset(
         LOCK_FILE,
         RECEIPTS,
         SHARDS,
+        "parts",
         "plan.parquet",
         "index.parquet",
         "failures.parquet",

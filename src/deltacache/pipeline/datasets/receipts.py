@@ -1,9 +1,10 @@
 """Receipts: what a finished shard holds. Written last, so a shard without one does not exist."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -113,6 +114,8 @@ class Receipt:
         token_offsets: where in that file the tokens of each clip begin, in bytes.
         frame_stride: bytes from one frame of a clip to the next.
         scale_file, scale_offsets, scale_stride: the same of the scales of int8 tokens; empty without.
+        made_on: kind of processor and version of torch, which the last bits of the values depend on. For people:
+            nothing is decided by it.
     """
 
     shard_id: str
@@ -128,6 +131,7 @@ class Receipt:
     scale_file: str = ""
     scale_offsets: tuple[int, ...] = ()
     scale_stride: int = 0
+    made_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.files:
@@ -195,16 +199,13 @@ def read_receipt(root: AnyPath, shard_id: str) -> Receipt:
     """
     path = receipt_path(root, shard_id)
     try:
-        return _parse_that_of(shard_id, path, read_file(path))
+        return _parse_that_of(root, shard_id, read_file(path))
     except FileNotFoundError:
         raise DatasetError(
-            f"{path} is missing, and without its receipt shard {shard_id} does not count: "
-            "run the command that made the dataset again"
+            f"{path} is missing, and without its receipt shard {shard_id} does not count: {_way_out(root)}"
         ) from None
     except OSError as error:
-        raise DatasetError(
-            f"{path} is damaged ({error}): remove it and run the command that made the dataset again"
-        ) from error
+        raise DatasetError(f"{path} is damaged ({error}): {_way_out(root)}") from error
 
 
 def read_receipts(root: AnyPath, shard_ids: Iterable[str]) -> Iterator[Receipt]:
@@ -216,22 +217,36 @@ def read_receipts(root: AnyPath, shard_ids: Iterable[str]) -> Iterator[Receipt]:
     ids, done = list(shard_ids), 0
     try:
         for content in read_many(receipt_path(root, shard_id) for shard_id in ids):
-            yield _parse_that_of(ids[done], receipt_path(root, ids[done]), content)
+            yield _parse_that_of(root, ids[done], content)
             done += 1
     except FileNotFoundError:
         for shard_id in ids[done:]:  # one of these: say which
             yield read_receipt(root, shard_id)
 
 
-def _parse_that_of(shard_id: str, path: AnyPath, content: bytes) -> Receipt:
+def receipts_sha256(root: AnyPath, shard_ids: Iterable[str]) -> str:
+    """SHA-256 of the receipts' bytes in this order; reading them is far quicker than parsing them."""
+    digest = hashlib.sha256()
+    for content in read_many(receipt_path(root, shard_id) for shard_id in shard_ids):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _way_out(root: AnyPath) -> str:
+    return (
+        f"`deltacache verify {root} --repair` drops that shard, and the command that made the dataset, run again, "
+        "makes it"
+    )
+
+
+def _parse_that_of(root: AnyPath, shard_id: str, content: bytes) -> Receipt:
     try:
         receipt = _parse(content)
         if receipt.shard_id != shard_id:
             raise ValueError(f"it is the receipt of shard {receipt.shard_id}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{path} is damaged ({error}): remove it and run the command that made the dataset again"
-        ) from error
+        path = receipt_path(root, shard_id)
+        raise DatasetError(f"{path} is damaged ({error}): {_way_out(root)}") from error
     return receipt
 
 
@@ -243,4 +258,5 @@ def _parse(content: bytes) -> Receipt:
     body["sources"] = tuple(SourceRecord(**source) for source in body["sources"])
     for name in ("clips", "token_offsets", "scale_offsets"):
         body[name] = tuple(body[name])
-    return Receipt(**{field.name: body[field.name] for field in fields(Receipt)})
+    body.setdefault("made_on", {})  # older receipts do not say
+    return Receipt(**{each.name: body[each.name] for each in fields(Receipt)})

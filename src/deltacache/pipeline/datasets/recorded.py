@@ -1,142 +1,111 @@
-"""What the finished shards hold, from the merged tables where they are there, else from the receipts.
+"""What the finished shards hold, from the tables where they are of all shards, else from parts and receipts.
 
-A command that runs commits shards that the tables do not know yet: of those alone the receipts are read. The
-tables say for which shards they were merged, for ``sources.parquet`` has rows of every shard.
+A command that runs commits shards that the tables do not know yet, and folds them into parts: receipts are read
+of the others alone.
 """
 
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
-from crc32c import crc32c
 
 from deltacache.pipeline.datasets.finishing import (
-    FAILURES_FILE,
-    INDEX_FILE,
     SOURCES_FILE,
-    read_tables_summary,
-    source_rows,
+    TablesSummary,
+    distinct,
+    finished_summary,
+    open_table,
 )
-from deltacache.pipeline.datasets.receipts import (
-    FileRecord,
-    finished_shards,
-    read_receipts,
-    receipt_path,
-    unseal_receipt,
-)
-from deltacache.pipeline.storage.errors import read_file
-from deltacache.pipeline.storage.sealing import read_parquet
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root, read_many
-from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, SOURCES_SCHEMA
-
-_URI = re.compile(rb'"video_uri":("(?:[^"\\]|\\.)*")')
+from deltacache.pipeline.datasets.folding import clips_in, failures_in, fold, sources_in
+from deltacache.pipeline.datasets.plan import Plan, hashes, open_plan
+from deltacache.pipeline.datasets.receipts import finished_shards, read_receipts
+from deltacache.pipeline.storage.storage import AnyPath
+from deltacache.schemas.errors import DatasetError, StorageError
+from deltacache.schemas.tables import SOURCES_SCHEMA
 
 
-def recorded_sources(root: AnyPath | str) -> pa.Table:
-    """The videos of all finished shards as they were then, with the columns of ``SOURCES_SCHEMA``.
-
-    In no certain order. Compare ``version``, and where that differs ``sha256``, to notice replaced videos.
-
-    Raises:
-        DatasetError: a receipt is damaged.
-    """
-    root = dataset_root(root)
-    finished = finished_shards(root)
-    merged = _merged_sources(root)
-    shards = _shards_in(merged)
-    if not shards <= finished:
-        keep = [shard in finished for shard in merged["shard"].to_pylist()]
-        merged = merged.filter(pa.array(keep, pa.bool_()))
-    rows = [row for receipt in read_receipts(root, sorted(finished - shards)) for row in source_rows(receipt)]
-    return pa.concat_tables([merged, pa.Table.from_pylist(rows, schema=SOURCES_SCHEMA)])
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Holdings:
-    """What finished shards hold; ``videos`` are uris of which at least one clip is there."""
+    """What a dataset holds; ``videos`` are those of which at least one clip is there."""
 
     clips: int
-    videos: set[str]
-    failures: Counter[str]
+    videos: int
+    planned_videos: int
+    shards: int
+    planned_shards: int
+    failures: dict[str, int]
     bytes: int
 
 
-def holdings(root: AnyPath, finished: Iterable[str]) -> Holdings:
-    """Add up what the shards ``finished`` hold.
+def held_parts(root: AnyPath, plan: Plan) -> Iterator[pa.Table]:
+    """What the finished shards of a plan hold, some at a time, as ``fold`` gives it.
 
     Raises:
         DatasetError: a receipt is damaged.
     """
-    rest, total = set(finished), Holdings(0, set(), Counter(), 0)
-    shards = _shards_in(_merged_sources(root))
-    if shards and shards <= rest:
-        try:
-            total = _merged_holdings(root)
-            rest -= shards
-        except (DatasetError, OSError, ValueError):  # tables that are being replaced, or damaged
-            pass
-    ids = sorted(rest)
-    paths = [receipt_path(root, shard_id) for shard_id in ids]
-    for path, content in zip(paths, read_many(paths), strict=True):
-        try:
-            _add_up(content, total)
-        except ValueError as error:
-            raise DatasetError(
-                f"{path} is damaged ({error}): `deltacache verify {root} --repair` drops that shard, and the command "
-                "that made the dataset makes it again"
-            ) from error
-    return total
+    return fold(root, plan.shard_ids, finished_shards(root), partial(read_receipts, root))
 
 
-def _add_up(content: bytes, total: Holdings) -> None:
-    """Add what a receipt says, without parsing its rows, which takes ten times as long.
+def recorded_sources(root: AnyPath, plan: Plan, held: TablesSummary | None) -> Iterator[pa.Table]:
+    """The videos of all finished shards as they were then, with the columns of ``SOURCES_SCHEMA``, some at a time.
 
-    Receipts have their keys in alphabetical order, and no text in them can hold a quote that is not escaped.
+    Compare ``version``, and where that differs ``sha256``, to notice replaced videos. ``held`` is
+    ``finished_summary`` of this plan.
 
     Raises:
-        ValueError: it is damaged.
+        DatasetError: a receipt is damaged.
     """
-    body = unseal_receipt(content)
-    clips, failures = body.index(b',"clips":['), body.index(b',"failures":[')
-    files, fingerprint = body.index(b',"files":{'), body.index(b',"fingerprint":')
-    uris = _URI.findall(body, clips, failures)
-    total.clips += len(uris)
-    total.videos.update(json.loads(uri) for uri in set(uris))
-    total.failures.update(row["reason"] for row in json.loads(body[failures + len(b',"failures":') : files]))
-    records = json.loads(body[files + len(b',"files":') : fingerprint])
-    total.bytes += sum(record["bytes"] for record in records.values())
+    if held is not None:
+        try:
+            file = open_table(root / SOURCES_FILE, SOURCES_SCHEMA, held)
+        except StorageError:
+            raise
+        except DatasetError:
+            pass  # damaged: the receipts say the same
+        else:
+            with file:
+                for batch in file.iter_batches():
+                    yield pa.Table.from_batches([batch], SOURCES_SCHEMA)
+            return
+    yield from map(sources_in, held_parts(root, plan))
 
 
-def _merged_holdings(root: AnyPath) -> Holdings:
-    videos = read_parquet(read_file(root / INDEX_FILE), INDEX_SCHEMA, ["video_uri"])
-    failures = read_parquet(read_file(root / FAILURES_FILE), FAILURES_SCHEMA, ["reason"])
+def holdings(root: AnyPath) -> Holdings:
+    """Add up what the finished shards of a dataset hold, also while a command writes to it.
+
+    Raises:
+        DatasetError: a receipt is damaged.
+    """
+    plan = open_plan(root)
+    summary = finished_summary(root, plan)
+    if summary is not None:
+        return Holdings(
+            summary.clips,
+            summary.videos,
+            summary.planned_videos,
+            summary.shards,
+            summary.planned_shards,
+            summary.failures,
+            summary.shard_bytes,
+        )
+    clips = size = shards = 0
+    videos, failures = [np.empty(0, np.int64)], Counter[str]()
+    for part in held_parts(root, plan):
+        rows = clips_in(part)
+        clips += rows.num_rows
+        shards += part.num_rows
+        size += int(part["bytes"].to_numpy().sum())
+        videos.append(np.unique(hashes(rows["video_uri"].unique().to_pylist())))
+        failures.update(failures_in(part)["reason"].to_pylist())
     return Holdings(
-        clips=videos.num_rows,
-        videos=set(videos["video_uri"].unique().to_pylist()),
-        failures=Counter(failures["reason"].to_pylist()),
-        bytes=read_tables_summary(root).shard_bytes,
+        clips=clips,
+        videos=len(np.unique(np.concatenate(videos))),
+        planned_videos=distinct(batch.column(0) for batch in plan.batches(["video_uri"])),
+        shards=shards,
+        planned_shards=len(plan.shard_ids),
+        failures=dict(failures),
+        bytes=size,
     )
-
-
-def _shards_in(sources: pa.Table) -> set[str]:
-    return set(sources["shard"].unique().to_pylist())
-
-
-def _merged_sources(root: AnyPath) -> pa.Table:
-    """``sources.parquet`` if it is the one that ``tables.json`` says, else an empty table.
-
-    Whatever takes a shard out of a dataset removes ``tables.json`` first, so that no shard made anew is taken
-    for the one that the table knew.
-    """
-    try:
-        record = read_tables_summary(root).files.get(SOURCES_FILE)
-        content = read_file(root / SOURCES_FILE)
-        if record != FileRecord(len(content), crc32c(content)):
-            raise ValueError(f"{SOURCES_FILE} is another than tables.json says")
-        return read_parquet(content, SOURCES_SCHEMA)
-    except (DatasetError, OSError, ValueError):
-        return SOURCES_SCHEMA.empty_table()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.finishing import TABLES_FILE
+from deltacache.pipeline.datasets.folding import PARTS
 from deltacache.pipeline.datasets.plan import PLAN_FILE, write_plan
 from deltacache.pipeline.datasets.plan_checks import plan_of_receipts
 from deltacache.pipeline.datasets.preparation import DATASET_FILES, read_card
@@ -99,8 +100,9 @@ def _repair(root: AnyPath, problems: list[Problem]) -> Iterable[RepairAction]:
     if by_remedy[Remedy.REWRITE_GROUP]:
         yield _rewrite_group(root)
     if by_remedy[Remedy.SWEEP]:
-        for folder in (root, root / RECEIPTS, root / SHARDS):
-            remove_leftovers(folder)
+        for folder in (root, root / RECEIPTS, root / SHARDS, root / PARTS):
+            if folder == root or folder.exists():
+                remove_leftovers(folder)
         yield RepairAction(".", "what dead commands left was removed")
 
 

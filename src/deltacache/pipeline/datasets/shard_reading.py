@@ -138,8 +138,8 @@ def stored_clips(root: AnyPath, card: DatasetCard, receipt: Receipt) -> Iterator
 
 def _damaged(root: AnyPath, receipt: Receipt, file: str, clip_id: str, what: str) -> DatasetError:
     return DatasetError(
-        f"{root / file}: clip {clip_id} of shard {receipt.shard_id} is damaged: {what}. `deltacache verify` lists "
-        "all damage; remove the receipt of that shard and run the command that made the dataset again"
+        f"{root / file}: clip {clip_id} of shard {receipt.shard_id} is damaged: {what}. `deltacache verify {root} "
+        "--repair` lists all damage and drops that shard; run the command that made the dataset again then"
     )
 
 

@@ -13,20 +13,19 @@ from deltacache.pipeline.datasets.finishing import (
     SOURCES_FILE,
     TABLE_FILES,
     TABLES_FILE,
-    failure_rows,
+    ids_sha256,
     read_tables_summary,
-    receipts_sha256,
-    source_rows,
 )
+from deltacache.pipeline.datasets.folding import PARTS, failure_rows, part_name, part_row, source_rows
 from deltacache.pipeline.datasets.problems import Problem, Remedy
 from deltacache.pipeline.datasets.receipts import RECEIPTS, FileRecord, Receipt
-from deltacache.pipeline.storage.checksums import crc32c_of_file
-from deltacache.pipeline.storage.sealing import open_parquet
+from deltacache.pipeline.storage.sealing import open_parquet, seal_of
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, SOURCES_SCHEMA
+from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
 
 _ROWS_AT_ONCE = 4096
+_SCHEMAS = {INDEX_FILE: INDEX_SCHEMA, FAILURES_FILE: FAILURES_SCHEMA, SOURCES_FILE: SOURCES_SCHEMA}
 _MAKE_AGAIN = "remove it and run the command that made the dataset again"
 
 
@@ -36,12 +35,14 @@ class TableCheck:
     def __init__(self, root: AnyPath) -> None:
         self._root = root
         self.problems: list[Problem] = []
-        self._digested: list[str] = []
+        self._read: list[str] = []
+        self._counted = Counter[str]()  # what tables.json must say
+        self._part: tuple[str, dict[str, int], pa.Table | None] = ("", {}, None)
         self._unknown: set[str] = set()
-        self._index = self._rows(INDEX_FILE, INDEX_SCHEMA)
+        self._index = self._rows(INDEX_FILE)
         self._others = {
-            FAILURES_FILE: self._rows(FAILURES_FILE, FAILURES_SCHEMA),
-            SOURCES_FILE: self._rows(SOURCES_FILE, SOURCES_SCHEMA),
+            FAILURES_FILE: self._rows(FAILURES_FILE),
+            SOURCES_FILE: self._rows(SOURCES_FILE),
         }
         self._differing = {name: rows is None for name, rows in self._others.items()}
         self._must: dict[str, dict[str, Any]] = {}  # clips whose rows did not come when they should
@@ -51,7 +52,9 @@ class TableCheck:
 
     def add(self, receipt: Receipt) -> None:
         """The receipt of the next finished shard."""
-        self._digested.append(receipt.shard_id)
+        self._read.append(receipt.shard_id)
+        self._counted.update(clips=len(receipt.clips), shard_bytes=receipt.total_bytes)
+        self._check_part(receipt)
         for name, must in ((FAILURES_FILE, failure_rows(receipt)), (SOURCES_FILE, source_rows(receipt))):
             rows = self._others[name]
             for row in must:
@@ -61,6 +64,29 @@ class TableCheck:
             return
         for row in receipt.clips:
             self._pair(next(self._index, None), row)
+
+    def _check_part(self, receipt: Receipt) -> None:
+        """Whether the part that knows this shard, if there is one, says what its receipt does."""
+        name = part_name(receipt.shard_id)
+        path = self._root / PARTS / name
+        if name != self._part[0]:
+            self._part = (name, {}, None)
+            try:
+                if path.exists():
+                    with open_parquet(path, PART_SCHEMA) as file:
+                        part = file.read()
+                    rows = {shard: row for row, shard in enumerate(part["shard"].to_pylist())}
+                    self._part = (name, rows, part)
+            except (ValueError, OSError) as error:
+                self._say_of_part(name, f"is damaged ({error}): {_MAKE_AGAIN}")
+        _, rows, part = self._part
+        row = rows.get(receipt.shard_id)
+        if part is not None and row is not None and part.slice(row, 1).to_pylist() != [part_row(receipt)]:
+            self._say_of_part(name, f"says of shard {receipt.shard_id} something else than its receipt")
+            self._part = (name, {}, None)  # said once
+
+    def _say_of_part(self, name: str, message: str) -> None:
+        self.problems.append(Problem(f"{PARTS}/{name}", None, message, Remedy.MERGE))
 
     def add_unreadable(self, shard_id: str) -> None:
         """A shard whose receipt is damaged: nothing can be said about its rows. Said before they come."""
@@ -86,7 +112,7 @@ class TableCheck:
             self._name_rows(is_lost)
         return self.problems
 
-    def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, Any]] | None:
+    def _rows(self, name: str) -> Iterator[dict[str, Any]] | None:
         """The rows of a table one by one; None if it cannot be read, which is noted."""
         path = self._root / name
         if not path.exists():
@@ -95,7 +121,7 @@ class TableCheck:
             )
             return None
         try:
-            file = open_parquet(path, schema)
+            file = open_parquet(path, _SCHEMAS[name])
         except (ValueError, OSError) as error:
             self._say(name, None, f"is damaged ({error}): {_MAKE_AGAIN}")
             return None
@@ -163,14 +189,19 @@ class TableCheck:
         except DatasetError as error:
             self._say(TABLES_FILE, None, str(error))
             return
-        if not self._unknown and summary.receipts_sha256 != receipts_sha256(self._root, self._digested):
+        counted = {"clips": summary.clips, "shard_bytes": summary.shard_bytes}
+        if not self._unknown and (
+            summary.shards_sha256 != ids_sha256(self._read) or self._counted != Counter(counted)
+        ):
             self._say(TABLES_FILE, None, f"is of other {RECEIPTS} than are there: run the command again")
         wrong = {problem.file for problem in self.problems}
         for name in TABLE_FILES:
             path = self._root / name
             if name in wrong or not path.is_file():
                 continue
-            if FileRecord(path.stat().st_size, crc32c_of_file(path)) != summary.files.get(name):
+            with open_parquet(path, _SCHEMAS[name]) as file:
+                record = FileRecord(path.stat().st_size, int(seal_of(file), 16))
+            if record != summary.files.get(name):
                 self._say(name, None, f"is not the file that {TABLES_FILE} says: {_MAKE_AGAIN}")
 
 

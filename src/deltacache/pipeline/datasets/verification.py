@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
+from deltacache.pipeline.datasets.folding import PARTS, is_part, part_name
 from deltacache.pipeline.datasets.plan import PLAN_FILE, ShardTask, iter_tasks
 from deltacache.pipeline.datasets.plan_checks import KnownShards, known_shards
 from deltacache.pipeline.datasets.preparation import BLACK_FILE, CARD_FILE, read_black, read_card
@@ -104,10 +105,17 @@ def _once(tasks: Iterator[ShardTask]) -> Iterator[ShardTask]:
 
 def _strays(root: AnyPath, card: DatasetCard, shards: KnownShards) -> Iterator[Problem]:
     """What lies in the folders of a dataset and belongs to no shard."""
-    for folder in ("", f"{RECEIPTS}/", f"{SHARDS}/"):
+    for folder in ("", f"{RECEIPTS}/", f"{SHARDS}/", f"{PARTS}/"):
         for name in filter(is_temporary, names_in(root / folder) if folder else names_in(root)):
             message = "was left by a command that died, or is being written now"
             yield Problem(f"{folder}{name}", None, message, Remedy.SWEEP)
+    parts = {part_name(shard_id) for shard_id in shards.finished}
+    for name in names_in(root / PARTS):
+        if not is_temporary(name) and not (is_part(name) and name in parts):
+            message, remedy = "is nothing of the dataset's", Remedy.LEAVE
+            if is_part(name):
+                message, remedy = "is of shards that are not there", Remedy.REMOVE
+            yield Problem(f"{PARTS}/{name}", None, message, remedy)
     for name in names_in(root / RECEIPTS):
         shard_id = name.removesuffix(".json")
         if is_temporary(name) or (shard_id in shards.planned and name != shard_id):

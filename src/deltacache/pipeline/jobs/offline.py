@@ -15,27 +15,34 @@ from deltacache.pipeline.cluster import SHARDS_AT_ONCE, DecodePlan, Events, clus
 from deltacache.pipeline.datasets.changes import (
     changed_videos,
     drop_changed,
-    recorded_videos,
     refuse_changed,
+    same_videos,
     shards_made_of_others,
 )
-from deltacache.pipeline.datasets.dataset import (
-    finish_dataset,
-    finished_shards,
-    open_dataset,
-    prepare_dataset,
-)
+from deltacache.pipeline.datasets.commits import checked_receipts
+from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset
 from deltacache.pipeline.datasets.dropping import drop_shards
-from deltacache.pipeline.datasets.finishing import FAILURES_FILE, INDEX_FILE, is_merged, read_table
+from deltacache.pipeline.datasets.finishing import (
+    FAILURES_FILE,
+    INDEX_FILE,
+    TablesSummary,
+    distinct,
+    finish_dataset,
+    finished_summary,
+    open_table,
+    read_table,
+)
+from deltacache.pipeline.datasets.folding import Folding
 from deltacache.pipeline.datasets.plan import (
+    Plan,
+    PlannedShards,
     ShardTask,
-    extend_plan,
-    read_plan,
-    replace_plan,
-    shard_tasks,
-    write_plan,
+    copy_plan,
+    grow_plan,
+    open_plan,
 )
 from deltacache.pipeline.datasets.preparation import CARD_FILE, read_card
+from deltacache.pipeline.datasets.receipts import finished_shards
 from deltacache.pipeline.decoding.work import DecodeSettings
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import (
@@ -101,20 +108,30 @@ class _Job:
     def run(
         self,
         attempts: Attempts,
-        tasks: list[ShardTask],
+        plan: Plan,
+        clips: dict[str, int],
         build: Callable[[str], ShardWorker],
         decode: DecodePlan | None,
         budget: FailureBudget | None = None,
     ) -> Throughput:
-        """Do the work on these shards, showing progress; stop early when the failures can no longer be allowed."""
-        placement = self.placement().for_shards(len(tasks))
+        """Do the work on shards of ``plan``, of ``clips`` clips each, showing progress; fold what is committed.
+
+        Stops early when the failures can no longer be allowed.
+        """
+        placement = self.placement().for_shards(len(clips))
         self.reporter.line(f"{self.name}: {placement}; Ray started in {placement.ray_start_s:.1f} s")
         throughput = Throughput(placement, "reading" if decode is None else "decoding", SHARDS_AT_ONCE)
-        with self.reporter.stage(self.name, clips_of(tasks)) as stage:
-            progress = JobProgress(stage, throughput, self.lock, attempts, tasks)
+        receipts = partial(checked_receipts, self.out, card=read_card(self.out))
+        missing = clips if attempts.kind is Kind.COMMIT else ()  # shards that are tried again are finished
+        with (
+            self.reporter.stage(self.name, sum(clips.values())) as stage,
+            Folding(self.out, plan.shard_ids, missing, receipts) as folding,
+        ):
+            progress = JobProgress(stage, throughput, self.lock, attempts, clips)
             events = progress.events(Events(line=self.reporter.line))
             for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
                 progress.committed(result)
+                folding.committed(result.shard_id)
                 if budget is not None and budget.exceeded_by(len(progress.failed)):
                     break  # the check of the whole dataset, in which these count too, says so
         return throughput
@@ -201,8 +218,9 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         _follow_plan(root, job.out)
-        tasks, throughput = _pending(job.out), None
-        if tasks:
+        plan = open_plan(job.out)
+        tasks, throughput = _pending(job.out, plan), None
+        if len(tasks):
             _save(settings, job.out)
             build = partial(
                 feature_worker,
@@ -211,8 +229,8 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 settings.tokenizer,
                 features.black_patch_tokens,
             )
-            throughput = job.run(Attempts(tasks), tasks, build, None)
-        return _finish(job, throughput)
+            throughput = job.run(Attempts(tasks), plan, tasks.clips(), build, None)
+        return _finish(job, finish_dataset(job.out, plan), throughput)
 
 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
@@ -220,76 +238,92 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     job.reporter.line(f"looking for videos in {settings.source}")
     sources = find_videos(settings.source, settings.exclude_list)
     prepare_dataset(out, work.card, work.black)
-    finish_dataset(out)
-    _settle_changes(job, sources, settings)
-    retried = _failed_tasks(out) if settings.retry_failed else []
-    plan = extend_plan(read_plan(out), sources, settings.views, settings.videos_per_shard)
-    write_plan(out, plan)
-    budget = FailureBudget(len(plan["video_uri"].unique()), settings.max_failed_fraction)
+    plan = open_plan(out)
+    held = finished_summary(out, plan)
+    if held is not None and same_videos(out, plan, held, sources, settings.views):
+        if not (settings.retry_failed and held.failed_videos):
+            return _checked(job, held, None, settings)
+    elif plan.videos and _settle_changes(job, plan, held, sources, settings):
+        plan, held = open_plan(out), None
+    retried = _failed_tasks(out, plan) if settings.retry_failed else []
+    grown = grow_plan(out, plan, sources, settings.views, settings.videos_per_shard)
+    if held is not None and grown is plan and not retried:
+        return _checked(job, held, None, settings)
+    plan = grown
+    videos = distinct(batch.column(0) for batch in plan.batches(["video_uri"]))
+    budget = FailureBudget(videos, settings.max_failed_fraction)
     locations = {source.video_uri: source.path for source in sources}
     decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
     build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
     if retried:
         _save(work.resolved, out)
-        throughput = job.run(Attempts(retried, Kind.RETRY), retried, build, decode)
-    tasks = _pending(out)  # also shards that lost their receipt to a crash while they were retried
-    if tasks:
+        clips = {task.shard_id: clips_of([task]) for task in retried}
+        throughput = job.run(Attempts(retried, Kind.RETRY), plan, clips, build, decode)
+    tasks = _pending(out, plan)  # also shards that lost their receipt to a crash while they were retried
+    if len(tasks):
         _save(work.resolved, out)
-        throughput = job.run(Attempts(tasks), tasks, build, decode, budget)
-    summary = _finish(job, throughput)
-    failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
-    budget.check(len(failed), summary.failures, out)
-    return summary
+        throughput = job.run(Attempts(tasks), plan, tasks.clips(), build, decode, budget)
+    return _checked(job, finish_dataset(out, plan), throughput, settings)
 
 
-def _settle_changes(job: _Job, sources: list[VideoSource], settings: ExtractionSettings) -> None:
-    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew.
+def _settle_changes(
+    job: _Job,
+    plan: Plan,
+    held: TablesSummary | None,
+    sources: list[VideoSource],
+    settings: ExtractionSettings,
+) -> bool:
+    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew: then true.
 
     A video that is about to be tried again may be another: of those that gave no clip, nothing was made.
     """
-    changed = changed_videos(sources, recorded_videos(job.out), job.reporter.line)
+    changed = changed_videos(sources, job.out, plan, held, job.reporter.line)
     if settings.retry_failed and changed:
-        given = set(read_table(job.out / INDEX_FILE, INDEX_SCHEMA)["video_uri"].unique().to_pylist())
+        finish_dataset(job.out)
+        with open_table(job.out / INDEX_FILE, INDEX_SCHEMA) as file:
+            uris = {video.video_uri for video in changed}
+            batches = file.iter_batches(columns=["video_uri"])
+            given = {uri for batch in batches for uri in batch.column(0).unique().to_pylist() if uri in uris}
         changed = [source for source in changed if source.video_uri in given]
     if settings.changed_videos == "refuse":
         refuse_changed(job.out, changed)
     elif changed:
         shards = drop_changed(job.out, changed)
         job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made anew")
+    return bool(changed)
 
 
-def _failed_tasks(out: UPath) -> list[ShardTask]:
+def _failed_tasks(out: UPath, plan: Plan) -> list[ShardTask]:
     """The refused videos of finished shards, by shard."""
+    finish_dataset(out, plan)
     failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
-    finished = finished_shards(out)
-    tasks = [
+    tasks = (
         ShardTask(task.shard_id, tuple(video for video in task.videos if video.video_uri in failed))
-        for task in shard_tasks(read_plan(out))
-        if task.shard_id in finished
-    ]
+        for task in plan.only(finished_shards(out))
+    )
     return [task for task in tasks if task.videos]
 
 
 def _follow_plan(features: UPath, deltas: UPath) -> None:
     """Give the deltas the plan of their features; what was made of other features is dropped."""
-    plan, old = read_plan(features), read_plan(deltas)
-    if old.num_rows:
+    plan, old = open_plan(features), open_plan(deltas)
+    if old.videos:
         finish_dataset(deltas)
         dropped = shards_made_of_others(features, deltas)
         if dropped:
             drop_shards(deltas, dropped)
-        replace_plan(deltas, plan)
-    else:
-        write_plan(deltas, plan)
+    if plan.seal != old.seal:
+        copy_plan(plan, deltas)
 
 
 def _refuse_unfinished(features: UPath) -> None:
     """An index that does not know all shards would give delta shards without their clips, for good."""
     if not (features / CARD_FILE).exists():
         return  # opening it says what it is
-    missing = len(_pending(features))
-    if missing or not is_merged(features):
+    plan = open_plan(features)
+    if finished_summary(features, plan) is None:
+        missing = len(_pending(features, plan))
         what = f"{missing} planned shards are missing" if missing else "its tables do not hold all shards"
         raise DatasetError(
             f"{features} is not finished: {what}. Run extract-features on it again, then tokenize"
@@ -302,20 +336,30 @@ def _save(settings: Frozen, out: UPath) -> None:
         write_if_changed(path, config_yaml(settings).encode())
 
 
-def _pending(out: UPath) -> list[ShardTask]:
-    done = finished_shards(out)
-    return [task for task in shard_tasks(read_plan(out)) if task.shard_id not in done]
+def _pending(out: UPath, plan: Plan) -> PlannedShards:
+    """The shards that are to be made; a finished dataset is known as such without listing what it has."""
+    if finished_summary(out, plan) is not None:
+        return plan.only(())
+    return plan.only({*plan.shard_ids} - finished_shards(out))
 
 
-def _finish(job: _Job, throughput: Throughput | None) -> JobSummary:
+def _checked(
+    job: _Job, held: TablesSummary, throughput: Throughput | None, settings: ExtractionSettings
+) -> JobSummary:
+    """``_finish``, and the end with an error if too many videos were refused."""
+    summary = _finish(job, held, throughput)
+    budget = FailureBudget(held.planned_videos, settings.max_failed_fraction)
+    budget.check(held.failed_videos, summary.failures, job.out)
+    return summary
+
+
+def _finish(job: _Job, held: TablesSummary, throughput: Throughput | None) -> JobSummary:
     out = job.out
-    finish_dataset(out)
-    dataset = open_dataset(out)
     summary = JobSummary(
-        clips=len(dataset),
-        videos=len(dataset.index["video_uri"].unique()),
+        clips=held.clips,
+        videos=held.videos,
         new_clips=throughput.clips if throughput else 0,
-        failures=Counter(dataset.failures["reason"].to_pylist()),
+        failures=Counter(held.failures),
     )
     job.reporter.line(_summary_line(out, summary, throughput))
     if throughput is not None:

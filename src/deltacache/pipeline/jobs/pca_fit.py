@@ -16,11 +16,10 @@ from upath import UPath
 import deltacache
 from deltacache.models.devices import choose_device
 from deltacache.models.pca import CONFIG_FILE, Moments, Pca, load_pca, principal_components, save_pca
-from deltacache.pipeline.datasets.finishing import receipts_sha256
 from deltacache.pipeline.datasets.inspection import describe
-from deltacache.pipeline.datasets.plan import read_plan, shard_tasks
+from deltacache.pipeline.datasets.plan import open_plan
 from deltacache.pipeline.datasets.quantisation import dequantise
-from deltacache.pipeline.datasets.receipts import read_receipt
+from deltacache.pipeline.datasets.receipts import read_receipt, receipts_sha256
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.storage.atomic import readable_errors, replacing_folder
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
@@ -162,7 +161,7 @@ def _opened(root: UPath) -> tuple[DatasetCard, int, list[str]]:
         )
     if not described.finished:
         raise DatasetError(f"{root} is not finished: run extract-features on it again, then fit-pca")
-    return card, described.clips, [task.shard_id for task in shard_tasks(read_plan(root))]
+    return card, described.clips, open_plan(root).shard_ids
 
 
 def _metadata(root: UPath, card: DatasetCard, shards: list[str], clips: int, frames: int) -> dict[str, Any]:

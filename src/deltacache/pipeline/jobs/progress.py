@@ -56,16 +56,14 @@ class JobProgress:
     throughput: Throughput
     lock: DatasetLock
     attempts: Attempts
-    tasks: list[ShardTask]
+    clips: dict[str, int]  # planned, by shard
     failed: set[str] = field(default_factory=set)
     _shown: int = 0
     _ended: int = 0
-    _clips: dict[str, int] = field(default_factory=dict)
     _start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self._clips = {task.shard_id: clips_of([task]) for task in self.tasks}
-        self._total = sum(self._clips.values())
+        self._total = sum(self.clips.values())
         self._tell(0)
 
     def events(self, line: Events) -> Events:
@@ -78,7 +76,7 @@ class JobProgress:
         self.throughput.lost_workers = self.attempts.lost_workers
         self.throughput.split_shards = self.attempts.split_shards
         self.failed.update(result.failed)
-        self._ended += self._clips[result.shard_id]
+        self._ended += self.clips[result.shard_id]
         self._tell(0)
 
     def _started(self, rates: list[float]) -> None:

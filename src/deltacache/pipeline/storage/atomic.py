@@ -78,10 +78,11 @@ def remove(path: AnyPath) -> None:
 
 
 @contextmanager
-def replacing(final: AnyPath) -> Iterator[Path]:
+def replacing(final: AnyPath, *, keep_equal: bool = False) -> Iterator[Path]:
     """Yield a local path to write a file to; it becomes ``final`` when the block ends without error.
 
-    The block must close the file; this syncs it and its folder, or uploads it.
+    The block must close the file; this syncs it and its folder, or uploads it. With ``keep_equal``, a local
+    ``final`` of the same content stays as it is.
     """
     if not is_local(final):
         with spool_folder() as folder:
@@ -91,6 +92,8 @@ def replacing(final: AnyPath) -> Iterator[Path]:
     temporary = temporary_path(final)
     try:
         yield temporary
+        if keep_equal and final.is_file() and filecmp.cmp(temporary, final, shallow=False):
+            return
         sync(temporary)
         temporary.replace(final)
     finally:

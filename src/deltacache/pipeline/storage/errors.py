@@ -5,9 +5,12 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
-from deltacache.pipeline.storage.storage import AnyPath, is_local, read_many
+from upath import UPath
+
+from deltacache.pipeline.storage.storage import AnyPath, fetch, is_local, read_many
 from deltacache.schemas.errors import StorageError
 
 _LIBRARIES = frozenset(
@@ -91,6 +94,22 @@ def read_file(path: AnyPath) -> bytes:
         return next(read_many([path]))
     except Exception as error:
         if is_damage(error) or (is_local(path) and not isinstance(error, PermissionError)):
+            raise
+        with readable_errors(path, "read"):
+            raise
+
+
+def fetch_file(path: UPath, local: Path) -> None:
+    """Copy a file of any size from an object store to a local file.
+
+    Raises:
+        OSError: it is missing.
+        StorageError: the store refuses, or does not answer, or the disk is full.
+    """
+    try:
+        fetch(path, local)
+    except Exception as error:
+        if is_damage(error):
             raise
         with readable_errors(path, "read"):
             raise

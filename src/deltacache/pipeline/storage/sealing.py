@@ -5,23 +5,30 @@ metadata of the footer, computed with its own eight digits as zeros; any reader 
 """
 
 import io
-import mmap
+import os
 import re
-from typing import TypeAlias
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from deltacache.pipeline.storage.errors import read_file
+from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.errors import fetch_file
 from deltacache.pipeline.storage.storage import AnyPath, is_local
 
-Content: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+Content: TypeAlias = bytes | bytearray | memoryview
 PARQUET_KEY = "deltacache.crc32c"
 _ZEROS = b"00000000"
 # In the footer (Thrift's compact protocol): the key, the header of the next field (text), its length, its digits.
 _PARQUET_SEAL = re.compile(re.escape(PARQUET_KEY.encode()) + rb"\x18\x08(?P<digits>[0-9a-f]{8})")
 _FOOTER_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 23
+_ROWS_A_GROUP = 1 << 16
 
 
 def seal_json(body: bytes, field: str) -> bytes:
@@ -47,26 +54,70 @@ def unseal_json(content: bytes, field: str) -> bytes:
     raise ValueError("its checksum does not match")
 
 
-def sealed_parquet(stream: io.BytesIO, writer: pq.ParquetWriter) -> bytes:
-    """Close ``writer``, which writes to ``stream``; the file with its checksum."""
-    writer.add_key_value_metadata({PARQUET_KEY: _ZEROS.decode()})
-    writer.close()
+class SealedTable:
+    """A Parquet file being written from tables as they come: its row groups do not depend on how they came.
+
+    No more than a row group is held, so that memory does not grow with the file.
+
+    Attributes:
+        bytes, seal: size and checksum of the file, once it is written.
+    """
+
+    def __init__(self, sink: Path | io.BytesIO, schema: pa.Schema, *, page_checksums: bool) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(sink, schema, write_page_checksum=page_checksums)
+        self._waiting: list[pa.Table] = []
+        self._rows = self.bytes = 0
+        self.seal = ""
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows."""
+        self._waiting.append(table.cast(self._schema))
+        self._rows += table.num_rows
+        while self._rows >= _ROWS_A_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what waits, and the footer with zeros for a checksum."""
+        if self._rows:
+            self._flush()
+        self._writer.add_key_value_metadata({PARQUET_KEY: _ZEROS.decode()})
+        self._writer.close()
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._waiting)
+        self._writer.write_table(table.slice(0, _ROWS_A_GROUP).combine_chunks())
+        self._waiting = [table.slice(_ROWS_A_GROUP)]
+        self._rows = self._waiting[0].num_rows
+
+
+@contextmanager
+def sealed_table(final: AnyPath, schema: pa.Schema, *, page_checksums: bool = True) -> Iterator[SealedTable]:
+    """Write a sealed Parquet file whole or not at all; one that holds the same already stays untouched."""
+    with replacing(final, keep_equal=True) as path:
+        table = SealedTable(path, schema, page_checksums=page_checksums)
+        try:
+            yield table
+        finally:
+            table.close()
+        with path.open("r+b") as file:
+            start, _ = _seal_in(file)
+            table.seal = f"{_crc_of(file):08x}"
+            file.seek(start)
+            file.write(table.seal.encode())
+            table.bytes = file.seek(0, os.SEEK_END)
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    """``table`` as a sealed Parquet file in memory: equal tables give equal bytes."""
+    stream = io.BytesIO()
+    written = SealedTable(stream, table.schema, page_checksums=False)
+    written.add(table)
+    written.close()
     content = bytearray(stream.getbuffer())
     start, stop = _seal_of(content)
     content[start:stop] = f"{crc32c(content):08x}".encode()
     return bytes(content)
-
-
-def parquet_of(table: pa.Table) -> bytes:
-    """``table`` as a sealed Parquet file of one write: equal tables give equal bytes."""
-    stream = io.BytesIO()
-    return sealed_parquet(stream, _writing(stream, table))
-
-
-def _writing(stream: io.BytesIO, table: pa.Table) -> pq.ParquetWriter:
-    writer = pq.ParquetWriter(stream, table.schema)
-    writer.write_table(table)
-    return writer
 
 
 def check_parquet(content: Content) -> None:
@@ -84,11 +135,15 @@ def check_parquet(content: Content) -> None:
 
 def _seal_of(content: Content) -> tuple[int, int]:
     begin = max(0, len(content) - _FOOTER_BYTES)
-    seals = list(_PARQUET_SEAL.finditer(bytes(memoryview(content)[begin:])))
+    start, stop = _digits_in(bytes(memoryview(content)[begin:]))
+    return begin + start, begin + stop
+
+
+def _digits_in(footer: bytes) -> tuple[int, int]:
+    seals = list(_PARQUET_SEAL.finditer(footer))
     if not seals:
         raise ValueError(f"its footer holds no {PARQUET_KEY}")
-    start, stop = seals[-1].span("digits")
-    return begin + start, begin + stop
+    return seals[-1].span("digits")
 
 
 def read_parquet(content: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -97,32 +152,88 @@ def read_parquet(content: bytes, schema: pa.Schema, columns: list[str] | None = 
     Raises:
         ValueError: a byte of it was changed, or it has other columns than ``schema``.
     """
-    with _opened(content, schema) as file:
-        try:
-            table = file.read(columns)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(str(error)) from error
+    check_parquet(content)
+    return read_columns(_opened(pa.BufferReader(content), schema), schema, columns)
+
+
+def read_columns(file: pq.ParquetFile, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """All rows of an open file, with these columns.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        table = file.read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
     # Reading adds metadata to the fields, with which the table would be written as other bytes.
     return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def open_parquet(path: AnyPath, schema: pa.Schema) -> pq.ParquetFile:
-    """Open a sealed Parquet file for reading bit by bit, once its checksum was compared. Local ones are mapped.
+    """Open a sealed Parquet file for reading bit by bit, once its checksum was compared.
+
+    What is read later is of the very file that was compared, also when another takes its name. One in an object
+    store is fetched, by one request, to a file without a name in the temporary folder.
 
     Raises:
         OSError: it cannot be read.
         ValueError: a byte of it was changed, or it has other columns than ``schema``.
     """
-    if not is_local(path) or path.stat().st_size == 0:
-        return _opened(read_file(path), schema)
-    with path.open("rb") as file:
-        return _opened(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), schema)
+    if is_local(path):
+        file = pa.OSFile(str(path))
+    else:
+        descriptor, name = tempfile.mkstemp(prefix="deltacache-")
+        os.close(descriptor)
+        try:
+            fetch_file(path, Path(name))
+            file = pa.OSFile(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    start, stop = _seal_in(file)
+    file.seek(start)
+    if file.read(stop - start) != f"{_crc_of(file):08x}".encode():
+        raise ValueError("its checksum does not match")
+    return _opened(file, schema)
 
 
-def _opened(content: bytes | mmap.mmap, schema: pa.Schema) -> pq.ParquetFile:
-    check_parquet(content)
+def seal_of(file: pq.ParquetFile) -> str:
+    """The checksum in the footer of an open file: equal for equal files, and hardly ever for others."""
+    return (file.metadata.metadata or {})[PARQUET_KEY.encode()].decode()
+
+
+def _seal_in(file: BinaryIO | pa.NativeFile) -> tuple[int, int]:
+    """Where in a file its digits lie."""
+    begin = max(0, file.seek(0, os.SEEK_END) - _FOOTER_BYTES)
+    file.seek(begin)
+    start, stop = _digits_in(file.read())
+    return begin + start, begin + stop
+
+
+def _crc_of(file: BinaryIO | pa.NativeFile) -> int:
+    """CRC-32C of a file as it would be with zeros for digits, read in pieces."""
+    start, stop = _seal_in(file)
+    file.seek(0)
+    crc = _crc_of_next(file, start, 0)
+    file.seek(stop)
+    return _crc_of_next(file, None, crc32c(_ZEROS, crc))
+
+
+def _crc_of_next(file: BinaryIO | pa.NativeFile, count: int | None, crc: int) -> int:
+    left = count
+    while left is None or left:
+        chunk = file.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES))
+        if not chunk:
+            break
+        crc = crc32c(chunk, crc)
+        left = None if left is None else left - len(chunk)
+    return crc
+
+
+def _opened(source: pa.NativeFile, schema: pa.Schema) -> pq.ParquetFile:
+    source.seek(0)
     try:
-        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
+        file = pq.ParquetFile(source)
         held = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error

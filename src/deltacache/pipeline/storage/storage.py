@@ -93,8 +93,8 @@ def read_many(paths: Iterable[AnyPath]) -> Iterator[bytes]:
             continue
         fs: Any = first.fs
         names = [path.path for path in batch if not is_local(path)]
-        # cat() would take [ and * for patterns
-        contents = fs.cat_ranges(names, None, None, on_error="return")
+        # cat() would take [ and * for patterns; without a beginning, s3fs asks for the size first
+        contents = fs.cat_ranges(names, 0, None, on_error="return")
         for name, content in zip(names, contents, strict=True):
             yield content if isinstance(content, bytes) else retried(fs.cat_file, name)
 
@@ -126,6 +126,15 @@ def put(path: UPath, content: bytes, *, exclusive: bool = False) -> None:
     """
     mode = {"mode": "create"} if exclusive else {}
     retried(path.fs.pipe_file, path.path, content, **mode)
+
+
+def fetch(path: UPath, file: Path) -> None:
+    """Copy an object to a local file, by one request.
+
+    Raises:
+        OSError: it is not there.
+    """
+    retried(path.fs.get_file, path.path, str(file))
 
 
 def upload(file: Path, path: UPath) -> None:

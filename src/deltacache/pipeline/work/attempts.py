@@ -12,7 +12,7 @@ videos that fail alone are known. They become failures, and the shard is committ
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -59,12 +59,13 @@ class _Split:
 class Attempts:
     """The queue of a job. Take work with ``next``; say how it ended with ``done`` or ``failed``."""
 
-    def __init__(self, tasks: Iterable[ShardTask], kind: Kind = Kind.COMMIT) -> None:
-        self._first_kind = kind
-        self._queue = deque(Work(kind, task) for task in tasks)
+    def __init__(self, tasks: Collection[ShardTask], kind: Kind = Kind.COMMIT) -> None:
+        self.kind = kind
+        self._queue: deque[Work] = deque()  # before the rest of the tasks, which are taken one by one
+        self._rest = iter(tasks)
         self._tries: dict[tuple[str, ...], int] = {}
         self._splits: dict[str, _Split] = {}
-        self._open = len(self._queue)
+        self._open = len(tasks)
         self._blaming = 0  # shards in a row in which somebody was blamed
         self.lost_workers = 0
         self.split_shards = 0
@@ -76,7 +77,10 @@ class Attempts:
 
     def next(self) -> Work | None:
         """The next work, or None when all that is left is being worked on."""
-        return self._queue.popleft() if self._queue else None
+        if self._queue:
+            return self._queue.popleft()
+        task = next(self._rest, None)
+        return None if task is None else Work(self.kind, task)
 
     def done(self, work: Work) -> None:
         """``work`` ended well."""
@@ -153,4 +157,4 @@ class Attempts:
                 f"hardly theirs: {next(iter(split.culprits.values()))}"
             )
         self._tries = {key: count for key, count in self._tries.items() if key[1] != shard_id}
-        self._queue.appendleft(Work(self._first_kind, split.task, tuple(split.culprits.items())))
+        self._queue.appendleft(Work(self.kind, split.task, tuple(split.culprits.items())))
