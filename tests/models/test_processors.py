@@ -10,6 +10,7 @@ import transformers
 
 from deltacache.models.backbone import load_backbone
 from deltacache.models.backbones.normalisation import read_normalisation
+from deltacache.models.costs.backbones import encoder_on
 from deltacache.schemas.errors import CheckpointError
 from drawn_encoders import FAMILIES, frames
 
@@ -124,6 +125,8 @@ def test_timm_and_quantised_backbones_are_refused_with_what_to_take(tmp_path: Pa
         CheckpointError, match=r"a model of timm \(vit_base_patch16_224\).*: take the same encoder"
     ):
         load_backbone(str(tmp_path))
+    with pytest.raises(CheckpointError, match="a model of timm"):
+        encoder_on("meta", str(tmp_path))
     # a model that transformers builds with a package that is not here
     path.write_text(
         json.dumps({**config, "model_type": "detr", "use_timm_backbone": True, "backbone": "resnet50"})

@@ -64,17 +64,11 @@ def read_encoder(folder: Path, source: str) -> nn.Module:
 
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with quiet_transformers(), _readable_json(folder) as readable:
-            _refuse_foreign(readable, source)
+        with readable_folder(folder, source) as readable:
             config = AutoConfig.from_pretrained(readable, **local)
             model, report = AutoModel.from_pretrained(
                 readable, config=config, dtype=torch.float32, output_loading_info=True, **local
             )
-    except ImportError as error:
-        raise CheckpointError(
-            f"backbone {source!r} needs a package that is not installed: {' '.join(str(error).split())} Or take a "
-            "vision transformer that needs none, such as facebook/dinov3-vitb16-pretrain-lvd1689m"
-        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"backbone {source!r} cannot be read: {error}. It must hold config.json and model.safetensors of a "
@@ -86,7 +80,25 @@ def read_encoder(folder: Path, source: str) -> nn.Module:
 
 
 @contextmanager
-def _readable_json(folder: Path) -> Iterator[Path]:
+def readable_folder(folder: Path, source: str) -> Iterator[Path]:
+    """Where transformers can read the encoder of ``folder`` inside the context.
+
+    Raises:
+        CheckpointError: a format that is not read, or one that needs a package which is not installed.
+    """
+    try:
+        with quiet_transformers(), _without_marks(folder) as readable:
+            _refuse_foreign(readable, source)
+            yield readable
+    except ImportError as error:
+        raise CheckpointError(
+            f"backbone {source!r} needs a package that is not installed: {' '.join(str(error).split())} Or take a "
+            "vision transformer that needs none, such as facebook/dinov3-vitb16-pretrain-lvd1689m"
+        ) from error
+
+
+@contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
     """``folder``, or one of links to it whose JSON files are plain UTF-8: transformers refuses byte-order marks."""
     marked = [path for path in folder.glob("*.json") if path.read_bytes()[:2] in _MARKS]
     if not marked:

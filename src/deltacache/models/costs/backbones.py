@@ -8,7 +8,7 @@ import torch
 
 from deltacache.models.backbones.convention import InputConvention
 from deltacache.models.backbones.inputs import convention_of
-from deltacache.models.backbones.reading import quiet_transformers
+from deltacache.models.backbones.reading import quiet_transformers, readable_folder
 from deltacache.models.backbones.tiny import tiny_encoder
 from deltacache.schemas.errors import CheckpointError, DeltacacheError
 
@@ -59,7 +59,8 @@ def _config(source: str) -> "PretrainedConfig":
     if source == "tiny":
         return tiny_encoder().config
     if (Path(source).expanduser() / "config.json").is_file():
-        return AutoConfig.from_pretrained(Path(source).expanduser(), local_files_only=True)
+        with readable_folder(Path(source).expanduser(), source) as folder:
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
     name = short_name(source)
     if name in _DINOV3:
         hidden_size, blocks, heads, width, gated = _DINOV3[name]
