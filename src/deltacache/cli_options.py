@@ -105,8 +105,8 @@ class Query(StrEnum):
 SourceArg = Annotated[
     str,
     typer.Argument(
-        help="Folder (searched recursively), glob, or text/CSV/Parquet list of videos, zip archives of frames and "
-        "tars of videos; here or on s3://, gs://."
+        help="Folder (searched recursively), glob, or list (text, CSV, JSON, Parquet) of videos, zip archives of "
+        "frames and tars of videos; here or on s3://, gs://."
     ),
 ]
 OutArg = Annotated[Path, typer.Argument(help="Output folder; an unfinished one is continued.")]
@@ -153,7 +153,15 @@ ChangedOpt = Annotated[
 ]
 ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
 SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
-ExcludeOpt = Annotated[Path | None, typer.Option(help="Text file of videos to leave out, one a line.")]
+ColumnOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a list that names the videos, by name or number. [default: by usual names and by what exists]"
+    ),
+]
+ExcludeOpt = Annotated[
+    Path | None, typer.Option(help="Text file of videos to leave out: an id, uri, name or path a line.")
+]
 FailedOpt = Annotated[
     float, typer.Option(min=0, max=1, help="Stop with exit code 1 when more of the videos are refused.")
 ]

@@ -77,6 +77,7 @@ def extraction_settings(flags: dict[str, Any]) -> Any:
             precision=flags["precision"].value,
             videos_per_shard=flags["videos_per_shard"],
             exclude_list=flags["exclude_list"],
+            column=flags["column"],
             max_failed_fraction=flags["max_failed_fraction"],
             retry_failed=flags["retry_failed"],
             changed_videos=flags["changed_videos"].value,

@@ -34,6 +34,10 @@ class ExtractionSettings(Frozen):
     """From videos to patch tokens."""
 
     source: str
+    column: str | None = Field(
+        default=None,
+        description="of a list of videos, by name or number; None: chosen by name and by what exists",
+    )
     backbone: str = DEFAULT_BACKBONE
     layers: Layers = Field(
         default=None, description="blocks whose outputs are joined; None: the last hidden state"

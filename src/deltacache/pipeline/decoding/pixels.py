@@ -66,6 +66,8 @@ def _extraction_of(root: Path | UPath) -> ExtractionSettings | None:
 
 def _paths(settings: ExtractionSettings) -> dict[str, str]:
     try:
-        return {video.video_uri: str(video.path) for video in find_videos(settings.source, None)}
+        return {
+            video.video_uri: str(video.path) for video in find_videos(settings.source, None, settings.column)
+        }
     except DeltacacheError:
         return {}  # the folder is gone

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
 from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
-from deltacache.pipeline.inputs.lists import read_list
+from deltacache.pipeline.inputs.lists import Tell, read_list
 from deltacache.pipeline.inputs.locations import PlainFile
 from deltacache.pipeline.inputs.video_names import frame_seconds
 from deltacache.pipeline.storage.remote_files import filesystem_of, is_remote
@@ -18,15 +18,15 @@ _INSIDE = re.compile(r"(?P<archive>.+?\.(?:zip|tar))/(?P<inner>.+)", re.IGNORECA
 _FEW = 4  # names under one prefix that are asked for one by one instead of listing the prefix
 
 
-def listed_videos(place: str) -> list[VideoSource]:
-    """The videos of the list at ``place``, in its order.
+def listed_videos(place: str, column: str | None = None, tell: Tell | None = None) -> list[VideoSource]:
+    """The videos of the list at ``place``, in its order; for ``column`` and ``tell`` see ``read_list``.
 
     Raises:
         DeltacacheError: the list cannot be read, or nothing that it names exists.
     """
     base = place.rpartition("/")[0]
     folders: dict[str, list[str]] = {}  # entries by the folder that they are in
-    for entry in read_list(place):
+    for entry in read_list(place, column, tell):
         folders.setdefault(_split(entry, base)[0], []).append(entry)
     videos = [video for parent, entries in folders.items() for video in _in_folder(parent, entries, base)]
     if not any(video.version for video in videos):

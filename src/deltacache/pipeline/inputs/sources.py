@@ -14,7 +14,7 @@ from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFolder, folder_at, local_folders, remote_folders
 from deltacache.pipeline.inputs.found_videos import VideoSource, source_of, videos_of, videos_of_archives
 from deltacache.pipeline.inputs.listed_videos import listed_videos
-from deltacache.pipeline.inputs.lists import LIST_SUFFIXES
+from deltacache.pipeline.inputs.lists import LIST_SUFFIXES, Tell
 from deltacache.pipeline.inputs.locations import PlainFile
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
@@ -25,22 +25,29 @@ from deltacache.pipeline.inputs.video_names import (
 )
 from deltacache.pipeline.storage.remote_files import client_errors, explain, filesystem_of, is_remote, retried
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.texts import decoded
 
 __all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "frame_seconds", "video_id_of"]
 
 
-def find_videos(source: str, exclude_list: Path | UPath | None) -> list[VideoSource]:
+def find_videos(
+    source: str, exclude_list: Path | UPath | None, column: str | None = None, tell: Tell | None = None
+) -> list[VideoSource]:
     """All videos of ``source``, sorted by uri, without the excluded ones.
 
-    ``source`` is a folder (searched recursively), a glob, a text, CSV or Parquet list, one video or archive, on
-    a local disk or an object store.
+    ``source`` is a folder (searched recursively), a glob, a list (text, CSV, JSON or Parquet), one video or archive,
+    on a local disk or an object store.
+
+    Args:
+        column: of a list, by name or number; None: chosen as ``lists.read_list`` says.
+        tell: is given lines about what was chosen and what was left out.
 
     Raises:
         DeltacacheError: it does not exist or holds no video, or every video is excluded.
     """
-    videos = sorted(_unique(_find(source)), key=lambda video: video.video_uri)
-    excluded = set() if exclude_list is None else _read_exclude_list(exclude_list)
-    kept = [video for video in videos if not _names_of(video) & excluded] if excluded else videos
+    found = _find(source, column, tell)
+    videos = sorted(_unique(found), key=lambda video: video.video_uri)
+    kept = videos if exclude_list is None else _without_excluded(videos, source, exclude_list, tell)
     if videos and not kept:
         raise DeltacacheError(
             f"{exclude_list} excludes all {len(videos)} videos of {source}: at least one must be left"
@@ -52,11 +59,11 @@ def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
     return list({video.video_uri: video for video in videos}.values())
 
 
-def _find(source: str) -> Iterable[VideoSource]:
+def _find(source: str, column: str | None, tell: Tell | None) -> Iterable[VideoSource]:
     if not is_remote(source):
-        return _find_local(source)
+        return _find_local(source, column, tell)
     try:
-        return retried(lambda: _find_remote(source))
+        return retried(lambda: _find_remote(source, column, tell))
     except client_errors() as error:
         raise DeltacacheError(
             f"{source} cannot be listed ({explain(error)}): check the address, the credentials and that the bucket "
@@ -66,18 +73,18 @@ def _find(source: str) -> Iterable[VideoSource]:
         raise DeltacacheError(f"{source} cannot be opened: {error}") from error
 
 
-def _find_local(source: str) -> list[VideoSource]:
+def _find_local(source: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
     place = os.path.abspath(source)  # noqa: PTH100 - other machines have other working folders; links stay
     if os.path.isdir(place):  # noqa: PTH112
         return _searched(source, local_folders(place, "", set()))
     if os.path.isfile(place):  # noqa: PTH113
-        return _named(source, place)
+        return _named(source, place, column, tell)
     if glob.has_magic(source):
         return _matched(source, _local_matches(place))
     raise _not_there(source)
 
 
-def _find_remote(source: str) -> list[VideoSource]:
+def _find_remote(source: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
     fs, path = filesystem_of(source)
     fs.invalidate_cache()
     try:
@@ -87,7 +94,7 @@ def _find_remote(source: str) -> list[VideoSource]:
             raise _not_there(source) from None
         return _matched(source, _remote_matches(path, source))
     if is_file:
-        return _named(source, source)
+        return _named(source, source, column, tell)
     return _searched(source, remote_folders(fs, path, fs.find(path, detail=True)))
 
 
@@ -106,12 +113,12 @@ def _searched(source: str, folders: Iterable[ListedFolder]) -> list[VideoSource]
     return videos
 
 
-def _named(source: str, place: str) -> list[VideoSource]:
+def _named(source: str, place: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
     """One file: a video, an archive or a list."""
     parent, _, name = place.rpartition("/")
     suffix = suffix_of(name)
     if suffix in LIST_SUFFIXES:
-        return listed_videos(place)
+        return listed_videos(place, column, tell)
     folder = folder_at(parent, "", {name} if is_video(name) else None)
     if is_video(name):
         return [source_of(name, PlainFile(place), folder.files[name])]
@@ -183,16 +190,56 @@ def _base_of(pattern: str) -> str:
     return "/".join(parts[:magic]) or "/"
 
 
-def _read_exclude_list(path: Path | UPath) -> set[str]:
+def _without_excluded(
+    videos: list[VideoSource], source: str, exclude_list: Path | UPath, tell: Tell | None
+) -> list[VideoSource]:
+    """The videos that no line of the list names: by id, uri, file name, stem or path.
+
+    A path that is no uri is taken as it stands, then from the working directory, then from the list's folder. Lines
+    that name nothing are counted and shown.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.strip() for line in decoded(exclude_list.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DeltacacheError(
-            f"exclude list {path} cannot be read ({error}): it must be UTF-8 text with an id, stem or uri a line"
+            f"exclude list {exclude_list} cannot be read ({error}): it must be text in UTF-8, or UTF-16 with a "
+            "byte-order mark, with an id, stem, uri or path a line"
         ) from error
-    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    named: dict[str, list[int]] = {}  # places of videos by all that they are called
+    bases = _bases_of(source)
+    for place, video in enumerate(videos):
+        uri = PurePosixPath(video.video_uri)
+        names = {video.video_id, video.video_uri, str(uri), uri.name, uri.stem, video.path}
+        for name in names | {f"{base}/{uri}" for base in bases}:
+            named.setdefault(name, []).append(place)
+    here = [Path.cwd(), Path(str(exclude_list)).absolute().parent]
+    excluded, unknown = set[int](), list[str]()
+    for line in dict.fromkeys(line for line in lines if line and not line.startswith("#")):
+        ways = [line, line.rstrip("/")]
+        if not is_remote(line):
+            path = os.path.normpath(line.replace("\\", "/"))
+            ways += [path, *(os.path.normpath(folder / path) for folder in here), os.path.realpath(path)]
+        known = next((named[way] for way in ways if way in named), [])
+        excluded.update(known)
+        unknown += [] if known else [line]
+    if tell is not None and (unknown or excluded):
+        names = f": {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}" if unknown else ""
+        tell(
+            f"{exclude_list}: leaves out {len(excluded)} of {len(videos)} videos; {len(unknown)} of its entries name "
+            f"none{names}"
+        )
+    return [video for place, video in enumerate(videos) if place not in excluded]
 
 
-def _names_of(video: VideoSource) -> set[str]:
-    uri = PurePosixPath(video.video_uri)
-    return {video.video_id, video.video_uri, uri.name, uri.stem}
+def _bases_of(source: str) -> set[str]:
+    """What the uris of a source's videos are relative to, as it is written and with its links followed."""
+    if is_remote(source):
+        base = _base_of(source) if glob.has_magic(source) else source.rstrip("/")
+        is_file = any(suffix_of(base) in suffixes for suffixes in (VIDEO_SUFFIXES, LIST_SUFFIXES))
+        return {base.rpartition("/")[0] if is_file or looks_like_archive(base) else base}
+    place = os.path.abspath(source)  # noqa: PTH100
+    if os.path.isfile(place):  # noqa: PTH113
+        place = os.path.dirname(place)  # noqa: PTH120
+    elif not os.path.isdir(place):  # noqa: PTH112
+        place = _base_of(place)
+    return {place.rstrip("/"), os.path.realpath(place).rstrip("/")}

@@ -10,6 +10,7 @@ VIDEO_SUFFIXES = frozenset({
     ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 })
 # fmt: on
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif"})
 _FRAME = re.compile(
     r".*_(?P<seconds>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE | re.DOTALL
 )

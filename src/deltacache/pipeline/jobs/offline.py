@@ -236,7 +236,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     settings, out = work.settings, job.out
     job.reporter.line(f"looking for videos in {settings.source}")
-    sources = find_videos(settings.source, settings.exclude_list)
+    sources = find_videos(settings.source, settings.exclude_list, settings.column, job.reporter.line)
     prepare_dataset(out, work.card, work.black)
     plan = open_plan(out)
     held = finished_summary(out, plan)

@@ -54,7 +54,8 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
 
     A few videos, spread over the source, are decoded and the encoder is tried, where the job would run.
     """
-    sources = find_videos(settings.source, settings.exclude_list)
+    notes = list[str]()
+    sources = find_videos(settings.source, settings.exclude_list, settings.column, notes.append)
     card = _card(settings)
     shape, clips = token_shape(card), len(sources) * settings.views
     width = 1 if card.dtype == "int8" else 2
@@ -62,7 +63,7 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
     shards = -(-len(sources) // settings.videos_per_shard)
     estimate, sampled = _try(settings, card, sources)
     size = sum(source.size_bytes for source in sources)
-    return (
+    return "".join(f"{note}\n" for note in notes) + (
         f"{settings.source}: {len(sources)} videos ({size / 1e9:.2f} GB)\n"
         f"{dataset_root(out)}: would hold {clips} clips of {shape[0]} x {shape[1]} x {shape[2]} {card.dtype} in at "
         f"least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB\n"

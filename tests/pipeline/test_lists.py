@@ -1,0 +1,222 @@
+"""Lists of videos as people have them: which column is taken, what is said of it, what leaves videos out."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltacache.pipeline.inputs.sources import find_videos
+from deltacache.schemas.errors import DeltacacheError
+
+NAMES = ("b c.mp4", "sub/a.mp4", "x,y.mp4")
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for name in (*NAMES, "flat.avi", "run/f_0.jpg", "run/f_1.jpg", "other/flat.mp4", "Train/z.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"v")
+    (tmp_path / "thumb.jpg").write_bytes(b"t")
+    return tmp_path
+
+
+def uris(source: Path, column: str | None = None, notes: list[str] | None = None) -> list[str]:
+    return [
+        video.video_uri
+        for video in find_videos(str(source), None, column, None if notes is None else notes.append)
+    ]
+
+
+LISTS = {  # name, text, column that is taken
+    "own header": ("l.csv", "video_path,label\nsub/a.mp4,3\nb c.mp4,1\n", "column 'video_path'"),
+    "filename": ("l.csv", "label,filename\n3,sub/a.mp4\n1,b c.mp4\n", "column 'filename'"),
+    "an index column, as pandas writes it": ("l.csv", ",label,video\n0,3,sub/a.mp4\n1,1,b c.mp4\n", "column 'video'"),
+    "a header nobody knows": ("l.csv", "klasse,datei\n3,sub/a.mp4\n1,b c.mp4\n", "column 'datei'"),
+    "no header, label first": ("l.csv", "3,sub/a.mp4\n1,b c.mp4\n", "column 2"),
+    "semicolons": ("l.csv", "Filename;Label\nsub/a.mp4;3\nb c.mp4;1\n", "column 'Filename'"),
+    "tabs in a csv": ("l.csv", "path\tlabel\nsub/a.mp4\t3\nb c.mp4\t1\n", "column 'path'"),
+    "bars": ("l.txt", "sub/a.mp4|3\nb c.mp4|1\n", "column 1"),
+    "commas in a txt": ("l.txt", "path,label\nsub/a.mp4,3\nb c.mp4,1\n", "column 'path'"),
+    "quotes": ("l.csv", 'label,path\n3,"sub/a.mp4"\n1,"b c.mp4"\n', "column 'path'"),
+    "path label": ("l.txt", "sub/a.mp4 3\nb c.mp4 1\n", "the line without its last 1 words"),
+    "path label in a csv": ("l.csv", "sub/a.mp4 3\nb c.mp4 1\n", "the line without its last 1 words"),
+    "path start label": ("l.txt", "sub/a.mp4 0 3\nb c.mp4 7 1\n", "the line without its last 2 words"),
+    "a usual name whose entries are not there": (
+        "l.csv", "path,local\n/old/disk/a.mp4,sub/a.mp4\n/old/disk/b.mp4,b c.mp4\n", "column 'local'",
+    ),
+    "thumbnails are no videos": ("l.csv", "picture,v\nthumb.jpg,sub/a.mp4\nthumb.jpg,b c.mp4\n", "column 'v'"),
+    "UTF-16": ("l.csv", "label,filename\n3,sub/a.mp4\n1,b c.mp4\n", "column 'filename'"),
+    "JSON lines": (
+        "l.jsonl", '{"label": 3, "video": "sub/a.mp4"}\n{"label": 1, "video": "b c.mp4"}\n', "column 'video'",
+    ),
+    "JSON lines of paths and bytes": (
+        "l.jsonl", '{"video": {"path": "sub/a.mp4", "bytes": null}, "n": 1}\n{"video": {"path": "b c.mp4"}, "n": 2}\n',
+        "column 'video'",
+    ),
+    "a JSON array": ("l.json", '[{"file": "sub/a.mp4", "n": 1}, {"file": "b c.mp4", "n": 2}]', "column 'file'"),
+    "names without suffix": ("l.json", '[{"id": "a", "label": "x"}, {"id": "b c", "label": "y"}]', "column 'id'"),
+    "ids as keys": ("l.json", '{"a": {"label": "x"}, "b c": {"label": "y"}}', "column 'id'"),
+    "a list within": ("l.json", '{"date": "1", "videos": [{"video_uid": "a"}, {"video_uid": "b c"}]}', "column"),
+    "urls of what is here": (
+        "l.csv", "videoid,contentUrl,page_dir\na,https://x.invalid/1.mp4,1\nb c,https://x.invalid/2.mp4,2\n",
+        "column 'videoid'",
+    ),
+    "paths of Windows": ("l.csv", "path,label\nsub\\a.mp4,3\n.\\b c.mp4,1\n", "column 'path'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_the_column_that_names_videos_is_found_and_said(case: str, videos: Path) -> None:
+    name, text, column = LISTS[case]
+    (videos / name).write_text(text, encoding="utf-16" if case == "UTF-16" else "utf-8-sig")
+    notes = list[str]()
+    assert [Path(uri).as_posix() for uri in uris(videos / name, notes=notes)] == ["b c.mp4", "sub/a.mp4"]
+    assert len(notes) == 1
+    assert f"2 entries of {column}" in notes[0]
+
+
+def test_a_plain_list_is_read_line_by_line(videos: Path) -> None:
+    notes = list[str]()
+    (videos / "l.txt").write_text("x,y.mp4\nb c.mp4\ngone 1.mp4\nrun\n", encoding="utf-8-sig")
+    assert uris(videos / "l.txt", notes=notes) == ["b c.mp4", "gone 1.mp4", "run", "x,y.mp4"]
+    (videos / "l.csv").write_text("x,y.mp4\nb c.mp4\n")
+    assert uris(videos / "l.csv") == ["b c.mp4", "x,y.mp4"]
+    (videos / "l.txt").write_text("run 2 0\n")  # frames, their number, a label
+    assert uris(videos / "l.txt") == ["run"]
+
+
+def test_a_file_elsewhere_does_not_stand_in_for_a_missing_one(videos: Path) -> None:
+    """Names are looked for below the list's folder, folders that an entry names are its own."""
+    (videos / "l.txt").write_text("Test/z.mp4\n")
+    with pytest.raises(DeltacacheError, match=r"none of the 1 videos"):
+        uris(videos / "l.txt")
+    (videos / "l.txt").write_text("a.mp4 1\nz.avi 2\nnone.mp4 1\n")
+    assert uris(videos / "l.txt") == ["Train/z.mp4", "none.mp4", "sub/a.mp4"]
+    (videos / "l.txt").write_text("flat\n")  # there are two
+    with pytest.raises(DeltacacheError, match=r"none of the 1 videos"):
+        uris(videos / "l.txt")
+
+
+def test_a_column_can_be_forced(videos: Path) -> None:
+    (videos / "l.csv").write_text("path,second\nsub/a.mp4,b c.mp4\n")
+    assert uris(videos / "l.csv") == ["sub/a.mp4"]
+    for column in ("second", "Second"):
+        assert uris(videos / "l.csv", column) == ["b c.mp4"]
+    with pytest.raises(DeltacacheError, match=r"no column 'third': give --column one of path, second"):
+        uris(videos / "l.csv", "third")
+    (videos / "l.csv").write_text("sub/a.mp4;b c.mp4\n")
+    assert uris(videos / "l.csv", "2") == ["b c.mp4"]
+    (videos / "l.csv").write_text("video_uri,path\nsub/a.mp4,b c.mp4\n")
+    assert uris(videos / "l.csv") == ["sub/a.mp4"]
+    assert uris(videos / "l.csv", "path") == ["b c.mp4"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "dictionary",
+        "large",
+        "view",
+        "dictionary of large",
+        "struct",
+        "struct of large",
+        "struct of path alone",
+    ],
+)
+def test_strings_of_parquet_of_any_kind(kind: str, videos: Path) -> None:
+    paths = ["sub/a.mp4", "b c.mp4"]
+    strings = pa.large_string() if "large" in kind else pa.string_view() if kind == "view" else pa.string()
+    column = pa.array(paths, strings)
+    if "dictionary" in kind:
+        column = column.dictionary_encode()
+    if "struct" in kind:
+        held = {"bytes": pa.nulls(2, pa.binary()), "path": column}
+        held = {"path": column} if "alone" in kind else held
+        column = pa.StructArray.from_arrays(list(held.values()), list(held))
+    pq.write_table(pa.table({"n": [1, 2], "caption": ["x", "y"], "video": column}), videos / "l.parquet")
+    notes = list[str]()
+    assert uris(videos / "l.parquet", notes=notes) == ["b c.mp4", "sub/a.mp4"]
+    assert "2 entries of column 'video'" in notes[0]
+    with pytest.raises(DeltacacheError, match="column n holds int64, must be strings"):
+        uris(videos / "l.parquet", "n")
+
+
+@pytest.mark.parametrize("layout", ["{label}/", "", "train/{label}/", "{label_}/"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path: Path) -> None:
+    rows = [("eating cake", "-a_b", 3, 13), ("eating cake", "gone", 0, 10), ("yoga", "cc", 1000, 1010)]
+    names = []
+    for label, video, start, end in rows:
+        folder = layout.format(label=label, label_=label.replace(" ", "_"))
+        names.append(f"{folder}{video}_{start:06d}_{end:06d}.mp4")
+        if video != "gone":
+            (tmp_path / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / names[-1]).write_bytes(b"v")
+    table = [
+        {"label": label, "youtube_id": video, "time_start": start, "time_end": end, "split": "train"}
+        for label, video, start, end in rows
+    ]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / "l.parquet")
+    elif suffix == "json":
+        (tmp_path / "l.json").write_text(json.dumps(table))
+    else:
+        lines = [",".join(map(str, row.values())) for row in table]
+        (tmp_path / "l.csv").write_text("\n".join([",".join(table[0]), *lines]))
+    notes = list[str]()
+    assert uris(tmp_path / f"l.{suffix}", notes=notes) == sorted(names)
+    assert "3 entries of column 'youtube_id_time_start_time_end', which name files below" in notes[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le with a mark"])
+def test_byte_order_marks_of_exclude_lists_and_lists(encoding: str, videos: Path) -> None:
+    mark, encoding = ("\ufeff", "utf-16-le") if encoding.endswith("mark") else ("", encoding)
+    (videos / "l.txt").write_text(f"{mark}sub/a.mp4\nb c.mp4\n", encoding=encoding)
+    (videos / "out.txt").write_text(f"{mark}sub/a.mp4\n", encoding=encoding)
+    assert uris(videos / "l.txt") == ["b c.mp4", "sub/a.mp4"]
+    assert [video.video_uri for video in find_videos(str(videos / "l.txt"), videos / "out.txt")] == [
+        "b c.mp4"
+    ]
+
+
+@pytest.mark.parametrize("source", ["", "*/*.mp4", "l.txt", "link"])
+def test_whatever_path_names_a_video_leaves_it_out(
+    source: str, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (videos / "l.txt").write_text("sub/a.mp4\nother/flat.mp4\n")
+    (videos.parent / "lists").mkdir(exist_ok=True)
+    link = videos.parent / "lists" / "link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(videos)
+    monkeypatch.chdir(videos.parent)
+    place = str(link if source == "link" else videos / source)
+    all_of_it = {video.video_uri for video in find_videos(place, None)}
+    ways = [
+        "./sub/a.mp4",
+        "sub/../sub/a.mp4",
+        str(videos / "sub/a.mp4"),
+        str(link / "sub/a.mp4"),
+        "sub\\a.mp4",
+    ]
+    for way in [*ways, f"{videos.name}/sub/a.mp4"]:  # the last from the working directory
+        (videos / "out.txt").write_text(f"{way}\nnobody\n")
+        notes = list[str]()
+        kept = {each.video_uri for each in find_videos(place, videos / "out.txt", None, notes.append)}
+        assert kept == all_of_it - {"sub/a.mp4"}, way
+        assert f"leaves out 1 of {len(all_of_it)} videos; 1 of its entries name none: nobody" in notes[-1]
+
+
+def test_what_a_list_may_not_be(videos: Path) -> None:
+    refused = {
+        "l.json": ('{"a": 1', "cannot be read as a list"),
+        "m.json": ('"text"', "holds no list"),
+        "n.jsonl": ('{"a": "b"}\n{', "cannot be read as a list"),
+        "o.csv": ("path,label\n", "names no video"),
+        "p.txt": ("\n", "names no video"),
+    }
+    for name, (text, message) in refused.items():
+        (videos / name).write_text(text)
+        with pytest.raises(DeltacacheError, match=message):
+            uris(videos / name)
