@@ -1,5 +1,9 @@
 """Videos inside archives: found, read, and never trusted."""
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import random
 import struct
@@ -7,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from archive_maker import tar_bytes, write_cut, write_spanned, zip_bytes
 
@@ -293,3 +298,59 @@ def test_a_replaced_archive_is_read_anew(tmp_path: Path) -> None:
     assert after.path == before.path
     assert content(after, tmp_path / "spool") == {"video.mp4": b"new"}
     archives.open_zips.close()
+
+
+def test_backslashes_of_windows_part_folders(tmp_path: Path) -> None:
+    """Two folders of frames were one video with interleaved frames."""
+    frames = {f"{run}\\cam\\f_{n}.5.jpg": f"{run}{n}".encode() for run in ("a", "b") for n in range(3)}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in {"a\\": b"", **frames, "clips\\v.mp4": VIDEO}.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = info.orig_filename = name
+            info.create_system = 0
+            archive.writestr(info, data)
+    (tmp_path / "w.zip").write_bytes(buffer.getvalue())
+    videos = by_uri(tmp_path)
+    assert {uri: video.size_bytes for uri, video in videos.items()} == {
+        "w.zip/a/cam": 6, "w.zip/b/cam": 6, "w.zip/clips/v.mp4": 5000,
+    }  # fmt: skip
+    assert sorted(content(videos["w.zip/a/cam"], tmp_path / "spool").values()) == [b"a0", b"a1", b"a2"]
+    assert list(content(videos["w.zip/clips/v.mp4"], tmp_path / "spool").values()) == [VIDEO]
+
+
+def test_a_backslash_in_a_name_of_unix_stays(tmp_path: Path) -> None:
+    (tmp_path / "u.zip").write_bytes(zip_bytes({"a/b.mp4": b"1", "a\\b.mp4": b"2", "c\\d.mp4": b"3"}))
+    assert set(by_uri(tmp_path)) == {"u.zip/a/b.mp4", "u.zip/a\\b.mp4", "u.zip/c\\d.mp4"}
+
+
+@pytest.mark.parametrize("name", ["k.tar.gz", "k.tgz", "k.tar.bz2", "k.tar.xz", "k.tar.zst", "k.tar"])
+def test_compressed_tars_of_videos_are_counted(name: str, tmp_path: Path) -> None:
+    """Kinetics ships as .tar.gz, which was passed over; such a file named .tar was called damaged."""
+    pack = {
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    }
+    packed = pack.get(name.rpartition(".")[2], gzip.compress)
+    (tmp_path / name).write_bytes(packed(tar_bytes({"readme.txt": b"x", "class/v.mp4": VIDEO})))
+    (tmp_path / f"annotations-{name}").write_bytes(packed(tar_bytes({"train.csv": b"x"})))
+    (tmp_path / "a.mp4").write_bytes(b"v")
+    videos = by_uri(tmp_path)
+    assert set(videos) == {name, "a.mp4"}
+    refused = refusal(videos[name], tmp_path / "spool")
+    assert refused.reason is FailureReason.COMPRESSED_ARCHIVE
+    assert "can only be read from its beginning: unpack it first" in refused.message
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    assert refusal(by_uri(tmp_path)[name], tmp_path / "spool").reason is FailureReason.CORRUPT_STREAM
+    (tmp_path / name).write_bytes(tar_bytes({"v.mp4": VIDEO}))  # unpacked by the program that fetched it
+    assert set(by_uri(tmp_path)) == {f"{name}/v.mp4", "a.mp4"}
+
+
+def test_sparse_members_say_what_they_are(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("v.mp4")
+    info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "5", "GNU.sparse.major": "0"}
+    (tmp_path / "s.tar").write_bytes(tar_bytes({"v.mp4": info, "w.mp4": VIDEO}))
+    videos = by_uri(tmp_path)
+    assert "stored as a sparse file" in refusal(videos["s.tar/v.mp4"], tmp_path / "spool").message
+    assert list(content(videos["s.tar/w.mp4"], tmp_path / "spool").values()) == [VIDEO]

@@ -190,6 +190,15 @@ def test_paths_are_absolute_so_that_other_machines_find_them(
         assert [video.path for video in find_videos(source, None)] == [str(tmp_path / "in/a.mp4")]
 
 
+def test_archives_that_are_not_read_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "sub/UCF101.rar", "b.7z")
+    notes = list[str]()
+    find_videos(str(tmp_path), None, None, notes.append)
+    assert len(notes) == 1
+    assert "2 RAR or 7z archives are not read (" in notes[0]
+    assert "sub/UCF101.rar" in notes[0]
+
+
 def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"v")
     with pytest.raises(DeltacacheError, match="is not UTF-8"):

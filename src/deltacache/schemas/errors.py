@@ -41,6 +41,8 @@ class FailureReason(StrEnum):
     NO_FRAMES = "no_frames"  # a video stream that decodes to nothing
     TOO_SHORT = "too_short"  # the sampled span does not fit and duplicates are refused
     TOO_SMALL = "too_small"  # fewer pixels than a crop needs
+    ENCRYPTED = "encrypted"  # protected by DRM or a password
+    COMPRESSED_ARCHIVE = "compressed_archive"  # a compressed tar: it must be unpacked first
     UNSUPPORTED_CODEC = "unsupported_codec"  # no decoder in this installation
     DECODER_CRASHED = "decoder_crashed"  # the child process died
     DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit

@@ -1,5 +1,6 @@
 """Opening a file that nobody vouches for, and FFmpeg's errors as refusals."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,15 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,h264,hevc,m4v,flv,asf,ogg,ivf,nut,"
     "mxf,rm,dv,mp3,wav,flac,aac"
 )
+
+_PROTECTED = "protected by DRM: get it without"
+_HEADERS = 1 << 20  # bytes at either end of a file that are searched for signs of DRM
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROTECTED = (  # its objects of content encryption, extended and not
+    bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),
+    bytes.fromhex("14e68a292226174cb935dae07ee9289c"),
+)
+_MATROSKA_ENCRYPTION = b"\x47\xe1\x81\x05"  # ContentEncAlgo: AES
 
 
 @contextmanager
@@ -48,7 +58,10 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 def packets_of(container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
     """The packets of ``stream`` in decoding order, then an empty one that drains the decoder."""
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if packet.has_sidedata("encryption_info"):  # before FFmpeg decodes it to garbage or errors
+                raise VideoRefusedError(FailureReason.ENCRYPTED, _PROTECTED)
+            yield packet
     except IndexError as error:  # PyAV's, when a packet belongs to a stream that opening did not find
         message = "a stream appears in the middle of the file"
         raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
@@ -91,8 +104,30 @@ def refusing_damage(path: str) -> Iterator[None]:
     """Turn FFmpeg's errors into the refusal of this video."""
     try:
         yield
-    except FFmpegError as error:
+    except (FFmpegError, VideoRefusedError) as error:
+        if _is_protected(path):
+            raise VideoRefusedError(FailureReason.ENCRYPTED, _PROTECTED) from error
+        if isinstance(error, VideoRefusedError):
+            raise
         raise VideoRefusedError(_reason_of(path, error), f"{error.strerror or error}") from error
+
+
+def _is_protected(path: str) -> bool:
+    """Whether an MP4, an ASF or a WebM that could not be read says at its beginning or end that it has DRM."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_HEADERS)
+            file.seek(max(len(data), file.seek(0, os.SEEK_END) - _HEADERS))
+            data += file.read(_HEADERS)
+    except OSError:
+        return False
+    if data[4:8] == b"ftyp":
+        return (
+            b"sinf" in data and b"schm" in data and any(name in data for name in (b"encv", b"drmi", b"drmv"))
+        )
+    if data.startswith(_ASF):
+        return any(name in data for name in _ASF_PROTECTED)
+    return data.startswith(b"\x1a\x45\xdf\xa3") and _MATROSKA_ENCRYPTION in data
 
 
 def _reason_of(path: str, error: FFmpegError) -> FailureReason:

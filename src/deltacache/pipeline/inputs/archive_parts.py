@@ -11,6 +11,7 @@ from deltacache.pipeline.storage.remote_files import filesystem_of, is_remote
 _NUMBERED = re.compile(r"(?P<name>.+\.zip)\.(?P<number>[0-9]{3,5})", re.IGNORECASE | re.DOTALL)
 _SPANNED = re.compile(r"(?P<name>.+)\.z(?P<number>[0-9]{2,5})", re.IGNORECASE | re.DOTALL)
 _BLOCK_BYTES = 1 << 20
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,16 @@ class ArchiveFile:
     missing: str = ""
 
 
+def is_tar(name: str) -> bool:
+    """Whether a file is named like a tar, compressed ones included."""
+    return name.lower().endswith(_TARS)
+
+
 def looks_like_archive(name: str) -> bool:
     """Whether a file of this name is an archive or one of its parts."""
-    lower = name.lower()
-    return lower.endswith((".zip", ".tar")) or any(p.fullmatch(name) for p in (_NUMBERED, _SPANNED))
+    return (
+        is_tar(name) or name.lower().endswith(".zip") or any(p.fullmatch(name) for p in (_NUMBERED, _SPANNED))
+    )
 
 
 def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
@@ -42,7 +49,7 @@ def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
     numbered: dict[str, dict[int, str]] = {}
     spanned: dict[str, dict[int, str]] = {}
     for name in names:
-        if name.lower().endswith((".zip", ".tar")):
+        if is_tar(name) or name.lower().endswith(".zip"):
             whole.add(name)
         elif match := _NUMBERED.fullmatch(name):
             numbered.setdefault(match["name"], {})[int(match["number"])] = name

@@ -1,5 +1,7 @@
 """Videos inside archives: zip archives of frames or videos, in parts too, and WebDataset tars of videos.
 
+Compressed tars are looked into, and refused if they hold videos: they can only be read from their beginning.
+
 Nothing is ever extracted under a name of the archive's, no link in it is followed, and what its directory
 claims is believed only as far as limits allow.
 """
@@ -18,10 +20,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from deltacache.pipeline.inputs.archive_parts import ArchiveFile, JoinedFile, open_parts, part_names
+import pyarrow as pa
+
+from deltacache.pipeline.inputs.archive_parts import ArchiveFile, JoinedFile, is_tar, open_parts, part_names
 from deltacache.pipeline.inputs.locations import Location, Refused, TarVideo, ZipFrames, ZipVideo
 from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, suffix_of
-from deltacache.pipeline.storage.remote_files import client_errors, explain, retried
+from deltacache.pipeline.storage.remote_files import client_errors, explain, may_pass, retried
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 MAX_VIDEO_BYTES = 16 << 30  # of one video taken out of an archive: more is a bomb, not a video
@@ -30,6 +34,9 @@ _ZIP_ERRORS = (
     IndexError, OverflowError, lzma.LZMAError,
 )  # fmt: skip
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError)
+_UNIX = 3
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_LOOKED_THROUGH = 1 << 30  # of a compressed tar, until its first video
 _TAR_BLOCK = 512
 _TAR_READ_BYTES = 1 << 16  # headers lie far apart
 _LONGEST_HEADER = 1 << 20
@@ -64,7 +71,7 @@ def videos_in_archive(
         return [_refused(FailureReason.UNREADABLE, message, version)]
     first = place_of(archive.first)
     try:
-        if archive.first.lower().endswith(".tar"):
+        if is_tar(archive.first):
             return retried(lambda: list(_tar_videos(first, version)))
         return retried(lambda: _zip_videos(first, archive.parts))
     except VideoRefusedError as error:
@@ -113,6 +120,7 @@ def open_zip(archive: str, parts: int) -> ZipDirectory:
         if not file.size:
             raise VideoRefusedError(FailureReason.EMPTY_FILE, "the archive has zero bytes")
         opened = zipfile.ZipFile(file)
+        _correct_separators(opened.infolist())
         members = {info.filename: info for info in opened.infolist() if _is_wanted(info)}
         if parts > 1 and not names[0].lower().endswith(".001"):
             _correct_offsets(opened, file)
@@ -146,6 +154,20 @@ def _is_hidden(name: str) -> bool:
 
 def _folder_of(name: str) -> str:
     return name.rpartition("/")[0]
+
+
+def _correct_separators(members: list[zipfile.ZipInfo]) -> None:
+    """Some programs of Windows write backslashes between folders, which zipfile keeps outside of Windows.
+
+    On Unix a backslash is a character of a name: there it is kept where other members have slashes.
+    """
+    has_slashes = any("/" in info.filename for info in members)
+    names = {info.filename for info in members}
+    for info in members:
+        name = info.filename.replace("\\", "/")
+        if name not in names and (info.create_system != _UNIX or not has_slashes):
+            names.add(name)
+            info.filename = name  # what opening a member compares is orig_filename
 
 
 def _correct_offsets(opened: zipfile.ZipFile, file: JoinedFile) -> None:
@@ -205,7 +227,9 @@ def read_member(directory: ZipDirectory, info: zipfile.ZipInfo, chunk: int = 1 <
     if stat.S_ISLNK(info.external_attr >> 16):
         raise VideoRefusedError(FailureReason.UNREADABLE, "a link inside an archive, which is not followed")
     if info.flag_bits & 1:
-        raise VideoRefusedError(FailureReason.UNREADABLE, "encrypted inside its archive")
+        raise VideoRefusedError(
+            FailureReason.ENCRYPTED, "encrypted inside its archive: unpack it with its password"
+        )
     try:
         with directory.zip.open(info) as member:
             while data := member.read(chunk):
@@ -267,6 +291,11 @@ def _tar_videos(archive: str, version: str) -> Iterator[ArchivedVideo]:
     with open_parts([archive], _TAR_READ_BYTES) as file:
         if not file.size:
             raise VideoRefusedError(FailureReason.EMPTY_FILE, "the archive has zero bytes")
+        head = file.read(6)
+        file.seek(0)
+        if how := next((how for magic, how in _COMPRESSIONS.items() if head.startswith(magic)), ""):
+            yield from _refused_compressed(file, how, version)
+            return
         try:
             with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
                 while (member := tar.next()) is not None:
@@ -284,11 +313,35 @@ def _tar_videos(archive: str, version: str) -> Iterator[ArchivedVideo]:
             yield _refused(FailureReason.CORRUPT_STREAM, message, version)
 
 
+def _refused_compressed(file: JoinedFile, how: str, version: str) -> Iterator[ArchivedVideo]:
+    """One refused entry, unless no video is found in it."""
+    try:
+        # pyarrow's annotations do not know Python's files
+        stream: Any = pa.CompressedInputStream(pa.PythonFile(file), "zstd") if how == "zstd" else file  # pyright: ignore
+        with tarfile.open(fileobj=stream, mode="r|" if how == "zstd" else "r|*", tarinfo=_Header) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+                if (is_video(member.name) and not _is_hidden(member.name)) or tar.offset > _LOOKED_THROUGH:
+                    message = (
+                        f"a tar compressed with {how} can only be read from its beginning: unpack it first"
+                    )
+                    yield _refused(FailureReason.COMPRESSED_ARCHIVE, message, version)
+                    return
+    except (*_TAR_ERRORS, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
+        if not isinstance(error, pa.ArrowException | tarfile.TarError) and may_pass(error):
+            raise
+        message = f"a file compressed with {how} that is no tar or is damaged: unpack it to see what it is"
+        yield _refused(FailureReason.CORRUPT_STREAM, message, version)
+
+
 def _tar_video(archive: str, member: tarfile.TarInfo, archive_size: int, version: str) -> ArchivedVideo:
     name = member.name.encode("utf-8", "backslashreplace").decode()
     version = f"{version}@{member.offset_data}"
     location: Location = TarVideo(archive, member.offset_data, member.size, suffix_of(name))
-    if not member.isreg() or member.issparse():
+    if member.issparse():
+        message = "stored as a sparse file, not in one piece: make its archive again without tar's --sparse"
+        location = Refused(FailureReason.UNREADABLE.value, message)
+    elif not member.isreg():
         location = Refused(FailureReason.UNREADABLE.value, "a link or special file inside an archive")
     elif member.offset_data + member.size > archive_size:
         location = Refused(FailureReason.TRUNCATED.value, "its archive ends before it does")

@@ -76,7 +76,7 @@ def _find(source: str, column: str | None, tell: Tell | None) -> Iterable[VideoS
 def _find_local(source: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
     place = os.path.abspath(source)  # noqa: PTH100 - other machines have other working folders; links stay
     if os.path.isdir(place):  # noqa: PTH112
-        return _searched(source, local_folders(place, "", set()))
+        return _searched(source, local_folders(place, "", set()), tell)
     if os.path.isfile(place):  # noqa: PTH113
         return _named(source, place, column, tell)
     if glob.has_magic(source):
@@ -95,20 +95,28 @@ def _find_remote(source: str, column: str | None, tell: Tell | None) -> list[Vid
         return _matched(source, _remote_matches(path, source))
     if is_file:
         return _named(source, source, column, tell)
-    return _searched(source, remote_folders(fs, path, fs.find(path, detail=True)))
+    return _searched(source, remote_folders(fs, path, fs.find(path, detail=True)), tell)
 
 
 def _not_there(source: str) -> DeltacacheError:
     return DeltacacheError(f"{source} does not exist: give a folder, a glob, a list, an archive or a video")
 
 
-def _searched(source: str, folders: Iterable[ListedFolder]) -> list[VideoSource]:
-    videos = [video for folder in folders for video in videos_of(folder)]
+def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = None) -> list[VideoSource]:
+    videos, unread = list[VideoSource](), list[str]()
+    for folder in folders:
+        videos += videos_of(folder)
+        unread += [folder.uri_of(name) for name in folder.files if suffix_of(name) in (".rar", ".7z")]
+    if tell is not None and unread:
+        more = ", ..." if len(unread) > 3 else ""
+        tell(
+            f"{source}: {len(unread)} RAR or 7z archives are not read ({', '.join(unread[:3])}{more}): unpack them"
+        )
     if not videos:
         raise DeltacacheError(
             f"{source} holds no video: it must have files such as *.mp4 or *.mkv, folders of frames named "
-            "<anything>_<seconds>.jpg, or zip and tar archives of these, at any depth. Give the folder that "
-            "holds them"
+            "<anything>_<seconds>.jpg, or zip and tar archives of these (not RAR or 7z), at any depth. Give the "
+            "folder that holds them"
         )
     return videos
 
