@@ -115,3 +115,10 @@ def test_missing_and_damaged_futures_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "futures.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DatasetError, match="no readable CSV or Parquet"):
         read_futures(tmp_path / "futures.parquet")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_column_of_futures(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "futures.csv"
+    path.write_text(f"{HEADER}a.mp4,s,l\nb.mp4,s,r\n", encoding=encoding)
+    assert [row["video_uri"] for row in read_futures(path)] == ["a.mp4", "b.mp4"]

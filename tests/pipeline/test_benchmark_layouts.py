@@ -205,3 +205,51 @@ def test_depth_of_another_drive_is_refused_although_the_crops_agree(tmp_path: Pa
     cv2.imwrite(str(depth), np.zeros((375, 1242), np.uint8))
     with pytest.raises(DatasetError, match=r"depth.png has 8 bits a pixel: depth has 16"):
         read_depth(str(depth), (352, 1216))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_trees_as_people_have_them(benchmark: BenchmarkName, tree: Callable[[str], Path]) -> None:
+    """Hidden files of macOS and Windows, suffixes in capitals, and byte-order marks change nothing."""
+    root = tree(benchmark)
+    expected = benchmark_sequences(benchmark, root, SEVEN)
+    for path in [each for each in root.rglob("*") if each.is_file()]:
+        if path.suffix == ".txt":
+            path.write_text(path.read_text(), encoding="utf-8-sig")
+            continue
+        path.rename(path.with_suffix(path.suffix.upper()))
+        path.with_name(f"._{path.name}").write_bytes(b"macOS")
+    for folder in [each for each in root.rglob("*") if each.is_dir()]:
+        (folder / ".DS_Store").write_bytes(b"macOS")
+        (folder / "Thumbs.db").write_bytes(b"Windows")
+        (folder / ".checkpoints").mkdir()
+    found = benchmark_sequences(benchmark, root, SEVEN)
+    assert [
+        [Path(frame).with_suffix(Path(frame).suffix.lower()) for frame in each.frames]
+        for each in found.sequences
+    ] == [list(map(Path, each.frames)) for each in expected.sequences]
+    assert [each.label.lower() for each in found.sequences] == [
+        each.label.lower() for each in expected.sequences
+    ]
+    assert [each.sequence_id for each in found.sequences] == [each.sequence_id for each in expected.sequences]
+    last = found.sequences[-1]
+    shape = read_frame(benchmark, last.frames[-1]).shape[:2]
+    assert read_label(benchmark, last.label, (shape[0], shape[1])).shape == shape
+    if benchmark != "kitti":  # its frames are listed by name
+        some = Path(last.label) if benchmark == "cityscapes" else Path(last.frames[-1])
+        shutil.copy(some, some.with_suffix(some.suffix.lower()))
+        with pytest.raises(DatasetError, match="twice, with its ending in capitals and without"):
+            benchmark_sequences(benchmark, root, SEVEN)
+
+
+def test_kitti_converted_to_jpeg_under_its_list_of_png(tree: Callable[[str], Path]) -> None:
+    root = tree("kitti")
+    expected = benchmark_sequences("kitti", root, SEVEN)
+    for path in list(root.rglob("image_02/data/*.png")):
+        cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
+        path.unlink()
+    found = benchmark_sequences("kitti", root, SEVEN)
+    assert [[Path(frame).stem for frame in each.frames] for each in found.sequences] == [
+        [Path(frame).stem for frame in each.frames] for each in expected.sequences
+    ]
+    assert all(frame.endswith(".jpg") for each in found.sequences for frame in each.frames)
+    assert [each.label for each in found.sequences] == [each.label for each in expected.sequences]

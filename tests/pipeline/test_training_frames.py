@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deltacache.pipeline.benchmarks.geometry import label_halves
 from deltacache.pipeline.benchmarks.reading import garg_region, read_label
@@ -220,3 +221,35 @@ def test_pictures_are_all_but_labels(mini_benchmarks: Path, tmp_path: Path) -> N
     assert load_frame(found, 0, 64, flip=False).label is None
     with pytest.raises(DatasetError, match="holds no pictures"):
         picture_frames(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "avif", "JPG"])
+def test_pictures_of_other_kinds_and_none_that_are_hidden(suffix: str, tmp_path: Path) -> None:
+    picture = np.full((80, 96, 3), (200, 120, 40), np.uint8)
+    Image.fromarray(picture).save(tmp_path / f"a.{suffix}")
+    for hidden in ("._a.jpg", ".b.png", ".DS_Store", "Thumbs.db", ".cache/c.png", "mask/d.png"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"no picture")
+    found = picture_frames(tmp_path)
+    assert [each.frame for each in found.frames] == [str(tmp_path / f"a.{suffix}")]
+    crops = load_frame(found, 0, 64, flip=False).crops
+    assert np.abs(crops.reshape(-1, 3).astype(int) - (200, 120, 40)).max() <= 6
+
+
+def test_training_trees_in_capitals_and_with_hidden_files(trees: Path, tmp_path: Path) -> None:
+    tested = tmp_path / "test.txt"
+    tested.write_text(line("2011_10_03_drive_0001_sync", 20), encoding="utf-8-sig")
+
+    def listed() -> list[tuple[str, str]]:
+        found = [
+            labelled_frames(name, trees / name, "train", kitti_test=tested).frames for name in BENCHMARKS
+        ]
+        return [(each.frame.lower(), str(each.label).lower()) for frames in found for each in frames]
+
+    expected = listed()
+    for path in [each for each in trees.rglob("*") if each.suffix in (".png", ".jpg")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+        path.with_name(f"._{path.name}").write_bytes(b"macOS")
+    for folder in [each for each in trees.rglob("*") if each.is_dir()]:
+        (folder / ".DS_Store").write_bytes(b"macOS")
+    assert listed() == expected

@@ -91,3 +91,10 @@ def test_every_preset_is_told_by_its_keys() -> None:
 def test_a_recipe_that_tells_nothing_is_none_of_them() -> None:
     assert kind_of({"model": {"num_heads": 3}}) is None
     assert kind_of(["systems"]) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_of_yaml(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text("train_videos: {source: a, column: name}\n", encoding=encoding)
+    assert read_yaml(path) == {"train_videos": {"source": "a", "column": "name"}}

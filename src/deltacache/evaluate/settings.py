@@ -14,6 +14,7 @@ from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
 from deltacache.schemas.refusals import problems_of
+from deltacache.schemas.texts import decoded
 from deltacache.schemas.yaml_files import load_config
 
 CONFIG = "config.yaml"
@@ -220,7 +221,7 @@ def load_evaluation(out: Path) -> Evaluation:
         DeltacacheError: they are missing or damaged.
     """
     path = out / CONFIG
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = decoded(path.read_bytes()).splitlines() if path.is_file() else []
     if any(line.startswith("data:") for line in lines):
         return load_config(path, BenchmarkEvaluation)
     if any(line.startswith("root:") for line in lines):

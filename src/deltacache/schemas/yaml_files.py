@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.refusals import problems_of
+from deltacache.schemas.texts import decoded
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)
 
@@ -51,7 +52,7 @@ def read_yaml(path: Path) -> Any:
         DeltacacheError: there is no such file, or it is no YAML.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(decoded(path.read_bytes()))
     except FileNotFoundError:
         raise DeltacacheError(f"{path} does not exist: give the path of a YAML config") from None
     except (OSError, UnicodeDecodeError) as error:

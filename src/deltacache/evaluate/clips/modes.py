@@ -18,6 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.texts import decoded
 
 NOTHING_REACHED = -1
 FUTURE_COLUMNS = ("video_uri", "scene", "outcome")
@@ -100,8 +101,9 @@ def read_futures(path: Path) -> list[dict[str, str]]:
             table = pq.read_table(path)
         else:
             options = pa_csv.ConvertOptions(column_types=dict.fromkeys(FUTURE_COLUMNS, pa.string()))
-            table = pa_csv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, OSError) as error:
+            content = decoded(path.read_bytes()).encode()
+            table = pa_csv.read_csv(pa.BufferReader(content), convert_options=options)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is no readable CSV or Parquet file with {_columns()}: {error}") from error
     missing = [name for name in FUTURE_COLUMNS if name not in table.column_names]
     if missing:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltacache.pipeline.benchmarks.files import existing, names_in, safe_id
+from deltacache.pipeline.benchmarks.files import existing, existing_picture, names_in, safe_id
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet, choose, frame_numbers
 from deltacache.schemas.benchmarks import SPACING_S, LabelledSequence
 from deltacache.schemas.errors import DatasetError
@@ -35,7 +35,7 @@ def labelled_cities(root: Path, split: str) -> list[Path]:
         DatasetError: there is no label in any.
     """
     place = existing(root / "gtFine" / split)
-    cities = sorted(path for path in place.iterdir() if path.is_dir())
+    cities = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not any(names_in(city, LABEL_SUFFIX) for city in cities):
         raise DatasetError(
             f"{place} holds no <city>/*{LABEL_SUFFIX}: unpack gtFine there; polygons and labelTrainIds are not read"
@@ -46,7 +46,7 @@ def labelled_cities(root: Path, split: str) -> list[Path]:
 def _of_city(root: Path, labels: Path, most: int) -> Iterator[LabelledSequence]:
     frames = root / "leftImg8bit_sequence" / "val" / labels.name
     for name in names_in(labels, LABEL_SUFFIX):
-        snippet = name.removesuffix(LABEL_SUFFIX)
+        snippet = name[: -len(LABEL_SUFFIX)]
         drive, _, number = snippet.rpartition("_")
         if not (drive and number.isdecimal()):
             raise DatasetError(f"{labels / name} must be named <city>_<drive>_<frame>{LABEL_SUFFIX}")
@@ -56,7 +56,8 @@ def _of_city(root: Path, labels: Path, most: int) -> Iterator[LabelledSequence]:
             sequence_id=safe_id(snippet),
             group=labels.name,
             frames=tuple(
-                str(existing(frames / f"{drive}_{at:0{len(number)}d}_leftImg8bit.png")) for at in wanted
+                str(existing_picture(frames / f"{drive}_{at:0{len(number)}d}_leftImg8bit.png"))
+                for at in wanted
             ),
             label=str(labels / name),
             spacing_s=SPACING_S["cityscapes"],

@@ -41,8 +41,11 @@ def depth_of(label: str, split: str, folder: Path) -> Path:
         DatasetError: there is none.
     """
     place = existing(folder) / split / Path(label).parent.name
-    snippet = Path(label).name.removesuffix(LABEL_SUFFIX)
-    found = next((path for end in _ENDINGS if (path := place / f"{snippet}{end}").is_file()), None)
+    snippet = Path(label).name[: -len(LABEL_SUFFIX)]
+    ways = (
+        place / f"{snippet}{cased}" for end in _ENDINGS for cased in (end, f"{end[:-4]}{end[-4:].upper()}")
+    )
+    found = next((path for path in ways if path.is_file()), None)
     if found is None:
         raise DatasetError(
             f"{place / snippet} has no depth map ({', '.join(_ENDINGS)}): give the folder that holds "
@@ -86,7 +89,7 @@ def is_relative(path: Path) -> bool:
 
 def _stored(path: Path) -> np.ndarray:
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return np.load(path, allow_pickle=False)
         picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, EOFError, UnidentifiedImageError, cv2.error) as error:

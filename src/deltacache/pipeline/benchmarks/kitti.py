@@ -6,9 +6,10 @@ The list's lines are ``<image> <depth> <focal>``, ``None`` where there is no gro
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from deltacache.pipeline.benchmarks.files import existing, safe_id
+from deltacache.pipeline.benchmarks.files import existing_label, existing_picture, safe_id
 from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, listed_images
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet, choose, frame_numbers
 from deltacache.schemas.benchmarks import SPACING_S, LabelledSequence
@@ -42,14 +43,14 @@ def _listed(root: Path, listed: Path, most: int, dropped: Counter[str]) -> Itera
 
 
 def _sequence(image: Path, depth: Path, most: int) -> LabelledSequence:
-    existing(image)
+    image = existing_picture(image)
     wanted = frame_numbers(int(image.stem), _FRAME_STEP, _first_number(image.parent), most)
     drive, camera = image.parts[-4], image.parts[-3]
     return LabelledSequence(
         sequence_id=safe_id(f"{drive}_{camera}_{image.stem}"),
         group=drive,
         frames=tuple(
-            str(existing(image.with_name(f"{at:0{len(image.stem)}d}{image.suffix}"))) for at in wanted
+            str(existing_picture(image.with_name(f"{at:0{len(image.stem)}d}{image.suffix}"))) for at in wanted
         ),
         label=str(depth),
         spacing_s=SPACING_S["kitti"],
@@ -66,11 +67,10 @@ def depth_file(root: Path, depth: str) -> Path:
     Raises:
         DatasetError: neither below ``train/`` nor below ``val/``.
     """
-    places = [root / part / depth for part in ("train", "val")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise DatasetError(
-            f"{depth} is neither in {places[0].parents[len(Path(depth).parts) - 1]} nor in {root / 'val'}: get "
-            "KITTI's annotated depth maps, or write None in the list where there are none"
-        )
-    return found
+    for part in ("train", "val"):
+        with suppress(DatasetError):
+            return existing_label(root / part / depth)
+    raise DatasetError(
+        f"{depth} is neither in {root / 'train'} nor in {root / 'val'}: get KITTI's annotated depth maps, or write "
+        "None in the list where there are none"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltacache.pipeline.benchmarks.files import existing, names_in
+from deltacache.pipeline.benchmarks.files import existing, existing_picture, names_in
 from deltacache.pipeline.benchmarks.kitti import depth_file
 from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE, ListedImage, drive_of, listed_images
 from deltacache.schemas.errors import DatasetError
@@ -49,11 +49,13 @@ class KittiTraining:
             elif each.depth is None:
                 dropped["no ground truth"] += 1
             else:
-                yield existing(self.root / each.image), depth_file(self.root, each.depth)
+                yield existing_picture(self.root / each.image), depth_file(self.root, each.depth)
 
     def _of_folders(self, dropped: Counter[str]) -> Iterator[Pair]:
         """The annotated depth maps of the left colour camera."""
-        for drive in sorted(path for path in existing(self.root / "train").iterdir() if path.is_dir()):
+        for drive in sorted(existing(self.root / "train").iterdir()):
+            if drive.name.startswith(".") or not drive.is_dir():
+                continue
             folder = drive / "proj_depth" / "groundtruth" / "image_02"
             names = names_in(folder, ".png")
             if drive_of(drive.name) in self.tested:
@@ -61,7 +63,7 @@ class KittiTraining:
                 continue
             pictures = self.root / drive.name[:10] / drive.name / "image_02" / "data"
             for name in names:
-                yield existing(pictures / name), folder / name
+                yield existing_picture(pictures / name), folder / name
 
 
 def kitti_training(root: Path, listed: Path | None, tested: Path | None) -> KittiTraining:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX, labelled_cities
-from deltacache.pipeline.benchmarks.files import existing, lines_of, names_in
+from deltacache.pipeline.benchmarks.files import existing, existing_picture, lines_of, names_in
 from deltacache.pipeline.benchmarks.geometry import (
     Split,
     crop_frames,
@@ -38,7 +38,7 @@ from deltacache.schemas.benchmarks import IGNORE, BenchmarkName
 from deltacache.schemas.errors import DatasetError
 
 SplitName = Literal["train", "val"]
-_PICTURES = frozenset({".jpg", ".jpeg", ".png"})
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif"})
 _LABEL_FOLDERS = frozenset({"mask", "gtFine", "gtCoarse", "proj_depth", "groundtruth"})
 
 
@@ -114,7 +114,8 @@ def labelled_frames(
 
 
 def picture_frames(folder: Path) -> TrainingFrames:
-    """All pictures below a folder of frames or a benchmark's root, in the order of their names; no labels.
+    """All pictures below a folder of frames or a benchmark's root, in the order of their names; no labels, and nothing
+    hidden, such as the ``._*`` files of macOS.
 
     Raises:
         DatasetError: there are none.
@@ -124,6 +125,7 @@ def picture_frames(folder: Path) -> TrainingFrames:
         for path in existing(folder).rglob("*")
         if path.suffix.lower() in _PICTURES
         and not _LABEL_FOLDERS & set(path.relative_to(folder).parts)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
     if not found:
@@ -186,7 +188,7 @@ def _vspw(root: Path) -> Iterator[TrainingFrame]:
     for video in lines_of(root / "train.txt"):
         folder = root / "data" / video
         for mask in names_in(folder / "mask", ".png"):
-            frame = existing(folder / "origin" / f"{Path(mask).stem}.jpg")
+            frame = existing_picture(folder / "origin" / f"{Path(mask).stem}.jpg")
             yield TrainingFrame(str(frame), str(folder / "mask" / mask))
 
 
@@ -196,5 +198,5 @@ def _cityscapes(root: Path) -> Iterator[TrainingFrame]:
     pictures = next((place for place in places if place.is_dir()), places[0])
     for city in labelled_cities(root, "train"):
         for name in names_in(city, LABEL_SUFFIX):
-            picture = pictures / city.name / f"{name.removesuffix(LABEL_SUFFIX)}_leftImg8bit.png"
-            yield TrainingFrame(str(existing(picture)), str(city / name))
+            picture = pictures / city.name / f"{name[: -len(LABEL_SUFFIX)]}_leftImg8bit.png"
+            yield TrainingFrame(str(existing_picture(picture)), str(city / name))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltacache.pipeline.benchmarks.files import existing, lines_of, names_in, safe_id
+from deltacache.pipeline.benchmarks.files import existing_label, lines_of, names_in, safe_id
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet, choose, frame_numbers
 from deltacache.schemas.benchmarks import SPACING_S, LabelledSequence
 from deltacache.schemas.errors import DatasetError
@@ -40,7 +40,7 @@ def _of_video(video: Path, most: int, dropped: Counter[str]) -> Iterator[Labelle
             frames=tuple(
                 str(video / "origin" / frames[at]) for at in frame_numbers(target, _FRAME_STEP, 0, most)
             ),
-            label=str(existing(video / "mask" / f"{stem}.png")),
+            label=str(existing_label(video / "mask" / f"{stem}.png")),
             spacing_s=SPACING_S["vspw"],
         )
 
