@@ -46,6 +46,12 @@ def real_videos() -> Path:
 
 
 @pytest.fixture(scope="session")
+def faults() -> Path:
+    """Small files that were handled wrongly once, with their right values in a README."""
+    return _require(_beside_golden("faults"))
+
+
+@pytest.fixture(scope="session")
 def mini_benchmarks() -> Path:
     """Miniature VSPW, Cityscapes and KITTI trees."""
     default = _beside_golden("mini")

@@ -165,7 +165,18 @@ ExcludeOpt = Annotated[
 FailedOpt = Annotated[
     float, typer.Option(min=0, max=1, help="Stop with exit code 1 when more of the videos are refused.")
 ]
-TimeoutOpt = Annotated[float, typer.Option(min=0.1, help="Seconds that one video may take to decode.")]
+TimeoutOpt = Annotated[
+    float,
+    typer.Option(min=0.1, help="Seconds that a short video may take to decode; long ones are allowed more."),
+]
+FrameRateOpt = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Of folders of frames whose names only count them (img_00001.jpg): frames a second; 1000 for names in "
+        "milliseconds.",
+    ),
+]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
 AddressOpt = Annotated[
     str | None, typer.Option(help="Ray cluster to run on. [default: a local Ray that starts by itself]")

@@ -71,6 +71,7 @@ def extraction_settings(flags: dict[str, Any]) -> Any:
                 allow_duplicates=flags["duplicates"],
                 augment=flags["augment"],
                 seed=flags["seed"],
+                frames_per_second=flags["frames_per_second"],
             ),
             store=flags["store"].value,
             dtype=flags["dtype"].value if "dtype" in flags else "float16",

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from deltacache.pipeline.decoding.decode import VideoJob, decode_video
+from deltacache.pipeline.decoding.decode import Allow, VideoJob, decode_video
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 
-def behave(job: VideoJob) -> list[PixelClip]:
+def behave(job: VideoJob, allow: Allow) -> list[PixelClip]:
     """Do what the file name says; anything else is decoded for real."""
+    if Path(job.path).name == "long":
+        allow(4.0)
+        time.sleep(float(job.video_uri))
+        return [clip_of(job)]
     deeds = {
         "crash": _crash,
         "abort": _abort,
@@ -34,7 +38,7 @@ def behave(job: VideoJob) -> list[PixelClip]:
         "modules": _modules,
     }
     deed = deeds.get(Path(job.path).name)
-    return decode_video(job) if deed is None else deed(job)
+    return decode_video(job, allow) if deed is None else deed(job)
 
 
 def clip_of(job: VideoJob, value: int = 0, uri: str | None = None) -> PixelClip:

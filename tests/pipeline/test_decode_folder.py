@@ -1,5 +1,8 @@
 """Folders of frames."""
 
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ from video_maker import number_picture, read_number
 
 from deltacache.pipeline.decoding.decode import VideoJob, decode_video, frame_sources
 from deltacache.pipeline.decoding.native_log import native_log
+from deltacache.pipeline.inputs.fetching import fetched
+from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -51,7 +56,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     for number in range(2):
         lying = np.ascontiguousarray(np.rot90(number_picture(number, 64)))
-        Image.fromarray(lying).save(folder / f"a_{number}.png", exif=exif)
+        Image.fromarray(lying).save(folder / f"a_{number}.0.png", exif=exif)
     assert read_number(decode(folder, frames=2, spacing_min_s=1, spacing_max_s=1).pixels[1]) == 1
 
 
@@ -89,3 +94,116 @@ def test_a_text_file_named_like_a_frame_is_refused(tmp_path: Path) -> None:
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path) -> None:
     Image.new("1", (20000, 20000)).save(tmp_path / "a_0.png")
     assert refused(tmp_path).reason is FailureReason.OUT_OF_MEMORY
+
+
+def write_named(folder: Path, names: list[str]) -> Path:
+    folder.mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(number_picture(number, 64)).save(folder / name)
+    return folder
+
+
+def test_names_that_only_count_need_a_rate(tmp_path: Path) -> None:
+    folder = write_named(tmp_path / "v", [f"img_{number:05d}.jpg" for number in range(1, 21)])
+    error = refused(folder)
+    assert error.reason is FailureReason.NO_TIMES
+    assert error.message.startswith("img_00001.jpg, img_00002.jpg, ... are numbered without a decimal point")
+    assert "--frames-per-second" in error.message
+    clip = decode(folder, frames=3, spacing_min_s=0.2, spacing_max_s=0.2, frames_per_second=10)
+    assert clip.decoder == "frames-given-rate"
+    np.testing.assert_allclose(np.diff(clip.timestamps_s), 0.2, atol=1e-6)
+    assert [read_number(pixels) for pixels in clip.pixels] == list(clip.frame_indices) == [7, 9, 11]
+
+
+def test_names_in_milliseconds_are_not_seconds(tmp_path: Path) -> None:
+    folder = write_named(tmp_path / "v", [f"frame_{number:06d}.png" for number in range(0, 1000, 40)])
+    assert refused(folder).reason is FailureReason.NO_TIMES
+    with native_log() as log:
+        source = next(frame_sources(str(folder), log, frames_per_second=1000))
+    np.testing.assert_allclose(source.timestamps_s, np.arange(25) * 0.04, atol=1e-6)
+
+
+def test_a_rate_changes_no_names_that_tell_seconds_and_one_picture_needs_none(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "v")
+    assert decode(folder, frames_per_second=3).timestamps_s.tolist() == decode(folder).timestamps_s.tolist()
+    assert decode(write_named(tmp_path / "one", ["a_7.png"])).duplicate_frames == 7
+
+
+def test_a_rate_is_part_of_what_determines_the_numbers() -> None:
+    """And without one the settings read as they always did, so that fingerprints stay."""
+    assert "frames_per_second" not in SamplingSettings().model_dump(mode="json")
+    dumped = SamplingSettings(frames_per_second=25).model_dump(mode="json")
+    assert SamplingSettings.model_validate(dumped).frames_per_second == 25
+
+
+def test_hidden_files_beside_frames_are_passed_over(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "v")
+    before = decode(folder, frames=4)
+    with fetched(str(folder), tmp_path) as video:
+        sha256 = video.sha256
+    for name in ("._frame_0_10.000.png", ".frame_1_99.000.png"):
+        (folder / name).write_bytes(b"\0\5\x16\7\0")
+    np.testing.assert_array_equal(decode(folder, frames=4).pixels, before.pixels)
+    with fetched(str(folder), tmp_path) as video:
+        assert video.sha256 == sha256
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "avif"])
+def test_other_kinds_of_pictures_are_frames_too(tmp_path: Path, suffix: str) -> None:
+    clip = decode(write_frames(tmp_path / "v", suffix), frames=4, spacing_min_s=0.3, spacing_max_s=0.3)
+    assert [read_number(pixels) for pixels in clip.pixels] == [5, 8, 11, 14]
+    [video] = find_videos(str(tmp_path), None)
+    assert video.video_uri == "v"
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "RGB", "LA", "RGBA"])
+def test_pictures_of_16_bits_keep_their_range(tmp_path: Path, mode: str) -> None:
+    """A ramp over the whole range, of grey, colour, and both with alpha."""
+    ramp = np.linspace(0, 65535, 256 * 64).reshape(64, 256).astype(np.uint16)
+    file = tmp_path / "a_0.0.png"
+    if mode == "I;16B":
+        Image.frombytes(mode, (256, 64), ramp.astype(">u2").tobytes()).save(file)
+    elif mode == "I;16":
+        Image.fromarray(ramp).save(file)
+    else:  # Pillow writes only eight bits of these
+        colours = {"RGB": 3, "LA": 2, "RGBA": 4}[mode]
+        write_png(file, np.repeat(ramp[..., None], colours, axis=2), {"RGB": 2, "LA": 4, "RGBA": 6}[mode])
+    with native_log() as log:
+        [frame] = next(frame_sources(str(tmp_path), log)).frames([0])
+    assert frame.rgb.shape == (64, 256, 3)
+    np.testing.assert_allclose(frame.rgb, np.repeat((ramp >> 8)[..., None], 3, axis=2), atol=1)
+    assert frame.rgb.mean() == pytest.approx(127.5, abs=0.6)
+
+
+def write_png(file: Path, pixels: np.ndarray, colour_type: int) -> None:
+    """A PNG of 16 bits a channel, by the specification."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["exif_damaged.jpg", "exif_damaged.png"])
+def test_a_picture_with_damaged_exif_is_used_without_it(faults: Path, tmp_path: Path, name: str) -> None:
+    for time in ("0.0", "0.5"):
+        shutil.copy(faults / name, tmp_path / f"x_{time}{Path(name).suffix}")
+    with Image.open(faults / name) as image:
+        expected = np.asarray(image.convert("RGB"))
+    with native_log() as log:
+        frames = list(next(frame_sources(str(tmp_path), log)).frames([0, 1]))
+    np.testing.assert_array_equal(frames[1].rgb, expected)
+
+
+@pytest.mark.parametrize("number", ["9" * 200, "9" * 200 + ".5", "1" + "0" * 30 + ".0"])
+def test_a_time_beyond_any_video_is_refused(tmp_path: Path, number: str) -> None:
+    write_named(tmp_path / "v", ["x_0.0.png", f"x_{number}.png"])
+    error = refused(tmp_path / "v")
+    assert error.reason is FailureReason.CORRUPT_STREAM
+    assert "too many seconds after the first frame" in error.message

@@ -69,9 +69,11 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["pyav-seek", "pyav-sequential"],
     ),
     "vp9.webm": ({"codec": "libvpx-vp9", "options": _VPX}, ["pyav-seek", "pyav-sequential"]),
-    "mpeg2.ts": ({"codec": "mpeg2video", "options": {"g": "10", "bf": "2"}}, ["pyav-sequential"]),
-    "h264.ts": ({"options": {"x264-params": _X264}}, ["pyav-sequential"]),
-    "h264.flv": ({"options": {"x264-params": _X264}}, ["pyav-sequential"]),
+    "mpeg2.ts": ({"codec": "mpeg2video", "options": {"g": "10", "bf": "2"}}, ["pyav-sequential"] * 2),
+    "h264.ts": ({"options": {"x264-params": _X264}}, ["pyav-sequential"] * 2),
+    "h264.flv": ({"options": {"x264-params": _X264}}, ["pyav-sequential"] * 2),
+    "plain_mpeg4.avi": ({"codec": "mpeg4", "options": {"g": "10"}}, ["pyav-sequential"] * 2),
+    "mjpeg.mkv": ({"codec": "mjpeg", "pixel_format": "yuvj420p"}, ["pyav-sequential"] * 2),
 }
 
 

@@ -43,6 +43,20 @@ class SamplingSettings(Frozen):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
+    frames_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of folders of frames whose names only count them",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a rate as before there was any, so that fingerprints stay."""
+        values = serialise(self)
+        return {
+            name: value for name, value in values.items() if name != "frames_per_second" or value is not None
+        }
 
     @model_validator(mode="after")
     def _spacing_in_order(self) -> Self:

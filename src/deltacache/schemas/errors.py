@@ -39,12 +39,15 @@ class FailureReason(StrEnum):
     TRUNCATED = "truncated"  # the header is there, the frames it needs are not
     CORRUPT_STREAM = "corrupt_stream"  # the decoder reports damage, or frames are missing
     NO_FRAMES = "no_frames"  # a video stream that decodes to nothing
+    NO_TIMES = "no_times"  # frames that are only counted, and nobody said how many a second has
     TOO_SHORT = "too_short"  # the sampled span does not fit and duplicates are refused
     TOO_SMALL = "too_small"  # fewer pixels than a crop needs
     ENCRYPTED = "encrypted"  # protected by DRM or a password
     COMPRESSED_ARCHIVE = "compressed_archive"  # a compressed tar: it must be unpacked first
     UNSUPPORTED_CODEC = "unsupported_codec"  # no decoder in this installation
-    DECODER_CRASHED = "decoder_crashed"  # the child process died
+    DECODER_CRASHED = (
+        "decoder_crashed"  # the child process died, or an error other than a refusal was raised in it
+    )
     DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit
     OUT_OF_MEMORY = "out_of_memory"  # the child process hit its memory limit
     ENCODE_FAILED = "encode_failed"  # the encoder fails, or its process dies, with this video

@@ -26,7 +26,7 @@ class ClusterSettings(Frozen):
 class DecodeLimits(Frozen):
     """What one video may cost before it is given up."""
 
-    timeout_s: float = Field(default=300.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0, description="of a short video; long ones are allowed more")
     memory_bytes: int = Field(default=8 << 30, gt=0)
 
 

@@ -32,7 +32,7 @@ class ChildDecoder:
     """Owns a decode server and gives it one video after the other. Use it from one thread.
 
     Args:
-        timeout_s: wall-clock limit of one video.
+        timeout_s: wall-clock limit of a short video; long ones are allowed more (see ``decode.allowed``).
         memory_bytes: limit of the address space of one video's process.
         decode: what to run there, ``module:function``; it takes a ``VideoJob`` and returns ``PixelClip`` s.
     """
@@ -75,8 +75,8 @@ class ChildDecoder:
         """Decode one video.
 
         Raises:
-            VideoRefusedError: by the decoder, or because its process crashed, hung or took too much memory.
-            RuntimeError: an exception that is no refusal, with its traceback: a bug, not the video's fault.
+            VideoRefusedError: by the decoder, or because its process crashed, hung, took too much memory or raised
+                any other error.
         """
         for _ in range(_ATTEMPTS):
             answer = self._ask(job)
@@ -85,8 +85,6 @@ class ChildDecoder:
                 return clips_of(answer, self._server.pixels)
             if status == "refused":
                 raise refusal_of(answer)
-            if status == "bug":
-                raise RuntimeError(f"decoding {job.path} failed:\n{answer.header['traceback']}")
         raise VideoRefusedError(FailureReason.DECODER_CRASHED, f"its process was killed {_ATTEMPTS} times")
 
     def _ask(self, job: VideoJob) -> Message:
@@ -97,7 +95,7 @@ class ChildDecoder:
             {"job": job_to_json(job), "timeout_s": self._timeout_s, "memory_bytes": self._memory_bytes}
         )
         try:
-            return self._server.ask(request, self._timeout_s + _GRACE_S)
+            return self._server.ask(request, self._timeout_s)
         except (EOFError, BrokenPipeError):
             self.close()
             return Message({"status": "killed"})
@@ -155,7 +153,10 @@ class _Server:
             TimeoutError: it does not answer.
         """
         write_bytes(self._requests.fileno(), request.to_bytes())
-        return self._receive(timeout_s)
+        answer = self._receive(timeout_s + _GRACE_S)
+        while answer.header["status"] == "allowed":
+            answer = self._receive(answer.header["limit_s"] + _GRACE_S)
+        return answer
 
     def _receive(self, timeout_s: float) -> Message:
         poll = select.poll()  # select() fails on the high descriptors of busy processes

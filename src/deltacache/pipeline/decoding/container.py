@@ -1,17 +1,21 @@
 """Opening a file that nobody vouches for, and FFmpeg's errors as refusals."""
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import av
+import av.logging
 from av.container import InputContainer
-from av.error import DecoderNotFoundError, FFmpegError, PatchWelcomeError
+from av.error import DecoderNotFoundError, FFmpegError, InvalidDataError, PatchWelcomeError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from deltacache.pipeline.decoding.packets import packet_reader
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _ATTACHED_PICTURE = 0x400
@@ -30,6 +34,31 @@ _ASF_PROTECTED = (  # its objects of content encryption, extended and not
     bytes.fromhex("14e68a292226174cb935dae07ee9289c"),
 )
 _MATROSKA_ENCRYPTION = b"\x47\xe1\x81\x05"  # ContentEncAlgo: AES
+# Errors about what lies beside the pixels.
+_HARMLESS = re.compile(r"\bSEI\b|(?i:exif|\bicc|\bAPP\d*\b|\bdovi\b|\bRPU\b|user data|caption|timecode)")
+
+
+class _ErrorLog(logging.Handler):
+    """What FFmpeg logs as an error: decoders that conceal damage often say so nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._messages: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append((record.name.removeprefix("libav."), record.getMessage()))
+
+    def take(self) -> list[tuple[str, str]]:
+        """(who, message) of each error since the last call, without the harmless ones."""
+        messages, self._messages = self._messages, []
+        return [(name, message) for name, message in messages if not _HARMLESS.search(message)]
+
+
+_errors = _ErrorLog()
+logging.getLogger("libav").addHandler(_errors)
+logging.getLogger("libav").propagate = False
+av.logging.set_level(av.logging.ERROR)
+av.logging.set_skip_repeated(False)
 
 
 @contextmanager
@@ -56,11 +85,23 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
-    """The packets of ``stream`` in decoding order, then an empty one that drains the decoder."""
+    """The packets of ``stream`` in decoding order, then an empty one that drains the decoder.
+
+    Raises:
+        VideoRefusedError: FFmpeg's demuxer complained between two packets: what lay there is lost.
+    """
+    is_first = True
+    _errors.take()
     try:
         for packet in container.demux(stream):
             if packet.has_sidedata("encryption_info"):  # before FFmpeg decodes it to garbage or errors
                 raise VideoRefusedError(FailureReason.ENCRYPTED, _PROTECTED)
+            complaints = [text for name, text in _errors.take() if name == container.format.name]
+            if complaints and packet.size and not is_first:
+                raise VideoRefusedError(
+                    FailureReason.CORRUPT_STREAM, f"the file is damaged between two frames: {complaints[0]}"
+                )
+            is_first = False
             yield packet
     except IndexError as error:  # PyAV's, when a packet belongs to a stream that opening did not find
         message = "a stream appears in the middle of the file"
@@ -150,10 +191,37 @@ def _is_readable(path: str) -> bool:
     return True
 
 
-def check_frame(frame: VideoFrame) -> None:
-    """Raise when the decoder itself calls the frame damaged: its pixels are made up from other frames."""
-    if frame.is_corrupt:
-        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"the frame at pts {frame.pts} is damaged")
+def frames_of(packet: "Packet[VideoStream]") -> list[VideoFrame]:
+    """The frames that come out of the decoder with this packet.
+
+    A packet without a picture (parameter sets, supplemental information) may be refused by the decoder.
+
+    Raises:
+        VideoRefusedError: the decoder calls a frame damaged or logs an error: pixels are made up from other frames.
+    """
+    _errors.take()
+    try:
+        frames = packet.decode()
+    except InvalidDataError:
+        if _holds_picture(packet):
+            raise
+        frames = []
+    if (errors := _errors.take()) and _holds_picture(packet):
+        name, message = errors[0]
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"the decoder {name} says: {message}")
+    for frame in frames:
+        if frame.is_corrupt:
+            raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"the frame at pts {frame.pts} is damaged")
+    return frames
+
+
+def _holds_picture(packet: "Packet[VideoStream]") -> bool:
+    context = packet.stream.codec_context
+    read = packet_reader(context.codec.canonical_name, bytes(context.extradata or b""))
+    if read is None or not packet.size:
+        return True
+    facts = read(bytes(packet))
+    return facts.shown or facts.damage is not None
 
 
 def is_mov(container: InputContainer) -> bool:

@@ -44,22 +44,40 @@ class VideoJob:
     sampling: SamplingSettings
 
 
-def decode_video(job: VideoJob) -> list[PixelClip]:
+Allow = Callable[[float], None]
+"""Called with how many times the time limit of a short video this one may take."""
+
+_BYTES, _PIXELS = 3e9, 2e10  # of which each takes one more limit: ten minutes of 1080p are 3.7e10 pixels
+_MOST_LIMITS = 100  # a file can claim anything
+
+
+def allowed(file_bytes: int, pixels: int) -> float:
+    """How many times the time limit a file of this size may take, whose frames have so many pixels together.
+
+    With the default of 300 s, reading 10 MB/s and decoding 67 million pixels/s (32 frames of 1080p) is enough.
+    """
+    return min(1 + file_bytes / _BYTES + pixels / _PIXELS, _MOST_LIMITS)
+
+
+def decode_video(job: VideoJob, allow: Allow = lambda factor: None) -> list[PixelClip]:
     """Decode every wanted view of one video; the file is gone through once for all of them.
+
+    Args:
+        allow: hears of a long file how long it may take, as soon as its size and again when its frames are known.
 
     Raises:
         VideoRefusedError: the video cannot be used; the reason is one of the closed list.
     """
     with native_log() as log:
         try:
-            return _decode(job, log)
+            return _decode(job, log, allow)
         except MemoryError:
             raise VideoRefusedError(FailureReason.OUT_OF_MEMORY, "no memory left") from None
 
 
-def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
+def _decode(job: VideoJob, log: NativeLog, allow: Allow) -> list[PixelClip]:
     failed: SourceFailedError | None = None
-    for source in frame_sources(job.path, log):
+    for source in frame_sources(job.path, log, allow, job.sampling.frames_per_second):
         try:
             return _cut_clips(job, source)
         except SourceFailedError as error:
@@ -67,17 +85,25 @@ def _decode(job: VideoJob, log: NativeLog) -> list[PixelClip]:
     raise VideoRefusedError(FailureReason.CORRUPT_STREAM, f"{failed}")
 
 
-def frame_sources(path: str, log: NativeLog) -> Iterator[FrameSource]:
+def frame_sources(
+    path: str,
+    log: NativeLog,
+    allow: Allow = lambda factor: None,
+    frames_per_second: float | None = None,
+) -> Iterator[FrameSource]:
     """Ways to decode ``path`` that are exact, the fastest first."""
     if Path(path).is_dir():
-        yield FolderSource(path)
+        yield FolderSource(path, frames_per_second)
         return
     # Decoders are loaded where videos are decoded, not in every process that names a VideoJob.
     from deltacache.pipeline.decoding.decord_frames import DecordSource, decord_is_exact
     from deltacache.pipeline.decoding.probe import probe_video
     from deltacache.pipeline.decoding.pyav_frames import IndexedPyavSource, SequentialPyavSource
 
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    allow(allowed(size, 0))
     probe = probe_video(path)
+    allow(allowed(size, probe.frames * probe.height * probe.width))
     index = probe.index
     if index is not None:
         if decord_is_exact(probe):

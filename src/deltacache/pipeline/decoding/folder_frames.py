@@ -1,40 +1,59 @@
-"""A folder of frames as a video: ``<video>/<anything>_<seconds>.jpg`` or ``.png``."""
+"""A folder of frames as a video: ``<video>/<anything>_<number>.jpg``, or another kind of picture.
 
-import re
+Numbers with a decimal point are seconds. Where no name of a folder has one, they count frames (or milliseconds, or
+anything else that passes at a constant rate), and how many of them a second has must be said.
+"""
+
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.AvifImagePlugin  # these two would only be looked for when a picture is none of the common kinds
+import PIL.WebPImagePlugin  # noqa: F401
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deltacache.pipeline.decoding.frame_source import IndexedFrame
+from deltacache.pipeline.inputs.video_names import frame_number
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
-_FRAME_NAME = re.compile(r".*_(\d+(?:\.\d+)?)\.(?:jpe?g|png)", re.IGNORECASE)
-
-
-def frame_times(folder: Path) -> list[tuple[float, Path]]:
-    """(seconds, file) of every frame in ``folder``, ascending; empty when it holds none."""
-    matches = ((_FRAME_NAME.fullmatch(file.name), file) for file in folder.iterdir())
-    return sorted((float(match[1]), file) for match, file in matches if match)
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF")
+_LONGEST_S = 1e7
 
 
 class FolderSource:
-    """Frames that were stored as pictures."""
+    """Frames that were stored as pictures.
 
-    decoder = "frames"
+    Args:
+        frames_per_second: what numbers without a decimal point are divided by.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, frames_per_second: float | None = None) -> None:
         try:
-            timed = frame_times(Path(path))
+            named = [(number, file) for file in Path(path).iterdir() if (number := frame_number(file.name))]
         except OSError as error:
             raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror}") from error
-        if not timed:
+        if not named:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES, "no file is named <anything>_<seconds>.jpg or .png"
             )
-        times = np.array([time for time, _ in timed])
+        timed = sorted((float(number), file) for number, file in named)
+        self.decoder, rate = "frames", 1.0
+        if len(named) > 1 and not any("." in number for number, _ in named):
+            if frames_per_second is None:
+                raise VideoRefusedError(
+                    FailureReason.NO_TIMES,
+                    f"{timed[0][1].name}, {timed[1][1].name}, ... are numbered without a decimal point, which tells no "
+                    "times: give --frames-per-second (1000 for milliseconds, 1 for whole seconds)",
+                )
+            self.decoder, rate = "frames-given-rate", frames_per_second
+        times = np.array([time for time, _ in timed]) / rate
+        if not np.isfinite(times[-1]) or times[-1] - times[0] > _LONGEST_S:
+            raise VideoRefusedError(
+                FailureReason.CORRUPT_STREAM,
+                f"{timed[-1][1].name} claims to be too many seconds after the first frame",
+            )
         if (np.diff(times) <= 0).any():
             raise VideoRefusedError(FailureReason.CORRUPT_STREAM, "two frames have the same time")
         self._files = [file for _, file in timed]
@@ -57,9 +76,11 @@ class FolderSource:
         file = self._files[index]
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of damaged EXIF, which is not needed
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file, formats=("JPEG", "PNG")) as image:
-                    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                with Image.open(file, formats=_FORMATS) as image:
+                    image.load()
+                    return _rgb(_upright(image))
         except (UnidentifiedImageError, SyntaxError, ValueError) as error:
             message = f"{file.name} is not a readable picture"
             raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
@@ -69,3 +90,20 @@ class FolderSource:
             reason = FailureReason.UNREADABLE if error.errno else FailureReason.CORRUPT_STREAM
             message = f"{file.name}: {error.strerror or 'the picture is damaged'}"
             raise VideoRefusedError(reason, message) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (TypeError, ValueError, KeyError, SyntaxError, OSError, struct.error, ZeroDivisionError, EOFError):
+        return image
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8. Of 16 bits the upper eight are kept, as Pillow does with 16-bit colour."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        grey = (grey.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))

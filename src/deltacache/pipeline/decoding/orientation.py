@@ -3,8 +3,21 @@
 import struct
 from dataclasses import dataclass
 
+import av.sidedata.sidedata
 import numpy as np
 from av.video.frame import VideoFrame
+
+_MATRIX = struct.Struct("=9i")
+
+
+def _unknown_kind(kinds: type[av.sidedata.sidedata.Type], value: int) -> av.sidedata.sidedata.Type:
+    """A member for a kind of side data that PyAV has no name for; by itself it would list none of a frame's at all."""
+    member = object.__new__(kinds)
+    member._name_, member._value_ = f"KIND_{value}", value
+    return member
+
+
+av.sidedata.sidedata.Type._missing_ = classmethod(_unknown_kind)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +51,9 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     The matrix takes column p and row q of the coded frame to x = a p + c q and y = b p + d q.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
+    if matrix is None or matrix.buffer_size < _MATRIX.size:
         return Orientation()
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
+    a, b, _, c, d, *_ = _MATRIX.unpack_from(bytes(matrix))
     if abs(b) > abs(a):
         return Orientation(True, flip_rows=b < 0, flip_columns=c < 0)
     return Orientation(False, flip_rows=d < 0, flip_columns=a < 0)

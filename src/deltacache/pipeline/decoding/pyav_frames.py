@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from deltacache.pipeline.decoding.container import check_frame, open_video, packets_of
+from deltacache.pipeline.decoding.container import frames_of, open_video, packets_of
 from deltacache.pipeline.decoding.frame_source import IndexedFrame, SourceFailedError
 from deltacache.pipeline.decoding.probe import FrameIndex, VideoProbe, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -77,7 +77,7 @@ class IndexedPyavSource:
         left, expected = set(indices), self._index.pts.index(start)
         held = deque[VideoFrame](maxlen=self._held_frames)
         for frame in self._frames_from(container, stream, start):
-            check_frame(frame)
+            _check_size(frame, self._probe)
             held.append(frame)
             if frame.pts is not None and frame.pts < start:
                 continue  # shown before the starting point, decoded after it
@@ -100,7 +100,10 @@ class IndexedPyavSource:
             if is_first and (packet.pts is None or packet.pts > start):
                 raise SourceFailedError(f"a seek to pts {start} led to {packet.pts}")
             is_first = False
-            yield from packet.decode()
+            yield from frames_of(packet)
+
+
+_MOST_REORDERED = 16  # frames: what H.264 and HEVC decoders hold back at most
 
 
 class SequentialPyavSource:
@@ -109,25 +112,20 @@ class SequentialPyavSource:
     Everything is decoded once on creation: that alone tells how many frames there are, when, and whole.
     """
 
-    decoder = "pyav-sequential"
-
     def __init__(self, probe: VideoProbe, *, held_frames: int = 0) -> None:
         self._probe, self._held_frames = probe, held_frames
         self.height, self.width = probe.height, probe.width
-        self.timestamps_s = self._survey()
-
-    def _survey(self) -> np.ndarray:
-        pts: list[int | None] = [frame.pts for _, frame in self._decode()]
+        pts = [frame.pts for _, frame in self._decode()]
         if not pts:
             raise VideoRefusedError(FailureReason.NO_FRAMES, "no frame can be decoded")
-        known = [value for value in pts if value is not None]
-        ascending = len(known) == len(pts) and all(np.diff(np.array(known, dtype=object)) > 0)
-        if ascending:
-            return seconds_of(tuple(known), self._probe.time_base)
-        # Such as AVI, which holds no presentation times: frames follow each other at the container's rate.
-        if not self._probe.rate:
+        times = _times_in_order(pts)
+        self.decoder = "pyav-sequential" if times else "pyav-sequential-constant-rate"
+        if times:
+            self.timestamps_s = seconds_of(times, probe.time_base)
+        elif probe.rate:
+            self.timestamps_s = seconds_of(tuple(range(len(pts))), 1 / Fraction(probe.rate))
+        else:
             raise VideoRefusedError(FailureReason.CORRUPT_STREAM, "neither frame times nor a frame rate")
-        return seconds_of(tuple(range(len(pts))), 1 / Fraction(self._probe.rate))
 
     def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
         """Upright RGB frames of ``wanted`` (ascending, unique), decoding from the first frame on."""
@@ -145,27 +143,46 @@ class SequentialPyavSource:
         with open_video(self._probe.path) as (container, stream):
             index, held = 0, deque[VideoFrame](maxlen=self._held_frames)
             for packet in packets_of(container, stream):
-                for frame in packet.decode():
-                    check_frame(frame)
+                for frame in frames_of(packet):
+                    _check_size(frame, self._probe)
                     held.append(frame)
                     yield index, frame
                     index += 1
 
 
+def _times_in_order(pts: list[int | None]) -> tuple[int, ...] | None:
+    """The times of frames in the order of coming out, which is that of presentation; None where there are none.
+
+    AVI numbers its packets, and FFmpeg's guess of which frame a number belongs to is off by a few frames when there
+    are B-frames. The numbers themselves are right, so they are put in order. A clock that jumps back by more tells
+    no times.
+    """
+    known = [value for value in pts if value is not None]
+    if len(known) < len(pts):
+        return None
+    order = np.argsort(np.array(known, dtype=np.int64), kind="stable")
+    if (np.abs(order - np.arange(len(known))) > _MOST_REORDERED).any():
+        return None
+    return tuple(known[place] for place in order)
+
+
+def _check_size(frame: VideoFrame, probe: VideoProbe) -> None:
+    size = probe.orientation.upright_size(frame.height, frame.width)
+    if size != (probe.height, probe.width):
+        raise VideoRefusedError(
+            FailureReason.CORRUPT_STREAM,
+            f"frames change size from {probe.width}x{probe.height} to {size[1]}x{size[0]}",
+        )
+
+
 class _RgbConverter:
-    """To upright RGB; one conversion context for all frames, which must keep their size."""
+    """To upright RGB; one conversion context for all frames."""
 
     def __init__(self, probe: VideoProbe) -> None:
         self._probe = probe
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        size = self._probe.orientation.upright_size(frame.height, frame.width)
-        if size != (self._probe.height, self._probe.width):
-            raise VideoRefusedError(
-                FailureReason.CORRUPT_STREAM,
-                f"frames change size from {self._probe.width}x{self._probe.height} to {size[1]}x{size[0]}",
-            )
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         except MemoryError:

@@ -9,11 +9,13 @@ Standard input brings one message a video, standard output takes one answer each
 import ctypes
 import gc
 import importlib
+import mmap
 import os
 import re
 import resource
 import select
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -28,7 +30,7 @@ import PIL.ImageFile  # noqa: F401
 
 import deltacache.pipeline.decoding.decord_frames
 import deltacache.pipeline.decoding.resampling  # noqa: F401
-from deltacache.pipeline.decoding.decode import VideoJob
+from deltacache.pipeline.decoding.decode import Allow, VideoJob
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.pipeline.decoding.protocol import (
     Message,
@@ -42,23 +44,28 @@ from deltacache.pipeline.decoding.protocol import (
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
-Decode = Callable[[VideoJob], list[PixelClip]]
+Decode = Callable[[VideoJob, Allow], list[PixelClip]]
 
 _LONGEST_ANSWER = 1 << 28
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+_FACTOR = struct.Struct("d")
 _NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "MemoryError")
 
 
 class _Channel(NamedTuple):
-    """File descriptors. Pixels go into a file in memory.
+    """File descriptors, and memory that the child shares. Pixels go into a file in memory.
 
     Requests become readable during decoding only when the owner has gone.
+
+    Attributes:
+        factor: how many times the time limit the child is allowed.
     """
 
     requests: int
     replies: int
     pixels: int
+    factor: mmap.mmap
 
 
 def main() -> None:
@@ -68,7 +75,8 @@ def main() -> None:
     """
     module, function = sys.argv[1].split(":")
     decode: Decode = getattr(importlib.import_module(module), function)
-    channel = _Channel(requests=os.dup(0), replies=os.dup(1), pixels=int(sys.argv[2]))
+    factor = mmap.mmap(-1, _FACTOR.size)
+    channel = _Channel(requests=os.dup(0), replies=os.dup(1), pixels=int(sys.argv[2]), factor=factor)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)  # a decoder that prints must not write into the answers
@@ -83,7 +91,7 @@ def main() -> None:
 
 
 def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel) -> None:
-    timeout_s = request["timeout_s"]
+    _FACTOR.pack_into(channel.factor, 0, 1.0)
     with native_log() as log:
         read_end, write_end = os.pipe()
         server = os.getpid()
@@ -92,13 +100,13 @@ def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel)
             _die_with(server)
             os.close(channel.requests)
             os.close(channel.replies)  # or the owner would not see the server's end while this child lives
-            _run_child(decode, request, write_end, channel.pixels)
+            _run_child(decode, request, write_end, channel)
         os.close(write_end)
         exit_code: int | None = None
         try:
-            data = _collect(read_end, channel.requests, time.monotonic() + timeout_s)
+            data, limit_s = _collect(read_end, request["timeout_s"], channel)
             if data is None:
-                message = f"not decoded within {timeout_s:g} s"
+                message = f"not decoded within {limit_s:g} s"
                 os.kill(child, signal.SIGKILL)
                 exit_code = _reap(child)  # or it might write into the next video's pixels
                 answer = _refused(FailureReason.DECODE_TIMEOUT, f"{message}{_said(log)}")
@@ -122,11 +130,11 @@ def _die_with(server: int) -> None:
         os._exit(1)
 
 
-def _run_child(decode: Decode, request: dict[str, Any], write_end: int, pixels: int) -> NoReturn:
-    """Decode, write the answer, end. An exception that is no refusal is printed, and the exit code is 1."""
+def _run_child(decode: Decode, request: dict[str, Any], write_end: int, channel: _Channel) -> NoReturn:
+    """Decode, write the answer, end. What is not even an error (``SystemExit``) is printed, and the exit code is 1."""
     exit_code = 1
     try:
-        answer = _answer(decode, request, pixels)
+        answer = _answer(decode, request, channel)
         write_bytes(write_end, answer.to_bytes())
         exit_code = 0
     finally:
@@ -135,17 +143,25 @@ def _run_child(decode: Decode, request: dict[str, Any], write_end: int, pixels: 
         os._exit(exit_code)  # no cleaning up: the server's own exit handlers are none of ours
 
 
-def _answer(decode: Decode, request: dict[str, Any], pixels: int) -> Message:
+def _answer(decode: Decode, request: dict[str, Any], channel: _Channel) -> Message:
     job = job_from_json(request["job"])
     hard = _limit_memory(request["memory_bytes"])
     try:
-        return clips_message(decode(job), pixels)
+        clips = decode(job, lambda factor: _FACTOR.pack_into(channel.factor, 0, factor))
+        return clips_message(clips, channel.pixels)
     except VideoRefusedError as error:
         if error.reason is FailureReason.CORRUPT_STREAM and _was_near(request["memory_bytes"]):
             return _out_of_memory(request["memory_bytes"])
         return refusal_message(error)
     except MemoryError:
         return _out_of_memory(request["memory_bytes"])
+    except Exception as error:  # noqa: BLE001 - libraries raise all kinds; a video costs no more than itself
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}".replace(job.path, Path(job.path).name)
+        return _refused(
+            FailureReason.DECODER_CRASHED,
+            f"decoding raised {said} (in {where.name}, {Path(where.filename).name})",
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # the answer needs memory as well
 
@@ -173,23 +189,32 @@ def _out_of_memory(memory_bytes: int) -> Message:
     )
 
 
-def _collect(read_end: int, owner: int, deadline: float) -> bytearray | None:
-    """What the child writes until it ends; None when it does not end in time.
+def _collect(read_end: int, timeout_s: float, channel: _Channel) -> tuple[bytearray | None, float]:
+    """What the child writes until it ends, None when it does not end in time; and how long it had.
+
+    The owner hears of every limit that is raised.
 
     Raises:
         EOFError: the owner has gone.
     """
-    data = bytearray()
-    while (left := deadline - time.monotonic()) > 0:
-        ready, _, _ = select.select([read_end, owner], [], [], left)
-        if owner in ready:
+    data, started, limit_s = bytearray(), time.monotonic(), timeout_s
+    while True:
+        left = started + limit_s - time.monotonic()
+        if left <= 0:
+            allowed_s = timeout_s * _FACTOR.unpack_from(channel.factor)[0]
+            if not allowed_s > limit_s:
+                return None, limit_s
+            limit_s = allowed_s
+            write_bytes(channel.replies, Message({"status": "allowed", "limit_s": limit_s}).to_bytes())
+            continue
+        ready, _, _ = select.select([read_end, channel.requests], [], [], left)
+        if channel.requests in ready:
             raise EOFError("the owner has gone")
         if ready:
             chunk = os.read(read_end, 1 << 20)
             if not chunk or len(data) > _LONGEST_ANSWER:
-                return data
+                return data, limit_s
             data += chunk
-    return None
 
 
 def _reap(child: int) -> int:
@@ -208,7 +233,7 @@ def _reap(child: int) -> int:
 def _explain(exit_code: int, log: NativeLog) -> Message:
     """Why a child ended without a whole answer."""
     if exit_code >= 0:
-        return Message({"status": "bug", "traceback": log.text(limit=8000)})
+        return _refused(FailureReason.DECODER_CRASHED, f"the decoder ended by itself{_said(log)}")
     name = signal.Signals(-exit_code).name
     if any(word in log.text(limit=2000) for word in _NO_MEMORY):
         return _refused(FailureReason.OUT_OF_MEMORY, f"the decoder ran out of memory{_said(log)}")

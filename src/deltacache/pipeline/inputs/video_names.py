@@ -12,7 +12,8 @@ VIDEO_SUFFIXES = frozenset({
 # fmt: on
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif"})
 _FRAME = re.compile(
-    r".*_(?P<seconds>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE | re.DOTALL
+    r"(?!\.).*_(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png|webp|bmp|avif))",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -34,14 +35,23 @@ def is_video(name: str) -> bool:
     return suffix_of(name) in VIDEO_SUFFIXES
 
 
-def frame_seconds(name: str) -> float | None:
-    """The time in the name of a frame, ``<anything>_<seconds>.jpg|png``; None for any other file."""
+def frame_number(name: str) -> str | None:
+    """The number at the end of a frame's name, ``<anything>_<number>.jpg``; None for any other file.
+
+    Hidden files are none: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
+    """
     match = _FRAME.fullmatch(name)
-    return None if match is None else float(match["seconds"])
+    return None if match is None else match["number"]
+
+
+def frame_seconds(name: str) -> float | None:
+    """The number in the name of a frame; None for any other file. In a folder without a decimal point it counts."""
+    number = frame_number(name)
+    return None if number is None else float(number)
 
 
 def spooled_frame_name(number: int, name: str) -> str:
-    """A name of our own for a frame of an archive: its number, and of its own name only time and suffix.
+    """A name of our own for a frame of an archive: its place, and of its own name only number and suffix.
 
     Raises:
         ValueError: it is no name of a frame.
@@ -49,4 +59,4 @@ def spooled_frame_name(number: int, name: str) -> str:
     match = _FRAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not named <anything>_<seconds>.jpg or .png")
-    return f"{number:07d}_{match['seconds']}{match['suffix'].lower()}"
+    return f"{number:07d}_{match['number']}{match['suffix'].lower()}"
