@@ -143,6 +143,25 @@ def test_strings_of_parquet_of_any_kind(kind: str, videos: Path) -> None:
         uris(videos / "l.parquet", "n")
 
 
+def test_videos_inside_a_parquet_are_refused_with_the_way_out(videos: Path) -> None:
+    kind = pa.schema(
+        {"video": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "caption": pa.string()}
+    )
+
+    def write(path: str | None) -> None:
+        rows = [{"video": {"bytes": b"...", "path": path}, "caption": "x"}]
+        pq.write_table(pa.Table.from_pylist(rows, kind), videos / "l.parquet")
+
+    for path in ("1.mp4", None):
+        write(path)
+        with pytest.raises(
+            DeltacacheError, match=r"the videos themselves, as bytes of column 'video'.*: write each"
+        ):
+            uris(videos / "l.parquet")
+    write("sub/a.mp4")
+    assert uris(videos / "l.parquet") == ["sub/a.mp4"]
+
+
 @pytest.mark.parametrize("layout", ["{label}/", "", "train/{label}/", "{label_}/"])
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
 def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path: Path) -> None:

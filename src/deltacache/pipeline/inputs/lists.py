@@ -54,11 +54,13 @@ class Column:
         name: of its header; of one without: "column 2", "the whole line".
         entries: as they stand there, without empty ones.
         labels: of Kinetics' annotations the class of each entry, else empty.
+        has_bytes: whether the videos themselves lie beside their paths.
     """
 
     name: str
     entries: list[str]
     labels: tuple[str, ...] = ()
+    has_bytes: bool = False
 
     def share(self, measure: Callable[[str], float]) -> float:
         """Mean of ``measure`` over a few entries that are spread over the list."""
@@ -85,7 +87,7 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     chosen: tuple[float, Column] | None = None
     try:
         for group in _groups(suffix_of(path), _content(path), column):
-            columns += [each for each in group if each.entries]
+            columns += [each for each in group if each.entries or each.has_bytes]
             if group and not columns:
                 break  # a header and nothing else
             chosen = _choose(columns, there, column)
@@ -110,6 +112,11 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
         named = _named_files(base, [each for each in candidates if each.share(is_remote) < 0.5], share)
         if named is not None:
             taken, entries, how = named
+    if taken.has_bytes and share <= 0.1 and not how:
+        raise DeltacacheError(
+            f"{path} holds the videos themselves, as bytes of {_shown(taken.name)}, which are not read: write each to "
+            "a file, such as Path(row['path']).write_bytes(row['bytes']), and give their folder"
+        )
     others = [name for name in names if name != taken.name]
     if tell is not None and (others or how):
         also = f"; not taken: {', '.join(others[:_SAMPLE])} (--column NAME)" if others else ""
@@ -389,7 +396,10 @@ def _of_parquet(content: bytes, forced: str | None) -> list[Column]:
             raise pa.ArrowTypeError(
                 f"column {name} holds {kind}, must be strings, or structs with a string 'path'"
             )
-        columns = [Column(name, _strings(file, path)) for name, path in leaves.items()]
+        columns = [
+            Column(name, _strings(file, path), (), path != name and _has_bytes(file, name))
+            for name, path in leaves.items()
+        ]
         if set(_KINETICS) <= {_key(name) for name in schema.names}:
             names = [name for name in schema.names if _key(name) in (*_KINETICS, "label")]
             table = file.read(names)
@@ -409,6 +419,12 @@ def _leaf(name: str, kind: Any) -> str | None:
     held = {kind.field(place).name: kind.field(place).type for place in range(kind.num_fields)}
     inner = next((each for each in _PATHS_OF_STRUCTS if each in held and _leaf(each, held[each])), None)
     return None if inner is None else f"{name}.{inner}"
+
+
+def _has_bytes(file: Any, name: str) -> bool:
+    first = next(file.iter_batches(batch_size=1, columns=[name]), None)
+    row = None if first is None else first.column(0)[0].as_py()
+    return isinstance(row, dict) and any(isinstance(value, bytes) and value for value in row.values())
 
 
 def _strings(file: Any, path: str) -> list[str]:
