@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import boto3
@@ -20,10 +20,12 @@ from pathlib import Path
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-hold, held = Path(sys.argv[1]) / "hold", Path(sys.argv[1]) / "held"
+hold, held, asked = (Path(sys.argv[1]) / name for name in ("hold", "held", "asked"))
 moto = DomainDispatcherApplication(create_backend_app)
 
 def app(environ, start_response):
+    with asked.open("a") as file:
+        file.write(f'{environ["REQUEST_METHOD"]} {environ["PATH_INFO"]}?{environ["QUERY_STRING"]}\\n')
     if environ["REQUEST_METHOD"] == "PUT" and "/shards/" in environ["PATH_INFO"] and hold.exists():
         held.touch()
         time.sleep(60)  # by then whoever is uploading is dead
@@ -89,19 +91,34 @@ def local_shards(deltacache: Command, real_videos: Path, folder: Path) -> dict[s
     return {path.name: path.read_bytes() for path in (folder / "features" / "shards").glob("*.tar")}
 
 
+@contextmanager
+def few_requests(folder: Path, most: int) -> Iterator[None]:
+    """The server is asked for something, at most so often, and for no receipt; the videos' own place aside."""
+    (folder / "asked").unlink(missing_ok=True)
+    yield
+    asked = (folder / "asked").read_text().splitlines()
+    ours = [line for line in asked if "/films/videos" not in line and "prefix=videos" not in line]
+    assert 3 <= len(ours) <= most, ours
+    assert not [line for line in ours if "receipts" in line]
+
+
 def test_the_chain_reads_and_writes_an_object_store(
     deltacache: Command, bucket: str, real_videos: Path, tmp_path: Path
 ) -> None:
     features, tokenizer, deltas = f"{bucket}/features", tmp_path / "tokenizer", f"{bucket}/deltas"
     made = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "3 clips of 3 videos" in made.stdout
-    assert (
-        "nothing to do" in deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done().stdout
-    )
-    assert "3 clips of 3 videos in 2 of 2 shards" in deltacache("inspect", features).done().stdout
+    with few_requests(tmp_path, 20):
+        again = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
+    assert "nothing to do" in again.stdout
+    with few_requests(tmp_path, 20):
+        assert "3 clips of 3 videos in 2 of 2 shards" in deltacache("inspect", features).done().stdout
     assert "no damage" in deltacache("verify", features).done().stdout
     deltacache("train-tokenizer", features, tokenizer, "--preset", "tiny", "--steps", 2).done()
     deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
+    with few_requests(tmp_path, 30):  # of two datasets
+        again = deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
+    assert "nothing to do" in again.stdout
     deltacache("train-world", deltas, tmp_path / "world", "--preset", "tiny", "--steps", 2).done()
     assert shards_of(bucket, "features") == local_shards(deltacache, real_videos, tmp_path)
 

@@ -1,14 +1,32 @@
 """The plan: which videos form which shard, appended to and never changed."""
 
+import itertools
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_datasets import videos_named
 
-from deltacache.pipeline.datasets.plan import extend_plan, read_plan, resized, shard_tasks, write_plan
+from deltacache.pipeline.datasets import plan as plan_module
+from deltacache.pipeline.datasets.plan import (
+    copy_plan,
+    extend_plan,
+    grow_plan,
+    open_plan,
+    ordinal_of,
+    read_plan,
+    resize_plan,
+    resized,
+    runs_of,
+    shard_tasks,
+    write_plan,
+)
 from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.storage import sealing
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import PLAN_SCHEMA
 
@@ -110,3 +128,88 @@ def test_a_large_plan_takes_seconds() -> None:
     videos = [VideoSource(f"video-{n}", f"v/{n:07d}.mp4", "", n) for n in range(50_000)]
     plan = extend_plan(None, videos, 2, 32)
     assert len(shard_tasks(extend_plan(plan, videos, 2, 32))) == -(-50_000 // 32)
+
+
+def missing_one_by_one(plan: pa.Table, videos: list[VideoSource], views: int) -> set[tuple[str, int]]:
+    """Uris with the views that are not planned: the oracle."""
+    planned = {
+        (v.video_id, view)
+        for task in shard_tasks(plan)
+        for v in task.videos
+        for view in range(v.first_view, v.first_view + v.views)
+    }
+    return {(v.video_uri, view) for v in videos for view in range(views) if (v.video_id, view) not in planned}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_plans_grow_by_exactly_what_is_missing(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    plan = None
+    for _ in range(4):  # runs over other videos, with more or fewer views; some shards are lost with the plan
+        videos = videos_named(*rng.sample("abcdefghij", rng.randint(1, 10)))
+        views, size = rng.randint(1, 6), rng.randint(1, 3)
+        before = PLAN_SCHEMA.empty_table() if plan is None else plan
+        missing = missing_one_by_one(before, videos, views)
+        plan = extend_plan(plan, videos, views, size)
+        new = {task.shard_id for task in shard_tasks(plan)} - {task.shard_id for task in shard_tasks(before)}
+        added = [
+            (v.video_uri, view)
+            for task in shard_tasks(plan)
+            if task.shard_id in new
+            for v in task.videos
+            for view in range(v.first_view, v.first_view + v.views)
+        ]
+        assert sorted(added) == sorted(missing)
+        ordinals = [ordinal_of(task.shard_id) for task in shard_tasks(plan)]
+        assert ordinals == sorted(set(ordinals))
+        root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        root.mkdir()
+        if before.num_rows:
+            write_plan(root, before)
+        grown = grow_plan(root, open_plan(root), videos, views, size)
+        assert grown.table().equals(plan)
+        wanted = set(rng.sample(grown.shard_ids, rng.randint(0, len(grown.shard_ids))))
+        assert list(grown.only(wanted)) == [task for task in shard_tasks(plan) if task.shard_id in wanted]
+        assert grown.only(wanted).clips() == {
+            task.shard_id: sum(v.views for v in task.videos)
+            for task in shard_tasks(plan)
+            if task.shard_id in wanted
+        }
+        lost = rng.choice(grown.shard_ids)
+        plan = plan.filter(pa.array([shard != lost for shard in plan["shard"].to_pylist()], pa.bool_()))
+
+
+def test_a_plan_is_the_same_file_however_it_grew_and_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(plan_module, "_TASKS_AT_ONCE", 2)
+    monkeypatch.setattr(sealing, "_ROWS_A_GROUP", 4)
+    videos = videos_named(*"abcdefghijk")
+    at_once, bit_by_bit = tmp_path / "at once", tmp_path / "bit by bit"
+    for root, steps in ((at_once, (11,)), (bit_by_bit, (4, 8, 11))):
+        root.mkdir()
+        for stop in steps:
+            grow_plan(root, open_plan(root), videos[:stop], 1, 2)
+    assert (at_once / "plan.parquet").read_bytes() == (bit_by_bit / "plan.parquet").read_bytes()
+    plan = open_plan(at_once)
+    assert plan.shard_ids == [task.shard_id for task in shard_tasks(plan.table())]
+    assert pq.ParquetFile(at_once / "plan.parquet").num_row_groups == 3
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    copy_plan(plan, copied)
+    assert (copied / "plan.parquet").read_bytes() == (at_once / "plan.parquet").read_bytes()
+    resize_plan(copied, {"c": 7})
+    assert open_plan(copied).table().equals(resized(plan.table(), {"c": 7}))
+
+
+def test_runs_are_found_across_parts() -> None:
+    for text in ("", "a", "aab", "abbbc", "aabbccdda"):
+        for size in (1, 2, 3, 9):
+            parts = [
+                pa.array(list(text[start : start + size]), pa.string()) for start in range(0, len(text), size)
+            ]
+            runs = [(key, len(list(group))) for key, group in itertools.groupby(text)]
+            values, starts = runs_of(parts)
+            assert values == [key for key, _ in runs]
+            assert np.diff(starts).tolist() == [count for _, count in runs]

@@ -1,0 +1,133 @@
+"""A run over a finished dataset: what it asks of its object store, and what it notices all the same.
+
+The jobs are the real ones up to the work itself, which is drawn; Ray is not started.
+"""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from object_stores import requests_at_the_server
+from small_datasets import BLACK, shard_of, small_card, sources_of
+from upath import UPath
+
+from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, open_dataset, write_shard
+from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.plan import open_plan
+from deltacache.pipeline.jobs import offline
+from deltacache.pipeline.storage.locking import dataset_lock
+from deltacache.pipeline.work.attempts import Attempts
+from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
+from deltacache.schemas.progress import SilentReporter
+
+CARD = small_card("features", "webdataset")
+MOST = 20
+
+
+@dataclass
+class DrawnJob(offline._Job):
+    """Does the work of encoders by drawing clips."""
+
+    made: list[str] = field(default_factory=list)
+
+    def run(self, attempts: Attempts, *_: Any) -> None:
+        while (work := attempts.next()) is not None:
+            self.made.append(work.task.shard_id)
+            write_shard(
+                self.out,
+                CARD,
+                work.task.shard_id,
+                *shard_of("features", work.task),
+                sources_of(work.task),
+            )
+            attempts.done(work)
+
+
+def videos_in(folder: Path, *names: str) -> None:
+    """Files that are as ``sources_of`` says they were."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.mp4").write_bytes(b"video")
+        os.utime(folder / f"{name}.mp4", ns=(1_700_000_000 * 10**9,) * 2)
+
+
+def extract(root: UPath, videos: Path, **changes: Any) -> list[str]:
+    """Run the job; the shards that it made."""
+    settings = ExtractionSettings(source=str(videos), views=2, videos_per_shard=1, **changes)
+    with dataset_lock(root, "extract-features") as lock, ExitStack() as resources:
+        job = DrawnJob("extract-features", root, ClusterSettings(), lock, SilentReporter(), resources)
+        offline._encode_videos(job, offline._VideoJob(settings, settings, CARD, BLACK, None))
+    return job.made
+
+
+def test_requests_do_not_grow_with_the_shards(s3_root: UPath, tmp_path: Path) -> None:
+    counted = []
+    for shards in (2, 30):
+        root, videos = s3_root / str(shards), tmp_path / str(shards)
+        videos_in(videos, *(f"v{number:02d}" for number in range(shards)))
+        assert len(extract(root, videos)) == shards
+        now = []
+        for look in (partial(extract, root, videos), partial(open_dataset, root), partial(describe, root)):
+            with requests_at_the_server() as asked:
+                look()
+            assert 3 <= len(asked) <= MOST, asked
+            assert not [line for line in asked if "receipts" in line or "parts" in line]
+            now.append(len(asked))
+        counted.append(now)
+    assert counted[0] == counted[1]
+
+
+def test_a_second_run_is_noticed_in_as_few_requests(s3_root: UPath, tmp_path: Path) -> None:
+    videos_in(tmp_path / "videos", "b", "d")
+    extract(s3_root, tmp_path / "videos")
+    videos_in(tmp_path / "videos", "a", "c")
+    assert len(extract(s3_root, tmp_path / "videos")) == 2  # what lies there is not in the order of names now
+    with requests_at_the_server() as asked:
+        assert extract(s3_root, tmp_path / "videos") == []
+    assert len(asked) <= MOST, asked
+    (tmp_path / "videos/a.mp4").unlink()
+    with requests_at_the_server() as asked:
+        assert extract(s3_root, tmp_path / "videos") == []
+    assert len(asked) <= MOST, asked
+    assert not [line for line in asked if "receipts" in line]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_is_new_changed_or_unfinished_is_noticed(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = UPath(tmp_path / "features") if place == "local" else request.getfixturevalue("s3_root")
+    videos = tmp_path / "videos"
+    videos_in(videos, "a", "b", "c")
+    first = extract(root, videos)
+    assert extract(root, videos) == []
+
+    drop_shards(root, first[:1])  # unfinished
+    assert extract(root, videos) == first[:1]
+    (root / "tables.json").unlink()  # an interrupted finish
+    assert extract(root, videos) == []
+    (root / "index.parquet").unlink()
+    assert extract(root, videos) == []
+    assert len(open_dataset(root)) == 6
+
+    videos_in(videos, "new")
+    assert len(extract(root, videos)) == 1
+    assert len(open_dataset(root)) == 8
+    (videos / "b.mp4").unlink()  # vanished: what it gave stays
+    assert extract(root, videos) == []
+    assert len(open_dataset(root)) == 8
+
+    (videos / "c.mp4").write_bytes(b"other")  # of the same size
+    with pytest.raises(DatasetError, match=r"1 videos have another content .*: c\.mp4"):
+        extract(root, videos)
+    (made,) = extract(root, videos, changed_videos="recompute")
+    assert made in first
+    assert finished_shards(root) == {*open_plan(root).shard_ids}
+    finish_dataset(root)
+    assert describe(root).finished
