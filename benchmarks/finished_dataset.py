@@ -53,6 +53,8 @@ from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSetti
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
 
 FRAMES, GRID, HIDDEN = 8, (16, 16), 768
+Times = dict[str, tuple[float, ...]]
+"""Of each step wall-clock and processor seconds; of memory GiB."""
 BLACK = np.zeros((GRID[0] * GRID[1], HIDDEN), np.float16)
 
 
@@ -206,9 +208,9 @@ def drawn_part(tasks: list[ShardTask]) -> pa.Table:
     )
 
 
-def make(root: Path, videos: int, views: int, videos_per_shard: int, folded: bool) -> dict[str, float]:
+def make(root: Path, videos: int, views: int, videos_per_shard: int, folded: bool) -> Times:
     """Write the dataset, all but its shards and tables, as extract-features would."""
-    times = dict[str, float]()
+    times = Times()
     prepare_dataset(root, card(), BLACK)
     with timed(times, "plan all videos, once"):
         plan = grow_plan(root, open_plan(root), Sources(videos), views, videos_per_shard)
@@ -245,21 +247,21 @@ def draw(root: Path, shards: PlannedShards) -> None:
 
 
 @contextmanager
-def timed(times: dict[str, float], step: str) -> Iterator[None]:
-    """Add the seconds of the block to ``times``."""
-    start = time.perf_counter()
+def timed(times: Times, step: str) -> Iterator[None]:
+    """Note the seconds of the block, and those of computing on all its threads."""
+    start, computed = time.perf_counter(), time.process_time()
     yield
-    times[step] = round(time.perf_counter() - start, 3)
+    times[step] = (time.perf_counter() - start, time.process_time() - computed)
 
 
-def peak_gib() -> float:
+def peak_gib() -> tuple[float]:
     """Of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 3)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20),)
 
 
-def finish(root: Path, videos: int, views: int) -> dict[str, float]:
+def finish(root: Path, videos: int, views: int) -> Times:
     """The end of a first run."""
-    times = dict[str, float]()
+    times = Times()
     with timed(times, "inspect before the tables are merged"):
         assert describe(root).planned_videos == videos
     times["peak memory of that, GiB"] = peak_gib()
@@ -269,9 +271,9 @@ def finish(root: Path, videos: int, views: int) -> dict[str, float]:
     return times
 
 
-def rerun(root: Path, videos: int, views: int) -> dict[str, float]:
+def rerun(root: Path, videos: int, views: int) -> Times:
     """The same command again: nothing is new."""
-    times, place = dict[str, float](), dataset_root(root)
+    times, place = Times(), dataset_root(root)
     with timed(times, "prepare the dataset"):
         prepare_dataset(root, card(), BLACK)
     with timed(times, "open the plan and tables.json"):
@@ -280,14 +282,14 @@ def rerun(root: Path, videos: int, views: int) -> dict[str, float]:
         assert held is not None
     with timed(times, "compare with what was found"):
         assert same_videos(place, plan, held, Sources(videos), views)
-    times["all of a rerun"] = round(sum(times.values()), 3)
+    times["all of a rerun"] = tuple(map(sum, zip(*times.values(), strict=True)))
     times["peak memory of a rerun, GiB"] = peak_gib()
     return times
 
 
-def grown(root: Path, videos: int, views: int) -> dict[str, float]:
+def grown(root: Path, videos: int, views: int) -> Times:
     """The same command with one video more: all that is compared and planned before work begins."""
-    times, place, sources = dict[str, float](), dataset_root(root), Sources(videos + 1)
+    times, place, sources = Times(), dataset_root(root), Sources(videos + 1)
     plan = open_plan(root)
     held = finished_summary(root, plan)
     assert held is not None
@@ -300,9 +302,9 @@ def grown(root: Path, videos: int, views: int) -> dict[str, float]:
     return times
 
 
-def opened(root: Path, videos: int, views: int) -> dict[str, float]:
+def opened(root: Path, videos: int, views: int) -> Times:
     """What readers of a finished dataset do first."""
-    times = dict[str, float]()
+    times = Times()
     with timed(times, "open_dataset"):
         dataset = open_dataset(root)
     assert len(dataset) == videos * views
@@ -341,8 +343,8 @@ def main() -> None:
         for step in STEPS:
             command = [sys.executable, __file__, *sys.argv[1:], "--step", step, "--folder", str(folder)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            for name, value in json.loads(done.stdout).items():
-                print(f"{value:10.3f}  {name}", flush=True)
+            for name, values in json.loads(done.stdout).items():
+                print("".join(f"{value:10.2f}" for value in values).ljust(22), name, flush=True)
         held = {
             name: sum(path.stat().st_size for path in (folder / "features").glob(pattern))
             for name, pattern in {
@@ -352,7 +354,7 @@ def main() -> None:
                 "tables": "[ifs]*.parquet",
             }.items()
         }
-        print(*(f"{size / 1e6:10.1f}  MB of {name}" for name, size in held.items()), sep="\n")
+        print(*(f"{size / 1e6:10.1f}             MB of {name}" for name, size in held.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -93,11 +93,14 @@ def local_shards(deltacache: Command, real_videos: Path, folder: Path) -> dict[s
 
 @contextmanager
 def few_requests(folder: Path, most: int) -> Iterator[None]:
-    """The server is asked for something, at most so often, and for no receipt; the videos' own place aside."""
+    """The server is asked for something, at most so often, and for no receipt.
+
+    The videos' own place does not count, nor does the lock, which is renewed every five seconds.
+    """
     (folder / "asked").unlink(missing_ok=True)
     yield
     asked = (folder / "asked").read_text().splitlines()
-    ours = [line for line in asked if "/films/videos" not in line and "prefix=videos" not in line]
+    ours = [line for line in asked if not any(part in line for part in ("videos", ".lock"))]
     assert 3 <= len(ours) <= most, ours
     assert not [line for line in ours if "receipts" in line]
 
@@ -108,15 +111,15 @@ def test_the_chain_reads_and_writes_an_object_store(
     features, tokenizer, deltas = f"{bucket}/features", tmp_path / "tokenizer", f"{bucket}/deltas"
     made = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "3 clips of 3 videos" in made.stdout
-    with few_requests(tmp_path, 20):
+    with few_requests(tmp_path, 14):
         again = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "nothing to do" in again.stdout
-    with few_requests(tmp_path, 20):
+    with few_requests(tmp_path, 14):
         assert "3 clips of 3 videos in 2 of 2 shards" in deltacache("inspect", features).done().stdout
     assert "no damage" in deltacache("verify", features).done().stdout
     deltacache("train-tokenizer", features, tokenizer, "--preset", "tiny", "--steps", 2).done()
     deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
-    with few_requests(tmp_path, 30):  # of two datasets
+    with few_requests(tmp_path, 20):  # of two datasets
         again = deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
     assert "nothing to do" in again.stdout
     deltacache("train-world", deltas, tmp_path / "world", "--preset", "tiny", "--steps", 2).done()

@@ -78,8 +78,9 @@ class DeltaArrays:
 class Dataset:
     """A finished dataset, open for reading clips in any order, from several threads if need be.
 
-    Opening takes a few bytes a shard. The first read adds 13 bytes a clip (17 of int8 features: see ``_locate``),
-    ``timestamps_s`` adds 4 T, ids some 50 (``clip_ids`` and ``read``), and ``index`` all it holds.
+    Opening takes some 100 bytes a shard. Reading adds 13 bytes a clip (29 of int8 features) and some 1,300 bytes
+    for each shard that was read from, ``timestamps_s`` adds 4 T bytes a clip, ids some 50 (``read`` needs both, and
+    ``clip_ids`` makes a list of texts besides), and ``index`` all that it holds.
 
     Attributes:
         black_patch_tokens: (N, D) float16, of an all-black frame.
