@@ -7,6 +7,7 @@ times; botocore does so on its own.
 """
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -69,7 +70,7 @@ def names_in(folder: AnyPath) -> list[str]:
     """Sorted names of what is in ``folder`` now; none if it does not exist."""
     try:
         if is_local(folder):
-            return sorted(path.name for path in folder.iterdir())
+            return sorted(entry.name for entry in os.scandir(folder))
         paths = retried(folder.fs.ls, folder.path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
