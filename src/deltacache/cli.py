@@ -21,6 +21,7 @@ from deltacache.cli_options import (
     ColumnOpt,
     ContinueFromOpt,
     DatasetOutArg,
+    DecayOpt,
     DecodersOpt,
     DepthMapsOpt,
     DeviceOpt,
@@ -73,6 +74,7 @@ from deltacache.cli_options import (
     TrainSeedOpt,
     ViewsOpt,
     WandbOpt,
+    WarmupOpt,
     WholeSizeOpt,
     WorkersOpt,
 )
@@ -84,6 +86,7 @@ from deltacache.cli_parsing import (
     named_paths,
     parsed_horizons,
     refuse_video_flags,
+    scheduled,
     training_settings,
     usage_errors,
     whole_frame_settings,
@@ -193,6 +196,8 @@ def train_tokenizer(
     out: OutArg,
     preset: PresetOpt = "released",
     steps: StepsOpt = None,
+    warmup_steps: WarmupOpt = None,
+    decay_steps: DecayOpt = None,
     batch_size: BatchOpt = None,
     accumulation: AccumulationOpt = None,
     seed: TrainSeedOpt = None,
@@ -307,6 +312,8 @@ def train_world(
         int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
     ] = None,
     steps: StepsOpt = None,
+    warmup_steps: WarmupOpt = None,
+    decay_steps: DecayOpt = None,
     batch_size: BatchOpt = None,
     accumulation: AccumulationOpt = None,
     seed: TrainSeedOpt = None,
@@ -490,10 +497,9 @@ def train_head(
     flip: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of mirrored frames. [default: the preset's]")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training steps, warm-up and decay in proportion. [default: the preset's]"),
-    ] = None,
+    steps: StepsOpt = None,
+    warmup_steps: WarmupOpt = None,
+    decay_steps: DecayOpt = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Frames of a step, two crops each. [default: the preset's]")
     ] = None,
@@ -532,12 +538,12 @@ def train_head(
     asked = {"batch_size": batch_size, "seed": seed, "save_every": save_every, "log_every": log_every}
     if head is HeadTarget.rgb:
         decoder = rgb_preset(preset.value)
-        training = changed(decoder.training.in_steps(steps), **asked)
+        training = changed(scheduled(decoder.training, locals()), **asked)
         decoder = changed(decoder, training=training, frames=changed(decoder.frames, **seen))
         train_rgb_decoder(request, decoder, terminal_reporter())
         return
     config = head_preset(head.value, preset.value)
-    training = changed(config.training.in_steps(steps), **asked)
+    training = changed(scheduled(config.training, locals()), **asked)
     config = changed(config, training=training, frames=changed(config.frames, **seen))
     train_linear_head(request, config, terminal_reporter())
 
@@ -643,6 +649,8 @@ def train_foresight_head(
         TrainingSplit, typer.Option(help="Frames to learn from; val are those that are scored.")
     ] = TrainingSplit.train,
     steps: StepsOpt = None,
+    warmup_steps: WarmupOpt = None,
+    decay_steps: DecayOpt = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Frames of a step.")] = None,
     seed: TrainSeedOpt = None,
     save_every: SaveOpt = None,
@@ -662,7 +670,7 @@ def train_foresight_head(
     with usage_errors():
         config = foresight_head(task.value, preset.value, whole_frame_settings(locals()), depth)
     training = changed(
-        config.training.in_steps(steps),
+        scheduled(config.training, locals()),
         batch_size=batch_size,
         seed=seed,
         save_every=save_every,

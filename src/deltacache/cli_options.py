@@ -191,7 +191,21 @@ PresetOpt = Annotated[
     ),
 ]
 HeadsOpt = Annotated[int | None, typer.Option(min=1, help="Attention heads. [default: the preset's]")]
-StepsOpt = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the preset's]")]
+StepsOpt = Annotated[
+    int | None,
+    typer.Option(min=1, help="Training steps, warm-up and decay in proportion. [default: the preset's]"),
+]
+WarmupOpt = Annotated[
+    int | None,
+    typer.Option(min=0, help="Steps of the warm-up. [default: the preset's, in proportion to --steps]"),
+]
+DecayOpt = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Step at which a cosine after the warm-up reaches 0. [default: the preset's, in proportion to --steps]",
+    ),
+]
 BatchOpt = Annotated[
     int | None,
     typer.Option(

@@ -98,10 +98,23 @@ def training_settings(config: Any, flags: dict[str, Any]) -> Any:
         raise typer.BadParameter("give --init-from or --continue-from, not both")
     if flags["batch_size"] is None:
         config = config.shared_by(flags["workers"], flags["accumulation"])
-    names = ("steps", "batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
+    config = scheduled(config, flags)
+    names = ("batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
     start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
     wandb = flags["wandb"].value if flags["wandb"] else None
     return changed(config, start=start, wandb=wandb, **{name: flags[name] for name in names})
+
+
+def scheduled(config: Any, flags: dict[str, Any]) -> Any:
+    """The training settings with the asked steps, warm-up and decay; with --resume the schedule that was begun."""
+    from deltacache.train.outputs import continued_schedule
+
+    steps, warmup, decay = (flags[name] for name in ("steps", "warmup_steps", "decay_steps"))
+    config = config.in_steps(steps, warmup, decay)
+    if not flags["resume"]:
+        return config
+    given = {"warmup_given": warmup is not None, "decay_given": decay is not None}
+    return continued_schedule(flags["out"], config, **given)
 
 
 def changed(config: Any, **changes: Any) -> Any:

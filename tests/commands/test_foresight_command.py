@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deltacache.cli import app
+from deltacache.schemas.errors import DeltacacheError
 
 SEEN = ["--backbone", "tiny", "--layers", "0,1", "--image-size", "32x64", "--device", "cpu"]
 
@@ -47,3 +48,23 @@ def test_wrong_usage_is_exit_code_2(flags: list[str], words: str, tmp_path: Path
     assert outcome.exit_code == 2
     assert words in " ".join(outcome.output.split())
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("command", [["train-head", "cityscapes"], ["train-foresight-head", "segmentation"]])
+def test_heads_train_longer_as_far_as_their_decay_reaches(
+    command: list[str], mini_benchmarks: Path, tmp_path: Path
+) -> None:
+    size = (
+        SEEN if "foresight" in command[0] else ["--backbone", "tiny", "--image-size", "64", "--device", "cpu"]
+    )
+    whole = [*command, str(mini_benchmarks / "cityscapes"), str(tmp_path / "head"), *size]
+    whole += ["--preset", "tiny", "--split", "val", "--batch-size", "1"]
+    run = CliRunner().invoke
+    begun = run(app, [*whole, "--steps", "2", "--warmup-steps", "1", "--decay-steps", "4"])
+    assert begun.exit_code == 0, begun.output
+    assert "2 steps: a warm-up of 1 steps to 0.02, then a cosine to 0 at 4" in begun.output
+    longer = run(app, [*whole, "--steps", "4", "--resume"])
+    assert longer.exit_code == 0, longer.output
+    assert (tmp_path / "head/checkpoints/step-00000004").is_dir()
+    with pytest.raises(DeltacacheError, match="has 4 steps, and its rate goes down to 0 at step 4"):
+        run(app, [*whole, "--steps", "8", "--resume"], catch_exceptions=False)

@@ -28,7 +28,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _from_preset(value: Any, load: Any) -> Any:
-    """``{preset: released, stage: 512px, training: {...}}`` as the whole config of that stage, so changed."""
+    """``{preset: released, stage: 512px, training: {...}}`` as the whole config of that stage, so changed.
+
+    Another number of steps keeps the shape of the schedule, as ``--steps`` does.
+    """
     if not isinstance(value, Mapping) or "preset" not in value:
         return value
     changes = {name: each for name, each in value.items() if name not in ("preset", "stage")}
@@ -36,6 +39,10 @@ def _from_preset(value: Any, load: Any) -> Any:
         config = load(value["preset"], value.get("stage"))
     except (DeltacacheError, KeyError) as error:
         raise ValueError(f"preset {value['preset']!r}: {error}") from error
+    training = changes.get("training")
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    if isinstance(steps, int) and steps > 0:  # what else it may be, the config refuses
+        config = config.model_copy(update={"training": config.training.in_steps(steps)})
     return merged(config.model_dump(mode="json"), changes)
 
 

@@ -97,13 +97,17 @@ class TrainingConfig(Frozen):
             )
         return self.model_copy(update={"batch_size": batch_size, "accumulation": passes})
 
-    def in_steps(self, steps: int | None) -> "TrainingConfig":
-        """The same schedule stretched to so many steps (``None``: as it is)."""
-        if steps is None:
-            return self
-        changes: dict[str, int] = {"steps": steps, "warmup_steps": self.warmup_steps * steps // self.steps}
-        if self.decay_steps is not None:
-            changes["decay_steps"] = max(1, self.decay_steps * steps // self.steps)
+    def in_steps(
+        self, steps: int | None, warmup_steps: int | None = None, decay_steps: int | None = None
+    ) -> "TrainingConfig":
+        """The same schedule stretched to so many steps (``None``: as it is), but for what else is given."""
+        changes: dict[str, int] = {}
+        if steps is not None:
+            changes = {"steps": steps, "warmup_steps": self.warmup_steps * steps // self.steps}
+            if self.decay_steps is not None:
+                changes["decay_steps"] = max(1, self.decay_steps * steps // self.steps)
+        given = {"warmup_steps": warmup_steps, "decay_steps": decay_steps}
+        changes |= {name: value for name, value in given.items() if value is not None}
         return self.model_copy(update=changes)
 
 

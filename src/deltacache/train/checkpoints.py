@@ -49,7 +49,12 @@ class Resumed(Generic[ModelT]):
 def finished_checkpoints(out: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [path for path in (out / "checkpoints").glob("step-*") if _FINISHED.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=steps_of)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """How many steps a ``step-*`` folder is after."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Part, Split
 from deltacache.train.record import FolderRecord, NoRecord, Record
-from deltacache.train.schedules import warmup_cosine
+from deltacache.train.schedules import described, rate_at
 from deltacache.train.trained import TrainedModel
 from deltacache.train.workers.group import Alone, Group
 
@@ -99,7 +99,8 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     guard = FiniteGuard(optimizer, parameters[0].device)
     meter = Meter(run.first_step, split.effective_batch)
     training_loss = group.shared(task.model, task.training_loss)
-    run.reporter.line(f"train {task.kind}: effective batch {split}")
+    for line in (*described(config, run.first_step), f"effective batch {split}"):
+        run.reporter.line(f"train {task.kind}: {line}")
     with (
         group.stopping() as stop,
         closing(task.batches(split.parts_of(steps))) as batches,
@@ -143,11 +144,6 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         )
         raise SystemExit(0)
     return checkpoint_folder(run.out, config.steps)
-
-
-def rate_at(step: int, config: TrainingConfig) -> float:
-    """The learning rate of the optimizer step after ``step`` finished ones."""
-    return warmup_cosine(step, config.learning_rate, config.warmup_steps, config.decay_steps)
 
 
 def forward_precision(device: torch.device) -> torch.autocast:

@@ -1,13 +1,15 @@
 """The output folder of a run: whose it is, and whether a run may start or go on in it."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
+from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel
 from deltacache.pipeline.storage.atomic import is_temporary, remove_leftovers
+from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.train.checkpoints import (
     Resumed,
@@ -15,16 +17,20 @@ from deltacache.train.checkpoints import (
     finished_checkpoints,
     load_newest,
     read_checkpoint,
+    steps_of,
 )
+from deltacache.train.schedules import warmup_cosine
 
+_SCHEDULE = ("warmup_steps", "decay_steps")
 FREE_ON_RESUME = frozenset(
     f"training.{name}"
     for name in (
         *("steps", "save_every", "log_every", "keep", "probe_every", "probe_clips", "wandb"),
         *("batch_size", "accumulation"),  # their product with the number of workers must stay
+        *_SCHEDULE,  # the rates of the steps that are done must stay
     )
 )
-"""What may change between a run and its continuation: none of these changes what a step computes."""
+"""What may change between a run and its continuation: none of these changes what a step has computed."""
 
 NOTHING_DONE = -1
 """In place of a step: there is no checkpoint."""
@@ -121,6 +127,7 @@ def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> No
             f"{resumed.folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
             "the same one; put these back or choose another output folder"
         )
+    _check_same_rates(resumed, metadata)
     batch_before, batch_now = resumed.metadata.get("effective_batch"), metadata["effective_batch"]
     if batch_before != batch_now:
         raise MismatchError(
@@ -135,6 +142,55 @@ def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> No
                 f"{metadata[name]}): --resume goes on with the same data; give those or choose "
                 "another output folder"
             )
+
+
+def _check_same_rates(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> None:
+    """Refuse a schedule by which the steps that are done would have had other rates."""
+    before, now = resumed.metadata["config"]["training"], metadata["config"]["training"]
+    if all(before.get(name) == now.get(name) for name in _SCHEDULE):
+        return
+    begun = resumed.metadata.get("started_from") or {}
+    first = begun["step"] if begun.get("start") == "everything" else 0
+
+    def rate(training: Mapping[str, Any], step: int) -> float:
+        return warmup_cosine(
+            step, now["learning_rate"], training["warmup_steps"], training.get("decay_steps")
+        )
+
+    other = next((s for s in range(first, resumed.step) if rate(before, s) != rate(now, s)), None)
+    if other is not None:
+        was, is_now = (", ".join(f"{name} {each.get(name)}" for name in _SCHEDULE) for each in (before, now))
+        raise MismatchError(
+            f"{resumed.folder} was trained with {was}, now they are {is_now}: step {other} had another rate than this "
+            "schedule gives it. --resume continues a schedule: give --warmup-steps and --decay-steps (in a file "
+            "training.warmup_steps and training.decay_steps) as they were, or choose another output folder"
+        )
+
+
+def continued_schedule(
+    out: Path, training: TrainingConfig, *, warmup_given: bool, decay_given: bool
+) -> TrainingConfig:
+    """``training`` for ``--resume``: what is not given of the schedule stays what it was in the run at ``out``.
+
+    Raises:
+        DeltacacheError: it would go on at rate 0, for its decay has begun and ends before the steps do.
+    """
+    checkpoints = finished_checkpoints(out)
+    try:
+        before = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())["config"]["training"]
+        done, warmup, decay = steps_of(checkpoints[-1]), before["warmup_steps"], before.get("decay_steps")
+    except (IndexError, OSError, ValueError, KeyError, TypeError):
+        return training  # there is none, or it is damaged, which reading it will say
+    changes = {} if warmup_given else {"warmup_steps": warmup}
+    if not decay_given and (decay is None or done > warmup):
+        if decay is not None and training.steps > decay and done < training.steps:
+            raise DeltacacheError(
+                f"{out} has {done:,} steps, and its rate goes down to 0 at step {decay:,}: further steps up to "
+                f"{training.steps:,} would change nothing. Give --steps {decay} at most, or begin a longer run in "
+                "another folder"
+            )
+        changes["decay_steps"] = decay
+    return training.model_copy(update=changes)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
