@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from golden_sizes import golden_sizes
+
 BENCHMARKS = ("vspw", "cityscapes", "kitti")
 
 
@@ -23,7 +25,8 @@ def arguments(golden: Path, mini_benchmarks: Path) -> list[str]:
         f"--backbone={golden / 'tiny' / 'backbone'}",
         f"--tokenizer={golden / 'tiny' / 'deltatok_released.safetensors'}",
     )
-    return [*data, *heads, *models, "--image-size=64", "--context=4", "--horizons=1,3", "--examples=1"]
+    size = f"--image-size={golden_sizes(golden)[0]}"
+    return [*data, *heads, *models, size, "--context=4", "--horizons=1,3", "--examples=1"]
 
 
 def rows_of(out: Path, name: str = "metrics") -> list[dict[str, object]]:

@@ -32,6 +32,7 @@ from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.progress import SilentReporter
+from golden_sizes import golden_sizes
 
 Kind = str
 """What is put in place of a generator: ``real`` future frames, or the last context frame ``repeated``."""
@@ -56,7 +57,13 @@ def fill(root: Path, mini: Path, kinds: list[Kind], clip_format: ClipFormat = "f
 def flags(golden: Path, mini_benchmarks: Path) -> list[str]:
     data = [f"--data={name}={mini_benchmarks / name}" for name in BENCHMARKS]
     heads = [f"--head={name}={golden / 'eval' / f'head_{name}.safetensors'}" for name in BENCHMARKS]
-    return [*data, *heads, f"--backbone={golden / 'tiny' / 'backbone'}", "--image-size=64", "--examples=0"]
+    return [
+        *data,
+        *heads,
+        f"--backbone={golden / 'tiny' / 'backbone'}",
+        f"--image-size={golden_sizes(golden)[0]}",
+        "--examples=0",
+    ]
 
 
 def export(deltacache, mini: Path, out: Path, *more: str) -> Path:
@@ -216,7 +223,8 @@ def test_what_does_not_fit_is_refused_by_name(
         horizons, words = "1,2", [entry.sequence_id.split("_")[0], "at horizon 2"]
     deltacache(
         "evaluate", tmp_path / "out", f"--data=vspw={mini_benchmarks / 'vspw'}", "--horizons", horizons,
-        f"--backbone={golden / 'tiny' / 'backbone'}", "--image-size=64", "--predictions", answered,
+        f"--backbone={golden / 'tiny' / 'backbone'}", f"--image-size={golden_sizes(golden)[0]}",
+        "--predictions", answered,
     ).refused(*words)  # fmt: skip
 
 
@@ -262,7 +270,12 @@ def test_native_contexts_are_the_recorded_frames_before_the_last_one(
 
 def evaluated(golden: Path, mini: Path, out: Path, contexts: Path, **changes: Any) -> str:
     """``run_id`` of VSPW's bounds and the generator's frames at horizon 1."""
-    fields = {"horizons": (1,), "image_size": 64, "examples": 0, "device": "cpu"} | changes
+    fields = {
+        "horizons": (1,),
+        "image_size": golden_sizes(golden)[0],
+        "examples": 0,
+        "device": "cpu",
+    } | changes
     settings = benchmark_evaluation(
         out=out,
         data={"vspw": mini / "vspw"},

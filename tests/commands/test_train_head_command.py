@@ -14,6 +14,7 @@ import torch
 
 from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import SegmentationHead, load_head
+from golden_sizes import golden_sizes
 
 STEPS = {"vspw": 100, "cityscapes": 300, "kitti": 300}
 
@@ -21,7 +22,14 @@ STEPS = {"vspw": 100, "cityscapes": 300, "kitti": 300}
 @pytest.fixture(scope="module")
 def common(golden: Path) -> list[object]:
     """Flags of training and of evaluation."""
-    return ["--backbone", golden / "tiny" / "backbone", "--image-size", 64, "--device", "cpu"]
+    return [
+        "--backbone",
+        golden / "tiny" / "backbone",
+        "--image-size",
+        golden_sizes(golden)[0],
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def test_trained_heads_are_at_least_as_good_as_the_golden_ones(
 
 
 def test_heads_that_do_not_belong_are_refused_naming_both(
-    deltacache, trained: Path, common: list[object], mini_benchmarks: Path, tmp_path: Path
+    deltacache, trained: Path, common: list[object], golden: Path, mini_benchmarks: Path, tmp_path: Path
 ) -> None:
     def evaluated(name: str, head: str, *flags: object):
         data = f"--data={name}={mini_benchmarks / name}"
@@ -76,8 +84,10 @@ def test_heads_that_do_not_belong_are_refused_naming_both(
     evaluated("vspw", "cityscapes", *common).refused("knows 19 classes, vspw has 124")
     evaluated("kitti", "vspw", *common).refused(str(trained / "vspw"), "head")
     save_model(trained / "narrow", SegmentationHead(32, 124), "head", {})
-    evaluated("vspw", "narrow", *common).refused("takes 32-wide features, but", "gives 64")
-    other = ["--backbone", "tiny", "--image-size", 64]
+    evaluated("vspw", "narrow", *common).refused(
+        "takes 32-wide features, but", f"gives {golden_sizes(golden)[2]}"
+    )
+    other = ["--backbone", "tiny", *common[2:4]]
     evaluated("vspw", "vspw", *other).refused("was trained on features of backbone", "but tiny is")
 
 

@@ -12,6 +12,7 @@ from deltacache.models.checkpoints import save_model
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.schemas.benchmarks import BENCHMARKS
 from deltacache.schemas.progress import SilentReporter
+from golden_sizes import golden_sizes
 
 SAMPLES = 4
 TABLES = ("metrics", "sequences", "statistics", "samples")
@@ -36,7 +37,7 @@ def mini_settings(golden: Path, mini: Path, out: Path, **changes: Any) -> Benchm
         "backbone": str(golden / "tiny" / "backbone"),
         "tokenizer": golden / "tiny" / "deltatok_released.safetensors",
         "worlds": (golden / "tiny" / "deltaworld.safetensors",),
-        "image_size": 64,
+        "image_size": golden_sizes(golden)[0],
         "samples": SAMPLES,
         "examples": 0,
         "device": "cpu",
@@ -57,7 +58,10 @@ def same_tables(one: Path, other: Path) -> bool:
 
 def saved_decoder(golden: Path, folder: Path, shift: float = 0.0) -> Path:
     """The golden decoder, whose pictures are ``shift`` brighter."""
-    decoder = RgbDecoder(64, width=48, layers=2, num_heads=4, mlp_width=96, patch_size=16, image_size=64)
+    side, patches, hidden = golden_sizes(golden)
+    decoder = RgbDecoder(
+        hidden, width=48, layers=2, num_heads=4, mlp_width=96, patch_size=side // patches, image_size=side
+    )
     decoder.load_state_dict(load_file(golden / "tiny" / "head_rgb.safetensors"), strict=False)
     for name, parameter in decoder.named_parameters():
         if name.endswith("bias"):

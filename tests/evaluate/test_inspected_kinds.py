@@ -167,7 +167,7 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
     ),
     "a backbone": (
         lambda inputs: inputs.golden / "tiny" / "backbone",
-        ("a backbone, DINOv3ViTModel", "weights_sha256", "64 wide, of 16 px patches", "M parameters", " MB"),
+        ("a backbone, DINOv3ViTModel", "weights_sha256", " wide, of 16 px patches", "M parameters", " MB"),
     ),
     "a PCA": (pca, ("a PCA, 3 components of 32 channels", "features_fingerprint", "drawn", " MB")),
     "a training that began": (training_begun, ("a training without a checkpoint yet", "MB")),

@@ -93,7 +93,7 @@ def test_every_method_has_rows_up_to_the_last_horizon(evaluated_long: Path) -> N
 @torch.inference_mode()
 def test_copies_are_those_of_a_slow_loop(settings: BenchmarkEvaluation, evaluated_long: Path) -> None:
     """The last seen frame is 3 * horizon recorded frames before the target."""
-    inputs, root = load_inputs(settings), settings.data["vspw"]
+    inputs, root, side = load_inputs(settings), settings.data["vspw"], settings.image_size
     scores = {
         (row["sequence_id"], row["horizon"]): row["value"]
         for row in rows_of(evaluated_long, "sequences", metric="smooth_l1", method="copy_last")
@@ -103,8 +103,9 @@ def test_copies_are_those_of_a_slow_loop(settings: BenchmarkEvaluation, evaluate
             tokens = []
             for number in (target - 3 * horizon, target):
                 picture = cv2.imread(str(root / "data" / name / "origin" / f"{number:08d}.jpg"))[..., ::-1]
-                wide = cv2.resize(picture, (107, 64), interpolation=cv2.INTER_LINEAR)
-                crops = np.stack([wide[:, :64], wide[:, -64:]])
+                width = round(side * picture.shape[1] / picture.shape[0])
+                wide = cv2.resize(picture, (width, side), interpolation=cv2.INTER_LINEAR)
+                crops = np.stack([wide[:, :side], wide[:, -side:]])
                 tokens.append(inputs.backbone.patch_tokens(torch.from_numpy(crops).permute(0, 3, 1, 2)))
             slow = smooth_l1_loss(*tokens, beta=0.1).item()
             assert scores[f"{name}_{target:08d}", horizon] == pytest.approx(slow, rel=1e-4), (name, horizon)
@@ -171,7 +172,7 @@ def test_frames_of_a_long_sequence_are_every_third(settings: BenchmarkEvaluation
     assert len(numbers) == 20
     assert numbers[-1] == 79
     assert {later - earlier for earlier, later in pairwise(numbers)} == {3}
-    assert load_sequence("vspw", longest, 64, labelled=True).crops is not None
+    assert load_sequence("vspw", longest, settings.image_size, labelled=True).crops is not None
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from deltacache.evaluate.foresight.run import evaluate_foresight
 from deltacache.evaluate.report.runs import facts_of, open_runs
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.schemas.progress import SilentReporter
+from golden_sizes import golden_sizes
 
 
 def told_of(out: Path) -> list[str]:
@@ -52,7 +53,8 @@ def test_of_benchmarks(golden: Path, mini_benchmarks: Path, tmp_path: Path, swap
     tokenizer = golden / "tiny" / "deltatok_released.safetensors"
     fingerprint = load_tokenizer(tokenizer).fingerprint
     worlds = tuple(
-        save_world(tmp_path / query, fingerprint, query=query, hidden=64) for query in ("noise", "learned")
+        save_world(tmp_path / query, fingerprint, query=query, hidden=golden_sizes(golden)[2])
+        for query in ("noise", "learned")
     )
     worlds = worlds[::-1] if swapped else worlds
     settings = mini_settings(

@@ -35,7 +35,8 @@ def test_a_new_decoder_has_the_released_positions(read, decoder: RgbDecoder) -> 
 
 def test_the_norm_of_the_backbone_is_undone(read, decoder: RgbDecoder) -> None:
     features = read("heads_io")["features"]
-    gain, offset = torch.linspace(0.5, 2.0, 64), torch.linspace(-1.0, 1.0, 64)
+    width = features.shape[1]
+    gain, offset = torch.linspace(0.5, 2.0, width), torch.linspace(-1.0, 1.0, width)
     plain = decoder(features)
     decoder.undo(FinalNorm(gain, offset), IMAGENET)
     torch.testing.assert_close(decoder(features * gain[:, None, None] + offset[:, None, None]), plain)
@@ -76,7 +77,9 @@ def test_folders_and_bin_files_hold_the_same_decoder(
 
 
 def test_the_released_size_tells_its_heads(golden_backbone: Backbone, tmp_path: Path) -> None:
-    narrow = RgbDecoder(64, width=144, layers=1, num_heads=2, mlp_width=8, image_size=32)
+    narrow = RgbDecoder(
+        golden_backbone.hidden_size, width=144, layers=1, num_heads=2, mlp_width=8, image_size=32
+    )
     save_file(narrow.state_dict(), tmp_path / "head.safetensors")
     loaded = load_rgb_decoder(tmp_path / "head.safetensors", golden_backbone)
     assert loaded.model.arguments == narrow.arguments
@@ -97,11 +100,12 @@ def test_what_does_not_fit_is_refused(
     save_file(weights, tmp_path / "head.safetensors")
     with pytest.raises(CheckpointError, match="1 missing: trainable_cls_token"):
         load_rgb_decoder(tmp_path / "head.safetensors", golden_backbone, heads)
-    wide = RgbDecoder(96, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
+    width = golden_backbone.hidden_size
+    wide = RgbDecoder(width + 32, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
     save_model(tmp_path / "wide", wide, "rgb_decoder", {})
-    with pytest.raises(MismatchError, match=r"takes 96-wide features, but .* gives 64"):
+    with pytest.raises(MismatchError, match=rf"takes {width + 32}-wide features, but .* gives {width}"):
         load_rgb_decoder(tmp_path / "wide", golden_backbone)
-    other = RgbDecoder(64, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
+    other = RgbDecoder(width, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
     save_model(tmp_path / "other", other, "rgb_decoder", {"backbone_sha256": "ab" * 32})
     with pytest.raises(
         MismatchError, match=f"abababababababab, but .* is {golden_backbone.weights_sha256[:16]}"
