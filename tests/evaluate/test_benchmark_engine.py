@@ -19,16 +19,19 @@ from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import Ahead
 from deltacache.evaluate.benchmarks.sampling import SequenceBatch
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
-from deltacache.evaluate.benchmarks.statistics import Statistic
 from deltacache.evaluate.benchmarks.worker import BlockWorker
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples, load_frames
 from deltacache.evaluate.settings import clip_evaluation, evaluation
+from deltacache.evaluate.statistics import Statistic
 from deltacache.models.backbone import Backbone
+from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
+from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import ProgressStage, SilentReporter
+from golden_sizes import golden_sizes
 
 
 class Steps(SilentReporter):
@@ -164,7 +167,7 @@ def test_a_cache_is_a_feature_dataset_and_is_used(
         assert verify_dataset(folder) == []
     dataset = open_dataset(folders[2], "features")
     assert len(dataset) == 10
-    assert dataset.card.patch_grid == (4, 4)
+    assert dataset.card.patch_grid == (golden_sizes(golden)[1],) * 2
     encode = Backbone.patch_tokens
 
     def only_black(self: Backbone, frames: torch.Tensor) -> torch.Tensor:
@@ -232,7 +235,8 @@ def test_without_a_head_features_alone_are_scored(
     }
 
 
-def test_examples_hold_frames_and_maps(plain: Path) -> None:
+def test_examples_hold_frames_and_maps(plain: Path, golden: Path) -> None:
+    side = golden_sizes(golden)[0]
     examples = {each.title: each for each in load_examples(plain / "examples")}
     assert set(examples) == {"vspw 100_clip0_00000019", "cityscapes aachen_000000_000019",
                              "kitti 2011_09_26_drive_0002_sync_image_02_0000000021"}  # fmt: skip
@@ -240,11 +244,11 @@ def test_examples_hold_frames_and_maps(plain: Path) -> None:
         (maps,) = example.maps
         frames = load_frames(plain / "examples", example.clip_ids[0])
         assert frames is not None
-        assert frames.shape == (7, 64, 64, 3)
-        assert maps.truth.shape == (7, 64, 64)
-        assert maps.reconstruction.shape == (3, 64, 64)
+        assert frames.shape == (7, side, side, 3)
+        assert maps.truth.shape == (7, side, side)
+        assert maps.reconstruction.shape == (3, side, side)
         (world,) = example.worlds
-        assert maps.samples[world.fingerprint].shape == (4, 3, 64, 64)
+        assert maps.samples[world.fingerprint].shape == (4, 3, side, side)
         assert maps.kind == ("depth" if example.title.startswith("kitti") else "segmentation")
         assert maps.truth.dtype == (np.float16 if maps.kind == "depth" else np.uint8)
         assert maps.label is not None
@@ -319,9 +323,19 @@ def test_frames_are_read_ahead_as_far_as_their_bytes_allow() -> None:
     assert [len(each) for _, each in seen] == [2, 3, 3, 4, 6, 6]
 
 
-def test_tables_open_whatever_reads_parquet(plain: Path) -> None:
+def test_tables_open_whatever_reads_parquet(plain: Path, mini_benchmarks: Path) -> None:
     metrics = pq.read_table(plain / "metrics.parquet")
-    assert metrics["ci_low"].null_count == 0
+    units: dict[str, set[str]] = {}
+    for row in pq.read_table(plain / "sequences.parquet").to_pylist():
+        units.setdefault(row["dataset"], set()).add(row["unit"])
+    for name in ("vspw", "cityscapes", "kitti"):
+        found = benchmark_sequences(name, mini_benchmarks / name, FrameCounts((5, 7))).sequences
+        assert units[name] == {each.group for each in found}
+    for row in metrics.to_pylist():  # the miniature trees have two or three videos, cities and drives
+        assert row["unit_kind"] == {"vspw": "video", "cityscapes": "city", "kitti": "drive"}[row["dataset"]]
+        assert row["ci_low"] is None or (
+            row["n_units"] >= 3 and row["ci_low"] < row["value"] < row["ci_high"]
+        )
     per_class = [row for row in metrics.to_pylist() if row["metric"].startswith("iou/")]
     assert {row["dataset"] for row in per_class} == {"vspw", "cityscapes"}
 
@@ -457,8 +471,9 @@ def test_pictures_of_features_beside_the_maps(golden: Path, mini_benchmarks: Pat
     (example,) = load_examples(tmp_path / "out" / "examples")
     segmentation, pictures = example.maps
     assert (segmentation.kind, pictures.kind) == ("segmentation", "rgb")
-    assert pictures.truth.shape == (7, 64, 64, 3)
+    side = golden_sizes(golden)[0]
+    assert pictures.truth.shape == (7, side, side, 3)
     assert pictures.truth.dtype == np.uint8
-    assert pictures.reconstruction.shape == (3, 64, 64, 3)
-    assert pictures.samples[example.worlds[0].fingerprint].shape == (4, 3, 64, 64, 3)
+    assert pictures.reconstruction.shape == (3, side, side, 3)
+    assert pictures.samples[example.worlds[0].fingerprint].shape == (4, 3, side, side, 3)
     assert pictures.truth.std() > 0

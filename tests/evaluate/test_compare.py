@@ -14,6 +14,7 @@ import pytest
 from benchmark_runs import mini_settings
 from drawn_features import DrawnWorld
 from rich.console import Console
+from scipy import stats
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.clips.run import evaluate_clips
@@ -22,7 +23,7 @@ from deltacache.evaluate.comparing.tables import print_comparison
 from deltacache.evaluate.rows import write_table
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.schemas.tables import SEQUENCES_SCHEMA, STATISTICS_SCHEMA
+from deltacache.schemas.tables import STATISTICS_SCHEMA
 
 Row = dict[str, Any]
 
@@ -83,40 +84,70 @@ def test_clips_by_hand(clips: tuple[Path, Path]) -> None:
     difference = found(compare_runs(*clips), metric="smooth_l1", label="DeltaWorld, best of 6", horizon=3)
     assert difference.difference == pytest.approx(differences.mean())
     assert difference.a == pytest.approx(np.mean(list(values[0].values())))
-    rng = np.random.default_rng(5)
-    drawn = [rng.choice(differences, len(differences)).mean() for _ in range(4000)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    width = high - low
-    assert difference.low == pytest.approx(low, abs=0.1 * width)
-    assert difference.high == pytest.approx(high, abs=0.1 * width)
-    assert width > 1e-4
+    # a video is a unit: the mean without each of them, by hand
+    left_out = np.array([np.delete(differences, at).mean() for at in range(len(differences))])
+    count = len(differences)
+    error = np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, count - 1) * error
+    assert (difference.low, difference.high) == pytest.approx(
+        (differences.mean() - half, differences.mean() + half)
+    )
+    assert (difference.groups, difference.unit_kind) == (count, "video")
 
 
-def test_benchmarks_are_pooled_and_resampled_by_group(benchmarks: tuple[Path, Path]) -> None:
-    """RMSE from the sums; with two drives a resample is one of three mixtures, whose ends are the interval's."""
-    keys = {"dataset": "kitti", "task": "depth", "method": "deltaworld", "aggregation": "mean", "horizon": 3}
-    drives = []
-    for out in benchmarks:
-        rows = [
-            row
-            for row in pq.read_table(out / "statistics.parquet").to_pylist()
-            if all(row[name] == value for name, value in keys.items())
-        ]
-        groups = sorted({row["group"] for row in rows})
-        drives.append([np.sum([row["totals"] for row in rows if row["group"] == each], 0) for each in groups])
-
-    def rmse(sums: np.ndarray) -> float:
-        return float(np.sqrt(sums[1] / sums[0]))
-
+def test_two_units_have_no_interval_and_no_verdict(benchmarks: tuple[Path, Path]) -> None:
+    """The miniature KITTI has two drives."""
     difference = found(
         compare_runs(*benchmarks), dataset="kitti", metric="rmse", label="DeltaWorld, mean of 4", horizon=3
     )
-    a, b = drives
-    assert difference.difference == pytest.approx(rmse(b[0] + b[1]) - rmse(a[0] + a[1]))
-    alone = [rmse(b[each]) - rmse(a[each]) for each in (0, 1)]
-    assert (difference.low, difference.high) == pytest.approx((min(alone), max(alone)))
-    assert difference.groups == 2
-    assert difference.verdict == "undecided, 2 groups"
+    assert difference.difference != 0
+    assert np.isnan([difference.low, difference.high]).all()
+    assert difference.verdict == "undecided, 2 drives"
+
+
+def test_sequences_of_one_video_are_one_unit(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two views of every video: as many units as videos, and a sequence that moved to another video is refused."""
+    tables = [pq.read_table(out / "statistics.parquet").to_pylist() for out in clips]
+    views = [
+        [row | {"sequence_id": f"{row['sequence_id']}-{view}"} for row in rows for view in (0, 1)]
+        for rows in tables
+    ]
+    outs = [
+        rewritten(out, tmp_path / str(at), "statistics.parquet", STATISTICS_SCHEMA, rows)
+        for at, (out, rows) in enumerate(zip(clips, views, strict=True))
+    ]
+    keys = {"metric": "smooth_l1", "label": "DeltaWorld, best of 6", "horizon": 3}
+    once, twice = found(compare_runs(*clips), **keys), found(compare_runs(*outs), **keys)
+    assert (once.groups, twice.groups) == (10, 10)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+    moved = [
+        row | {"group": "elsewhere.mp4"} if row["sequence_id"].endswith("-1") else row for row in views[1]
+    ]
+    other = rewritten(clips[1], tmp_path / "moved", "statistics.parquet", STATISTICS_SCHEMA, moved)
+    with pytest.raises(
+        MismatchError, match=r"sequence .+-1 is from .+ in 0 and from elsewhere\.mp4 in moved"
+    ):
+        compare_runs(outs[0], other)
+
+
+def test_sequences_in_another_order_are_paired_by_name(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = pq.read_table(clips[1] / "statistics.parquet").to_pylist()
+    other = rewritten(clips[1], tmp_path / "turned", "statistics.parquet", STATISTICS_SCHEMA, rows[::-1])
+    keys = {"metric": "smooth_l1", "label": "DeltaWorld, best of 6", "horizon": 3}
+    straight, turned = found(compare_runs(*clips), **keys), found(compare_runs(clips[0], other), **keys)
+    assert (turned.low, turned.high) == pytest.approx((straight.low, straight.high))
+
+
+def test_an_older_evaluation_of_clips_is_refused_by_the_way_out(
+    clips: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It has no columns for units, and no sums of features."""
+    table = pq.read_table(clips[0] / "metrics.parquet").drop_columns(["image_width", "unit_kind", "n_units"])
+    old = rewritten(clips[0], tmp_path / "old", "metrics.parquet", table.schema, table.to_pylist())
+    with pytest.raises(
+        MismatchError, match="clips: old is of an older version, which did not keep what video"
+    ):
+        compare_runs(old, clips[1])
 
 
 def test_a_run_equals_itself(clips: tuple[Path, Path], benchmarks: tuple[Path, Path]) -> None:
@@ -126,13 +157,23 @@ def test_a_run_equals_itself(clips: tuple[Path, Path], benchmarks: tuple[Path, P
         assert comparison.notes == ()
 
 
+def scaled(out: Path, target: Path, factor: float, method: str | None = None) -> Path:
+    """A copy with other features' sums: of one method, or of all."""
+    rows = pq.read_table(out / "statistics.parquet").to_pylist()
+    changed = [
+        row | {"totals": [row["totals"][0], *(factor * each for each in row["totals"][1:])]}
+        if row["task"] == "features" and method in (None, row["method"])
+        else row
+        for row in rows
+    ]
+    return rewritten(out, target, "statistics.parquet", STATISTICS_SCHEMA, changed)
+
+
 def test_a_shift_of_all_sequences_is_seen_and_has_a_direction(
     clips: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """1 % of every loss, far less than sequences differ from each other: only pairing can see it."""
-    rows = pq.read_table(clips[0] / "sequences.parquet").to_pylist()
-    shifted = [row | {"value": 0.99 * row["value"]} if row["task"] == "features" else row for row in rows]
-    other = rewritten(clips[0], tmp_path / "shifted", "sequences.parquet", SEQUENCES_SCHEMA, shifted)
+    other = scaled(clips[0], tmp_path / "shifted", 0.99)
     forth, back = compare_runs(clips[0], other), compare_runs(other, clips[0])
     loss = {"metric": "smooth_l1", "label": "Copy of the last frame", "horizon": 3}
     assert (found(forth, **loss).verdict, found(back, **loss).verdict) == ("better", "worse")
@@ -174,9 +215,7 @@ def test_each_method_that_only_one_has_is_one_line(evaluated: DrawnWorld, clips:
 def test_differences_below_rounding_are_none(
     clips: tuple[Path, Path], tmp_path: Path, share: float, verdict: str
 ) -> None:
-    rows = pq.read_table(clips[0] / "sequences.parquet").to_pylist()
-    moved = [row | {"value": (1 + share) * row["value"]} for row in rows]
-    other = rewritten(clips[0], tmp_path / "moved", "sequences.parquet", SEQUENCES_SCHEMA, moved)
+    other = scaled(clips[0], tmp_path / "moved", 1 + share)
     loss = {"metric": "smooth_l1", "label": "Copy of the last frame", "horizon": 3}
     assert found(compare_runs(clips[0], other), **loss).verdict == verdict
 
@@ -188,9 +227,9 @@ def test_other_data_is_refused_by_name(
         MismatchError, match="out is an evaluation of clips, one one of vspw, cityscapes, kitti"
     ):
         compare_runs(clips[0], benchmarks[0])
-    rows = pq.read_table(clips[0] / "sequences.parquet").to_pylist()
+    rows = pq.read_table(clips[0] / "statistics.parquet").to_pylist()
     kept = [row for row in rows if row["sequence_id"] != "scene0-left-v000"]
-    other = rewritten(clips[0], tmp_path / "other", "sequences.parquet", SEQUENCES_SCHEMA, kept)
+    other = rewritten(clips[0], tmp_path / "other", "statistics.parquet", STATISTICS_SCHEMA, kept)
     with pytest.raises(
         MismatchError, match=r"out has 10 sequences and other 9; 1 only in out \(scene0-left-v000\)"
     ):
@@ -224,10 +263,20 @@ def test_features_of_another_backbone_are_left_out(benchmarks: tuple[Path, Path]
     assert any("distances of features" in note and "other@0" in note for note in comparison.notes)
 
 
+def test_frames_of_another_shape_are_another_feature_space(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of one height: the width alone differs."""
+    table = pq.read_table(clips[1] / "metrics.parquet")
+    rows = [row | {"image_width": 64} for row in table.to_pylist()]
+    other = rewritten(clips[1], tmp_path / "wide", "metrics.parquet", table.schema, rows)
+    message = (
+        "clips: distances of features, which are those of .* at 32 px in out and of .* at 32x64 px in wide"
+    )
+    with pytest.raises(MismatchError, match=message):
+        compare_runs(clips[0], other)
+
+
 def test_the_table_says_it_in_words(clips: tuple[Path, Path], tmp_path: Path) -> None:
-    rows = pq.read_table(clips[0] / "sequences.parquet").to_pylist()
-    shifted = [row | {"value": 0.9 * row["value"]} if row["method"] == "copy_last" else row for row in rows]
-    other = rewritten(clips[0], tmp_path / "shifted", "sequences.parquet", SEQUENCES_SCHEMA, shifted)
+    other = scaled(clips[0], tmp_path / "shifted", 0.9, "copy_last")
     for every, titles in ((False, 1), (True, 3)):
         text = shown(compare_runs(clips[0], other), every_metric=every)
         assert text.count("method ") == titles

@@ -22,10 +22,16 @@ from drawn_features import (
     timestamps,
     write_features,
 )
+from safetensors.torch import load_file
+from scipy import stats
 from torch import Tensor
 
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.clips.sequences import ClipBatch
+from deltacache.evaluate.inputs import Tokenizer
+from deltacache.evaluate.metrics import feature_metrics
+from deltacache.evaluate.predictions import Protocol, reconstructions
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.models.losses import smooth_l1
 from deltacache.schemas.errors import DatasetError
@@ -159,17 +165,21 @@ def test_reconstructions_equal_a_loop_over_frames(evaluated: DrawnWorld, horizon
     clips = list(stored_clips().values())
     closed = values_of(evaluated, method="deltatok", metric="smooth_l1", horizon=horizon)
     parallel = values_of(evaluated, method="deltatok_parallel", metric="smooth_l1", horizon=horizon)
+    one_step = values_of(evaluated, method="deltatok_one_step", metric="smooth_l1", horizon=horizon)
     swapped = values_of(evaluated, method="deltatok_swapped", metric="smooth_l1", horizon=horizon)
     at = CONTEXT + horizon - 1
     for position, (clip_id, clip) in enumerate(stored_clips().items()):
         other = clips[(position + 1) % len(clips)]
-        frame = clip[None, CONTEXT - 1]
+        frame = own = clip[None, CONTEXT - 1]
         for step in range(CONTEXT, at + 1):
             frame = tokenizer.decode(tokenizer.encode(frame, clip[None, step], GRID), frame, GRID)
+            true_pair = tokenizer.encode(clip[None, step - 1], clip[None, step], GRID)
+            own = tokenizer.decode(true_pair, own, GRID)
         assert closed[clip_id] == pytest.approx(loss(frame[0], clip[at]), rel=1e-4)
-        before = clip[None, at - 1]
-        own = tokenizer.decode(tokenizer.encode(before, clip[None, at], GRID), before, GRID)
         assert parallel[clip_id] == pytest.approx(loss(own[0], clip[at]), rel=1e-4)
+        before = clip[None, at - 1]
+        alone = tokenizer.decode(tokenizer.encode(before, clip[None, at], GRID), before, GRID)
+        assert one_step[clip_id] == pytest.approx(loss(alone[0], clip[at]), rel=1e-4)
         token = tokenizer.encode(other[None, at - 1], other[None, at], GRID)
         assert swapped[clip_id] == pytest.approx(
             loss(tokenizer.decode(token, before, GRID)[0], clip[at]), rel=1e-4
@@ -213,16 +223,24 @@ def test_tables_have_the_agreed_columns_and_say_over_how_many(evaluated: DrawnWo
         *((task, 2 * SCENES, 2 * SCENES) for task in ("features", "samples")),
         ("modes", SCENES, 2 * SCENES),
     }
-    # 3 feature metrics at 2 horizons: 5 methods alone, DeltaWorld twice, the learned query once
+    # 3 feature metrics at 2 horizons: 6 methods alone, DeltaWorld twice, the learned query once
     # energy, spread and 7 ranks of the model that samples
-    assert metrics.num_rows == 3 * 2 * 8 + 2 * 2 * 2 + 2 * (2 + 7)
+    assert metrics.num_rows == 3 * 2 * 9 + 2 * 2 * 2 + 2 * (2 + 7)
     for row in metrics.to_pylist():
         columns = {name: row[name] for name in ("method", "metric", "aggregation", "horizon", "world")}
         values = [each["value"] for each in rows_of(out / "sequences.parquet", **columns)]
         assert len(values) == (0 if row["metric"].startswith("rank/") else row["n_sequences"])
         if row["task"] != "samples":  # that one pools, see test_sample_counts
             assert row["value"] == pytest.approx(np.mean(values))
-        assert row["ci_low"] - 1e-12 <= row["value"] <= row["ci_high"] + 1e-12
+        assert row["unit_kind"] == ("scene" if row["task"] == "modes" else "video")
+        assert row["n_units"] == row["n_sequences"]  # every sequence of these is a video of its own
+        if row["ci_low"] is None:  # all units agree: the truth itself, or no scene whose futures are reached
+            assert np.ptp(values) < 1e-9 or row["metric"].startswith("rank/")
+        else:
+            assert row["ci_low"] < row["value"] < row["ci_high"]
+    units = {row["sequence_id"]: row["unit"] for row in sequences.to_pylist() if row["task"] == "features"}
+    assert len(set(units.values())) == 2 * SCENES
+    assert units["scene0-left-v000"] == "scene0-left.mp4"
 
 
 def test_horizons_are_also_told_in_seconds(evaluated: DrawnWorld) -> None:
@@ -370,3 +388,57 @@ def test_frames_beyond_the_longest_horizon_change_nothing(drawn: DrawnWorld, tmp
         [row["value"] for row in rows_of(each.out / "sequences.parquet")] for each in (settings, other)
     )
     assert first == second
+
+
+def test_parallel_is_what_the_released_readme_calls_so(golden: Path) -> None:
+    """Tokens of true pairs, decoded from the decoder's own output; one step from the true frame is less wrong."""
+    held = load_file(golden / "tiny" / "deltatok_released_io.safetensors")
+    clips, frames = held["patch_tokens"].shape[:2]
+    side = int(held["patch_tokens"].shape[2] ** 0.5)
+    model = load_tokenizer(golden / "tiny" / "deltatok_released.safetensors").model
+    tokenizer = Tokenizer(model, "golden")
+    black = held["black_patch_tokens"][0]
+    protocol = Protocol(frames - 3, (1, 3), 0, (side, side), black)
+    names = tuple(f"clip{at}" for at in range(clips))
+    batch = ClipBatch(tuple(range(clips)), names, names, held["patch_tokens"], None, held["timestamps"])
+    deltas = model.encode_clip(held["patch_tokens"], black, protocol.grid)
+    found = {method.name: values for method, values in reconstructions(tokenizer, batch, deltas, protocol)}
+    truth = held["patch_tokens"][:, protocol.targets]
+    loss = {name: feature_metrics(values, truth)[..., 0].mean(0).tolist() for name, values in found.items()}
+    torch.testing.assert_close(found["deltatok"][:, -1], held["rollout_h3"][:, -1], atol=2e-5, rtol=1e-4)
+    readme = model.reconstruct_parallel(held["patch_tokens"], black, protocol.grid, 3)
+    torch.testing.assert_close(found["deltatok_parallel"][:, -1], readme[:, -1])
+    assert loss["deltatok_parallel"][0] == pytest.approx(loss["deltatok_one_step"][0])
+    if side == 4:  # the set that the released code was run on
+        assert loss["deltatok_parallel"][1] == pytest.approx(1.16927, abs=1e-5)
+        assert loss["deltatok_one_step"][1] == pytest.approx(1.06506, abs=1e-5)
+
+
+def test_views_of_one_video_are_one_unit(drawn: DrawnWorld, tmp_path: Path) -> None:
+    """Four videos with three views each, all but alike within a video."""
+    rng = np.random.default_rng(8)
+    clips = []
+    for video in range(4):
+        tokens = rng.normal(0, 0.1 * (1 + video), (FRAMES, GRID[0] * GRID[1], HIDDEN)).cumsum(0)
+        clips += [
+            DrawnClip(f"video{video}", tokens + rng.normal(0, 1e-3, tokens.shape), view=view)
+            for view in range(3)
+        ]
+    settings = drawn.settings(features=write_features(tmp_path / "views", clips), futures=None)
+    evaluate_clips(settings, SilentReporter())
+    sequences = pq.read_table(settings.out / "sequences.parquet").to_pylist()
+    assert {row["unit"] for row in sequences} == {f"video{video}.mp4" for video in range(4)}
+    losses: dict[str, list[float]] = {}
+    for row in sequences:
+        if (row["method"], row["metric"], row["horizon"]) == ("copy_last", "smooth_l1", 1):
+            losses.setdefault(row["unit"], []).append(row["value"])
+    means = np.array([np.mean(each) for each in losses.values()])
+    logs = np.log([np.delete(means, at).mean() for at in range(4)])
+    half = stats.t.ppf(0.975, 3) * np.sqrt(3 / 4 * np.square(logs - logs.mean()).sum())
+    (row,) = rows_of(settings.out / "metrics.parquet", method="copy_last", metric="smooth_l1", horizon=1)
+    assert (row["n_sequences"], row["n_units"], row["unit_kind"]) == (12, 4, "video")
+    assert np.log([row["ci_low"], row["ci_high"]]) == pytest.approx(
+        np.log(means.mean()) + np.array([-half, half])
+    )
+    (pooled,) = rows_of(settings.out / "metrics.parquet", metric="spread_skill", horizon=1)
+    assert pooled["n_units"] == 4

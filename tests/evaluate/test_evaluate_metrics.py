@@ -1,10 +1,8 @@
-"""Feature metrics and bootstrap intervals against numbers worked out by hand."""
+"""Feature metrics against numbers worked out by hand."""
 
 import numpy as np
-import pytest
 import torch
 
-from deltacache.evaluate.bootstrap import bootstrap_intervals, bootstrap_means
 from deltacache.evaluate.metrics import feature_metrics, token_distance
 from deltacache.models.losses import smooth_l1
 
@@ -41,28 +39,3 @@ def test_the_truth_itself_is_perfect() -> None:
 def test_token_distance_is_over_all_patches() -> None:
     zeros = torch.zeros(2, 2)
     assert token_distance(zeros, torch.tensor([[3.0, 0.0], [0.0, 4.0]])).item() == 5.0
-
-
-def test_bootstrap_of_two_sequences_takes_the_three_possible_means() -> None:
-    values = np.array([[0.0, 10.0], [1.0, 10.0]])
-    means = bootstrap_means(values, resamples=4000)
-    share = [np.mean(means[:, 0] == mean) for mean in (0.0, 0.5, 1.0)]
-    np.testing.assert_allclose(share, [0.25, 0.5, 0.25], atol=0.03)
-    np.testing.assert_array_equal(bootstrap_intervals(values), [[0.0, 1.0], [10.0, 10.0]])
-
-
-def test_bootstrap_is_that_of_an_obvious_loop() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(2.0, 1.0, (200, 1))
-    loop = [np.mean(rng.choice(values[:, 0], 200)) for _ in range(4000)]
-    low, high = bootstrap_intervals(values)[0]
-    assert low < values.mean() < high
-    np.testing.assert_allclose([low, high], np.quantile(loop, [0.025, 0.975]), atol=0.02)
-
-
-def test_bootstrap_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).normal(size=(50, 3))
-    whole = bootstrap_intervals(values, seed=1)
-    monkeypatch.setattr("deltacache.evaluate.bootstrap._CHUNK_COUNTS", 500)  # ten resamples at a time
-    np.testing.assert_allclose(bootstrap_intervals(values, seed=1), whole, rtol=1e-12)
-    assert not np.allclose(bootstrap_intervals(values, seed=2), whole)

@@ -1,9 +1,14 @@
 """What an evaluation refuses: the message names the values, and nothing is written."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from drawn_features import (
     BACKBONE,
     FRAMES,
@@ -16,10 +21,24 @@ from drawn_features import (
     write_futures,
 )
 
+from deltacache.evaluate import predictions
+from deltacache.evaluate.benchmarks.labels import SegmentationScorer
+from deltacache.evaluate.clips import rollouts
 from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.metrics import naming
+from deltacache.evaluate.report.page import write_report
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
-from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
+from deltacache.models.heads import SegmentationHead
+from deltacache.pipeline.benchmarks.full_frames import read_depth_map
+from deltacache.pipeline.benchmarks.geometry import Split
+from deltacache.schemas.errors import (
+    CheckpointError,
+    DatasetError,
+    DeltacacheError,
+    MismatchError,
+    NotFiniteError,
+)
 from deltacache.schemas.progress import SilentReporter
 
 
@@ -164,3 +183,69 @@ def test_horizons_are_sorted_and_counted_once() -> None:
     settings = clip_evaluation(out=Path("out"), features=Path("features"), horizons=(3, 1, 3))
     assert settings.horizons == (1, 3)
     assert settings.frames == 7
+
+
+def test_features_that_are_not_finite_are_refused_by_sequence_and_frame(drawn: DrawnWorld) -> None:
+    clips = draw_clips()
+    clips[3].tokens[2, 1, 5] = np.inf
+    features = write_features(drawn.root / "broken", clips)
+    message = rf"sequence {clips[3].name}-v000: the features of frame 2 are not finite"
+    refused(drawn, NotFiniteError, message, features=features, futures=None)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_predictions_that_are_not_finite_are_refused_by_method_sequence_and_step(
+    drawn: DrawnWorld, monkeypatch: pytest.MonkeyPatch, sampled: bool
+) -> None:
+    """One sample of six at the last step: ``argmin`` would choose it for the best."""
+    decoded = rollouts.decode_future if sampled else predictions.decode_future
+
+    def broken(*given: Any) -> torch.Tensor:
+        frames = decoded(*given)
+        frames[:, -1, -1, 0, 0] = torch.nan
+        return frames
+
+    monkeypatch.setattr(rollouts if sampled else predictions, "decode_future", broken)
+    method = "deltaworld" if sampled else "deltatok_parallel"
+    message = rf"{method} predicts values that are not finite .* for sequence scene0-left-v000, 3 steps ahead"
+    with pytest.raises(NotFiniteError, match=message):
+        evaluate_clips(drawn.settings(), SilentReporter())
+    assert not (drawn.root / "out" / "metrics.parquet").exists()
+    assert not (drawn.root / "out" / "sequences.parquet").exists()
+
+
+def test_tables_of_an_older_version_with_nan_are_refused_in_words(
+    evaluated: DrawnWorld, tmp_path: Path
+) -> None:
+    """They opened, and ``report`` ended in a traceback."""
+    out = tmp_path / "old"
+    shutil.copytree(evaluated.root / "out", out)
+    table = pq.read_table(out / "metrics.parquet")
+    rows = [
+        row | {"value": float("nan")} if row["method"] == "deltatok" else row for row in table.to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out / "metrics.parquet")
+    with pytest.raises(
+        NotFiniteError, match=r"smooth_l1 of deltatok on clips, horizon 1, is nan: an older version"
+    ):
+        write_report(out)
+
+
+def test_a_head_that_gives_nan_is_refused() -> None:
+    """``argmax`` of NaN is a class."""
+    head = SegmentationHead(8, 3)
+    with torch.no_grad():
+        next(head.parameters()).fill_(torch.nan)
+    scorer = SegmentationScorer(head, (2, 2), 3)
+    label = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    message = "copy_last, sequence x, horizon 3: the head gives values that are not finite"
+    with pytest.raises(NotFiniteError, match=message), naming("copy_last", "x", 3):
+        scorer.totals(torch.ones(1, 4, 8), Split((4, 4), wide=False), label)
+
+
+def test_depth_maps_of_nan_are_refused_by_name(tmp_path: Path) -> None:
+    depth = np.full((4, 4), 3.0, np.float32)
+    depth[1, 1] = np.nan
+    np.save(tmp_path / "map.npy", depth)
+    with pytest.raises(DatasetError, match=r"map\.npy holds depths that are not finite"):
+        read_depth_map(tmp_path / "map.npy", (4, 4))

@@ -1,12 +1,12 @@
-"""Pooled metrics and their intervals against loops over pixels and groups."""
+"""Pooled metrics against loops over pixels and samples."""
 
 import numpy as np
 import pytest
 import torch
 
-from deltacache.evaluate.benchmarks.ensembles import judge, sample_totals
 from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
-from deltacache.evaluate.pooled import bootstrap, group_sums, metrics_of, pooled_metrics
+from deltacache.evaluate.pooled import group_sums, metrics_of, pooled_metrics
+from deltacache.evaluate.sample_sums import SampleSums, energy_score
 from deltacache.schemas.benchmarks import IGNORE
 
 CLASSES = 5
@@ -59,12 +59,19 @@ def test_depth_pools_pixels_not_pictures() -> None:
     assert found["delta1"] == pytest.approx((np.maximum(d / t, t / d) < 1.25).mean())
 
 
+def totals_of(samples: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
+    """Sums of samples (S, N, D) of one crop."""
+    sums = SampleSums(truth[None], len(samples))
+    for each in samples.split(2):
+        sums.add(each[:, None])
+    return sums.totals()[0].numpy()
+
+
 def test_ensemble_scores_are_those_of_loops() -> None:
     rng = np.random.default_rng(1)
     samples = rng.normal(size=(5, 3, 4)).astype(np.float32)
     truth = rng.normal(size=(3, 4)).astype(np.float32)
-    ensemble = judge(torch.from_numpy(samples), torch.from_numpy(truth))
-    found = pooled_metrics("samples", sample_totals(ensemble, torch.from_numpy(truth)).numpy())
+    found = pooled_metrics("samples", totals_of(torch.from_numpy(samples), torch.from_numpy(truth)))
 
     def distance(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.sqrt(((one - other) ** 2).mean()))
@@ -85,37 +92,21 @@ def test_a_calibrated_ensemble_has_flat_ranks_and_a_ratio_of_one() -> None:
     totals = []
     for _ in range(40):
         drawn = torch.from_numpy(rng.normal(size=(10, 16, 8)).astype(np.float32))
-        totals.append(sample_totals(judge(drawn[1:], drawn[0]), drawn[0]).numpy())
+        totals.append(totals_of(drawn[1:], drawn[0]))
     found = pooled_metrics("samples", np.stack(totals))
     assert found["spread_skill"] == pytest.approx(1, abs=0.03)
     assert [found[f"rank/{rank}"] for rank in range(10)] == pytest.approx([0.1] * 10, abs=0.02)
 
 
-def test_groups_are_resampled_not_sequences() -> None:
-    rng = np.random.default_rng(3)
-    groups = ["a", "b", "a", "c", "b", "b"]
-    errors = rng.uniform(1, 9, len(groups))
-    totals = np.stack([np.full(6, 10.0), errors * 10, np.zeros(6), np.zeros(6)], axis=1)
-    low, high = bootstrap("depth", totals, groups, seed=5)["rmse"]
-    sums = {name: totals[[each == name for each in groups]].sum(0) for name in "abc"}
-    draws = np.random.default_rng(5).multinomial(3, [1 / 3] * 3, size=1000)
-    values = []
-    for draw in draws:
-        pooled = np.sum([count * sums[name] for count, name in zip(draw, "abc", strict=True)], axis=0)
-        values.append(np.sqrt(pooled[1] / pooled[0]))
-    assert (low, high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
-    assert bootstrap("depth", totals, ["a"] * 6)["rmse"][0] == pytest.approx(
-        pooled_metrics("depth", totals)["rmse"]
-    )
-
-
-def test_a_class_that_a_resample_lacks_does_not_spoil_its_interval() -> None:
-    totals = np.zeros((2, 6))
-    totals[0] = [3, 0, 4, 0, 3, 0]
-    totals[1] = [1, 5, 2, 5, 1, 6]
-    intervals = bootstrap("segmentation", totals, ["one", "two"])
-    assert all(np.isfinite(intervals["iou/1"]))
-    assert "iou/1" not in pooled_metrics("segmentation", totals[0])
+def test_the_energy_score_is_that_of_float64_at_full_size() -> None:
+    rng = np.random.default_rng(6)
+    truth = rng.normal(size=(1024, 768)).astype(np.float32)
+    samples = (truth + 0.1 * rng.normal(size=(4, 1024, 768))).astype(np.float32)
+    found = energy_score(torch.from_numpy(samples), torch.from_numpy(truth))
+    exact, wide = samples.astype(np.float64), truth.astype(np.float64)
+    pairs = [np.linalg.norm(exact[i] - exact[j]) for i in range(4) for j in range(4) if i != j]
+    expected = np.mean([np.linalg.norm(each - wide) for each in exact]) - np.mean(pairs) / 2
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_sums_and_vectors_agree() -> None:

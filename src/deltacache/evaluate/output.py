@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,8 +20,8 @@ from deltacache.pipeline.storage.atomic import (
     temporary_path,
 )
 from deltacache.pipeline.storage.locking import LOCK_FILE
-from deltacache.schemas.errors import DatasetError, OtherEvaluationError
-from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA, STATISTICS_SCHEMA
+from deltacache.schemas.errors import DatasetError, NotFiniteError, OtherEvaluationError
+from deltacache.schemas.tables import LATER_METRIC_COLUMNS, METRICS_SCHEMA
 
 METRICS = "metrics.parquet"
 SEQUENCES = "sequences.parquet"
@@ -90,21 +91,10 @@ def read_metrics(out: Path) -> pa.Table:
     return _read(out / METRICS if out.is_dir() else out, METRICS_SCHEMA)
 
 
-def read_sequences(out: Path) -> pa.Table:
-    """The scores of single sequences; see ``read_metrics``."""
-    return _read(out / SEQUENCES if out.is_dir() else out, SEQUENCES_SCHEMA)
-
-
 def read_samples(out: Path) -> pa.Table:
     """Best and mean by the number of samples, rows as in ``metrics.parquet``; none in an older evaluation."""
     path = out / SAMPLES
     return _read(path, METRICS_SCHEMA) if path.exists() else METRICS_SCHEMA.empty_table()
-
-
-def read_statistics(out: Path) -> pa.Table:
-    """Sums of single sequences; none in an older evaluation."""
-    path = out / STATISTICS
-    return _read(path, STATISTICS_SCHEMA) if path.exists() else STATISTICS_SCHEMA.empty_table()
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
@@ -116,10 +106,22 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise DatasetError(
             f"{path} cannot be read ({error}): run evaluate again into a new folder"
         ) from error
+    for name in LATER_METRIC_COLUMNS:
+        if name not in table.column_names:
+            field = schema.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     if table.schema != schema:
         raise DatasetError(
             f"{path} has the columns {', '.join(table.column_names)}, not those of evaluate: "
             "give the output folder of an evaluation"
+        )
+    bad = np.flatnonzero(~np.isfinite(table["value"].to_numpy()))
+    if len(bad):
+        row = table.slice(bad[0], 1).to_pylist()[0]
+        raise NotFiniteError(
+            f"{path}: {row['metric']} of {row['method']} on {row['dataset']}, horizon {row['horizon']}, is "
+            f"{row['value']}: an older version let predictions that are not finite into means; run evaluate again into "
+            "a new folder"
         )
     return table
 

@@ -6,9 +6,10 @@ A row of sums (``totals``) belongs to one task:
 - depth: ``[n, sum (d-g)^2, sum |d-g| / g, count max(d/g, g/d) < 1.25]`` over valid pixels;
 - features: ``[n, sum smooth-L1, sum squared error, sum cosine]`` over n crops;
 - samples: ``[n, sum energy score, sum (S+1)/S variance, sum squared error of the mean, rank counts (S+1)]``;
-- vote: ``[n, covered]`` in valid pixels.
+- vote: ``[n, covered]`` in valid pixels;
+- modes: ``[n, sum coverage, sum balance]`` over n scenes.
 
-Shapes: K sums, S samples, C classes, G groups, R resamples.
+Shapes: K sums, S samples, C classes, G groups.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from deltacache.evaluate.bootstrap import CONFIDENCE, bootstrap_means
 from deltacache.evaluate.metrics import FEATURE_METRICS
 
 _SAMPLE_SUMS = 4
@@ -36,32 +36,11 @@ def pooled_metrics(task: str, totals: np.ndarray, of: MetricsOf | None = None) -
     return {name: float(value) for name, value in values.items() if not np.isnan(value)}
 
 
-def bootstrap(
-    task: str, totals: np.ndarray, groups: Sequence[str], *, seed: int = 0, of: MetricsOf | None = None
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of ``pooled_metrics`` under resampling of groups (videos, cities, drives).
-
-    Args:
-        totals: (n, K) a row a sequence.
-        groups: of the n sequences.
-        of: ``metrics_of``, or what takes its place.
-    """
-    resampled = (of or metrics_of)(task, bootstrap_means(group_sums(totals, groups), seed=seed))
-    tail = (1 - CONFIDENCE) / 2
-    intervals = {}
-    for name, values in resampled.items():
-        known = values[~np.isnan(values)]  # a class may be absent from a resample
-        if known.size:
-            low, high = np.quantile(known, [tail, 1 - tail])
-            intervals[name] = (float(low), float(high))
-    return intervals
-
-
-def group_sums(totals: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """(G, K) sums by group, in the order in which groups first appear."""
-    positions = {name: at for at, name in enumerate(dict.fromkeys(groups))}
-    summed = np.zeros((len(positions), totals.shape[1]))
-    np.add.at(summed, [positions[name] for name in groups], totals)
+def group_sums(totals: np.ndarray, groups: np.ndarray | Sequence[str]) -> np.ndarray:
+    """(G, K) sums of the rows (n, K) by group: the name or the number of each row's."""
+    positions = np.unique(groups, return_inverse=True)[1]
+    summed = np.zeros((positions.max() + 1, totals.shape[1]))
+    np.add.at(summed, positions, totals)
     return summed
 
 
@@ -112,6 +91,11 @@ def _vote(totals: np.ndarray) -> Metrics:
     return {"vote_coverage": totals[..., 1] / totals[..., 0]}
 
 
+def _modes(totals: np.ndarray) -> Metrics:
+    count, covered, balance = np.moveaxis(totals, -1, 0)
+    return {"mode_coverage": covered / count, "mode_balance": balance / count}
+
+
 _TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
     {
         "segmentation": _segmentation,
@@ -119,5 +103,6 @@ _TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
         "features": _features,
         "samples": _samples,
         "vote": _vote,
+        "modes": _modes,
     }
 )

@@ -3,17 +3,20 @@
 Shapes: B clips, T frames, K horizons that are scored, N patches, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.inputs import Tokenizer
-from deltacache.evaluate.metrics import FEATURE_METRICS, feature_metrics
-from deltacache.evaluate.rows import Aggregation, Method, Score, Series
+from deltacache.evaluate.metrics import check_finite, feature_metrics
+from deltacache.evaluate.rows import Aggregation, Method
+from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.deltatok import Grid
+from deltacache.models.futures import decode_future
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,32 @@ class Protocol:
         return [self.context + horizon - 1 for horizon in self.horizons]
 
 
+@dataclass(frozen=True, slots=True)
+class AboutSequence:
+    """What the statistics of one sequence of a feature dataset share.
+
+    Attributes:
+        video: that it is from.
+        horizons: that are scored, each after so many ``seconds`` from the last context frame.
+    """
+
+    dataset: str
+    sequence_id: str
+    video: str
+    horizons: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+
+def about_sequences(batch: ClipBatch, protocol: Protocol, dataset: str) -> list[AboutSequence]:
+    """Of every sequence of ``batch``, what its statistics in the tables of ``dataset`` share."""
+    times = batch.seconds.double()
+    seconds = (times[:, protocol.targets] - times[:, protocol.context - 1, None]).tolist()
+    return [
+        AboutSequence(dataset, clip_id, video, protocol.horizons, tuple(each))
+        for clip_id, video, each in zip(batch.clip_ids, batch.videos, seconds, strict=True)
+    ]
+
+
 def bounds(batch: ClipBatch, protocol: Protocol) -> Iterator[tuple[Method, Tensor]]:
     """Yield what needs no model: the last context frame repeated, and the truth, as (B, K, N, D)."""
     last = batch.own[:, protocol.context - 1, None].expand(-1, len(protocol.horizons), -1, -1)
@@ -52,19 +81,22 @@ def reconstructions(
     Args:
         deltas: (U, T, D) delta tokens of all clips of the batch, from true pairs of frames.
     """
-    clips = len(batch.rows)
+    model, grid, clips = tokenizer.model, protocol.grid, len(batch.rows)
     steps = [horizon - 1 for horizon in protocol.horizons]
-    closed = tokenizer.model.reconstruct_closed_loop(
-        batch.own, protocol.black, protocol.grid, protocol.horizons[-1]
-    )
+    longest = protocol.horizons[-1]
+    closed = model.reconstruct_closed_loop(batch.own, protocol.black, grid, longest)
     yield tokenizer.method("deltatok"), closed[:, steps]
-    yield tokenizer.method("deltatok_parallel"), _decode_true(tokenizer, batch, deltas[:clips], protocol)
+    last = batch.own[:, protocol.context - 1]
+    true = deltas[:clips, None, protocol.context : protocol.context + longest]
+    parallel = decode_future(model, last, true, grid)[:, 0]
+    yield tokenizer.method("deltatok_parallel"), parallel[:, steps]
+    yield tokenizer.method("deltatok_one_step"), _decode_one_step(tokenizer, batch, deltas[:clips], protocol)
     if batch.partners is not None:
-        swapped = _decode_true(tokenizer, batch, deltas[batch.partners], protocol)
+        swapped = _decode_one_step(tokenizer, batch, deltas[batch.partners], protocol)
         yield tokenizer.method("deltatok_swapped"), swapped
 
 
-def _decode_true(tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, protocol: Protocol) -> Tensor:
+def _decode_one_step(tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, protocol: Protocol) -> Tensor:
     """Decode each target's delta token (B, T, D) from the true frame before the target."""
     frames = [
         tokenizer.model.decode(deltas[:, target], batch.own[:, target - 1], protocol.grid)
@@ -74,32 +106,28 @@ def _decode_true(tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, protoco
 
 
 def score_predictions(
-    method: Method, predictions: Tensor, batch: ClipBatch, protocol: Protocol
-) -> Iterator[Score]:
-    """Compare single predictions (B, K, N, D) with the true frames."""
-    values = feature_metrics(predictions, batch.own[:, protocol.targets]).tolist()
-    for row, clip_id in enumerate(batch.clip_ids):
-        seconds = horizon_seconds(batch.seconds[row], protocol)
-        yield from feature_scores(method, "single", 1, clip_id, seconds, values[row], protocol)
-
-
-def feature_scores(
     method: Method,
-    aggregation: Aggregation,
-    samples: int,
-    clip_id: str,
-    seconds: list[float],
-    values: list[list[float]],
+    predictions: Tensor,
+    batch: ClipBatch,
+    about: Sequence[AboutSequence],
     protocol: Protocol,
-) -> Iterator[Score]:
-    """Turn the feature metrics (K, 3) of one sequence into scores."""
-    for horizon, horizon_s, numbers in zip(protocol.horizons, seconds, values, strict=True):
-        for metric, value in zip(FEATURE_METRICS, numbers, strict=True):
-            series = Series(method, "features", metric, aggregation, horizon, samples)
-            yield Score(series, clip_id, horizon_s, value)
+) -> Iterator[Statistic]:
+    """Compare single predictions (B, K, N, D) with the true frames."""
+    values = feature_metrics(predictions, batch.own[:, protocol.targets]).cpu()
+    for each, numbers in zip(about, values, strict=True):
+        yield from feature_statistics(method, "single", 1, each, numbers)
 
 
-def horizon_seconds(seconds: Tensor, protocol: Protocol) -> list[float]:
-    """Seconds from the last context frame to each target, of one sequence's times (T,)."""
-    times = seconds.double()
-    return (times[protocol.targets] - times[protocol.context - 1]).tolist()
+def feature_statistics(
+    method: Method, aggregation: Aggregation, samples: int, about: AboutSequence, values: Tensor
+) -> Iterator[Statistic]:
+    """Sums of task ``features`` of one sequence from its feature metrics (K, 3).
+
+    Raises:
+        NotFiniteError: the prediction is not finite.
+    """
+    for horizon, seconds, numbers in zip(about.horizons, about.seconds, values, strict=True):
+        check_finite(numbers, method.name, about.sequence_id, horizon)
+        series = Series(about.dataset, "features", method, aggregation, horizon, samples)
+        totals = np.concatenate([[1.0], numbers.numpy()])
+        yield Statistic(series, about.sequence_id, about.video, seconds, totals)

@@ -6,13 +6,14 @@ Shapes: S samples, s of them that come at a time, K horizons that are scored, N 
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.metrics import feature_metrics, token_distance
+from deltacache.evaluate.metrics import feature_metrics
 
 _ENERGY_NUMBERS = 2**26  # kept for distances between samples: 256 MiB in float32
+_ENERGY_PART = 2**22  # of these in float64 at a time: 32 MiB
 
 
 def sample_counts(samples: int) -> tuple[int, ...]:
-    """Numbers of samples for which best and mean are told: 1, 2, 5, 10, 20, 50, ... up to ``samples``."""
+    """Numbers of samples for which best and mean are given: 1, 2, 5, 10, 20, 50, ... up to ``samples``."""
     counts, scale = {samples}, 1
     while scale <= samples:
         counts |= {count for count in (scale, 2 * scale, 5 * scale) if count <= samples}
@@ -21,15 +22,19 @@ def sample_counts(samples: int) -> tuple[int, ...]:
 
 
 class SampleSums:
-    """Collects samples of one sequence, of ``count`` that will come, and compares them with the truth (K, N, D)."""
+    """Collects samples of one sequence, of ``count`` that will come, and compares them with the truth (K, N, D).
 
-    def __init__(self, truth: Tensor, count: int) -> None:
+    Args:
+        hold: keep the samples for the energy score however many they are: they are in memory anyway.
+    """
+
+    def __init__(self, truth: Tensor, count: int, *, hold: bool = False) -> None:
         self._truth, self._count, self._seen = truth, count, 0
         self._total = torch.zeros_like(truth)
         self._offsets = torch.zeros_like(truth, dtype=torch.float64)
         self._squares = torch.zeros_like(truth, dtype=torch.float64)
         self._below = torch.zeros_like(truth, dtype=torch.int32)
-        self._kept: list[Tensor] | None = [] if truth.numel() * count <= _ENERGY_NUMBERS else None
+        self._kept: list[Tensor] | None = [] if hold or truth.numel() * count <= _ENERGY_NUMBERS else None
         self.means: dict[int, Tensor] = {}
         """(K, 3) metrics of the mean of the first n samples, by n."""
 
@@ -54,9 +59,12 @@ class SampleSums:
         return self._total / self._seen
 
     def totals(self) -> Tensor:
-        """Sums of ``pooled``'s task ``samples`` for each horizon, (K, 4 + S + 1) float64; see ``sample_totals``.
+        """Sums of ``pooled``'s task ``samples`` for each horizon, (K, 4 + S + 1) float64, of two or more samples.
 
-        The energy score is NaN, and so left out, where the samples are too many to be held together.
+        Energy score (Gneiting & Raftery 2007) in its unbiased form, distances being root mean squares over patches
+        and hidden; the variance that an ensemble like this one would have to have for the spread to equal the error of
+        its mean (Fortin et al. 2014), and that error squared; the rank of each true number among the samples'. The
+        energy score is NaN, and so left out, where the samples are too many to be held together.
         """
         count, numbers = self._seen, self._truth[0].numel()
         squared = (self._offsets / count).square().mean((1, 2))
@@ -72,11 +80,21 @@ class SampleSums:
         """(K,) of ``numbers ** 0.5`` times the unbiased energy score."""
         if self._kept is None:
             return self._offsets.new_full((len(self._truth),), torch.nan)
-        samples, scores = torch.cat(self._kept), []
-        count = len(samples)
-        for at, truth in enumerate(self._truth):
-            flat = samples[:, at].flatten(1)
-            between = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").double().sum()
-            to_truth = token_distance(samples[:, at], truth).mean()
-            scores.append(to_truth - between / (2 * count * (count - 1)))
-        return torch.stack(scores)
+        samples = torch.cat(self._kept)
+        return torch.stack([energy_score(samples[:, at], truth) for at, truth in enumerate(self._truth)])
+
+
+def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance of samples (S, ...) to the truth (...) less half their mean distance to each other, unbiased.
+
+    In float64 throughout: sums of many numbers in float32 are off in the fourth digit.
+    """
+    count = len(samples)
+    squares = torch.zeros(count + 1, count + 1, dtype=torch.float64, device=samples.device)
+    together = torch.cat([samples, truth[None]]).flatten(1)
+    for part in together.split(max(1, _ENERGY_PART // (count + 1)), dim=1):
+        numbers = part.double()
+        squares += torch.cdist(numbers, numbers, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distances = squares.sqrt()
+    between = distances[:count, :count].sum()
+    return distances[count, :count].mean() - between / (2 * count * (count - 1))

@@ -23,6 +23,7 @@ _METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OWN_METHODS = (
     "copy_last",
     "deltatok",
+    "deltatok_one_step",
     "deltatok_parallel",
     "deltatok_swapped",
     "deltaworld",

@@ -28,7 +28,7 @@ class LabelledSequence:
 
     Attributes:
         sequence_id: safe as a file name; the same whatever the number of frames.
-        group: what the bootstrap resamples: VSPW's video, Cityscapes' city, KITTI's drive.
+        group: the unit that intervals are over: VSPW's video, Cityscapes' city, KITTI's drive.
         frames: paths of pictures.
         label: path of the last frame's label.
         spacing_s: seconds between frames.

@@ -30,6 +30,10 @@ class MismatchError(DeltacacheError):
     """Two things that do not belong together were combined; the message names both fingerprints."""
 
 
+class NotFiniteError(DeltacacheError):
+    """Features, predictions or labels hold NaN or infinity; the message says whose and where."""
+
+
 class FailureReason(StrEnum):
     """Why a video or clip was refused: the closed list of ``failures.parquet``."""
 

@@ -71,7 +71,7 @@ class ForesightEvaluation(Frozen):
     horizons: tuple[int, ...] = Field(
         default=(1, 3), min_length=1, description="steps of three frames: short, mid"
     )
-    seed: int = Field(default=0, ge=0, description="of the intervals")
+    seed: int = Field(default=0, ge=0, description="no number depends on it; part of the run's id")
     examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
     device: str = "auto"
 

@@ -90,16 +90,23 @@ _METRIC_FIELDS = [
     ("world", pa.string()),
     ("code_version", pa.string()),
     ("created_at", pa.timestamp("us", tz="UTC")),
+    ("image_width", pa.int32()),
+    ("unit_kind", pa.string()),
+    ("n_units", pa.int64()),
 ]
+LATER_METRIC_COLUMNS = ("image_width", "unit_kind", "n_units")
+"""Evaluations of older versions lack them; they are null then."""
 
 METRICS_SCHEMA = pa.schema(_METRIC_FIELDS)
-"""``metrics.parquet``: a row a number."""
+"""``metrics.parquet``: a row a number. ``image_size`` is the height in pixels; ``unit_kind`` is what an interval is
+over (video, scene, city or drive), and ``n_units`` how many of these there are."""
 
 SEQUENCES_SCHEMA = pa.schema(
-    [("sequence_id", pa.string())]
-    + [field for field in _METRIC_FIELDS if field[0] not in ("ci_low", "ci_high", "n_sequences")]
+    [("sequence_id", pa.string()), ("unit", pa.string())]
+    + [field for field in _METRIC_FIELDS if field[0] not in ("ci_low", "ci_high", "n_sequences", "n_units")]
 )
-"""``sequences.parquet``: the same per sequence, so that two runs can be compared pairwise."""
+"""``sequences.parquet``: the same per sequence. ``unit`` names the video, scene, city or drive that it is from, since
+sequences of one unit are not independent."""
 
 _CURVE_FIELDS = [
     ("step", pa.int64()),
@@ -153,4 +160,5 @@ STATISTICS_SCHEMA = pa.schema(
         ("totals", pa.list_(pa.float64())),
     ]
 )
-"""``statistics.parquet`` of an evaluation of benchmarks: sums from which ``evaluate.pooled`` makes every metric."""
+"""``statistics.parquet``: sums of single sequences, from which ``evaluate.pooled`` makes every metric. ``group`` is the
+unit of ``sequences.parquet``."""

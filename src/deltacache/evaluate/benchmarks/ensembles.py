@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.metrics import feature_metrics, token_distance
+from deltacache.evaluate.metrics import feature_metrics
 from deltacache.models.deltatok import DeltaTok, Grid
 from deltacache.models.futures import decode_steps
 
@@ -54,22 +54,3 @@ def decode_last(model: DeltaTok, last: Tensor, deltas: Tensor, grid: Grid) -> Te
 def judge(samples: Tensor, truth: Tensor) -> Ensemble:
     """Compare samples (S, N, D) with the true frame (N, D)."""
     return Ensemble(samples, feature_metrics(samples, truth))
-
-
-def sample_totals(ensemble: Ensemble, truth: Tensor) -> Tensor:
-    """Sums of ``pooled``'s samples for one crop, (4 + S + 1,) float64, of two or more samples.
-
-    Energy score (Gneiting & Raftery 2007) in its unbiased form, distances being root mean squares over
-    patches and hidden; the variance that an ensemble like this one would have to have for the spread to
-    equal the error of its mean (Fortin et al. 2014); and the rank of each true number among the samples'.
-    """
-    samples = ensemble.samples
-    count, numbers = len(samples), truth.numel()
-    flat = samples.flatten(1)
-    between = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").double().sum()
-    to_truth = token_distance(samples, truth).mean()
-    energy = (to_truth - between / (2 * count * (count - 1))) / numbers**0.5
-    variance = samples.var(0).mean(dtype=torch.float64) * (count + 1) / count
-    squared = (ensemble.mean - truth).square().mean(dtype=torch.float64)
-    ranks = torch.bincount((samples < truth).sum(0).flatten(), minlength=count + 1).double()
-    return torch.cat([torch.stack([torch.ones_like(energy), energy, variance, squared]), ranks])

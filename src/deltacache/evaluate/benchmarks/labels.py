@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
+from deltacache.evaluate.metrics import finite_of_head
 from deltacache.models.deltatok import Grid
 from deltacache.pipeline.benchmarks.geometry import Split
 from deltacache.pipeline.benchmarks.upsampling import upsample, upsample_crop
@@ -48,7 +49,7 @@ class _Head:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, K, h, w)."""
-        return self._head(tokens.transpose(1, 2).unflatten(2, self._grid))
+        return finite_of_head(self._head(tokens.transpose(1, 2).unflatten(2, self._grid)))
 
     def chunks(self, samples: Tensor, split: Split, half: tuple[int, int], crop: int) -> Iterator[Tensor]:
         """Maps (s, K, H', W') of a few samples (S, N, D) at a time."""

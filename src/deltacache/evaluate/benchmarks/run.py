@@ -13,7 +13,7 @@ from deltacache.evaluate.clips import opening
 from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.generators.futures import Answers, open_generators
 from deltacache.evaluate.model_record import ModelRecord
-from deltacache.evaluate.rows import RunStamp
+from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
@@ -92,7 +92,7 @@ class BenchmarkRun:
             run_id=self.run_id,
             dataset=dataset,
             context=self.settings.context,
-            image_size=self.settings.image_size,
+            image_size=(self.settings.image_size, self.settings.image_size),
             seed=self.settings.seed,
             backbone=f"{backbone.id}@{backbone.weights_sha256[:16]}",
             code_version=__version__,
@@ -161,5 +161,6 @@ def _run_id(
         "clips": clips.stamp.run_id if clips else None,
         "generated": {name: each.fingerprint for name, each in answers.items()},
         "code_version": __version__,
+        "tables": TABLES_VERSION,
     }
     return fingerprint_of(made_from)

@@ -85,7 +85,7 @@ class Sampler:
             batch.tokens.shape[1],
             any(world.tokenizer is tokenizer for world in self._models.worlds),
         )
-        needed = {frames - 1}
+        needed = set(range(frames - max(horizons), frames))
         for horizon in horizons if used else ():
             needed.update(range(frames - horizon - self._protocol.context + 1, frames - horizon))
         later, found = sorted(needed), dict[int, Tensor]()

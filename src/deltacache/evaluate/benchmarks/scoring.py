@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.ensembles import judge, sample_totals
+from deltacache.evaluate.benchmarks.ensembles import judge
 from deltacache.evaluate.benchmarks.labels import LabelScorer
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch, TrueDeltas
-from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
 from deltacache.evaluate.benchmarks.summaries import Future, Futures, Identity, Prediction, Summary, summaries
 from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.inputs import Models, World
-from deltacache.evaluate.metrics import feature_metrics
+from deltacache.evaluate.metrics import check_finite, check_finite_frames, feature_metrics, naming
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.rows import Method
+from deltacache.evaluate.sample_sums import SampleSums
+from deltacache.evaluate.statistics import Series, Statistic
+from deltacache.models.futures import decode_steps
 
 
 class BatchScorer:
@@ -43,9 +45,16 @@ class BatchScorer:
 
     @torch.inference_mode()
     def score(self, batch: SequenceBatch) -> list[Statistic]:
-        """Every method's sums on the sequences of ``batch``, at the horizons that they have frames for."""
+        """Every method's sums on the sequences of ``batch``, at the horizons that they have frames for.
+
+        Raises:
+            NotFiniteError: frames, or a prediction, are not finite.
+        """
         frames, context = batch.tokens.shape[1], self._protocol.context
         horizons = [horizon for horizon in self._protocol.horizons if context + horizon <= frames]
+        for at, loaded in enumerate(batch.sequences):
+            own = batch.tokens[batch.first[at] : batch.first[at + 1]]
+            check_finite_frames(own, f"{batch.dataset}, sequence {loaded.sequence.sequence_id}")
         halves = [self._label(loaded) for loaded in batch.sequences]
         deltas = self._sampler.true_deltas(batch, horizons)
         found: list[Statistic] = []
@@ -54,7 +63,7 @@ class BatchScorer:
             for horizon in horizons:
                 found.extend(_at_horizon(scored, batch, horizon))
         for horizon in horizons:
-            for prediction in self._single(batch, horizon):
+            for prediction in self._single(batch, deltas, horizon):
                 found.extend(self._score_prediction(batch, halves, prediction, horizon))
             for world in self._models.worlds:
                 found.extend(self._score_world(batch, halves, world, deltas, horizon))
@@ -73,9 +82,9 @@ class BatchScorer:
             with self._timing.part("decoder", self._device):
                 last = deltas[tokenizer.fingerprint][batch.tokens.shape[1] - 1]
                 decoded = tokenizer.model.decode(last, batch.tokens[:, -2], self._protocol.grid)
-            yield Prediction(tokenizer.method("deltatok_parallel"), decoded)
+            yield Prediction(tokenizer.method("deltatok_one_step"), decoded)
 
-    def _single(self, batch: SequenceBatch, horizon: int) -> Iterator[Prediction]:
+    def _single(self, batch: SequenceBatch, deltas: TrueDeltas, horizon: int) -> Iterator[Prediction]:
         yield Prediction(Method("copy_last"), batch.tokens[:, -1 - horizon])
         protocol = self._protocol
         for tokenizer in self._models.tokenizers:
@@ -84,28 +93,45 @@ class BatchScorer:
                     batch.tokens, protocol.black, protocol.grid, horizon
                 )
             yield Prediction(tokenizer.method("deltatok"), closed[:, -1])
+            frames = batch.tokens.shape[1]
+            true = [deltas[tokenizer.fingerprint][at] for at in range(frames - horizon, frames)]
+            with self._timing.part("decoder", self._device):
+                last = batch.tokens[:, -1 - horizon]
+                *_, parallel = decode_steps(
+                    tokenizer.model, last, torch.stack(true, 1)[:, None], protocol.grid
+                )
+            yield Prediction(tokenizer.method("deltatok_parallel"), parallel[:, 0])
 
     def _score_prediction(
         self, batch: SequenceBatch, halves: Sequence[Tensor | None], prediction: Prediction, horizon: int
     ) -> list[Statistic]:
         found = []
         for at in range(len(batch.sequences)):
-            totals = self._totals(batch, halves, at, prediction.tokens[batch.first[at] : batch.first[at + 1]])
+            tokens = prediction.tokens[batch.first[at] : batch.first[at + 1]]
+            totals = self._totals(batch, halves, at, tokens, prediction.method.name, horizon)
             found.extend(_statistics(batch, at, totals, prediction.summary, horizon))
         return found
 
     def _totals(
-        self, batch: SequenceBatch, halves: Sequence[Tensor | None], at: int, tokens: Tensor
+        self,
+        batch: SequenceBatch,
+        halves: Sequence[Tensor | None],
+        at: int,
+        tokens: Tensor,
+        method: str,
+        horizon: int,
     ) -> dict[str, Tensor]:
         """Sums by task of the target of one sequence of the batch, predicted as ``tokens`` (C, N, D)."""
         loaded, label = batch.sequences[at], halves[at]
         with self._timing.part("features", self._device):
             metrics = feature_metrics(tokens, batch.tokens[batch.first[at] : batch.first[at + 1], -1])
             sums = metrics.sum(0)
+        check_finite(sums, method, loaded.sequence.sequence_id, horizon)
         totals = {"features": torch.cat([sums.new_tensor([loaded.split.crops]), sums])}
         if self._labels is None or label is None:
             return totals
-        with self._timing.part("heads", self._device):
+        name = loaded.sequence.sequence_id
+        with self._timing.part("heads", self._device), naming(method, name, horizon):
             of_label = self._labels.totals(tokens, loaded.split, label)
         return {self._labels.task: of_label, **totals}
 
@@ -151,14 +177,19 @@ class BatchScorer:
                 truth, samples = batch.tokens[batch.first[at] + crop, -1], futures.of_crop(at, crop)
                 with self._timing.part("samples", self._device):
                     ensemble = judge(samples, truth)
+                    name = batch.sequences[at].sequence.sequence_id
+                    check_finite(ensemble.metrics, futures.method.name, name, horizon)
                     for summary, future in summaries(ensemble, futures):
                         kinds.setdefault(summary, []).append(future)
                     if len(samples) > 1:
-                        _accumulate(sums, "samples", sample_totals(ensemble, truth))
-                self._vote(sums, batch.sequences[at], halves[at], samples, crop)
+                        together = SampleSums(truth[None], len(samples), hold=True)
+                        together.add(samples[:, None])
+                        _accumulate(sums, "samples", together.totals()[0])
+                with naming(futures.method.name, batch.sequences[at].sequence.sequence_id, horizon):
+                    self._vote(sums, batch.sequences[at], halves[at], samples, crop)
             yield from self._score_kinds(batch, halves, at, kinds, horizon)
-            together = Summary(futures.method, "single", futures.samples)
-            yield from _statistics(batch, at, sums, together, horizon)
+            summary = Summary(futures.method, "single", futures.samples)
+            yield from _statistics(batch, at, sums, summary, horizon)
 
     def _score_kinds(
         self,
@@ -177,7 +208,7 @@ class BatchScorer:
             identity = tuple(each.identity for each in chosen)
             if identity not in scored:
                 tokens = torch.stack([each.tokens for each in chosen])
-                scored[identity] = self._totals(batch, halves, at, tokens)
+                scored[identity] = self._totals(batch, halves, at, tokens, summary.method.name, horizon)
             yield from _statistics(batch, at, scored[identity], summary, horizon)
 
     def _vote(
@@ -204,9 +235,7 @@ def _statistics(
 ) -> Iterator[Statistic]:
     sequence = batch.sequences[at].sequence
     for task, sums in totals.items():
-        series = StatisticSeries(
-            batch.dataset, task, summary.method, summary.aggregation, horizon, summary.samples
-        )
+        series = Series(batch.dataset, task, summary.method, summary.aggregation, horizon, summary.samples)
         yield Statistic(
             series,
             sequence.sequence_id,

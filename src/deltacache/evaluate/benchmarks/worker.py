@@ -24,10 +24,10 @@ from deltacache.evaluate.benchmarks.opening import Inputs, crop_tokens, load_inp
 from deltacache.evaluate.benchmarks.pictures import save_picture
 from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
-from deltacache.evaluate.benchmarks.statistics import Statistic, statistics_table
 from deltacache.evaluate.benchmarks.timing import Advance, Timing, tell_nobody
 from deltacache.evaluate.generators.futures import open_generators
 from deltacache.evaluate.settings import BenchmarkEvaluation
+from deltacache.evaluate.statistics import Statistic, statistics_table
 from deltacache.schemas.benchmarks import BenchmarkName
 
 _CUDA_SEQUENCES = 4  # of a batch

@@ -14,7 +14,7 @@ from deltacache.evaluate.examples import spread
 from deltacache.evaluate.inputs import Models, load_models
 from deltacache.evaluate.model_record import ModelRecord
 from deltacache.evaluate.predictions import Protocol
-from deltacache.evaluate.rows import RunStamp
+from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
 from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
@@ -50,6 +50,15 @@ class Run:
     stamp: RunStamp
     example_rows: frozenset[int]
     device: torch.device
+
+    @property
+    def world_fingerprints(self) -> list[str | None]:
+        """In the order of the settings."""
+        return [world.method.world for world in self.models.worlds]
+
+    def samples_of(self, method: str) -> int:
+        """How many futures of each sequence a method that samples has."""
+        return self.settings.samples
 
     @property
     def record(self) -> ModelRecord:
@@ -123,12 +132,13 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
         "worlds": models.world_ids,
         "futures": read_futures(settings.futures) if settings.futures else None,
         "code_version": __version__,
+        "tables": TABLES_VERSION,
     }
     return RunStamp(
         run_id=fingerprint_of(made_from),
         dataset=settings.dataset,
         context=settings.context,
-        image_size=sides(card.image_size)[0],
+        image_size=sides(card.image_size),
         seed=settings.seed,
         backbone=card.backbone.name,
         code_version=__version__,

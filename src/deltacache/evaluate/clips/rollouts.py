@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries
 from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.inputs import World
-from deltacache.evaluate.metrics import feature_metrics, token_distance
-from deltacache.evaluate.predictions import Protocol, feature_scores, horizon_seconds
-from deltacache.evaluate.rows import Score
+from deltacache.evaluate.metrics import check_finite, feature_metrics, token_distance
+from deltacache.evaluate.predictions import AboutSequence, Protocol, feature_statistics
 from deltacache.evaluate.sample_sums import SampleSums
+from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.futures import decode_future
 
 # Decoded futures are held in chunks of samples below this many numbers (256 MiB in float32).
@@ -46,7 +45,6 @@ class JudgedSamples:
 
     Attributes:
         metrics: (S, K, 3) of every sample, float64.
-        mean_metrics: (K, 3) of the features averaged over the samples, float64.
         distances: (S, K, F) float64 to every true future, or ``None``.
         kept: (s, H, N, D) float16, the first samples, for pictures.
         mean: (K, N, D) float16, the averaged features.
@@ -54,12 +52,11 @@ class JudgedSamples:
         totals: (K, 4 + S + 1) sums of what the samples are together, see ``pooled``; none of a single sample.
     """
 
-    metrics: np.ndarray
-    mean_metrics: np.ndarray
+    metrics: Tensor
     distances: np.ndarray | None
     kept: np.ndarray
     mean: np.ndarray
-    means: Mapping[int, np.ndarray]
+    means: Mapping[int, Tensor]
     totals: np.ndarray | None
 
 
@@ -116,8 +113,10 @@ def _of_patches(
 
 
 def judge_samples(
+    world: World,
     sampled: Futures,
     clip: Tensor,
+    about: AboutSequence,
     protocol: Protocol,
     futures: Tensor | None = None,
     keep: int = 0,
@@ -128,6 +127,9 @@ def judge_samples(
         clip: (T, N, D) the sequence's true frames.
         futures: (F, K, N, D) all true futures of its scene.
         keep: how many samples to keep.
+
+    Raises:
+        NotFiniteError: a sample is not finite.
     """
     truth = clip[protocol.targets]
     metrics, distances, kept = [], [], []
@@ -137,65 +139,43 @@ def judge_samples(
         decoded = sampled.frames(slice(start, min(start + most, sampled.count)))
         scored = decoded[:, [horizon - 1 for horizon in protocol.horizons]]
         metrics.append(feature_metrics(scored, truth).cpu())
+        for at, horizon in enumerate(protocol.horizons):
+            check_finite(metrics[-1][:, at], world.method.name, about.sequence_id, horizon)
         sums.add(scored)
         if futures is not None:
             distances.append(torch.stack([token_distance(scored, each) for each in futures], -1).cpu())
         kept.append(decoded[: max(0, keep - sum(map(len, kept)))].half().cpu())
     return JudgedSamples(
-        metrics=torch.cat(metrics).numpy(),
-        mean_metrics=sums.means[sampled.count].numpy(),
+        metrics=torch.cat(metrics),
         distances=torch.cat(distances).numpy() if distances else None,
         kept=torch.cat(kept).numpy(),
         mean=sums.mean.half().cpu().numpy(),
-        means={count: each.numpy() for count, each in sums.means.items()},
+        means=sums.means,
         totals=sums.totals().numpy() if sampled.count > 1 else None,
     )
 
 
-def score_samples(
-    world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol
-) -> Iterator[Score]:
-    """Best and mean of a world model's samples; a single prediction is neither.
+def sample_statistics(world: World, judged: JudgedSamples, about: AboutSequence) -> Iterator[Statistic]:
+    """Best and mean of the first 1, 2, 5, ... samples and of all, and what the samples are together at each horizon.
 
-    Best at a horizon is the sample with the lowest smooth-L1 there, whatever its other metrics.
+    Best at a horizon is the sample with the lowest smooth-L1 there, whatever its other metrics. A single prediction
+    is neither best nor mean. What fewer than all samples give is what fewer ``--samples`` would have given.
     """
-    times = horizon_seconds(seconds, protocol)
-    best = best_samples(judged.metrics)
     if world.single:
-        yield from feature_scores(world.method, "single", 1, clip_id, times, best, protocol)
+        yield from feature_statistics(world.method, "single", 1, about, judged.metrics[0])
         return
-    count = world.samples
-    yield from feature_scores(world.method, "best", count, clip_id, times, best, protocol)
-    mean = judged.mean_metrics.tolist()
-    yield from feature_scores(world.method, "mean", count, clip_id, times, mean, protocol)
-
-
-def score_first_samples(
-    world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol
-) -> Iterator[Score]:
-    """Best and mean of the first 1, 2, 5, ... samples: what fewer ``--samples`` would have given."""
-    if world.single:
-        return
-    times = horizon_seconds(seconds, protocol)
     for count, mean in judged.means.items():
         best = best_samples(judged.metrics[:count])
-        yield from feature_scores(world.method, "best", count, clip_id, times, best, protocol)
-        yield from feature_scores(world.method, "mean", count, clip_id, times, mean.tolist(), protocol)
-
-
-def ensemble_statistics(
-    world: World, judged: JudgedSamples, clip_id: str, seconds: Tensor, protocol: Protocol, dataset: str
-) -> Iterator[Statistic]:
-    """What the samples are together at each horizon: spread, error of their mean, ranks of the truth."""
+        yield from feature_statistics(world.method, "best", count, about, best)
+        yield from feature_statistics(world.method, "mean", count, about, mean)
     if judged.totals is None:
         return
-    times = horizon_seconds(seconds, protocol)
-    for horizon, horizon_s, totals in zip(protocol.horizons, times, judged.totals, strict=True):
-        series = StatisticSeries(dataset, "samples", world.method, "single", horizon, world.samples)
-        yield Statistic(series, clip_id, clip_id, horizon_s, totals)
+    for horizon, seconds, totals in zip(about.horizons, about.seconds, judged.totals, strict=True):
+        series = Series(about.dataset, "samples", world.method, "single", horizon, world.samples)
+        yield Statistic(series, about.sequence_id, about.video, seconds, totals)
 
 
-def best_samples(metrics: np.ndarray) -> list[list[float]]:
+def best_samples(metrics: Tensor) -> Tensor:
     """From (S, K, 3) metrics those (K, 3) of the sample that is best at each horizon."""
     winners = metrics[:, :, 0].argmin(0)
-    return metrics[winners, np.arange(metrics.shape[1])].tolist()
+    return metrics[winners, torch.arange(metrics.shape[1])]

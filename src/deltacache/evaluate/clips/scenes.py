@@ -15,7 +15,7 @@ from deltacache.evaluate.clips.sequences import read_features
 from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import token_distance
 from deltacache.evaluate.predictions import Protocol
-from deltacache.evaluate.rows import Score, Series
+from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.schemas.errors import MismatchError
 
@@ -106,15 +106,15 @@ def _check_context(scene: Scene, contexts: Tensor, between: np.ndarray) -> None:
 
 
 def score_modes(
-    world: World, checked: CheckedScene, distances: np.ndarray, protocol: Protocol
-) -> Iterator[Score]:
+    world: World, checked: CheckedScene, distances: np.ndarray, dataset: str, protocol: Protocol
+) -> Iterator[Statistic]:
     """Coverage and balance of one scene from the samples' distances (S, K, F) to its true futures."""
     futures = len(checked.scene.rows)
     for at, horizon in enumerate(protocol.horizons):
         if not checked.differ[at]:
             continue
         reached = checked.reached(distances, at)
-        values = {"mode_coverage": coverage(reached, futures), "mode_balance": balance(reached, futures)}
-        for metric, value in values.items():
-            series = Series(world.method, "modes", metric, "single", horizon, world.samples)
-            yield Score(series, checked.scene.name, checked.horizons_s[at], value, futures)
+        totals = np.array([1.0, coverage(reached, futures), balance(reached, futures)])
+        series = Series(dataset, "modes", world.method, "single", horizon, world.samples)
+        name = checked.scene.name
+        yield Statistic(series, name, name, checked.horizons_s[at], totals, futures)

@@ -1,33 +1,37 @@
-"""From one batch of sequences to scores, and to examples for the report.
+"""From one batch of sequences to sums, and to examples for the report.
 
 Shapes: S samples, H longest horizon, D hidden.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.statistics import Statistic
 from deltacache.evaluate.clips.modes import NOTHING_REACHED
 from deltacache.evaluate.clips.opening import Run
 from deltacache.evaluate.clips.rollouts import (
     Futures,
     JudgedSamples,
-    ensemble_statistics,
     judge_samples,
     roll_out,
-    score_first_samples,
-    score_samples,
+    sample_statistics,
 )
 from deltacache.evaluate.clips.scenes import CheckedScene, read_futures_of, score_modes
 from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example
 from deltacache.evaluate.inputs import Tokenizer, World
-from deltacache.evaluate.predictions import Protocol, bounds, reconstructions, score_predictions
-from deltacache.evaluate.rows import Score
+from deltacache.evaluate.predictions import (
+    AboutSequence,
+    Protocol,
+    about_sequences,
+    bounds,
+    reconstructions,
+    score_predictions,
+)
+from deltacache.evaluate.statistics import Statistic
 
 _EXAMPLE_SAMPLES = 8
 _EXAMPLE_BYTES = 32 << 20
@@ -35,36 +39,25 @@ _EXAMPLE_BYTES = 32 << 20
 _CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 
 
-@dataclass(slots=True)
-class ClipScores:
-    """What is known of the sequences of a feature dataset.
-
-    Attributes:
-        scores: of single sequences, with all samples.
-        by_count: best and mean of the first 1, 2, 5, ... samples.
-        statistics: what each sequence's samples are together.
-    """
-
-    scores: list[Score] = field(default_factory=list)
-    by_count: list[Score] = field(default_factory=list)
-    statistics: list[Statistic] = field(default_factory=list)
-
-
 @torch.inference_mode()
-def score_batch(run: Run, batch: ClipBatch, examples: Path, found: ClipScores) -> None:
-    """Add every method's scores on the sequences of ``batch``; some are kept in the folder ``examples``."""
-    protocol, scores = run.protocol, found.scores
+def score_batch(run: Run, batch: ClipBatch, examples: Path) -> Iterator[Statistic]:
+    """Every method's sums on the sequences of ``batch``; some are kept in the folder ``examples``.
+
+    Raises:
+        NotFiniteError: a prediction is not finite.
+    """
+    protocol, about = run.protocol, about_sequences(batch, run.protocol, run.settings.dataset)
     for method, predictions in bounds(batch, protocol):
-        scores.extend(score_predictions(method, predictions, batch, protocol))
+        yield from score_predictions(method, predictions, batch, about, protocol)
     deltas: dict[str, Tensor] = {}
     for tokenizer in run.models.tokenizers:
         encoded = deltas[tokenizer.fingerprint] = _encoded(tokenizer, batch.tokens, protocol)
         for method, predictions in reconstructions(tokenizer, batch, encoded, protocol):
-            scores.extend(score_predictions(method, predictions, batch, protocol))
+            yield from score_predictions(method, predictions, batch, about, protocol)
     rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
-    for position in range(len(batch.rows)):
-        futures = [(world, each[position]) for world, each in rollouts]
-        _score_futures(run, batch, position, futures, examples, found)
+    for position, each in enumerate(about):
+        futures = [(world, found[position]) for world, found in rollouts]
+        yield from _score_futures(run, batch, position, each, futures, examples)
 
 
 def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: Protocol) -> Tensor:
@@ -78,10 +71,10 @@ def _score_futures(
     run: Run,
     batch: ClipBatch,
     position: int,
+    about: AboutSequence,
     rollouts: list[tuple[World, Futures]],
     examples: Path,
-    found: ClipScores,
-) -> None:
+) -> Iterator[Statistic]:
     """Score the sampled futures of one sequence, and keep them if it is an example."""
     row, clip = batch.rows[position], batch.own[position]
     checked = run.scenes.get(row)
@@ -92,14 +85,11 @@ def _score_futures(
     judgements: list[tuple[World, JudgedSamples]] = []
     for world, sampled in rollouts:
         keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
-        judged = judge_samples(sampled, clip, run.protocol, futures, keep if wanted else 0)
+        judged = judge_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
         judgements.append((world, judged))
-        about = (world, judged, batch.clip_ids[position], batch.seconds[position], run.protocol)
-        found.scores.extend(score_samples(*about))
-        found.by_count.extend(score_first_samples(*about))
-        found.statistics.extend(ensemble_statistics(*about, run.settings.dataset))
+        yield from sample_statistics(world, judged, about)
         if checked is not None and judged.distances is not None:
-            found.scores.extend(score_modes(world, checked, judged.distances, run.protocol))
+            yield from score_modes(world, checked, judged.distances, about.dataset, run.protocol)
     if wanted:
         save_example(_example(run, batch, position, judgements), examples)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from deltacache.evaluate.metrics import check_finite_frames
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.errors import DatasetError, MismatchError
@@ -23,12 +24,14 @@ class SequenceList:
     """Dataset rows to score, each with the row whose delta tokens it is swapped with.
 
     Attributes:
+        videos: that the rows are from, by their addresses.
         partners: as long as ``rows``, or empty if there is a single sequence.
         first_of_video: the row of each video's first view, by the video's address.
         notes: what was left out, in words.
     """
 
     rows: tuple[int, ...]
+    videos: tuple[str, ...]
     partners: tuple[int, ...]
     first_of_video: dict[str, int]
     notes: tuple[str, ...]
@@ -41,6 +44,7 @@ class ClipBatch:
     Attributes:
         rows: dataset rows of the B clips to score.
         clip_ids: of the same clips.
+        videos: that they are from.
         tokens: (U, T, N, D) float32; the B clips come first, then partners that are not among them.
         partners: (B,) positions in ``tokens``, or ``None``.
         seconds: (B, T) float32 since each clip's first frame.
@@ -48,6 +52,7 @@ class ClipBatch:
 
     rows: tuple[int, ...]
     clip_ids: tuple[str, ...]
+    videos: tuple[str, ...]
     tokens: Tensor
     partners: Tensor | None
     seconds: Tensor
@@ -89,7 +94,10 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
         (sum(duplicates[row] > 0 for row in rows), "sequences contain repeated frames: scored as they are"),
         (int(not partners), "sequence alone: there is no other whose delta token could be swapped in"),
     ]
-    return SequenceList(rows, partners, first, tuple(f"{count} {text}" for count, text in left_out if count))
+    videos = tuple(uris[row] for row in rows)
+    return SequenceList(
+        rows, videos, partners, first, tuple(f"{count} {text}" for count, text in left_out if count)
+    )
 
 
 def _partners(rows: Sequence[int], uris: Sequence[str]) -> tuple[int, ...]:
@@ -126,6 +134,7 @@ def read_batches(
         yield ClipBatch(
             rows=rows,
             clip_ids=tuple(held[row].clip_id for row in rows),
+            videos=sequences.videos[start : start + BATCH_CLIPS],
             tokens=torch.from_numpy(tokens).to(device).float(),
             partners=torch.tensor(positions, device=device) if positions else None,
             seconds=torch.from_numpy((seconds - seconds[:, :1]).astype(np.float32)).to(device),
@@ -133,8 +142,14 @@ def read_batches(
 
 
 def read_features(dataset: Dataset, row: int) -> FeatureClip:
-    """One clip of a feature dataset."""
+    """One clip of a feature dataset.
+
+    Raises:
+        DatasetError: it is damaged.
+        NotFiniteError: it holds NaN or infinity.
+    """
     clip = dataset.read(row)
     if not isinstance(clip, FeatureClip):
         raise TypeError(f"row {row} of {dataset.root} is no FeatureClip")
+    check_finite_frames(torch.tensor(clip.patch_tokens), f"{dataset.root}, sequence {clip.clip_id}")
     return clip

@@ -1,39 +1,30 @@
 """Paired differences between two evaluations of the same data: ``deltacache compare A B``.
 
-Benchmarks are compared from the sums in ``statistics.parquet``, whole groups (videos, cities, drives) being resampled
-for both runs alike; feature datasets from ``sequences.parquet``, by sequence or scene.
-
-Shapes: n sequences, G groups, K sums, R resamples.
+The sums in ``statistics.parquet`` are paired by sequence and added up by unit (video, scene, city, drive); units are
+left out in both runs alike, see ``intervals``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deltacache.evaluate.bootstrap import CONFIDENCE, bootstrap_means
 from deltacache.evaluate.comparing.left_out import differing_settings, only_in_one
-from deltacache.evaluate.comparing.paired import (
-    Series,
-    check_same_labels,
-    check_same_sequences,
-    paired_series,
-)
+from deltacache.evaluate.comparing.paired import Pair, PairedSeries, aligned, by_paired_series
 from deltacache.evaluate.foresight.metrics import whole_frame_metrics
-from deltacache.evaluate.output import read_sequences
+from deltacache.evaluate.intervals import FEWEST_UNITS, paired_intervals
 from deltacache.evaluate.pooled import group_sums, metrics_of
 from deltacache.evaluate.report.labels import HIGHER_IS_BETTER, NEITHER_IS_BETTER
-from deltacache.evaluate.report.runs import ReportRun, open_runs, run_names
+from deltacache.evaluate.report.runs import ReportRun, open_runs, run_names, size_of
+from deltacache.evaluate.rows import is_clips, unit_kind, units_text
+from deltacache.evaluate.statistics import SequenceSums
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 
 ROUNDING = 1e-6
 """Differences up to this share of a value are none: sums of another order give as much."""
-_FEWEST_GROUPS = 6  # with fewer, all of them pointing one way has a chance above 5 % of being luck
 _IN_FEATURE_SPACE = frozenset({"features", "samples", "modes"})
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +33,7 @@ class Difference:
 
     Attributes:
         low: end of the 95 % interval of B − A; NaN where there is none.
-        groups: how many are resampled.
+        groups: units that the interval is over, and what these are.
     """
 
     dataset: str
@@ -55,6 +46,7 @@ class Difference:
     low: float
     high: float
     groups: int
+    unit_kind: str
 
     @property
     def difference(self) -> float:
@@ -63,7 +55,7 @@ class Difference:
 
     @property
     def _within_rounding(self) -> bool:
-        """Of one group there is no interval, which is NaN."""
+        """Where there is no interval, its ends are NaN."""
         most = ROUNDING * max(abs(self.a), abs(self.b))
         return not any(abs(each) > most for each in (self.difference, self.low, self.high))
 
@@ -72,8 +64,8 @@ class Difference:
         """What can be said about B: better, worse, different, equal or undecided."""
         if self._within_rounding:
             return "equal"
-        if self.groups < _FEWEST_GROUPS:
-            return f"undecided, {self.groups} group{'s' if self.groups > 1 else ''}"
+        if self.groups < FEWEST_UNITS:
+            return f"undecided, {units_text(self.groups, self.unit_kind)}"
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         if self.metric in NEITHER_IS_BETTER:
@@ -105,20 +97,30 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     runs = open_runs([a, b])
     names = run_names([a, b])
     shared = _shared_datasets(runs, names)
+    old = dict(_left_out(runs, names, shared))
+    reasons = [*_feature_spaces(runs, names, shared), *old.values()]
+    notes = [*_not_shared(runs, names, shared), *reasons]
+    a_space, b_space = (_spaces(run) for run in runs)
+    comparable = [
+        {
+            series: sums
+            for series, sums in run.sums.series.items()
+            if series.dataset in shared
+            and series.dataset not in old
+            and (series.task not in _IN_FEATURE_SPACE or a_space[series.dataset] == b_space[series.dataset])
+        }
+        for run in runs
+    ]
+    held = by_paired_series(comparable)
     differences: list[Difference] = []
-    notes = [*_not_shared(runs, names, shared), *_feature_spaces(runs, names, shared)]
-    held: tuple[set[Series], set[Series]] = (set(), set())
-    for kind, rows in (("sums", _statistics(runs)), ("values", _values(runs))):
-        pairs = paired_series(rows, shared)
-        for own, more in zip(held, pairs.held, strict=True):
-            own.update(more)
-        for series, of_a, of_b in pairs.found:
-            check_same_sequences(series, of_a, of_b, names)
-            if kind == "sums":
-                check_same_labels(series, of_a, of_b, names)
-                differences += _pooled(series, of_a, of_b)
-            else:
-                differences.append(_averaged(series, of_a, of_b))
+    for series, key in held[0].items():
+        if series in held[1]:
+            pair = Pair(
+                series, comparable[0][key], comparable[1][held[1][series]], runs[0].sums, runs[1].sums
+            )
+            differences += _differences(series, *aligned(pair, names))
+    if not differences and reasons:
+        raise MismatchError(f"{names[0]} and {names[1]} cannot be compared: {'; '.join(reasons)}")
     if not differences:
         raise MismatchError(
             f"{names[0]} and {names[1]} have no method, number of samples and horizon in common: evaluate both with "
@@ -149,13 +151,9 @@ def _not_shared(runs: Sequence[ReportRun], names: Sequence[str], shared: Sequenc
     return notes
 
 
-def _statistics(runs: Sequence[ReportRun]) -> list[list[Row]]:
-    return [_comparable(run.statistics.to_pylist(), runs) for run in runs]
-
-
 def _spaces(run: ReportRun) -> dict[str, str]:
     """Where the features of each data set live: numbers of other backbones or sizes mean other things."""
-    return {row["dataset"]: f"{row['backbone']} at {row['image_size']} px" for row in run.rows}
+    return {row["dataset"]: f"{row['backbone']} at {size_of(row)} px" for row in run.rows}
 
 
 def _feature_spaces(runs: Sequence[ReportRun], names: Sequence[str], shared: Sequence[str]) -> Iterator[str]:
@@ -168,82 +166,46 @@ def _feature_spaces(runs: Sequence[ReportRun], names: Sequence[str], shared: Seq
             )
 
 
-def _comparable(rows: Sequence[Row], runs: Sequence[ReportRun]) -> list[Row]:
-    """Rows without those in feature spaces that differ."""
-    a, b = (_spaces(run) for run in runs)
-    return [
-        row
-        for row in rows
-        if row["task"] not in _IN_FEATURE_SPACE or a.get(row["dataset"]) == b.get(row["dataset"])
-    ]
+def _left_out(
+    runs: Sequence[ReportRun], names: Sequence[str], shared: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Feature datasets that a run of an older version kept no units of, and why they are not compared."""
+    for dataset in filter(is_clips, shared):
+        old = [
+            name
+            for run, name in zip(runs, names, strict=True)
+            if any(row["unit_kind"] is None for row in run.rows if row["dataset"] == dataset)
+        ]
+        if old:
+            yield (
+                dataset,
+                f"{dataset}: {' and '.join(old)} is of an older version, which did not keep what video a sequence is "
+                "from: evaluate again into a new folder",
+            )
 
 
-def _values(runs: Sequence[ReportRun]) -> list[list[Row]]:
-    """Scores of single sequences of what ``statistics.parquet`` does not hold: feature datasets."""
-    found = []
-    for run in runs:
-        pooled = {(row["dataset"], row["task"]) for row in run.statistics.to_pylist()}
-        rows = read_sequences(run.out).to_pylist()
-        found.append(_comparable([row for row in rows if (row["dataset"], row["task"]) not in pooled], runs))
-    return found
-
-
-def _pooled(series: Series, a: Mapping[str, Row], b: Mapping[str, Row]) -> Iterator[Difference]:
-    """Differences of all metrics that follow from sums; both runs see the same resampled groups."""
-    sequences = list(a)
-    groups = [a[each]["group"] for each in sequences]
-    totals = [np.array([run[each]["totals"] for each in sequences], np.float64) for run in (a, b)]
-    count = totals[0].shape[1]
-    if totals[1].shape[1] != count:
+def _differences(series: PairedSeries, a: SequenceSums, b: SequenceSums) -> Iterator[Difference]:
+    """Of all metrics that follow from the sums of the same sequences."""
+    if a.totals.shape[1] != b.totals.shape[1]:
         return  # ranks among another number of samples
-    sums = group_sums(np.concatenate(totals, 1), groups)
-    resampled = bootstrap_means(sums)
     of = whole_frame_metrics if series.dataset == WHOLE_FRAMES else metrics_of
-    whole = [of(series.task, each.sum(0)) for each in totals]
-    drawn = [of(series.task, each) for each in (resampled[:, :count], resampled[:, count:])]
+    whole = [of(series.task, each.totals.sum(0)) for each in (a, b)]
+    sums_a, sums_b = (group_sums(each.totals, a.units) for each in (a, b))
+    ends = paired_intervals(series.task, sums_a, sums_b, of)
     for metric in whole[0]:
         if "/" in metric or np.isnan(whole[0][metric]) or np.isnan(whole[1][metric]):
             continue
-        low, high = _interval(drawn[1][metric] - drawn[0][metric], len(sums))
+        low, high = ends.get(metric, (float("nan"), float("nan")))
         yield Difference(
             series.dataset,
             metric,
             series.label,
             series.horizon,
-            series.seconds,
+            float(a.seconds.mean()),
             float(whole[0][metric]),
             float(whole[1][metric]),
             low,
             high,
-            len(sums),
+            len(sums_a),
+            unit_kind(series.dataset, series.task),
         )
-
-
-def _averaged(series: Series, a: Mapping[str, Row], b: Mapping[str, Row]) -> Difference:
-    """Difference of a mean over sequences."""
-    values = np.array([[a[each]["value"], b[each]["value"]] for each in a])
-    means = bootstrap_means(values[:, 1:] - values[:, :1])[:, 0]
-    low, high = _interval(means, len(values))
-    mean = values.mean(0)
-    return Difference(
-        series.dataset,
-        series.metric,
-        series.label,
-        series.horizon,
-        series.seconds,
-        float(mean[0]),
-        float(mean[1]),
-        low,
-        high,
-        len(values),
-    )
-
-
-def _interval(differences: np.ndarray, groups: int) -> tuple[float, float]:
-    """95 % percentile interval of resampled differences (R,)."""
-    known = differences[~np.isnan(differences)]
-    if not known.size or (groups == 1 and known.any()):
-        return float("nan"), float("nan")
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high)

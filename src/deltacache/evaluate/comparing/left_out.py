@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from deltacache.evaluate.comparing.paired import Series
+from deltacache.evaluate.comparing.paired import PairedSeries
 from deltacache.evaluate.report.panels import summary_of
-from deltacache.evaluate.report.runs import ReportRun
+from deltacache.evaluate.report.runs import ReportRun, size_of
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.images import size_text
 
 
 def differing_settings(runs: Sequence[ReportRun]) -> tuple[str, ...]:
@@ -22,7 +21,7 @@ def differing_settings(runs: Sequence[ReportRun]) -> tuple[str, ...]:
 def _protocol(run: ReportRun) -> Mapping[str, str]:
     settings = run.settings
     whole = isinstance(settings, ForesightEvaluation)
-    sizes = [size_text(settings.features.image_size)] if whole else _values(run, "image_size")
+    sizes = dict.fromkeys(map(size_of, run.rows))
     protocol = {
         "context": str(settings.context),
         "horizons": _listed(settings.horizons),
@@ -37,7 +36,7 @@ def _values(run: ReportRun, column: str) -> list[str]:
     return sorted({str(value) for value in run.metrics[column].to_pylist()})
 
 
-def only_in_one(held: Sequence[Collection[Series]], names: Sequence[str]) -> Iterator[str]:
+def only_in_one(held: Sequence[Collection[PairedSeries]], names: Sequence[str]) -> Iterator[str]:
     """A line for the horizons of a data set that one run alone has, and one a method for the rest."""
     missing = [[each for each in held[at] if each not in held[1 - at]] for at in (0, 1)]
     missing = [sorted(each, key=_order) for each in missing]
@@ -53,7 +52,7 @@ def only_in_one(held: Sequence[Collection[Series]], names: Sequence[str]) -> Ite
     yield from (f"{model}: {'; '.join(parts)}" for model, parts in by_method.items())
 
 
-def _order(series: Series) -> tuple[str, str, str, int, int, str]:
+def _order(series: PairedSeries) -> tuple[str, str, str, int, int, str]:
     return series.method, series.world, series.dataset, series.horizon, series.num_samples, series.aggregation
 
 
@@ -65,7 +64,7 @@ def _whole_horizons(found: Iterable[tuple[str, int]], name: str) -> Iterator[str
         yield f"{dataset}, {_horizons(horizons)}: only {name} has {'it' if len(horizons) == 1 else 'them'}"
 
 
-def _parts(series: Sequence[Series]) -> str:
+def _parts(series: Sequence[PairedSeries]) -> str:
     """Summaries of one method, with the horizons of each data set: `` (best of 20; clips, horizons 1, 3)``."""
     summaries = dict.fromkeys(summary_of(each.aggregation, each.num_samples)[2:] for each in series)
     horizons: dict[str, set[int]] = {}

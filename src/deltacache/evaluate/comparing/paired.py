@@ -1,23 +1,22 @@
-"""Which rows of two evaluations belong together, and whether they are of the same data."""
+"""Which sums of two evaluations belong together, and whether they are of the same data."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 
 from deltacache.evaluate.report.labels import METHOD_LABELS
-from deltacache.evaluate.report.panels import model_of, summary_of
+from deltacache.evaluate.report.panels import summary_of
+from deltacache.evaluate.statistics import SequenceSums, Series, Sums
 from deltacache.schemas.errors import MismatchError
 
 _NAMES_SHOWN = 3
-Row = dict[str, Any]
-BySequence = dict[str, Row]
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """What paired rows have in common. ``metric`` is empty where sums stand for all metrics of a task.
+class PairedSeries:
+    """What paired sums have in common.
 
     ``world`` is a fingerprint where a run has several models of one kind, else empty: two runs may each have
     trained their own.
@@ -25,13 +24,11 @@ class Series:
 
     dataset: str
     task: str
-    metric: str
     method: str
     aggregation: str
     horizon: int
     num_samples: int
     world: str
-    seconds: float = 0.0
 
     @property
     def label(self) -> str:
@@ -48,66 +45,81 @@ class Series:
         return f"{label} ({self.world[:8]})" if self.world else label
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Series that both runs have with their rows by sequence, and all that each one has."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Pair:
+    """A series in both runs: its sequences, and the names that these have."""
 
-    found: tuple[tuple[Series, BySequence, BySequence], ...]
-    held: tuple[frozenset[Series], frozenset[Series]]
-
-
-def paired_series(rows: Sequence[Sequence[Row]], datasets: Collection[str]) -> Pairs:
-    """Match the rows of two runs. ``datasets``: those that both have."""
-    several = _methods_of_several_models(rows)
-    grouped: list[dict[Series, BySequence]] = []
-    for own in rows:
-        groups: dict[Series, BySequence] = {}
-        for row in own:
-            if row["dataset"] in datasets:
-                groups.setdefault(_series(row, several), {})[row["sequence_id"]] = row
-        grouped.append(groups)
-    found = []
-    for series, of_a in grouped[0].items():
-        of_b = grouped[1].get(series)
-        if of_b is not None:
-            seconds = float(np.mean([row["horizon_s"] for row in of_a.values()]))
-            found.append((_timed(series, seconds), of_a, of_b))
-    return Pairs(tuple(found), (frozenset(grouped[0]), frozenset(grouped[1])))
+    series: PairedSeries
+    a: SequenceSums
+    b: SequenceSums
+    names_a: Sums
+    names_b: Sums
 
 
-def _methods_of_several_models(rows: Sequence[Sequence[Row]]) -> set[str]:
-    found = set()
-    for own in rows:
+def by_paired_series(runs: Sequence[Iterable[Series]]) -> list[dict[PairedSeries, Series]]:
+    """What the series of two runs are called when they are paired."""
+    several = set()
+    for own in runs:
         models: dict[str, set[str]] = {}
-        for row in own:
-            models.setdefault(row["method"], set()).add(model_of(row))
-        found |= {method for method, each in models.items() if len(each) > 1}
-    return found
+        for series in own:
+            models.setdefault(series.method.name, set()).add(_model(series))
+        several |= {method for method, each in models.items() if len(each) > 1}
+    return [
+        {
+            PairedSeries(
+                series.dataset,
+                series.task,
+                series.method.name,
+                series.aggregation,
+                series.horizon,
+                series.num_samples,
+                _model(series) if series.method.name in several else "",
+            ): series
+            for series in own
+        }
+        for own in runs
+    ]
 
 
-def _series(row: Row, several: Collection[str]) -> Series:
-    world = model_of(row) if row["method"] in several else ""
-    names = ("dataset", "task", "method", "aggregation", "horizon", "num_samples")
-    return Series(**{name: row[name] for name in names}, metric=row.get("metric", ""), world=world)
+def _model(series: Series) -> str:
+    return series.method.world or series.method.tokenizer or ""
 
 
-def _timed(series: Series, seconds: float) -> Series:
-    return Series(
-        **{name: getattr(series, name) for name in Series.__slots__ if name != "seconds"}, seconds=seconds
-    )
-
-
-def check_same_sequences(series: Series, a: BySequence, b: BySequence, names: Sequence[str]) -> None:
-    """Refuse runs over other sequences.
+def aligned(pair: Pair, names: Sequence[str]) -> tuple[SequenceSums, SequenceSums]:
+    """The sums of both runs with the sequences, and so the units, in one order.
 
     Raises:
-        MismatchError: naming some of them.
+        MismatchError: other sequences, sequences of other units, or other labels.
     """
-    if a.keys() == b.keys():
-        return
+    series, a, b = pair.series, pair.a, pair.b
+    own = [pair.names_a.names[at] for at in a.sequences]
+    place = {pair.names_b.names[at]: row for row, at in enumerate(b.sequences)}
+    if place.keys() != set(own):
+        _refuse_sequences(series, own, place.keys(), names)
+    order = np.array([place[name] for name in own])
+    b = SequenceSums(b.sequences[order], b.units[order], b.seconds[order], b.totals[order])
+    for row, name in enumerate(own):
+        unit_a, unit_b = pair.names_a.unit_names[a.units[row]], pair.names_b.unit_names[b.units[row]]
+        if unit_a != unit_b:
+            raise MismatchError(
+                f"{series.dataset}: sequence {name} is from {unit_a} in {names[0]} and from {unit_b} in {names[1]}: a "
+                "paired difference needs the same data in both; evaluate both on the same data"
+            )
+    other = (_labelled(series.task, a.totals) != _labelled(series.task, b.totals)).any(1)
+    if other.any():
+        raise MismatchError(
+            f"{series.dataset}: sequence {own[int(other.argmax())]} has other labels in {names[0]} than in {names[1]}: "
+            "a paired difference needs the same labels in both; evaluate both on the same data"
+        )
+    return a, b
+
+
+def _refuse_sequences(
+    series: PairedSeries, a: Collection[str], b: Collection[str], names: Sequence[str]
+) -> NoReturn:
     lists = []
     for own, other, name in ((a, b, names[0]), (b, a, names[1])):
-        only = sorted(own.keys() - other.keys())
+        only = sorted(set(own) - set(other))
         if only:
             more = ", …" if len(only) > _NAMES_SHOWN else ""
             lists.append(f"{len(only)} only in {name} ({', '.join(only[:_NAMES_SHOWN])}{more})")
@@ -117,24 +129,6 @@ def check_same_sequences(series: Series, a: BySequence, b: BySequence, names: Se
     )
 
 
-def check_same_labels(
-    series: Series, a: Mapping[str, Row], b: Mapping[str, Row], names: Sequence[str]
-) -> None:
-    """Refuse sequences of the same name with other labels: those are in the sums, whatever was predicted.
-
-    Raises:
-        MismatchError: naming the sequence.
-    """
-    for sequence, row in a.items():
-        if _labelled(series.task, row["totals"]) != _labelled(series.task, b[sequence]["totals"]):
-            raise MismatchError(
-                f"{series.dataset}: sequence {sequence} has other labels in {names[0]} than in {names[1]}: a paired "
-                "difference needs the same labels in both; evaluate both on the same data"
-            )
-
-
-def _labelled(task: str, totals: Sequence[float]) -> list[float]:
-    """What the sums say about the label alone; see ``pooled``."""
-    if task == "segmentation":
-        return list(totals[2 * len(totals) // 3 :])
-    return [totals[0]]
+def _labelled(task: str, totals: np.ndarray) -> np.ndarray:
+    """What the sums (n, K) say about the label alone, whatever was predicted; see ``pooled``."""
+    return totals[:, 2 * totals.shape[1] // 3 :] if task == "segmentation" else totals[:, :1]

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from deltacache.evaluate.comparing.compare import Comparison, Difference
+from deltacache.evaluate.intervals import FEWEST_UNITS
 from deltacache.evaluate.report.labels import PERCENT, leads, metric_title
+from deltacache.evaluate.rows import units_text
 
 MAIN = frozenset(
     {"miou", "rmse", "smooth_l1", "mode_coverage", "mode_balance", "energy_score", "spread_skill"}
@@ -102,14 +104,15 @@ def _print_equal(shown: Sequence[Difference], console: Console) -> None:
 def _caption(shown: Iterable[Difference]) -> str:
     counts = dict.fromkeys(_counts(shown))
     return (
-        f"\nOver {', '.join(counts)}. Intervals: 95 % of paired differences when whole groups (videos, cities, drives; "
-        "sequences or scenes of a feature dataset) are resampled alike for both. Undecided: the interval holds 0, or "
-        "there are fewer than six groups."
+        f"\nOver {', '.join(counts)}. Intervals: 95 % of the paired difference, by units that are left out in both "
+        "alike, since sequences of one unit are not independent. Undecided: the interval holds 0; with fewer than "
+        f"{FEWEST_UNITS} units there is none."
     )
 
 
 def _counts(shown: Iterable[Difference]) -> Iterator[str]:
-    most: dict[str, int] = {}
+    most: dict[tuple[str, str], int] = {}
     for each in shown:
-        most[each.dataset] = max(most.get(each.dataset, 0), each.groups)
-    yield from (f"{count} groups of {dataset}" for dataset, count in most.items())
+        key = each.dataset, each.unit_kind
+        most[key] = max(most.get(key, 0), each.groups)
+    yield from (f"{units_text(count, kind)} of {dataset}" for (dataset, kind), count in most.items())

@@ -37,17 +37,21 @@ class Systems:
     def predictions(self, frames: Tensor, horizon: int) -> Iterator[tuple[Method, Tensor]]:
         """Yield (N, D) of the last of ``frames`` (T, N, D) from the context that ends ``horizon`` frames before it.
 
-        The bounds are first: the last context frame repeated, and the truth itself. ``deltatok`` decodes the delta
-        token of the true last two frames, which is what compression alone costs.
+        The bounds are first: the last context frame repeated, and the truth itself. What compression alone costs is
+        ``deltatok_one_step``, the delta token of the true last two frames decoded from the true frame before, and, over
+        the whole horizon, ``deltatok_parallel`` and ``deltatok`` (closed loop).
         """
         seen = frames[-horizon - self.context : -horizon]
         yield Method("copy_last"), seen[-1]
         yield Method("present"), frames[-1]
         if self.tokenizer is not None:
             fingerprint, tokenizer = self.tokenizer
-            pair = tokenizer.encode(frames[None, -2], frames[None, -1], self.grid)
-            rebuilt = tokenizer.decode(pair, frames[None, -2], self.grid)
-            yield Method("deltatok_parallel", tokenizer=fingerprint), rebuilt[0]
+            yield Method("deltatok", tokenizer=fingerprint), self.reconstruction(frames, horizon)[-1]
+            clip = frames[None, -horizon - 1 :]
+            parallel = tokenizer.reconstruct_parallel(clip, self.black, self.grid, horizon)
+            yield Method("deltatok_parallel", tokenizer=fingerprint), parallel[0, -1]
+            one_step = tokenizer.reconstruct_parallel(clip[:, -2:], self.black, self.grid, 1)
+            yield Method("deltatok_one_step", tokenizer=fingerprint), one_step[0, -1]
         for method, future in self.futures(frames, horizon):
             yield method, future[-1]
 

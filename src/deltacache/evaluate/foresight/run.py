@@ -4,21 +4,22 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
+import torch
 
 from deltacache import __version__
 from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.content import content_of
 from deltacache.evaluate.benchmarks.notes import head_notes, sequence_notes
-from deltacache.evaluate.benchmarks.statistics import Statistic, StatisticSeries, statistics_table
 from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.foresight.inputs import Inputs, load_inputs
 from deltacache.evaluate.foresight.loading import WholeSequence, depth_place, load_whole
 from deltacache.evaluate.foresight.metrics import whole_frame_metrics
 from deltacache.evaluate.foresight.pictures import Album, principal_axes, save_picture
+from deltacache.evaluate.metrics import check_finite, check_finite_frames, naming
 from deltacache.evaluate.model_record import write_models
-from deltacache.evaluate.pooling import pool, pooled_rows, reading_order, sequence_rows
-from deltacache.evaluate.rows import RunStamp, write_table
+from deltacache.evaluate.pooling import TableWriter, reading_order
+from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
+from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
@@ -29,7 +30,6 @@ from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.foresight import DATASET, ForesightEvaluation
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
-from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 _NUMBERS_FROM = {"context", "horizons", "seed"}
 
@@ -42,6 +42,7 @@ def evaluate_foresight(settings: ForesightEvaluation, reporter: Reporter) -> Pat
             evaluation, or another command writes to it.
         CheckpointError: a model is missing or damaged.
         MismatchError: models that do not belong together.
+        NotFiniteError: features, a depth map or a prediction are not finite.
     """
     out = settings.out
     earlier = output.finished_run(out)
@@ -57,42 +58,49 @@ def evaluate_foresight(settings: ForesightEvaluation, reporter: Reporter) -> Pat
     with dataset_lock(out, "evaluate-foresight"):
         if output.is_finished(out, output.finished_run(out), stamp.run_id):
             return out / output.METRICS  # another command was faster
-        with output.new_folder(out / output.EXAMPLES) as folder:
-            statistics = _score(settings, found, inputs, folder, reporter)
-            for stale in output.TABLES:
-                (out / stale).unlink(missing_ok=True)
+        for stale in output.TABLES:
+            (out / stale).unlink(missing_ok=True)
+        tables = TableWriter(out, lambda _: stamp, lambda _: 1, whole_frame_metrics)
+        with output.new_folder(out / output.EXAMPLES) as folder, tables:
+            for statistics in _score(settings, found, inputs, folder, reporter):
+                tables.add(statistics)
         output.write_notes(out, notes)
-        _write(settings, inputs, statistics, stamp)
+        output.keep_curves(out, settings.tokenizers, inputs.record.worlds, settings.worlds)
+        save_config(settings, out / output.CONFIG)
+        write_models(out, inputs.record)
+        tables.finish(reading_order)
     return out / output.METRICS
 
 
 def _score(
     settings: ForesightEvaluation, found: SequenceSet, inputs: Inputs, folder: Path, reporter: Reporter
-) -> list[Statistic]:
-    """Sums of all sequences; a few are kept in ``folder`` for the report."""
+) -> Iterator[Iterator[Statistic]]:
+    """Sums of all sequences, sequence by sequence; a few are kept in ``folder`` for the report."""
     wanted = examples_of(found.sequences, settings.examples)
     kept = (load_whole(each, settings, inputs) for each in found.sequences if each.sequence_id in wanted)
     album = Album(wanted, principal_axes(each.tokens for each in kept), folder) if wanted else None
-    statistics: list[Statistic] = []
     with reporter.stage("evaluate-foresight", len(found.sequences)) as stage:
         for sequence in found.sequences:
             seen = load_whole(sequence, settings, inputs)
-            statistics.extend(_scores(seen, settings, inputs))
+            yield _scores(seen, settings, inputs)
             if album is not None and sequence.sequence_id in album.wanted:
                 save_picture(seen, settings, inputs, album)
             stage.advance()
-    return statistics
 
 
 def _scores(seen: WholeSequence, settings: ForesightEvaluation, inputs: Inputs) -> Iterator[Statistic]:
     """Sums of every method at every horizon that the sequence has frames for."""
     sequence = seen.sequence
+    check_finite_frames(seen.tokens, f"{DATASET}, sequence {sequence.sequence_id}")
     for horizon in settings.horizons:
         if len(sequence.frames) < settings.context + horizon:
             continue
         for method, prediction in inputs.systems.predictions(seen.tokens, horizon):
-            for task, totals in inputs.heads.totals(prediction, seen.tokens[-1], seen.labels):
-                series = StatisticSeries(DATASET, task, method, "single", horizon, 1)
+            with naming(method.name, sequence.sequence_id, horizon):
+                found = list(inputs.heads.totals(prediction, seen.tokens[-1], seen.labels))
+            for task, totals in found:
+                check_finite(torch.from_numpy(totals), method.name, sequence.sequence_id, horizon)
+                series = Series(DATASET, task, method, "single", horizon, 1)
                 seconds = horizon * sequence.spacing_s
                 yield Statistic(series, sequence.sequence_id, sequence.group, seconds, totals)
 
@@ -101,22 +109,6 @@ def _sequences(settings: ForesightEvaluation) -> SequenceSet:
     """Cityscapes' labelled frames: index 19 of a snippet, and before it every third one."""
     counts = FrameCounts(tuple(settings.context + horizon for horizon in settings.horizons))
     return benchmark_sequences("cityscapes", settings.root, counts)
-
-
-def _write(
-    settings: ForesightEvaluation, inputs: Inputs, statistics: list[Statistic], stamp: RunStamp
-) -> None:
-    """Everything that belongs to a finished evaluation; the metrics come last."""
-    out = settings.out
-    output.keep_curves(out, settings.tokenizers, inputs.record.worlds, settings.worlds)
-    save_config(settings, out / output.CONFIG)
-    write_models(out, inputs.record)
-    write_table(statistics_table(statistics), out / output.STATISTICS)
-    alone = [row for each in statistics for row in sequence_rows(each, stamp, whole_frame_metrics)]
-    write_table(pa.Table.from_pylist(alone, schema=SEQUENCES_SCHEMA), out / output.SEQUENCES)
-    pools = pool(sorted(statistics, key=lambda each: reading_order(each.series)))
-    rows = list(pooled_rows(pools, lambda _: stamp, whole_frame_metrics))
-    write_table(pa.Table.from_pylist(rows, schema=METRICS_SCHEMA), out / output.METRICS)
 
 
 def _notes(settings: ForesightEvaluation, found: SequenceSet, inputs: Inputs) -> list[str]:
@@ -135,12 +127,13 @@ def _stamp(settings: ForesightEvaluation, inputs: Inputs, found: SequenceSet) ->
         "precision": settings.features.precision,
         "data": content_of(found.sequences, lambda each: _labels_of(each, settings)),
         "code_version": __version__,
+        "tables": TABLES_VERSION,
     }
     return RunStamp(
         run_id=fingerprint_of(made_from),
         dataset=DATASET,
         context=settings.context,
-        image_size=sides(settings.features.image_size)[0],
+        image_size=sides(settings.features.image_size),
         seed=settings.seed,
         backbone=inputs.features.name,
         code_version=__version__,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
-from deltacache.evaluate.metrics import feature_metrics
+from deltacache.evaluate.metrics import feature_metrics, finite_of_head
 from deltacache.models.deltatok import Grid
 from deltacache.models.heads import DepthHead, SegmentationHead
 
@@ -52,5 +52,5 @@ class Heads:
     @torch.inference_mode()
     def read(self, head: SegmentationHead | DepthHead, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """What a head says of tokens (B, N, D), upsampled to H x W: (B, K, H, W)."""
-        small = head(tokens.transpose(1, 2).unflatten(2, self.grid))
+        small = finite_of_head(head(tokens.transpose(1, 2).unflatten(2, self.grid)))
         return functional.interpolate(small, size=size, mode="bilinear", align_corners=False)

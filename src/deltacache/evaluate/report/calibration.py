@@ -82,8 +82,3 @@ def spread_chart(
         for label, (spread, error) in points.items()
     )
     return Chart(title, draw_svg(draw, width=3.6, height=2.5), f"{title}: error against spread. {texts}.")
-
-
-def totals_of(rows: Sequence[Row]) -> np.ndarray:
-    """(n, K) sums of rows of ``statistics.parquet``."""
-    return np.array([row["totals"] for row in rows], dtype=np.float64)

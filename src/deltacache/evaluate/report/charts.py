@@ -9,7 +9,6 @@ from deltacache.evaluate.report.calibration import (
     rank_shares,
     spread_and_error,
     spread_chart,
-    totals_of,
 )
 from deltacache.evaluate.report.drawing import Chart
 from deltacache.evaluate.report.drift import METRIC, drift_of
@@ -158,15 +157,18 @@ def _rank_charts(run: ReportRun) -> Iterator[tuple[str, Shown]]:
 
 
 def _spread_charts(run: ReportRun) -> Iterator[tuple[str, Shown, tuple[LegendEntry, ...]]]:
-    rows = [row for row in run.statistics.to_pylist() if row["task"] == "samples"]
-    for dataset, world in dict.fromkeys((row["dataset"], row["world"]) for row in rows):
-        own = [row for row in rows if (row["dataset"], row["world"]) == (dataset, world)]
-        horizons = sorted({row["horizon"] for row in own})
+    found = {series: own for series, own in run.sums.series.items() if series.task == "samples"}
+    for dataset, world in dict.fromkeys((series.dataset, series.method.world) for series in found):
+        own = {
+            series.horizon: sums.totals
+            for series, sums in found.items()
+            if (series.dataset, series.method.world) == (dataset, world)
+        }
+        horizons = sorted(own)
         points, colours, entries = {}, {}, []
         for horizon in dict.fromkeys((horizons[0], horizons[-1])):
-            at = [row for row in own if row["horizon"] == horizon]
             label = f"{horizon} step{'s' if horizon > 1 else ''} ahead"
-            points[label] = spread_and_error(totals_of(at))
+            points[label] = spread_and_error(own[horizon])
             colours[label] = _colour(horizons, horizon)
             entries.append((label, Style(colours[label], "o"), False))
         chart = spread_chart(f"Error against spread{_model_name(run, world)}", points, colours)

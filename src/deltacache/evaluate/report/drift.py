@@ -14,7 +14,7 @@ from deltacache.evaluate.report.runs import ReportRun
 
 METRIC = "smooth_l1"
 _FEWEST_HORIZONS = 3
-_NOT_DRAWN = ("copy_last", "present", "deltatok_swapped")
+_NOT_DRAWN = ("copy_last", "present", "deltatok_one_step", "deltatok_swapped")
 Ratios = dict[str, dict[float, float]]
 
 
@@ -71,19 +71,34 @@ def _losses(panel: Panel) -> Ratios:
 
 def _common_losses(panel: Panel, run: ReportRun) -> Ratios:
     """From the sums of the sequences that have the last horizon."""
-    rows = [
-        row
-        for row in labelled(run.statistics.to_pylist())
-        if (row["dataset"], row["task"]) == (panel.dataset, panel.task)
-    ]
+    found = {
+        series: own
+        for series, own in run.sums.series.items()
+        if (series.dataset, series.task) == (panel.dataset, panel.task)
+    }
+    labels = labelled(
+        [
+            {
+                **{name: getattr(series, name) for name in ("aggregation", "num_samples")},
+                **{
+                    "method": series.method.name,
+                    "tokenizer": series.method.tokenizer,
+                    "world": series.method.world,
+                },
+            }
+            for series in found
+        ]
+    )
     last = panel.columns[-1].horizon
-    common = {row["sequence_id"] for row in rows if row["horizon"] == last}
+    common = np.unique(
+        np.concatenate([own.sequences for series, own in found.items() if series.horizon == last] or [[]])
+    )
     seconds = {column.horizon: column.seconds for column in panel.columns}
-    sums: dict[tuple[str, int], list[np.ndarray]] = {}
-    for row in rows:
-        if row["sequence_id"] in common:
-            sums.setdefault((row["label"], row["horizon"]), []).append(np.asarray(row["totals"]))
     losses: Ratios = {}
-    for (label, horizon), totals in sums.items():
-        losses.setdefault(label, {})[seconds[horizon]] = pooled_metrics(panel.task, np.stack(totals))[METRIC]
+    for (series, own), row in zip(found.items(), labels, strict=True):
+        totals = own.totals[np.isin(own.sequences, common)]
+        if len(totals):
+            losses.setdefault(row["label"], {})[seconds[series.horizon]] = pooled_metrics(panel.task, totals)[
+                METRIC
+            ]
     return losses

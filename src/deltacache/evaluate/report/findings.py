@@ -7,7 +7,10 @@ from deltacache.evaluate.report.panels import Line, Panel
 
 _LOSSES = ("miou", "rmse", "smooth_l1")
 _FUTURES = {"best": "best future", "mean": "average future"}
-_NOT_PREDICTED = ("copy_last", "present", "deltatok", "deltatok_parallel", "deltatok_swapped")
+_NOT_PREDICTED = (
+    *("copy_last", "present"),
+    *("deltatok", "deltatok_parallel", "deltatok_one_step", "deltatok_swapped"),
+)
 _COPY, _BOUND = ("copy_last", "repeating the last frame"), ("present", "the true future itself")
 
 

@@ -10,6 +10,7 @@ METHOD_LABELS = {
     "present": "True future (bound)",
     "deltatok": "DeltaTok, closed loop",
     "deltatok_parallel": "DeltaTok, parallel",
+    "deltatok_one_step": "DeltaTok, one step",
     "deltatok_swapped": "DeltaTok, swapped token",
     "deltaworld": "DeltaWorld",
     "deltaworld_discriminative": "DeltaWorld, learned query",

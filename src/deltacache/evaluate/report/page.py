@@ -32,6 +32,7 @@ from deltacache.evaluate.report.published import SOURCES, published_at
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
 from deltacache.evaluate.report.series import Style
 from deltacache.evaluate.report.strips import example_views
+from deltacache.evaluate.report.tables import intervals_text
 from deltacache.evaluate.report.views import Detail, ExampleView, PixelLookup
 from deltacache.pipeline.storage.atomic import write_bytes
 from deltacache.schemas.errors import DatasetError, DeltacacheError
@@ -144,6 +145,7 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
             for dataset in datasets
         ],
         "words": METRIC_WORDS,
+        "intervals": " and ".join(dict.fromkeys(intervals_text(run.metrics) for run in runs)),
         "sources": {name: text for name, text in SOURCES.items() if name in published},
         "published_at": published_at(datasets),
         "drift": drift_group(shown, runs, styles),

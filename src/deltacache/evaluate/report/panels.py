@@ -142,7 +142,7 @@ class Panel:
         """A number and its interval."""
         if cell is None:
             return "", ""
-        digits = 2 if cell.low is None and self.metric == "rmse" else self.decimals
+        digits = 2 if cell.sequences is None and self.metric == "rmse" else self.decimals  # as published
         value = f"{self.scale * cell.value:.{digits}f}"
         if cell.low is None or cell.high is None:
             return value, ""

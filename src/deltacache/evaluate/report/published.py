@@ -24,7 +24,8 @@ _SPACING_S: dict[str, float] = {**SPACING_S, FORESIGHT: SPACING_S["cityscapes"]}
 _RUN = "published:"
 SOURCES = {
     "paper": "“A Frame is Worth One Token”, CVPR 2026, arXiv 2604.04913",
-    "released": "the released code and weights, amazon-far/deltatok",
+    "released": "the released code and weights, amazon-far/deltatok (its README says that DeltaTok reconstructs in "
+    "parallel, the code computes the closed loop: compare with the row of that name)",
 }
 
 
@@ -47,6 +48,7 @@ def _rows(entry: dict[str, str]) -> Iterator[Row]:
                 "context": _CONTEXT,
                 "num_samples": int(entry["num_samples"]),
                 "image_size": int(entry["image_size"]),
+                "image_width": PAPER_SIZE[1] if entry["table"] == "D" else int(entry["image_size"]),
                 "value": float(entry[name]),
                 "label": entry["label"],
                 "source": entry["source"],
@@ -80,10 +82,13 @@ def references(rows: Iterable[Row]) -> list[Row]:
     Those of the main table always; those of Tables C and D beside evaluations of their image size.
     """
     own = {(row["dataset"], row["task"], row["metric"], row["horizon"]) for row in rows}
-    sizes = {row["image_size"] for row in rows}
+    sizes = {(row["image_size"], row.get("image_width")) for row in rows}
     return [
         row
         for row in _entries()
         if (row["dataset"], row["task"], row["metric"], row["horizon"]) in own
-        and (row["main"] or row["image_size"] in sizes)
+        and (
+            row["main"]
+            or not sizes.isdisjoint({(row["image_size"], width) for width in (row["image_width"], None)})
+        )
     ]

@@ -10,9 +10,11 @@ import pyarrow as pa
 from deltacache.evaluate import output
 from deltacache.evaluate.model_record import ModelRecord, read_models
 from deltacache.evaluate.report.labels import METHOD_LABELS
+from deltacache.evaluate.rows import units_text
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
+from deltacache.evaluate.statistics import Sums, read_sums
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.images import sides
+from deltacache.schemas.images import parse_size, size_text
 
 Row = dict[str, Any]
 
@@ -26,7 +28,7 @@ class ReportRun:
     settings: Evaluation
     metrics: pa.Table
     samples: pa.Table
-    statistics: pa.Table
+    sums: Sums
     notes: tuple[str, ...]
     models: ModelRecord | None
 
@@ -79,7 +81,7 @@ def open_runs(folders: Sequence[Path]) -> list[ReportRun]:
             metrics=output.read_metrics(folder),
             settings=load_evaluation(folder),
             samples=output.read_samples(folder),
-            statistics=output.read_statistics(folder),
+            sums=read_sums(folder / output.STATISTICS),
             notes=tuple(output.read_notes(folder)),
             models=read_models(folder),
         )
@@ -110,7 +112,7 @@ def facts_of(run: ReportRun) -> dict[str, str]:
         f"{_sampling(settings, first)}, seed {first['seed']}",
         "Backbone": first["backbone"],
     }
-    through = ("deltatok", "deltatok_parallel")
+    through = ("deltatok", "deltatok_parallel", "deltatok_one_step")
     used = dict.fromkeys(row["tokenizer"] for row in rows if row["method"] in through)
     settled = {fingerprint: place for place, fingerprint in enumerate(run.places)}
     tokenizers = sorted(used, key=lambda each: settled.get(each, len(settled)))  # as the settings number them
@@ -135,10 +137,16 @@ def _with_places(fingerprints: Iterable[str], places: Mapping[str, Path]) -> lis
 
 def _sampling(settings: Evaluation, row: Row) -> str:
     """How many futures there are, and of what size their frames."""
+    size = size_of(row).replace("x", " × ")
     if isinstance(settings, ForesightEvaluation):
-        height, width = sides(settings.features.image_size)
-        return f"one future a model, whole frames of {height} × {width} px"
-    return f"{settings.samples} samples, {row['image_size']} px"
+        return f"one future a model, whole frames of {size} px"
+    return f"{settings.samples} samples, {size} px"
+
+
+def size_of(row: Row) -> str:
+    """``512`` or ``448x896`` of a row of ``metrics.parquet``; an older version kept the height alone."""
+    width = row["image_width"] or row["image_size"]
+    return size_text(parse_size((row["image_size"], width)))
 
 
 def _further_models(settings: Evaluation, models: ModelRecord | None) -> dict[str, str]:
@@ -162,14 +170,16 @@ def _further_models(settings: Evaluation, models: ModelRecord | None) -> dict[st
 
 
 def _data(rows: Sequence[Row]) -> list[str]:
-    """Each data set with its sequences; fewer at some horizons are told as a range."""
-    counts: dict[str, list[int]] = {}
+    """Each data set with its sequences and their units; fewer at some horizons are given as a range."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
         if row["task"] != "modes":
-            counts.setdefault(row["dataset"], []).append(row["n_sequences"])
+            found.setdefault(row["dataset"], []).append(row)
     texts = []
-    for dataset, found in counts.items():
-        low, high = min(found), max(found)
+    for dataset, own in found.items():
+        low, high = (pick(row["n_sequences"] for row in own) for pick in (min, max))
         number = f"{high}" if low == high else f"{low} to {high}, by horizon,"
-        texts.append(f"{dataset}: {number} sequence{'s' if high != 1 else ''}")
+        text = f"{dataset}: {number} sequence{'s' if high != 1 else ''}"
+        most = max((row["n_units"] or 0 for row in own), default=0)
+        texts.append(f"{text} of {units_text(most, own[0]['unit_kind'])}" if most else text)
     return texts

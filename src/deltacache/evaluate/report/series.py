@@ -21,6 +21,7 @@ _STYLES: Mapping[tuple[str, str], Style] = MappingProxyType(
         ("copy_last", "single"): Style(0, "s"),
         ("deltatok", "single"): Style(1, "o"),
         ("deltatok_parallel", "single"): Style(2, "v", (4, 2)),
+        ("deltatok_one_step", "single"): Style(2, "<", (1, 1.5)),
         ("deltatok_swapped", "single"): Style(3, "^", (1, 1.5)),
         ("deltaworld", "best"): Style(4, "D"),
         ("deltaworld", "mean"): Style(5, "P", (4, 2)),

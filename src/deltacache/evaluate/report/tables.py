@@ -1,6 +1,7 @@
 """``metrics.parquet`` as tables on a terminal and as plain text."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 from rich import box
@@ -8,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deltacache.evaluate.intervals import FEWEST_UNITS
 from deltacache.evaluate.report.panels import PUBLISHED_MARK, Panel, panels
 from deltacache.evaluate.report.published import SOURCES, published_at
+from deltacache.evaluate.rows import UNIT_PLURALS, units_text
 
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
@@ -69,18 +72,37 @@ def print_metrics(metrics: pa.Table, console: Console) -> None:
 def caption(metrics: pa.Table) -> str:
     """What the numbers are over, what the brackets mean, and where published numbers are from."""
     shown = panels(metrics)
-    several = len({panel.dataset for panel in shown}) > 1
-    counts: dict[str, int] = {}
-    for panel in shown:
-        items = ("scenes" if panel.task == "modes" else "sequences") + (
-            f" of {panel.dataset}" if several else ""
-        )
-        counts[items] = max(cell.sequences or 0 for cell in panel.cells)
-    over = " and ".join(f"{count} {items}" for items, count in counts.items())
-    text = f"Over {over}; in brackets 95 % bootstrap intervals."
+    text = f"Over {' and '.join(over(metrics))}; in brackets {intervals_text(metrics)}."
     published = {line.published for panel in shown for line in panel.published}
     if published:
         at = published_at(panel.dataset for panel in shown)
         sources = "; ".join(f"{name}: {SOURCES[name]}" for name in SOURCES if name in published)
         text += f"\n{PUBLISHED_MARK} published by others, on the whole sets, {at}: {sources}"
     return text
+
+
+def over(metrics: pa.Table) -> list[str]:
+    """What the numbers are over: sequences or scenes of each data set, and the units that they are from."""
+    rows = metrics.select(["dataset", "task", "unit_kind", "n_units", "n_sequences"]).to_pylist()
+    several = len({row["dataset"] for row in rows}) > 1
+    most: dict[tuple[str, bool], dict[str, Any]] = {}
+    for row in rows:
+        key = row["dataset"], row["task"] == "modes"
+        if key not in most or row["n_sequences"] > most[key]["n_sequences"]:
+            most[key] = row
+    texts = []
+    for (dataset, scenes), row in most.items():
+        count = row["n_sequences"]
+        text = f"{count} {'scene' if scenes else 'sequence'}{'s' if count != 1 else ''}"
+        if not scenes and row["n_units"] is not None:
+            text += f" of {units_text(row['n_units'], row['unit_kind'])}"
+        texts.append(f"{text} of {dataset}" if several else text)
+    return texts
+
+
+def intervals_text(metrics: pa.Table) -> str:
+    """What the intervals of a table are."""
+    kinds = [UNIT_PLURALS[kind] for kind in metrics["unit_kind"].unique().to_pylist() if kind is not None]
+    if not kinds:
+        return "95 % bootstrap intervals of an older version, too narrow where sequences share a video"
+    return f"95 % intervals over {', '.join(kinds)} (none where there are fewer than {FEWEST_UNITS}, or all agree)"

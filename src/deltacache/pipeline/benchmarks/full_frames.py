@@ -77,6 +77,11 @@ def read_depth_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         depth = stored.astype(np.float32) / np.float32(_STEPS_A_METRE)
     elif np.issubdtype(stored.dtype, np.floating):
         depth = stored.astype(np.float32)
+        if not np.isfinite(depth).all():
+            raise DatasetError(
+                f"{path} holds depths that are not finite (NaN or infinite): where nothing is known, metres are 0; "
+                "make it again"
+            )
     else:
         raise DatasetError(f"{path} holds {stored.dtype}: give 8 or 16 bits a pixel, or floats in metres")
     return np.where((depth > MIN_DEPTH_M) & (depth <= MAX_DEPTH_M), depth, np.float32(0))

@@ -1,0 +1,130 @@
+"""Peak memory of ``evaluate``, ``report`` and ``compare`` on a feature dataset of many clips.
+
+    python benchmarks/evaluation_memory.py work/ --clips 100000
+
+Draws tiny clips (7 frames of 4 patches of 16 numbers, a video each, or --views of one) and tiny models into ``work/``,
+evaluates them twice with other seeds, writes the page of one and compares both. Every step is a process of its own, so
+that its peak is its own. Goal: at most 1 GiB each at 100,000 clips.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deltacache.models.checkpoints import load_tokenizer, save_model
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.worlds.deltaworld import DeltaWorld
+from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import StoredClip
+from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
+from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+
+FRAMES, PATCHES, HIDDEN = 7, 4, 16
+MOST_GIB = 1.0
+
+
+def draw(root: Path, clips: int, views: int) -> None:
+    """A feature dataset and models."""
+    black = np.zeros((PATCHES, HIDDEN), np.float16)
+    backbone = BackboneCard(
+        id="drawn",
+        weights_sha256="b" * 64,
+        patch_size=16,
+        hidden_size=HIDDEN,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+    card = DatasetCard(
+        kind="features",
+        store="webdataset",
+        backbone=backbone,
+        image_size=32,
+        patch_grid=(2, 2),
+        hidden_size=HIDDEN,
+        sampling=SamplingSettings(frames=FRAMES),
+        black_crc32c=crc32c_of_npy(black),
+        code_version="0",
+    )
+    names = [f"video{number:07d}" for number in range(clips // views)]
+    videos = [VideoSource(name, f"{name}.mp4", f"/videos/{name}.mp4", 1) for name in names]
+    features = root / "features"
+    prepare_dataset(features, card, black)
+    plan = extend_plan(None, videos, views, 2000)
+    write_plan(features, plan)
+    rng = np.random.default_rng(0)
+    times = np.arange(FRAMES, dtype=np.float32) / 5
+    for task in shard_tasks(plan):
+        stored = [
+            StoredClip(
+                FeatureClip(
+                    clip_id_of(video.video_id, view),
+                    rng.normal(size=(FRAMES, PATCHES, HIDDEN)).cumsum(0).astype(np.float16),
+                    times,
+                ),
+                f"{video.video_id}.mp4",
+                view,
+                tuple(range(FRAMES)),
+                CropBox(0, 0, 32, 32),
+                False,
+                "drawn",
+                0,
+            )
+            for video in task.videos
+            for view in range(views)
+        ]
+        write_shard(features, card, task.shard_id, stored, [], [])
+    finish_dataset(features)
+    torch.manual_seed(0)
+    made_from = {"backbone_sha256": "b" * 64, "patch_grid": [2, 2], "hidden_size": HIDDEN}
+    save_model(root / "tokenizer", DeltaTok(HIDDEN, 2, 1, 1), "tokenizer", made_from)
+    fingerprint = load_tokenizer(root / "tokenizer").fingerprint
+    save_model(root / "world", DeltaWorld(HIDDEN, 2, 1), "world", {"tokenizer_fingerprint": fingerprint})
+
+
+def run(*command: str) -> float:
+    """Peak memory in GiB of a command of deltacache."""
+    started = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-m", "deltacache", *command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"deltacache {command[0]} failed")
+    peak = usage.ru_maxrss / 2**20
+    print(f"{command[0]:9} {peak:.2f} GiB at the most, {time.perf_counter() - started:.0f} s", flush=True)
+    return peak
+
+
+def main() -> None:
+    """Print peaks; exit code 1 where one is above the goal."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=5)
+    asked = parser.parse_args()
+    root = asked.work
+    if not (root / "world").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        draw(root, asked.clips, asked.views)
+    models = ("--tokenizer", str(root / "tokenizer"), "--world", str(root / "world"), "--device", "cpu")
+    data = ("--data", f"clips={root / 'features'}", "--samples", str(asked.samples), "--examples", "1")
+    peaks = [
+        run("evaluate", str(root / f"out{seed}"), *data, *models, "--seed", str(seed)) for seed in (0, 1)
+    ]
+    peaks.append(run("report", str(root / "out0")))
+    peaks.append(run("compare", str(root / "out0"), str(root / "out1")))
+    sys.exit(max(peaks) > MOST_GIB)
+
+
+if __name__ == "__main__":
+    main()
