@@ -286,6 +286,7 @@ def tokenize(
             features=absolute(source),
             tokenizer=tokenizer.absolute(),
             store=store.value,
+            changed_videos=changed_videos.value,
             cluster=settings.cluster,
         )
         jobs.tokenize_features(job, absolute(out), terminal_reporter())

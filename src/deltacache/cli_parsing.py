@@ -10,7 +10,8 @@ import typer
 
 def refuse_video_flags(context: typer.Context, source: str) -> None:
     """A feature dataset was sampled when it was made: flags about videos would do nothing."""
-    kept = {"source", "out", "tokenizer", "store", "ray_address", "encoders", "gpus_per_encoder", "decoders"}
+    kept = {"source", "out", "tokenizer", "store", "changed_videos"}
+    kept |= {"ray_address", "encoders", "gpus_per_encoder", "decoders"}
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params

@@ -9,8 +9,7 @@ import pytest
 from small_datasets import BLACK, FRAMES, all_bytes, drawn_clip, small_card
 from upath import UPath
 
-from deltacache.pipeline.datasets.dataset import finished_shards, prepare_dataset
-from deltacache.pipeline.datasets.dropping import forget_receipt
+from deltacache.pipeline.datasets.dataset import prepare_dataset
 from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, shard_id_of
 from deltacache.pipeline.datasets.receipts import Failure, SourceRecord, read_receipt
 from deltacache.pipeline.decoding.work import DecodedGroup
@@ -140,28 +139,6 @@ def test_a_crash_before_the_merge_leaves_the_shard_as_it_was(out: UPath) -> None
     with pytest.raises(KeyboardInterrupt):
         retry(out, "bd", "", raises_at="d-v001")
     assert all_bytes(Path(out)) == before
-
-
-def test_a_crash_within_the_merge_costs_the_shard_and_not_its_integrity(
-    out: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit(out, "bd")
-
-    def dies(root: UPath, shard_id: str) -> None:
-        forget_receipt(root, shard_id)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("deltacache.pipeline.work.shard_work.forget_receipt", dies)
-        with pytest.raises(KeyboardInterrupt):
-            retry(out, "bd", "")
-    assert finished_shards(out) == set()
-    assert retry(out, "bd", "") == 0  # left to the next commit, which makes the shard anew
-    commit(out, "")
-    whole = made(tmp_path / "whole")
-    commit(whole, "")
-    assert finished_shards(out) == {TASK.shard_id}
-    assert all_bytes(Path(out)) == all_bytes(Path(whole))
 
 
 def test_a_shard_that_cannot_be_written_stays_as_it_was(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,10 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
         train_stages("tokenizer", stages, data, folders, config.device, config.trainers, reporter)
     with _timed("delta tokens", reporter):
         job = TokenizeSettings(
-            features=str(features), tokenizer=paths.tokenizer, cluster=config.train_videos.cluster
+            features=str(features),
+            tokenizer=paths.tokenizer,
+            changed_videos=config.train_videos.changed_videos,
+            cluster=config.train_videos.cluster,
         )
         tokenize_features(job, paths.deltas, reporter)
     for name in config.worlds:

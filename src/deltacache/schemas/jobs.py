@@ -76,6 +76,9 @@ class TokenizeSettings(Frozen):
     features: str
     tokenizer: Path
     store: Literal["webdataset", "zarr"] = "webdataset"
+    changed_videos: Literal["refuse", "recompute"] = Field(
+        default="refuse", description="what to do about shards whose features are of other videos now"
+    )
     cluster: ClusterSettings = ClusterSettings()
 
 

@@ -1,15 +1,17 @@
 """Videos whose content is another than when their shard was made, behind the same name."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
-from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.dropping import drop_durably
 from deltacache.pipeline.datasets.finishing import (
     INDEX_FILE,
     SOURCES_FILE,
@@ -17,12 +19,12 @@ from deltacache.pipeline.datasets.finishing import (
     open_table,
     read_tables_summary,
 )
-from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, open_plan, resize_plan
+from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, open_plan
 from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.parallel import in_threads
-from deltacache.schemas.errors import DatasetError, StorageError, VideoRefusedError
+from deltacache.schemas.errors import DatasetError, MismatchError, StorageError, VideoRefusedError
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
 
 _HASH_THREADS = 8
@@ -144,34 +146,166 @@ def drop_changed(root: UPath, changed: Sequence[VideoSource]) -> int:
         if any(video.video_uri in sizes for video in task.videos)
     ]
     if affected:
-        drop_shards(root, affected)
-        resize_plan(root, sizes)
+        drop_durably(root, affected, sizes)
     return len(affected)
 
 
-def shards_made_of_others(features: UPath, deltas: UPath) -> list[str]:
-    """Shards of deltas whose features were made anew since, from other videos or more of them.
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What the finished shards of deltas have in common with the features that are there now.
+
+    Attributes:
+        same: how many are of these features as they are.
+        grown: whose features hold the same videos and all their clips, and more clips.
+        changed: whose features hold other videos, or no longer all clips.
+        missing: which the features do not have.
+        unknown: one of the same whose videos have clips and no checksum, if there is one.
+        example: a video of ``changed`` or ``missing`` with the SHA-256 of its content, in the deltas and in the
+            features; empty where it is unknown or not there.
+    """
+
+    same: int
+    grown: list[str]
+    changed: list[str]
+    missing: list[str]
+    unknown: str | None
+    example: tuple[str, str, str]
+
+    def check_known(self, features: UPath, deltas: UPath, *, adds: bool) -> None:
+        """Refuse to add to deltas of which nobody can tell what they were made of.
+
+        Raises:
+            DatasetError: the message names both.
+        """
+        if adds and self.unknown is not None:
+            raise DatasetError(
+                f"{deltas} does not say of which videos its shard {self.unknown} was made, for it has no checksums of "
+                f"them, so that nobody can tell whether {features} are its features: nothing was added. Tokenize "
+                "into a new folder"
+            )
+
+    def to_drop(self, features: UPath, deltas: UPath, made_of: str, *, recompute: bool) -> list[str]:
+        """The shards to drop: none, or with ``recompute`` those of videos that were replaced in the same features.
+
+        Args:
+            made_of: the features that the deltas were made of, as far as they say so.
+
+        Raises:
+            MismatchError: the deltas were made of another feature dataset.
+            DatasetError: shards would have to be dropped, and nobody asked for that.
+        """
+        others = len(self.changed) + len(self.missing)
+        if not others:
+            return []
+        video, was, now = self.example
+        content = (
+            f"{video} with the content {was[:16]}" if was else f"{video} with a content that it does not say"
+        )
+        found = f"with the content {now[:16]}" if now else "not at all, or in another shard"
+        between = (
+            f"{deltas} was made of {made_of} and holds {content}, but {features} has that video {found}: {others} of "
+            f"its {self.same + len(self.grown) + others} shards are of other videos. Nothing was changed"
+        )
+        if not self.same + len(self.grown):
+            raise MismatchError(
+                f"{features} is another feature dataset than the one of these deltas. {between}. Give the features "
+                "that they were made of, or another output folder"
+            )
+        if not recompute:
+            raise DatasetError(
+                f"{features} has other videos than when these deltas were made of it. {between}. Give the features "
+                "as they were, another output folder, or --changed-videos recompute, which removes these shards and "
+                "makes them from the features as they are"
+            )
+        return [*self.changed, *self.missing]
+
+
+def lineage(features: UPath, deltas: UPath) -> Lineage:
+    """Compare finished deltas with the features that they are said to come from, by the contents of their videos.
+
+    The SHA-256 of every video tells one feature dataset from another: it stays when a dataset grows, is copied or
+    repaired, while the settings are the same for datasets of different videos.
 
     Both have their tables. Two that have the same contents are known as such from ``tables.json`` alone.
 
     Raises:
         DatasetError: a table of one of them is damaged.
     """
-    if len({read_tables_summary(root).contents_sha256 for root in (features, deltas)}) == 1:
-        return []
-    of_features, of_deltas = _contents(features), _contents(deltas)
-    return [shard for shard, content in of_deltas.items() if of_features.get(shard) != content]
+    summaries = [read_tables_summary(root) for root in (features, deltas)]
+    if len({summary.contents_sha256 for summary in summaries}) == 1:
+        return Lineage(summaries[1].shards, [], [], [], None, ("", "", ""))
+    of_features, _ = _contents(features)
+    of_deltas, unknown = _contents(deltas)
+    differing = [shard for shard, content in of_deltas.items() if of_features.get(shard) != content]
+    now, then = _held_by(features, differing), _held_by(deltas, differing)
+    grown, changed, missing, example = [], [], [], ("", "", "")
+    for shard in differing:
+        mine, theirs = then[shard], now.get(shard)
+        altered = [
+            uri
+            for uri in mine.with_clips
+            if not mine.sha256.get(uri) or mine.sha256[uri] != (theirs.sha256.get(uri) if theirs else None)
+        ]
+        if theirs is not None and not altered and mine.clips <= theirs.clips:
+            grown.append(shard)
+            continue
+        (missing if theirs is None else changed).append(shard)
+        if example[0]:
+            continue
+        video = next(iter(altered or mine.with_clips or mine.sha256), shard)
+        example = (video, mine.sha256.get(video, ""), theirs.sha256.get(video, "") if theirs else "")
+    same = len(of_deltas) - len(differing)
+    unknown.difference_update(differing)
+    return Lineage(same, grown, changed, missing, min(unknown, default=None), example)
 
 
-def _contents(root: UPath) -> dict[str, str]:
-    """By shard, a digest of the contents of its videos and of which clips it has."""
+@dataclass(slots=True)
+class _Held:
+    """Of one shard: contents of its videos by uri, which of them have clips, and the ids of the clips."""
+
+    sha256: dict[str, str] = field(default_factory=dict)
+    with_clips: dict[str, None] = field(default_factory=dict)
+    clips: set[str] = field(default_factory=set)
+
+
+def _held_by(root: UPath, shards: Sequence[str]) -> dict[str, _Held]:
+    held: dict[str, _Held] = {}
+    for uri, shard, sha256 in _rows_of(shards, root / SOURCES_FILE, SOURCES_SCHEMA, "sha256"):
+        held.setdefault(shard, _Held()).sha256[uri] = sha256
+    for uri, shard, clip_id in _rows_of(shards, root / INDEX_FILE, INDEX_SCHEMA, "clip_id"):
+        of = held.setdefault(shard, _Held())
+        of.with_clips[uri] = None
+        of.clips.add(clip_id)
+    return held
+
+
+def _rows_of(
+    shards: Sequence[str], path: UPath, schema: pa.Schema, column: str
+) -> Iterator[tuple[str, str, str]]:
+    """``video_uri``, ``shard`` and ``column`` of the rows of these shards."""
+    if not shards:
+        return
+    with open_table(path, schema) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["video_uri", "shard", column]):
+            rows = pa.Table.from_batches([batch]).filter(pc.field("shard").isin(shards))
+            yield from zip(*(rows[name].to_pylist() for name in ("video_uri", "shard", column)), strict=True)
+
+
+def _contents(root: UPath) -> tuple[dict[str, str], set[str]]:
+    """By shard, a digest of the contents of its videos and of which clips it has.
+
+    Also the shards with clips of whose videos no content is known.
+    """
     digests: dict[str, Any] = {}
-    for name, schema, column in (
-        (SOURCES_FILE, SOURCES_SCHEMA, "sha256"),
-        (INDEX_FILE, INDEX_SCHEMA, "clip_id"),
+    with_clips, known = set[str](), set[str]()
+    for name, schema, column, having in (
+        (SOURCES_FILE, SOURCES_SCHEMA, "sha256", known),
+        (INDEX_FILE, INDEX_SCHEMA, "clip_id", with_clips),
     ):
         with open_table(root / name, schema) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["shard", column]):
                 for shard, value in zip(*(part.to_pylist() for part in batch.columns), strict=True):
                     digests.setdefault(shard, hashlib.sha256()).update(f"{value} ".encode())
-    return {shard: digest.hexdigest() for shard, digest in digests.items()}
+                    if value:
+                        having.add(shard)
+    return {shard: digest.hexdigest() for shard, digest in digests.items()}, with_clips - known

@@ -1,24 +1,60 @@
-"""Committing shards: the files first, the receipt last."""
+"""Committing shards: the files first, the receipt last, and both of one attempt.
 
+Several attempts of a shard may run at once, for one that was given up as dead may live. Each writes to a folder of
+its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>``, which names its folder and the receipt
+that it is to replace, if any: one attempt at a time can. Then the files move to ``shards``, the receipt to
+``receipts``, and the commit is removed. Whoever finds a commit that another began carries it out first; a step that
+was done already finds nothing to move. A commit is void, and its attempt with it, when the receipt is another than
+the one that it is to replace.
+
+::
+
+    attempt a    write a/   commit a   move files, receipt   remove commit
+    attempt b    write b/              (finds commit a: moves the rest)      (finds a receipt: removes b/)
+"""
+
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from deltacache.pipeline.datasets.folding import drop_parts
+from deltacache.pipeline.datasets.plan import check_shard_id
 from deltacache.pipeline.datasets.receipts import (
     SHARDS,
     Failure,
     Receipt,
     SourceRecord,
     StoredClip,
+    parse_receipt,
     read_receipt,
     read_receipts,
+    receipt_bytes,
     receipt_path,
-    write_receipt,
 )
 from deltacache.pipeline.datasets.stores import shard_store
-from deltacache.pipeline.storage.atomic import readable_errors
-from deltacache.pipeline.storage.storage import AnyPath, make_folder
+from deltacache.pipeline.storage.atomic import (
+    is_temporary,
+    move,
+    readable_errors,
+    remove,
+    remove_leftovers,
+    sync,
+    temporary_path,
+    write_bytes,
+    write_new,
+)
+from deltacache.pipeline.storage.errors import read_file
+from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import MismatchError
+
+STAGING = ".staging"
+TABLES_FILE = "tables.json"
+_COMMIT = "commit-"
+_RECEIPT = "receipt.json"
+_GROUP = "zarr.json"
 
 
 def write_shard(
@@ -29,14 +65,17 @@ def write_shard(
     failures: Sequence[Failure],
     sources: Sequence[SourceRecord],
     *,
-    replace: bool = False,
+    replaces: str = "",
 ) -> Receipt:
     """Commit one shard: its files, whole and durable, then the receipt.
 
-    Equal clips give equal bytes. A shard that has its receipt is left as it is, unless it is to be replaced; then
-    ``clips`` must remove the receipt behind its last clip, when all has been written aside. Without clips only
-    the receipt is written. ``clips`` are taken one by one and not kept; ``failures`` and ``sources`` are read when
-    the last clip was taken.
+    Equal clips give equal bytes. A shard that has its receipt is left as it is, unless ``replaces`` is the digest
+    of that receipt (``receipt_digest``); then the new files and receipt take the places of the old ones. Without
+    clips only the receipt is written. ``clips`` are taken one by one and not kept; ``failures`` and ``sources`` are
+    read when the last clip was taken.
+
+    Returns:
+        The receipt that the shard has now, which may be that of another attempt.
 
     Raises:
         StorageError: the output cannot be written, such as for want of space or permission.
@@ -45,30 +84,146 @@ def write_shard(
     """
     from deltacache.models.devices import processor_kind  # torch is imported only where something is written
 
-    if not replace and receipt_path(root, shard_id).exists():
+    if not replaces and receipt_path(root, shard_id).exists():
         return checked_receipt(root, shard_id, card)
-    folder = root / SHARDS
-    with _errors_of_the_work(), readable_errors(folder / f"shard-{shard_id}"):
-        make_folder(folder)
-        written = shard_store(card).write(folder, shard_id, _work(clips))
-        receipt = Receipt(
-            shard_id=shard_id,
-            fingerprint=card.fingerprint,
-            files={f"{SHARDS}/{name}": record for name, record in written.files.items()},
-            arrays=written.arrays,
-            clips=tuple(written.clips),
-            failures=tuple(failures),
-            sources=tuple(sources),
-            token_file=f"{SHARDS}/{written.token_file}" if written.token_file else "",
-            token_offsets=tuple(written.token_offsets),
-            frame_stride=written.frame_stride,
-            scale_file=f"{SHARDS}/{written.scale_file}" if written.scale_file else "",
-            scale_offsets=tuple(written.scale_offsets),
-            scale_stride=written.scale_stride,
-            made_on=processor_kind(),
-        )
-        write_receipt(root, receipt)
-    return receipt
+    with _errors_of_the_work(), readable_errors(root / SHARDS / f"shard-{shard_id}"):
+        staged = _new_folder(root, shard_id)
+        try:
+            written = shard_store(card).write(staged, shard_id, _work(clips))
+            receipt = Receipt(
+                shard_id=shard_id,
+                fingerprint=card.fingerprint,
+                files={f"{SHARDS}/{name}": record for name, record in written.files.items()},
+                arrays=written.arrays,
+                clips=tuple(written.clips),
+                failures=tuple(failures),
+                sources=tuple(sources),
+                token_file=f"{SHARDS}/{written.token_file}" if written.token_file else "",
+                token_offsets=tuple(written.token_offsets),
+                frame_stride=written.frame_stride,
+                scale_file=f"{SHARDS}/{written.scale_file}" if written.scale_file else "",
+                scale_offsets=tuple(written.scale_offsets),
+                scale_stride=written.scale_stride,
+                made_on=processor_kind(),
+            )
+            content = receipt_bytes(receipt)
+            write_bytes(staged / _RECEIPT, content)
+        except BaseException:
+            _let_go(staged)
+            raise
+        # From here on a commit may need what lies there, whatever fails.
+        digest = _publish(root, shard_id, staged, replaces)
+        _let_go(staged)
+    ours = digest == hashlib.sha256(content).hexdigest()
+    return receipt if ours else checked_receipt(root, shard_id, card)
+
+
+def _new_folder(root: AnyPath, shard_id: str) -> AnyPath:
+    """A folder for the files of one attempt."""
+    staging = root / STAGING
+    staged = staging / temporary_path(Path(check_shard_id(shard_id))).name
+    while is_local(staged):
+        make_folder(staging)
+        with suppress(FileNotFoundError):  # another attempt has just removed the empty folder
+            staged.mkdir()
+            break
+    return staged
+
+
+def _let_go(staged: AnyPath) -> None:
+    remove(staged)
+    if is_local(staged):
+        with suppress(OSError):  # others work there
+            staged.parent.rmdir()
+
+
+def _publish(root: AnyPath, shard_id: str, staged: AnyPath, replaces: str) -> str:
+    """Make what lies in ``staged`` the shard, unless another attempt was first; the digest of its receipt then."""
+    commit = root / STAGING / f"{_COMMIT}{shard_id}"
+    content = json.dumps({"attempt": staged.name, "replaces": replaces}).encode() + b"\n"
+    while (digest := receipt_digest(root, shard_id)) == replaces and (staged / _RECEIPT).exists():
+        write_new(commit, content)
+        _carry_out(root, shard_id)
+    return digest
+
+
+def receipt_digest(root: AnyPath, shard_id: str) -> str:
+    """SHA-256 of the receipt of a shard as it is now; empty when it has none."""
+    try:
+        return hashlib.sha256(read_file(receipt_path(root, shard_id))).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _carry_out(root: AnyPath, shard_id: str) -> None:
+    """Do what is left of the commit of this shard, whoever began it, and remove it."""
+    commit = root / STAGING / f"{_COMMIT}{shard_id}"
+    try:
+        content = read_file(commit)
+    except FileNotFoundError:
+        return
+    with suppress(ValueError, KeyError, TypeError):  # its writer died while it wrote it: nothing has moved
+        body = json.loads(content)
+        staged = root / STAGING / str(body["attempt"])
+        if is_temporary(staged.name):
+            if receipt_digest(root, shard_id) == body["replaces"]:
+                _move(root, staged, shard_id, replaced=bool(body["replaces"]))
+            remove(staged)
+    with suppress(FileNotFoundError):
+        if read_file(commit) == content:
+            remove(commit)
+
+
+def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> None:
+    try:
+        receipt = parse_receipt(root, shard_id, read_file(staged / _RECEIPT))
+    except FileNotFoundError:
+        return  # it has just been moved
+    if replaced:
+        forget_tables(root, [shard_id])
+    make_folder(root / SHARDS)
+    in_a_group = any(not name.endswith(".tar") for name in receipt.files)
+    if in_a_group and not (root / SHARDS / _GROUP).exists():
+        move(staged / _GROUP, root / SHARDS / _GROUP)
+    for name in receipt.files:
+        move(staged / name.removeprefix(f"{SHARDS}/"), root / name)
+    target = receipt_path(root, shard_id)
+    make_folder(target.parent)
+    move(staged / _RECEIPT, target)
+
+
+def forget_tables(root: AnyPath, shard_ids: Iterable[str]) -> None:
+    """Remove ``tables.json`` and the parts that know these shards: they are about to go, or to be replaced."""
+    remove(root / TABLES_FILE)
+    if is_local(root):
+        sync(root)
+    drop_parts(root, shard_ids)
+
+
+def settle_commits(root: AnyPath, *, alone: bool) -> None:
+    """Carry out the commits that dead attempts began, and remove what others of them left.
+
+    Args:
+        alone: this command holds the lock of the dataset, and none of its attempts is under way: all that is
+            there was left by dead ones. Else what dead processes of this machine left is removed.
+    """
+    staging = root / STAGING
+    with readable_errors(staging):
+        for shard_id in commits_under_way(root):
+            _carry_out(root, shard_id)
+        if is_local(staging) and staging.is_dir():
+            remove_leftovers(staging)
+        for name in names_in(staging) if alone else ():
+            if is_temporary(name):
+                remove(staging / name)
+        if is_local(staging):
+            with suppress(OSError):  # there is none, or others work there
+                staging.rmdir()
+
+
+def commits_under_way(root: AnyPath) -> list[str]:
+    """Shards of which a commit was begun and not ended."""
+    return [name.removeprefix(_COMMIT) for name in names_in(root / STAGING) if name.startswith(_COMMIT)]
 
 
 class _WorkError(Exception):

@@ -1,12 +1,19 @@
 """Taking finished shards out of a dataset, so that the next run makes them anew."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
-from deltacache.pipeline.datasets.finishing import TABLES_FILE
-from deltacache.pipeline.datasets.folding import drop_parts
+from deltacache.pipeline.datasets.commits import STAGING, forget_tables, settle_commits
+from deltacache.pipeline.datasets.plan import resize_plan
 from deltacache.pipeline.datasets.receipts import RECEIPTS, SHARDS, receipt_path
-from deltacache.pipeline.storage.atomic import readable_errors, remove, sync
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
+from deltacache.pipeline.storage.atomic import readable_errors, remove, sync, write_bytes
+from deltacache.pipeline.storage.errors import read_file
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local, make_folder, names_in
+
+_DROP = "drop.json"
+"""In the folder of what is under way: shards to be dropped, and sizes that their videos are planned with then."""
 
 
 def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
@@ -25,8 +32,7 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
     if not receipts:
         return
     with readable_errors(root):
-        remove(root / TABLES_FILE)
-        drop_parts(root, receipts)
+        forget_tables(root, receipts)
         for receipt in receipts.values():
             remove(receipt)
         _make_durable(root, RECEIPTS)
@@ -36,17 +42,46 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
         _make_durable(root, SHARDS)
 
 
-def forget_receipt(root: AnyPath, shard_id: str) -> None:
-    """Remove the receipt of one shard, ``tables.json`` and its part before: its files are about to be replaced.
+def drop_durably(root: AnyPath, shard_ids: Iterable[str], sizes: Mapping[str, int]) -> None:
+    """Drop these shards, and plan them with other sizes of their videos; whatever interrupts this, ``settle`` ends it.
 
     Raises:
-        StorageError: it cannot be removed.
+        StorageError: something cannot be written or removed.
     """
-    with readable_errors(root):
-        remove(root / TABLES_FILE)
-        drop_parts(root, [shard_id])
-        remove(receipt_path(root, shard_id))
-        _make_durable(root, RECEIPTS)
+    with readable_errors(root / STAGING):
+        make_folder(root / STAGING)
+        order = {"shards": sorted(shard_ids), "sizes": dict(sizes)}
+        write_bytes(root / STAGING / _DROP, json.dumps(order).encode() + b"\n")
+    _carry_out(root)
+
+
+def settle(root: AnyPath) -> None:
+    """End what dead commands began: commits, and the dropping of shards that a flag asked for. Hold the lock.
+
+    Raises:
+        StorageError: something cannot be written or removed.
+    """
+    settle_commits(root, alone=True)
+    if drop_under_way(root):
+        _carry_out(root)
+
+
+def drop_under_way(root: AnyPath) -> bool:
+    """Whether dropping shards was begun and not ended."""
+    return _DROP in names_in(root / STAGING)
+
+
+def _carry_out(root: AnyPath) -> None:
+    order = json.loads(read_file(root / STAGING / _DROP))
+    drop_shards(root, order["shards"])
+    if order["sizes"]:
+        resize_plan(root, order["sizes"])
+    with readable_errors(root / STAGING):
+        remove(root / STAGING / _DROP)
+        _make_durable(root, STAGING)
+        if is_local(root):
+            with suppress(OSError):  # a late attempt works there
+                Path(root / STAGING).rmdir()
 
 
 def shard_names(shard_id: str) -> tuple[str, str]:

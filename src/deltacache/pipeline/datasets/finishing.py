@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deltacache.pipeline.datasets.commits import checked_receipts
+from deltacache.pipeline.datasets.commits import TABLES_FILE, checked_receipts, settle_commits
 from deltacache.pipeline.datasets.folding import (
     PARTS,
     by_part,
@@ -49,7 +49,6 @@ from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, SOURCES_SCH
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.parquet"
 SOURCES_FILE = "sources.parquet"
-TABLES_FILE = "tables.json"
 TABLE_FILES = (INDEX_FILE, FAILURES_FILE, SOURCES_FILE)
 _SCHEMAS = {INDEX_FILE: INDEX_SCHEMA, FAILURES_FILE: FAILURES_SCHEMA, SOURCES_FILE: SOURCES_SCHEMA}
 _SEAL = "tables_crc32c"
@@ -102,6 +101,7 @@ def finish_dataset(root: AnyPath | str, plan: Plan | None = None) -> TablesSumma
         MismatchError: a receipt belongs to another dataset.
     """
     root = dataset_root(root)
+    settle_commits(root, alone=False)
     with readable_errors(root / INDEX_FILE):
         plan = plan or open_plan(root)
         summary = finished_summary(root, plan) or _merged(root, plan)

@@ -8,6 +8,7 @@ import numpy as np
 from crc32c import crc32c
 from pydantic import ValidationError
 
+from deltacache.pipeline.datasets.commits import STAGING, settle_commits
 from deltacache.pipeline.datasets.receipts import (
     RECEIPTS,
     SHARDS,
@@ -36,6 +37,7 @@ DATASET_FILES = frozenset(
         RECEIPTS,
         SHARDS,
         "parts",
+        STAGING,
         "plan.parquet",
         "index.parquet",
         "failures.parquet",
@@ -74,6 +76,7 @@ def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: 
         else:
             _check_free(root, card)
         make_folder(root)
+        settle_commits(root, alone=False)
         if not exists:
             write_bytes(root / CARD_FILE, card_bytes(card))
         for folder in (root, root / SHARDS, root / RECEIPTS):

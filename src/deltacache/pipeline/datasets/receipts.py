@@ -199,7 +199,7 @@ def read_receipt(root: AnyPath, shard_id: str) -> Receipt:
     """
     path = receipt_path(root, shard_id)
     try:
-        return _parse_that_of(root, shard_id, read_file(path))
+        return parse_receipt(root, shard_id, read_file(path))
     except FileNotFoundError:
         raise DatasetError(
             f"{path} is missing, and without its receipt shard {shard_id} does not count: {_way_out(root)}"
@@ -217,7 +217,7 @@ def read_receipts(root: AnyPath, shard_ids: Iterable[str]) -> Iterator[Receipt]:
     ids, done = list(shard_ids), 0
     try:
         for content in read_many(receipt_path(root, shard_id) for shard_id in ids):
-            yield _parse_that_of(root, ids[done], content)
+            yield parse_receipt(root, ids[done], content)
             done += 1
     except FileNotFoundError:
         for shard_id in ids[done:]:  # one of these: say which
@@ -239,7 +239,12 @@ def _way_out(root: AnyPath) -> str:
     )
 
 
-def _parse_that_of(root: AnyPath, shard_id: str, content: bytes) -> Receipt:
+def parse_receipt(root: AnyPath, shard_id: str, content: bytes) -> Receipt:
+    """The receipt of a shard of ``root`` in the content of a file.
+
+    Raises:
+        DatasetError: it is damaged, or of another shard.
+    """
     try:
         receipt = _parse(content)
         if receipt.shard_id != shard_id:

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.dropping import drop_shards, settle
 from deltacache.pipeline.datasets.finishing import TABLES_FILE
 from deltacache.pipeline.datasets.folding import PARTS
 from deltacache.pipeline.datasets.plan import PLAN_FILE, write_plan
 from deltacache.pipeline.datasets.plan_checks import plan_of_receipts
-from deltacache.pipeline.datasets.preparation import DATASET_FILES, read_card
+from deltacache.pipeline.datasets.preparation import DATASET_FILES, is_dataset, read_card
 from deltacache.pipeline.datasets.problems import Problem, Remedy
-from deltacache.pipeline.datasets.receipts import RECEIPTS, SHARDS
+from deltacache.pipeline.datasets.receipts import RECEIPTS, SHARDS, finished_shards
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.storage.atomic import readable_errors, remove, remove_leftovers
 from deltacache.pipeline.storage.locking import dataset_lock
@@ -72,6 +72,8 @@ def repair_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> Rep
     if not set(names_in(root)) & DATASET_FILES:
         read_card(root)  # says that this is none, before a lock is put there
     with dataset_lock(root, "verify --repair"):
+        if is_dataset(root) or finished_shards(root):
+            settle(root)
         repair = Repair(root, verify_dataset(root, reporter), left=_foreign(root))
         with readable_errors(root):
             repair.actions.extend(_repair(root, repair.problems))

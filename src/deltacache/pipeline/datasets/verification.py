@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
+from deltacache.pipeline.datasets.commits import STAGING, commits_under_way
+from deltacache.pipeline.datasets.dropping import drop_under_way
 from deltacache.pipeline.datasets.folding import PARTS, is_part, part_name
 from deltacache.pipeline.datasets.plan import PLAN_FILE, ShardTask, iter_tasks
 from deltacache.pipeline.datasets.plan_checks import KnownShards, known_shards
@@ -105,7 +107,12 @@ def _once(tasks: Iterator[ShardTask]) -> Iterator[ShardTask]:
 
 def _strays(root: AnyPath, card: DatasetCard, shards: KnownShards) -> Iterator[Problem]:
     """What lies in the folders of a dataset and belongs to no shard."""
-    for folder in ("", f"{RECEIPTS}/", f"{SHARDS}/", f"{PARTS}/"):
+    for shard_id in commits_under_way(root):
+        message = f"the commit of shard {shard_id} was begun and not ended"
+        yield Problem(STAGING, None, message, Remedy.SWEEP)
+    if drop_under_way(root):
+        yield Problem(STAGING, None, "dropping shards was begun and not ended", Remedy.SWEEP)
+    for folder in ("", f"{RECEIPTS}/", f"{SHARDS}/", f"{PARTS}/", f"{STAGING}/"):
         for name in filter(is_temporary, names_in(root / folder) if folder else names_in(root)):
             message = "was left by a command that died, or is being written now"
             yield Problem(f"{folder}{name}", None, message, Remedy.SWEEP)

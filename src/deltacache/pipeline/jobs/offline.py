@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import yaml
 from upath import UPath
 
 import deltacache
@@ -15,13 +16,13 @@ from deltacache.pipeline.cluster import SHARDS_AT_ONCE, DecodePlan, Events, clus
 from deltacache.pipeline.datasets.changes import (
     changed_videos,
     drop_changed,
+    lineage,
     refuse_changed,
     same_videos,
-    shards_made_of_others,
 )
-from deltacache.pipeline.datasets.commits import checked_receipts
+from deltacache.pipeline.datasets.commits import checked_receipts, commits_under_way, settle_commits
 from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset
-from deltacache.pipeline.datasets.dropping import drop_shards
+from deltacache.pipeline.datasets.dropping import drop_durably, drop_under_way, settle
 from deltacache.pipeline.datasets.finishing import (
     FAILURES_FILE,
     INDEX_FILE,
@@ -57,11 +58,13 @@ from deltacache.pipeline.jobs.parts import (
 from deltacache.pipeline.jobs.progress import FailureBudget, JobProgress, clips_of
 from deltacache.pipeline.jobs.throughput import Throughput
 from deltacache.pipeline.storage.atomic import readable_errors, write_if_changed
+from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.locking import DatasetLock, dataset_lock
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.pipeline.work.attempts import Attempts, Kind
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
+from deltacache.pipeline.work.shard_work import check_is_here
 from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
 from deltacache.pipeline.work.workers import ShardWorker
 from deltacache.schemas.configs import config_yaml
@@ -130,10 +133,12 @@ class _Job:
             progress = JobProgress(stage, throughput, self.lock, attempts, clips)
             events = progress.events(Events(line=self.reporter.line))
             for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
+                check_is_here(self.out, result)
                 progress.committed(result)
                 folding.committed(result.shard_id)
                 if budget is not None and budget.exceeded_by(len(progress.failed)):
                     break  # the check of the whole dataset, in which these count too, says so
+        settle_commits(self.out, alone=True)
         return throughput
 
 
@@ -198,11 +203,12 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
 def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: Reporter) -> JobSummary:
     """A feature dataset to a delta dataset at ``out``, shard by shard.
 
-    Shards of features that were made anew since (videos replaced, failures mended) are tokenized again.
+    Of features that have grown since, what is new is tokenized. Those of which other videos were made need
+    ``changed_videos`` "recompute".
 
     Raises:
-        DeltacacheError: the features are not finished, the tokenizer was made for others, or another command is
-            at work on ``out``.
+        DeltacacheError: the features are not finished or not those that ``out`` was made of, the tokenizer was
+            made for others, or another command is at work on ``out``.
     """
     root = dataset_root(settings.features)
     _refuse_unfinished(root)
@@ -217,10 +223,11 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
             tokens_per_frame=tokenizer.model.tokens_per_frame,
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
-        _follow_plan(root, job.out)
+        settle(job.out)
+        grown, throughput = _follow_plan(settings, job.out), None
         plan = open_plan(job.out)
-        tasks, throughput = _pending(job.out, plan), None
-        if len(tasks):
+        tasks = _pending(job.out, plan)
+        if grown or len(tasks):
             _save(settings, job.out)
             build = partial(
                 feature_worker,
@@ -229,7 +236,11 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 settings.tokenizer,
                 features.black_patch_tokens,
             )
-            throughput = job.run(Attempts(tasks), plan, tasks.clips(), build, None)
+            if grown:
+                clips = {task.shard_id: clips_of([task]) for task in grown}
+                throughput = job.run(Attempts(grown, Kind.RETRY), plan, clips, build, None)
+            if len(tasks):
+                throughput = job.run(Attempts(tasks), plan, tasks.clips(), build, None)
         return _finish(job, finish_dataset(job.out, plan), throughput)
 
 
@@ -238,6 +249,7 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     job.reporter.line(f"looking for videos in {settings.source}")
     sources = find_videos(settings.source, settings.exclude_list, settings.column, job.reporter.line)
     prepare_dataset(out, work.card, work.black)
+    settle(out)
     plan = open_plan(out)
     held = finished_summary(out, plan)
     if held is not None and same_videos(out, plan, held, sources, settings.views):
@@ -305,16 +317,36 @@ def _failed_tasks(out: UPath, plan: Plan) -> list[ShardTask]:
     return [task for task in tasks if task.videos]
 
 
-def _follow_plan(features: UPath, deltas: UPath) -> None:
-    """Give the deltas the plan of their features; what was made of other features is dropped."""
+def _follow_plan(settings: TokenizeSettings, deltas: UPath) -> list[ShardTask]:
+    """Give the deltas the plan of their features; those of other features are refused.
+
+    Returns:
+        Finished shards whose features hold more clips now.
+    """
+    features = dataset_root(settings.features)
     plan, old = open_plan(features), open_plan(deltas)
+    grown: list[str] = []
     if old.videos:
         finish_dataset(deltas)
-        dropped = shards_made_of_others(features, deltas)
+        found = lineage(features, deltas)
+        found.check_known(features, deltas, adds=bool(found.grown) or plan.seal != old.seal)
+        recompute = settings.changed_videos == "recompute"
+        dropped = found.to_drop(features, deltas, _made_of(deltas), recompute=recompute)
         if dropped:
-            drop_shards(deltas, dropped)
+            drop_durably(deltas, dropped, {})
+        grown = found.grown
     if plan.seal != old.seal:
         copy_plan(plan, deltas)
+    return list(plan.only({*grown}))
+
+
+def _made_of(deltas: UPath) -> str:
+    """The features that the settings beside a delta dataset name."""
+    try:
+        settings = yaml.safe_load(read_file(deltas / "config.yaml"))
+        return str(settings["features"] if "features" in settings else settings["videos"]["source"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "features that its config.yaml does not name"
 
 
 def _refuse_unfinished(features: UPath) -> None:
@@ -322,9 +354,11 @@ def _refuse_unfinished(features: UPath) -> None:
     if not (features / CARD_FILE).exists():
         return  # opening it says what it is
     plan = open_plan(features)
-    if finished_summary(features, plan) is None:
+    broken_off = bool(commits_under_way(features)) or drop_under_way(features)
+    if broken_off or finished_summary(features, plan) is None:
         missing = len(_pending(features, plan))
         what = f"{missing} planned shards are missing" if missing else "its tables do not hold all shards"
+        what = "a command was broken off while it replaced shards" if broken_off else what
         raise DatasetError(
             f"{features} is not finished: {what}. Run extract-features on it again, then tokenize"
         )

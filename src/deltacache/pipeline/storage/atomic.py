@@ -18,12 +18,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltacache.pipeline.storage.checksums import crc32c_of_text
-from deltacache.pipeline.storage.errors import readable_errors
-from deltacache.pipeline.storage.storage import AnyPath, is_local, objects_below, put, remove_object, upload
+from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
+from deltacache.pipeline.storage.storage import (
+    AnyPath,
+    copy_object,
+    is_local,
+    make_folder,
+    objects_below,
+    put,
+    remove_object,
+    upload,
+)
 
 __all__ = [
     "is_alive",
     "is_temporary",
+    "move",
     "readable_errors",
     "remove",
     "remove_leftovers",
@@ -34,6 +44,7 @@ __all__ = [
     "this_host",
     "write_bytes",
     "write_if_changed",
+    "write_new",
 ]
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}-.+", re.DOTALL)
@@ -180,6 +191,52 @@ def write_bytes(final: AnyPath, content: bytes) -> None:
         return
     with replacing(final) as temporary:
         temporary.write_bytes(content)
+
+
+def write_new(final: AnyPath, content: bytes) -> bool:
+    """Write ``final`` unless something is there; whether it holds ``content`` then.
+
+    On a local disk, who reads it while it is written, or after a crash, may find the beginning of ``content``.
+    """
+    if is_local(final):
+        try:
+            with final.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        sync(final.parent)
+        return True
+    try:
+        put(final, content, exclusive=True)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        try:
+            return (
+                read_file(final) == content
+            )  # stores say in several ways that it is there, and answers get lost
+        except FileNotFoundError:
+            if isinstance(error, FileExistsError):
+                return False  # and is gone again
+            raise error from None
+    return True
+
+
+def move(source: AnyPath, final: AnyPath) -> None:
+    """Give a file, flushed, another name in the same place, whatever had it; nothing if ``source`` is not there.
+
+    In an object store it is copied within the store, then removed.
+    """
+    with suppress(FileNotFoundError):
+        if is_local(source):
+            make_folder(final.parent)
+            source.replace(str(final))
+            sync(Path(str(final)).parent)
+        elif not is_local(final):
+            copy_object(source, final)
+            remove_object(source)
 
 
 def write_if_changed(final: AnyPath, content: bytes) -> None:

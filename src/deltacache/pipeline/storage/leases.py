@@ -3,20 +3,18 @@
 Nothing is compared but contents, and nobody's clock with another's: who finds a lease watches it by his own.
 """
 
-import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
-from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes
+from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes, write_new
 from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
 from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
-from deltacache.pipeline.storage.storage import AnyPath, is_local, put
+from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.errors import DatasetError
 
 _TAKEOVERS = 3
-_NO_CONDITIONS = (errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,25 +136,7 @@ class Lease:
 
     def _create(self) -> bool:
         """Make the object unless there is one."""
-        content = self._record.to_bytes()
-        try:
-            if is_local(self._path):
-                with self._path.open("xb") as file:
-                    file.write(content)
-            else:
-                put(self._path, content, exclusive=True)
-        except Exception as error:
-            held = self._read() if is_refusal(error) else None
-            if held is not None:  # stores say so in several ways; ours, if an answer got lost
-                return self._is_ours(held)
-            if isinstance(error, FileExistsError):
-                return False  # and gone again
-            if getattr(error, "errno", None) not in _NO_CONDITIONS:
-                raise
-            write_bytes(self._path, content)
-            time.sleep(self._times.renew_s)  # a store without conditions: the last of several writers stays
-            return self._is_ours(self._read())
-        return True
+        return write_new(self._path, self._record.to_bytes())
 
     def _read(self) -> bytes | None:
         try:

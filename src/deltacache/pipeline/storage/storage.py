@@ -144,6 +144,18 @@ def upload(file: Path, path: UPath) -> None:
     retried(path.fs.put_file, str(file), path.path, **options)
 
 
+def copy_object(source: UPath, target: UPath) -> None:
+    """Copy an object within its store, whole.
+
+    Raises:
+        FileNotFoundError: ``source`` is not there.
+    """
+    try:
+        retried(source.fs.cp_file, source.path, target.path)
+    except NotImplementedError:  # such as sftp: it renames
+        retried(source.fs.mv, source.path, target.path)
+
+
 def objects_below(folder: UPath) -> list[UPath]:
     """All objects below ``folder``, or it alone if it is one."""
     start = folder.path.rstrip("/")

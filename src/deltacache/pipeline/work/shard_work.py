@@ -4,21 +4,23 @@ Groups of videos go through one after the other, so that memory does not grow wi
 a clip, the encoder for a batch, the batch for a group, and the next groups are decoded somewhere else meanwhile.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from upath import UPath
 
-from deltacache.pipeline.datasets.commits import checked_receipt, write_shard
-from deltacache.pipeline.datasets.dropping import forget_receipt
+from deltacache.pipeline.datasets.commits import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.decoding.work import DecodedGroup
+from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.work.encoders import ClipEncoder
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.images import Size, sides
 
 
@@ -29,6 +31,8 @@ class ShardResult:
     Attributes:
         clips: new ones in the dataset.
         failed: uris of the videos that were refused.
+        files: the shard's, relative to the dataset's folder.
+        host: the machine that did the work.
         decode_s: seconds of all decoders together; ``encode_s``, ``write_s``, ``wait_s`` are those of the
             encoder: in the forward, writing, and waiting for pixels (or reading tokens).
     """
@@ -42,6 +46,8 @@ class ShardResult:
     encode_s: float
     write_s: float
     wait_s: float
+    files: tuple[str, ...] = ()
+    host: str = field(default_factory=socket.gethostname)
 
 
 class ShardEncoding:
@@ -95,19 +101,20 @@ class ShardEncoding:
         for pixels, clip in zip(batch, encoded, strict=True):
             yield _stored(pixels, clip)
 
-    def result(self, shard_id: str, started: float, bytes_written: int, clips: int) -> ShardResult:
-        """The figures of the finished work."""
+    def result(self, shard_id: str, started: float, receipt: Receipt | None, clips: int) -> ShardResult:
+        """The figures of the finished work; ``receipt`` is that of the shard, if one was committed."""
         elsewhere = self.encode_s + self.wait_s
         return ShardResult(
             shard_id=shard_id,
             clips=clips,
             failed=tuple(dict.fromkeys(failure.video_uri for failure in self.failures)),
             videos=self.videos,
-            bytes_written=bytes_written,
+            bytes_written=receipt.total_bytes if receipt else 0,
             decode_s=self.decode_s,
             encode_s=self.encode_s,
             write_s=max(time.perf_counter() - started - elsewhere, 0.0),
             wait_s=self.wait_s,
+            files=tuple(receipt.files) if receipt else (),
         )
 
 
@@ -115,7 +122,7 @@ def commit_shard(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardE
     """Encode a shard as its groups arrive, and commit it."""
     started = time.perf_counter()
     receipt = write_shard(root, card, shard_id, encoding.clips(), encoding.failures, encoding.sources)
-    return encoding.result(shard_id, started, receipt.total_bytes, len(receipt.clips))
+    return encoding.result(shard_id, started, receipt, len(receipt.clips))
 
 
 def try_videos(shard_id: str, encoding: ShardEncoding) -> ShardResult:
@@ -123,7 +130,32 @@ def try_videos(shard_id: str, encoding: ShardEncoding) -> ShardResult:
     started = time.perf_counter()
     for _ in encoding.clips():
         pass
-    return encoding.result(shard_id, started, 0, 0)
+    return encoding.result(shard_id, started, None, 0)
+
+
+_PATIENCE_S = 10.0
+"""A network file system may show a file to other machines only after some seconds."""
+
+
+def check_is_here(root: UPath, result: ShardResult) -> None:
+    """Look for a shard that a worker says it has committed, as the next command will.
+
+    Raises:
+        DatasetError: its receipt or one of its files is not there.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    for path in (*(root / name for name in result.files), receipt_path(root, result.shard_id)):
+        with readable_errors(path, "read"):
+            while not path.exists():
+                if time.monotonic() > deadline:
+                    raise DatasetError(
+                        f"shard {result.shard_id} was committed on {result.host}, but {path} is not there on "
+                        f"{socket.gethostname()}, where this command runs: all nodes and the next command must see "
+                        "one output folder. Give a folder that they share under the same path, such as one of a "
+                        "network file system, or an object store. What lies in that folder on "
+                        f"{result.host} does not count"
+                    )
+                time.sleep(0.2)
 
 
 class _UnchangedError(Exception):
@@ -134,21 +166,20 @@ def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: Shar
     """Try the refused videos of a finished shard again; what succeeds is merged into the shard.
 
     Nothing changes when all are refused again and are the same files. Otherwise the shard is written aside with
-    the old clips and the new ones; then the old receipt goes, and the new file and receipt take their places. A
-    crash in between leaves no receipt: the next run makes the whole shard.
+    the old clips and the new ones, and its file and receipt take the places of the old ones. A crash leaves the
+    shard as it was, or the next command ends the commit.
     """
     started = time.perf_counter()
-    if not receipt_path(root, shard_id).exists():  # an earlier attempt died in between
-        return encoding.result(shard_id, started, 0, 0)
+    replaces = receipt_digest(root, shard_id)
     receipt = checked_receipt(root, shard_id, card)
     failures: list[Failure] = []
     sources: list[SourceRecord] = []
     clips = _merged(root, card, receipt, encoding, failures, sources)
     try:
-        renewed = write_shard(root, card, shard_id, clips, failures, sources, replace=True)
+        renewed = write_shard(root, card, shard_id, clips, failures, sources, replaces=replaces)
     except _UnchangedError:
-        return encoding.result(shard_id, started, 0, 0)
-    return encoding.result(shard_id, started, renewed.total_bytes, len(renewed.clips) - len(receipt.clips))
+        return encoding.result(shard_id, started, None, 0)
+    return encoding.result(shard_id, started, renewed, len(renewed.clips) - len(receipt.clips))
 
 
 def _merged(
@@ -178,7 +209,6 @@ def _merged(
     same_files = [s.sha256 for s in sources] == [s.sha256 for s in receipt.sources]
     if same_files and len(failures) == len(receipt.failures):
         raise _UnchangedError
-    forget_receipt(root, receipt.shard_id)
 
 
 class _Peekable:

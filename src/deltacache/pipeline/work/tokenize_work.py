@@ -13,7 +13,7 @@ from upath import UPath
 
 from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.deltatok import DeltaTok
-from deltacache.pipeline.datasets.commits import checked_receipt, write_shard
+from deltacache.pipeline.datasets.commits import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.datasets.receipts import Failure, StoredClip
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.work.attempts import Kind, Work
@@ -105,7 +105,8 @@ def tokenize_shard(
 ) -> ShardResult:
     """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
 
-    Videos with which workers die become failures; a trial encodes its videos and writes nothing.
+    Videos with which workers die become failures; a trial encodes its videos and writes nothing. A shard that is
+    finished already is replaced by one that holds its clips and more (``Kind.RETRY``), or stays.
     """
     started = time.perf_counter()
     shard_id, culprits = work.task.shard_id, dict(work.culprits)
@@ -118,24 +119,33 @@ def tokenize_shard(
         for uri, error in culprits.items()
     ]
     failures = [*receipt.failures, *blamed]
-    count = size = 0
+    count, written = 0, None
     if work.kind is Kind.TRY:
         for _ in encoding.clips():
             pass
+    elif work.kind is Kind.RETRY:
+        replaces = receipt_digest(deltas[0], shard_id)
+        written = old = checked_receipt(deltas[0], shard_id, deltas[1])
+        if not culprits.keys() & {row["video_uri"] for row in old.clips}:
+            written = write_shard(
+                *deltas, shard_id, encoding.clips(), failures, list(receipt.sources), replaces=replaces
+            )
+        count = len(written.clips) - len(old.clips)
     else:
         written = write_shard(*deltas, shard_id, encoding.clips(), failures, list(receipt.sources))
-        count, size = len(written.clips), written.total_bytes
+        count = len(written.clips)
     elsewhere = encoding.encode_s + encoding.read_s
     return ShardResult(
         shard_id=shard_id,
         clips=count,
         failed=tuple(dict.fromkeys(failure.video_uri for failure in failures)),
         videos=len(work.task.videos),
-        bytes_written=size,
+        bytes_written=written.total_bytes if written else 0,
         decode_s=0.0,
         encode_s=encoding.encode_s,
         write_s=max(time.perf_counter() - started - elsewhere, 0.0),
         wait_s=encoding.read_s,
+        files=tuple(written.files) if written else (),
     )
 
 
