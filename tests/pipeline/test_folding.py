@@ -14,7 +14,7 @@ import pytest
 from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of, videos_named
 
 from deltacache.pipeline.datasets import folding
-from deltacache.pipeline.datasets.commits import checked_receipts, receipt_digest
+from deltacache.pipeline.datasets.commits import checked_receipts, receipt_digest, settle_commits
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset, write_shard
 from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.finishing import finished_summary
@@ -300,6 +300,7 @@ def test_killed_anywhere_the_tables_are_those_of_an_undisturbed_run(tmp_path: Pa
         assert index.to_pylist() == rows_of_receipts(root)["index.parquet"], operations
         if finished_summary(root, open_plan(root)) is not None:
             assert rows_of_tables(root) == rows_of_receipts(root), operations
+        settle_commits(root, alone=True)  # as every command does first
         if tasks[1].shard_id in finished_shards(root):
             if read_receipt(root, tasks[1].shard_id).sources[0].version != "2":
                 drop_shards(root, [tasks[1].shard_id])

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from object_stores import s3_bucket
 from small_datasets import BLACK, make_dataset, small_card
 from upath import UPath
 
@@ -279,3 +282,44 @@ def test_content_is_json_for_people(tmp_path: Path) -> None:
         body = json.loads((tmp_path / LOCK_FILE).read_bytes())
     assert body["command"] == "deltacache extract-features"
     assert body["pid"] == os.getpid()
+
+
+class _Deaf:
+    """An S3 server that ignores ``If-None-Match``, or one that knows no such condition."""
+
+    def __init__(self, application: Any, status: int | None) -> None:
+        self._application, self._status = application, status
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if environ.pop("HTTP_IF_NONE_MATCH", None) is not None and self._status is not None:
+            start_response(f"{self._status} Not Implemented", [("Content-Type", "application/xml")])
+            return [
+                b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
+            ]
+        return self._application(environ, start_response)
+
+
+@pytest.fixture(params=[None, 501])
+def deaf_root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[UPath]:
+    served = DomainDispatcherApplication(create_backend_app)
+    monkeypatch.setattr(
+        "moto.moto_server.threaded_moto_server.DomainDispatcherApplication",
+        lambda *_: _Deaf(served, request.param),
+    )
+    with s3_bucket() as bucket:
+        yield UPath(f"{bucket}/out")
+
+
+def test_a_store_that_ignores_conditions_is_refused_and_nobody_holds_the_lock(deaf_root: UPath) -> None:
+    said = r"cannot be locked: its store ignores the condition `If-None-Match"
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=said), dataset_lock(deaf_root, "x", SHORT):
+            raise AssertionError("it was held")
+    assert names_in(deaf_root) == []
+    stranger(deaf_root)  # who holds it is left alone
+    timer = threading.Timer(0.7, stranger, [deaf_root])
+    timer.start()
+    with pytest.raises(DatasetError, match="process 7 on elsewhere"), dataset_lock(deaf_root, "x", SHORT):
+        pass
+    timer.join()
+    assert names_in(deaf_root) == [LOCK_FILE]

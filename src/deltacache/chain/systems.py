@@ -23,6 +23,7 @@ from deltacache.models.worlds import world_class
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.jobs.offline import tokenize_features
 from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig, load_config, save_config
 from deltacache.schemas.datasets import Frozen
@@ -144,9 +145,20 @@ def train_systems(
     Raises:
         DeltacacheError: ``features`` cannot be trained on, or ``out`` holds other systems.
     """
-    paths = SystemPaths(out)
-    _check_all_fit(config, open_training_data(features, "features"))  # before days of training
-    _claim(out, config)
+    with dataset_lock(out, "train-systems"):
+        _check_all_fit(config, open_training_data(features, "features"))  # before days of training
+        _claim(out, config)
+        return _train(config, features, SystemPaths(out), workers, device, reporter)
+
+
+def _train(
+    config: SystemsConfig,
+    features: Path | str,
+    paths: SystemPaths,
+    workers: Workers,
+    device: str,
+    reporter: Reporter,
+) -> SystemPaths:
     cluster = ClusterSettings(
         ray_address=workers.ray_address, gpus_per_encoder=0 if device == "cpu" else None
     )
@@ -197,7 +209,7 @@ def _claim(out: Path, config: SystemsConfig) -> None:
                 f"{out} holds other systems (see {saved}): choose another folder, or remove it"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and any(path.name != LOCK_FILE for path in out.iterdir()):
         raise DeltacacheError(f"{out} is not empty and holds no systems: choose another folder, or empty it")
     out.mkdir(parents=True, exist_ok=True)
     with replacing(saved) as temporary:

@@ -3,12 +3,14 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel
 from deltacache.pipeline.storage.atomic import is_temporary, remove_leftovers
+from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.train.checkpoints import (
@@ -39,6 +41,20 @@ RAY_FOLDER = ".ray-train"
 """Ray Train's own notes, while several workers train."""
 _OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb"})
 ModelT = TypeVar("ModelT", bound=SavedModel)
+
+
+@contextmanager
+def holding_output(out: Path, command: str, *, resume: bool) -> Iterator[None]:
+    """Hold the lock of an output folder, so that a second command that would write there is refused.
+
+    With several workers, the command that started them holds it.
+
+    Raises:
+        DeltacacheError: the folder may not be written (see ``check_output``), or another command writes there.
+    """
+    check_output(out, resume=resume)  # before a lock is put there
+    with dataset_lock(out, command):
+        yield
 
 
 def claim_output(
@@ -106,7 +122,7 @@ def _check_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DeltacacheError(f"{out} is a file: the output must be a folder; choose another one")
     entries = [path.name for path in out.iterdir()] if out.exists() else []
-    names = {name for name in entries if not is_temporary(name) and name != RAY_FOLDER}
+    names = {name for name in entries if not is_temporary(name) and name not in (RAY_FOLDER, LOCK_FILE)}
     strangers = sorted(names - _OURS)
     if strangers or (names and not (out / "checkpoints").is_dir()):
         raise DeltacacheError(

@@ -18,6 +18,7 @@ from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
+from deltacache.train.outputs import holding_output
 from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import (
     Prepared,
@@ -123,7 +124,8 @@ def train_tokenizer(
         DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
     request = TrainingRequest(features, out, config, resume, device, start_from)
-    return prepare_tokenizer(request, reporter, Alone()).train()
+    with holding_output(out, "train-tokenizer", resume=resume):
+        return prepare_tokenizer(request, reporter, Alone()).train()
 
 
 def prepare_tokenizer(

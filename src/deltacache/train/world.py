@@ -18,6 +18,7 @@ from deltacache.schemas.progress import Reporter
 from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
 from deltacache.train.loop import forward_precision, split_of, train
 from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
+from deltacache.train.outputs import holding_output
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
@@ -124,7 +125,8 @@ def train_world(
         DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
     """
     request = TrainingRequest(source, out, config, resume, device, start_from)
-    return prepare_world(request, reporter, Alone()).train()
+    with holding_output(out, "train-world", resume=resume):
+        return prepare_world(request, reporter, Alone()).train()
 
 
 def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: Group) -> Prepared:

@@ -3,6 +3,7 @@
 Nothing is compared but contents, and nobody's clock with another's: who finds a lease watches it by his own.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from threading import Event, Lock, Thread
 from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes, write_new
 from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
 from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
-from deltacache.pipeline.storage.storage import AnyPath
+from deltacache.pipeline.storage.storage import AnyPath, is_local
 from deltacache.schemas.errors import DatasetError
 
 _TAKEOVERS = 3
+_NO_CONDITIONS = (errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,37 @@ class Lease:
 
     def _create(self) -> bool:
         """Make the object unless there is one."""
-        return write_new(self._path, self._record.to_bytes())
+        content = self._record.to_bytes()
+        if is_local(self._path):
+            return write_new(self._path, content)
+        if self._read() is not None:  # a store that knows no conditions would write over it
+            return False
+        try:
+            created = write_new(self._path, content)
+            honoured = not created or self._is_refused_again()
+        except Exception as error:
+            if getattr(error, "errno", None) not in _NO_CONDITIONS and not isinstance(
+                error, NotImplementedError
+            ):
+                raise
+            honoured = created = False
+        if honoured:
+            return created
+        if created and self._is_ours(self._read()):
+            remove(self._path)
+        raise DatasetError(
+            f"{self._path.parent} cannot be locked: its store ignores the condition `If-None-Match: *`, by which an "
+            "object is written only if there is none, so that two commands could write to one output at once. "
+            "Write to a store that honours it (AWS S3, Google Cloud Storage, Azure, MinIO, R2), or to a local folder, "
+            "and copy that"
+        )
+
+    def _is_refused_again(self) -> bool:
+        """Whether the store refuses to make an object that is there: the lock itself, which was just made.
+
+        Other content than what lies there shows who was obeyed, also when an answer got lost.
+        """
+        return not write_new(self._path, self._record.to_bytes())
 
     def _read(self) -> bytes | None:
         try:

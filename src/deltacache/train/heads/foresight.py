@@ -35,7 +35,7 @@ from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
 from deltacache.train.heads.tasks import LinearHead, LinearTask
 from deltacache.train.loop import Run, split_of, train
 from deltacache.train.order import Part, batch_items, step_rng
-from deltacache.train.outputs import check_output, claim_output
+from deltacache.train.outputs import claim_output, holding_output
 from deltacache.train.prefetch import prefetch
 from deltacache.train.workers.group import Alone
 
@@ -138,7 +138,13 @@ def train_foresight_head(
         MismatchError: ``resume`` with another config, backbone or other frames.
         DeltacacheError: ``out`` holds something else, or the loss became non-finite.
     """
-    check_output(out, resume=resume)
+    with holding_output(out, "train-foresight-head", resume=resume):
+        return _train(root, out, config, resume=resume, device=device, reporter=reporter)
+
+
+def _train(
+    root: Path, out: Path, config: ForesightHeadConfig, *, resume: bool, device: str, reporter: Reporter
+) -> Path:
     frames = _frames(root, config)
     reporter.line(f"train head: {len(frames.frames):,} whole frames of cityscapes, for {config.task}")
     say_if_scored(frames, config.split, reporter)

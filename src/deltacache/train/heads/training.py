@@ -22,7 +22,7 @@ from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head, say_
 from deltacache.train.heads.tasks import HeadTask, LinearHead, LinearTask, ModelT
 from deltacache.train.loop import train
 from deltacache.train.order import Part
-from deltacache.train.outputs import check_output
+from deltacache.train.outputs import holding_output
 
 
 class LinearHeadTask(LinearTask[HeadBatch]):
@@ -70,10 +70,14 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
         CheckpointError: no such backbone, or a damaged checkpoint.
         DeltacacheError: ``out`` holds something else, or the loss became non-finite.
     """
+    with holding_output(request.out, "train-head", resume=request.resume):
+        return _train_head(request, config, reporter)
+
+
+def _train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> Path:
     benchmark = config.benchmark
     if benchmark is None:
         raise ValueError("a head belongs to a benchmark: take head_preset")
-    check_output(request.out, resume=request.resume)
     frames = labelled_frames(
         benchmark, request.root, config.frames.split, request.kitti_split, request.kitti_test
     )
@@ -99,7 +103,11 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
 
 def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
     """Train an RGB decoder on the pictures below ``request.root``; see ``train_head``."""
-    check_output(request.out, resume=request.resume)
+    with holding_output(request.out, "train-head", resume=request.resume):
+        return _train_rgb_decoder(request, config, reporter)
+
+
+def _train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
     frames = picture_frames(request.root)
     reporter.line(f"train rgb_decoder: {len(frames.frames):,} pictures")
     setup = open_head(request, config, frames, "rgb_decoder", load_rgb_decoder)

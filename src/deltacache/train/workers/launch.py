@@ -6,6 +6,7 @@ from typing import Any
 
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.progress import Reporter
+from deltacache.train.outputs import holding_output
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.workers.group import Alone
 from deltacache.train.workers.trainable import PREPARE, Workers
@@ -15,11 +16,12 @@ def launch(
     kind: Kind, request: TrainingRequest[Any], reporter: Reporter, workers: Workers | None = None
 ) -> Path:
     """Train and return the last checkpoint. A single worker without a cluster needs no Ray."""
-    if workers is None or workers == Workers():
-        return PREPARE[kind](request, reporter, Alone()).train()
-    from deltacache.train.workers.ray_workers import train_together
+    with holding_output(request.out, f"train-{kind}", resume=request.resume):
+        if workers is None or workers == Workers():
+            return PREPARE[kind](request, reporter, Alone()).train()
+        from deltacache.train.workers.ray_workers import train_together
 
-    return train_together(kind, _for_other_nodes(request), workers, reporter)
+        return train_together(kind, _for_other_nodes(request), workers, reporter)
 
 
 def _for_other_nodes(request: TrainingRequest[Any]) -> TrainingRequest[Any]:
