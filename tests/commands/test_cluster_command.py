@@ -1,6 +1,7 @@
 """Running on a cluster that is there already."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -135,3 +136,51 @@ def test_a_port_where_something_else_listens_is_refused_at_once(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+MOUNTED = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
+
+
+def test_an_output_that_the_nodes_do_not_share_is_refused_and_does_not_open(
+    videos: Path, tmp_path: Path
+) -> None:
+    """The command runs where another disk lies under the path of the output: as on a node that does not share it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    alone = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(disk)]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a disk of one process cannot be mounted here")
+    out = disk / "features"
+    extract = [
+        "-m",
+        "deltacache",
+        "extract-features",
+        "--backbone",
+        "tiny",
+        "--image-size",
+        "32",
+        "--videos-per-shard",
+        "1",
+    ]
+    opened = f"from deltacache.pipeline.datasets.dataset import open_dataset; open_dataset({str(out)!r})"
+    script = 'PYTHON=$1; OPEN=$2; shift 2; "$PYTHON" "$@"; echo "code $?"; exec "$PYTHON" -c "$OPEN"'
+    with nodes(1) as cluster:
+        arguments = [*extract, videos, out, "--ray-address", cluster.address]
+        done = subprocess.run(
+            [*alone, "sh", "-c", script, "sh", sys.executable, opened, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert "code 1" in done.stdout, done
+    assert done.returncode == 1
+    said, _, opening = done.stderr.partition("Traceback")
+    (receipt, *_) = list((out / "receipts").glob("*.json")) or [out]
+    assert f"was committed on {platform.node()}, but {out}/shards/shard-" in said
+    assert "all nodes and the next command must see one output folder" in said
+    assert receipt.is_file(), "it was committed where the workers run"
+    assert (
+        f"{out} is not finished: 2 planned shards are missing" in opening
+        or "its tables do not hold" in opening
+    )

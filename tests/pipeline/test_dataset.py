@@ -32,6 +32,7 @@ from deltacache.pipeline.datasets.dataset import (
     write_shard,
 )
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
+from deltacache.pipeline.datasets.preparation import read_card
 from deltacache.pipeline.datasets.receipts import read_receipt
 from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
@@ -393,5 +394,7 @@ def test_what_older_versions_made_in_bfloat16_is_read_and_never_continued(tmp_pa
         with pytest.raises(MismatchError, match=r"bfloat16 by an older version.*give another output folder"):
             extract_features(settings, tmp_path, SilentReporter())
     assert all_bytes(tmp_path) == before
+    (task,) = shard_tasks(read_plan(tmp_path))
+    write_shard(tmp_path, read_card(tmp_path), task.shard_id, *shard_of("features", task), sources_of(task))
     finish_dataset(tmp_path)
     assert open_dataset(tmp_path).card.precision == "bfloat16"

@@ -209,11 +209,13 @@ def settle_commits(root: AnyPath, *, alone: bool) -> None:
     """
     staging = root / STAGING
     with readable_errors(staging):
-        for shard_id in commits_under_way(root):
-            _carry_out(root, shard_id)
+        names = names_in(staging)
+        for name in names:
+            if name.startswith(_COMMIT):
+                _carry_out(root, name.removeprefix(_COMMIT))
         if is_local(staging) and staging.is_dir():
             remove_leftovers(staging)
-        for name in names_in(staging) if alone else ():
+        for name in names if alone else ():
             if is_temporary(name):
                 remove(staging / name)
         if is_local(staging):

@@ -21,8 +21,9 @@ from deltacache.pipeline.datasets.finishing import (
     finish_dataset,
     open_table,
     read_table,
+    read_tables_summary,
 )
-from deltacache.pipeline.datasets.plan import read_plan, runs_of, write_plan
+from deltacache.pipeline.datasets.plan import open_plan, read_plan, runs_of, write_plan
 from deltacache.pipeline.datasets.preparation import prepare_dataset, read_black, read_card
 from deltacache.pipeline.datasets.quantisation import dequantise
 from deltacache.pipeline.datasets.receipts import Failure, finished_shards, read_receipt
@@ -298,7 +299,30 @@ def _open(root: AnyPath, kind: str | None) -> Dataset:
         raise DatasetError(
             f"{root} holds {card.kind}, but {kind} are needed: give a dataset made by deltacache {command}"
         )
+    _refuse_unfinished(root)
     return Dataset(root, card, open_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+
+
+def _refuse_unfinished(root: AnyPath) -> None:
+    """Refuse a dataset that lacks shards of its plan, or whose tables lack them.
+
+    Of tables that an older version wrote only the receipts can say whether all shards are there.
+    """
+    plan = open_plan(root)
+    try:
+        summary = read_tables_summary(root)
+        missing = summary.planned_shards - summary.shards
+        whole = missing == 0 and summary.plan == plan.seal
+    except DatasetError:
+        missing = len({*plan.shard_ids} - finished_shards(root))
+        whole = missing == 0
+    if not whole:
+        what = (
+            f"{missing} planned shards are missing"
+            if missing
+            else "its tables do not hold all planned shards"
+        )
+        raise DatasetError(f"{root} is not finished: {what}. Run the command that makes it again")
 
 
 def _reopened(root: AnyPath, card: DatasetCard, seal: str, black_patch_tokens: np.ndarray) -> Dataset:

@@ -61,8 +61,10 @@ def settle(root: AnyPath) -> None:
     Raises:
         StorageError: something cannot be written or removed.
     """
-    settle_commits(root, alone=True)
-    if drop_under_way(root):
+    names = names_in(root / STAGING)
+    if names:
+        settle_commits(root, alone=True)
+    if _DROP in names:
         _carry_out(root)
 
 
