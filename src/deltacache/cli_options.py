@@ -149,7 +149,9 @@ PrecisionOpt = Annotated[
 RetryOpt = Annotated[bool, typer.Option("--retry-failed", help="Try the videos again that were refused.")]
 ChangedOpt = Annotated[
     Changed,
-    typer.Option(help="Videos that were replaced behind their names: refuse, or make their shards anew."),
+    typer.Option(
+        help="Videos that were replaced behind their names: refuse, or drop their shards and make them again."
+    ),
 ]
 ShardOpt = Annotated[int, typer.Option(min=1, help="Videos that are committed together.")]
 SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]

@@ -61,7 +61,7 @@ def settle(root: AnyPath) -> None:
     Raises:
         StorageError: something cannot be written or removed.
     """
-    names = names_in(root / STAGING)
+    names = names_in(root / STAGING) if STAGING in names_in(root) else []
     if names:
         settle_commits(root, alone=True)
     if _DROP in names:

@@ -76,7 +76,8 @@ def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: 
         else:
             _check_free(root, card)
         make_folder(root)
-        settle_commits(root, alone=False)
+        if is_local(root):
+            settle_commits(root, alone=False)
         if not exists:
             write_bytes(root / CARD_FILE, card_bytes(card))
         for folder in (root, root / SHARDS, root / RECEIPTS):

@@ -12,7 +12,7 @@ from threading import Event, Lock, Thread
 from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes, write_new
 from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
 from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
-from deltacache.pipeline.storage.storage import AnyPath, is_local
+from deltacache.pipeline.storage.storage import AnyPath, is_local, names_in, put
 from deltacache.schemas.errors import DatasetError
 
 _TAKEOVERS = 3
@@ -50,8 +50,9 @@ class Lease:
         settle_s = 0.0
         for _ in range(_TAKEOVERS):
             if self._create():
-                time.sleep(settle_s)
-                self._check_ours()
+                if settle_s:
+                    time.sleep(settle_s)
+                    self._check_ours()
                 self._renewed = time.monotonic()
                 self._thread.start()
                 return
@@ -141,7 +142,9 @@ class Lease:
         content = self._record.to_bytes()
         if is_local(self._path):
             return write_new(self._path, content)
-        if self._read() is not None:  # a store that knows no conditions would write over it
+        if self._path.name in names_in(
+            self._path.parent
+        ):  # a store that knows no conditions would write over it
             return False
         try:
             created = write_new(self._path, content)
@@ -164,11 +167,18 @@ class Lease:
         )
 
     def _is_refused_again(self) -> bool:
-        """Whether the store refuses to make an object that is there: the lock itself, which was just made.
-
-        Other content than what lies there shows who was obeyed, also when an answer got lost.
-        """
-        return not write_new(self._path, self._record.to_bytes())
+        """Whether the store refuses to make an object that is there: the lock itself, which was just made."""
+        assert not is_local(self._path)
+        content = self._record.to_bytes()  # other than what lies there, should an answer get lost
+        try:
+            put(self._path, content, exclusive=True)
+        except FileExistsError:
+            return True
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return self._read() != content
+        return False
 
     def _read(self) -> bytes | None:
         try:
