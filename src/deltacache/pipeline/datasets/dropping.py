@@ -61,10 +61,10 @@ def settle(root: AnyPath) -> None:
     Raises:
         StorageError: something cannot be written or removed.
     """
-    names = names_in(root / STAGING) if STAGING in names_in(root) else []
-    if names:
-        settle_commits(root, alone=True)
-    if _DROP in names:
+    if STAGING not in names_in(root):  # the usual case, by one request to a store
+        return
+    settle_commits(root, alone=True)
+    if drop_under_way(root):
         _carry_out(root)
 
 
