@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deltacache.models.devices import forward_precision
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import WorldConfig, world_preset
 from deltacache.train.data import ResidentClips
 from deltacache.train.logs import RunLog
-from deltacache.train.loop import forward_precision
 from deltacache.train.meter import Meter
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Split

@@ -34,14 +34,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import choose_device, forward_precision
 from deltacache.models.optimizer_groups import decay_groups
 from deltacache.models.rope import time_rotation
 from deltacache.models.selection import FoldedPredictor, selection_for
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.work.encoders import DeltaEncoder, default_batch_clips, resolve_precision
 from deltacache.schemas.datasets import Precision
-from deltacache.train.loop import forward_precision
 from deltacache.train.optimizer import FiniteGuard, clip_gradients
 from deltacache.train.order import Part, normal_draws
 from encoder import backbone_named, clips_of

@@ -973,6 +973,17 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if (
+            _state["debug"] or type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, which is not imported here
+            raise
+        typer.echo(
+            "error: out of memory on the GPU: free memory there, give a smaller --image-size or fewer --samples, or "
+            f"--device cpu. PyTorch says: {str(error).splitlines()[0]}",
+            err=True,
+        )
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
             typer.echo("stopped; the same command goes on where it was (training: with --resume)", err=True)

@@ -212,7 +212,7 @@ BatchOpt = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Samples of one pass of one worker. [default: the preset's batch, shared by workers and passes]",
+        help="Samples of a worker's step (with --accumulation: of a pass). [default: the preset's, shared by workers]",
     ),
 ]
 TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
@@ -222,7 +222,7 @@ SaveOpt = Annotated[
 LogOpt = Annotated[int | None, typer.Option(min=1, help="Steps between rows of the curves.")]
 KeepOpt = Annotated[int | None, typer.Option(min=1, help="Checkpoints kept. [default: the preset's]")]
 AccumulationOpt = Annotated[
-    int | None, typer.Option(min=1, help="Passes that make one step. [default: the preset's, 1]")
+    int | None, typer.Option(min=1, help="Passes that make one step. [default: as few as fit in memory]")
 ]
 ProbeOpt = Annotated[
     int | None, typer.Option(min=1, help="Steps between health probes. [default: the preset's]")

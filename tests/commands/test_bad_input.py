@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from deltacache import cli
 
 TINY = ("--backbone", "tiny", "--image-size", "64")
 
@@ -104,3 +107,16 @@ def test_a_damaged_dataset_json(deltacache, tmp_path: Path) -> None:
 def test_noise_for_a_preset_of_one_candidate_needs_their_number(deltacache, tmp_path: Path) -> None:
     command = ("train-world", tmp_path / "features", tmp_path / "out", "--preset", "dino-world")
     deltacache(*command, "--query", "noise").refused("dino-world has one candidate", "--candidates")
+
+
+def test_out_of_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory on the GPU: ")
+    assert "--image-size" in said
+    assert said.endswith("Tried to allocate 2.00 GiB.\n")

@@ -56,7 +56,7 @@ def test_tokenizer_stages(preset: str, stage: str, start: str, steps: int, rate:
     assert (model.layer_scale_init, model.frame_compression, config.black_first_fraction) == (1e-5, "off", 0)
     assert (training.start, training.steps, training.learning_rate) == (start, steps, rate)
     assert (training.warmup_steps, training.gradient_clip) == (5000, 1e-2)
-    assert training.batch_size * training.accumulation == 1024
+    assert (training.batch_size, training.accumulation) == (1024, None)
 
 
 @pytest.mark.parametrize("preset", ["released", "paper"])
@@ -73,7 +73,7 @@ def test_world_stages(preset: str, stage: str, start: str, steps: int, rate: flo
     )
     assert (training.start, training.steps, training.learning_rate) == (start, steps, rate)
     assert (training.warmup_steps, training.gradient_clip, training.weight_decay) == (5000, None, 0.4)
-    assert training.batch_size * training.accumulation == 1024
+    assert (training.batch_size, training.accumulation) == (1024, None)
 
 
 KINDS: list[tuple[Stage, Callable[[str, str], TokenizerConfig | WorldConfig]]] = [
@@ -201,10 +201,11 @@ def test_groups_of_the_released_presets_are_the_golden_ones(golden: Path, kind: 
 
 
 @pytest.mark.parametrize(
-    ("workers", "accumulation", "expected"), [(1, None, (1024, 1)), (8, 4, (32, 4)), (16, None, (64, 1))]
+    ("workers", "accumulation", "expected"),
+    [(1, None, (1024, None)), (8, 4, (32, 4)), (16, None, (64, None))],
 )
 def test_workers_and_passes_share_the_recipes_batch(
-    workers: int, accumulation: int | None, expected: tuple[int, int]
+    workers: int, accumulation: int | None, expected: tuple[int, int | None]
 ) -> None:
     training = world_preset("released").training.shared_by(workers, accumulation)
     assert (training.batch_size, training.accumulation) == expected

@@ -47,3 +47,8 @@ def processor_kind() -> dict[str, str]:
         "torch": torch.__version__,
     }
     return kind | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {})
+
+
+def forward_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is fast: on CUDA. Weights, gradients and optimizer stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

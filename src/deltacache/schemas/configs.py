@@ -64,8 +64,12 @@ class TrainingConfig(Frozen):
     steps: int = Field(
         ge=1, description="optimizer steps, those of the stage before included if it is resumed"
     )
-    batch_size: int = Field(ge=1, description="samples of one pass of one worker")
-    accumulation: int = Field(default=1, ge=1, description="passes whose gradients make one step")
+    batch_size: int = Field(ge=1, description="samples of one worker in one pass, or in a step if it chooses")
+    accumulation: int | None = Field(
+        default=None,
+        ge=1,
+        description="passes whose gradients make one step; null: a step of batch_size samples, in as few passes as fit",
+    )
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=5000, ge=0)
     decay_steps: int | None = Field(
@@ -87,12 +91,12 @@ class TrainingConfig(Frozen):
         Raises:
             DeltacacheError: it does not split into equal parts.
         """
-        effective = self.batch_size * self.accumulation
+        effective = self.batch_size * (self.accumulation or 1)
         passes = self.accumulation if accumulation is None else accumulation
-        batch_size, left = divmod(effective, workers * passes)
+        batch_size, left = divmod(effective, workers * (passes or 1))
         if left or batch_size == 0:
             raise DeltacacheError(
-                f"a batch of {effective} does not split into equal parts for {workers} workers x {passes} passes: "
+                f"a batch of {effective} does not split into equal parts for {workers} workers x {passes or 1} passes: "
                 "give --batch-size, the samples of one pass of one worker, or other numbers of these"
             )
         return self.model_copy(update={"batch_size": batch_size, "accumulation": passes})

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind
+from deltacache.models.devices import forward_precision
 from deltacache.schemas.configs import TrainingConfig
+from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Part, Split
+from deltacache.train.passes import CutBatches, cut_into, describe_split, fitting_split, measure_passes
 from deltacache.train.record import FolderRecord, NoRecord, Record
 from deltacache.train.schedules import described, rate_at
 from deltacache.train.trained import TrainedModel
-from deltacache.train.workers.group import Alone, Group
+from deltacache.train.workers.group import Alone, Group, Loss
 
 BatchT = TypeVar("BatchT")
 
@@ -30,6 +33,11 @@ class TrainingTask(Protocol[BatchT]):
     @property
     def kind(self) -> Kind:
         """Which of the two models."""
+        ...
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a step may be cut into passes freely: the loss is a mean over samples that do not meet."""
         ...
 
     @property
@@ -57,6 +65,7 @@ class Run:
     Attributes:
         metadata: goes into every checkpoint's ``config.json``.
         first_step: how many steps are done; ``optimizer_state`` is the optimizer's after them.
+        samples_per_pass: of the run that this one resumes.
     """
 
     out: Path
@@ -65,24 +74,27 @@ class Run:
     reporter: Reporter
     first_step: int = 0
     optimizer_state: dict[str, Any] | None = None
+    samples_per_pass: int | None = None
     group: Group = field(default_factory=Alone)
     hint: str = "the same command with --resume goes on"
 
     @property
     def split(self) -> Split:
-        """How a step is shared out."""
+        """How a step is shared out, as the config says; in one pass where the config leaves that open."""
         return split_of(self.config, self.group)
 
-    def record(self, kind: Kind) -> Record:
+    def record(self, kind: Kind, split: Split) -> Record:
         """Where this worker's rows and checkpoints go."""
         if self.group.rank > 0:
             return NoRecord()
-        return FolderRecord(self.out, kind, self.config, self.metadata, self.first_step)
+        record = FolderRecord(self.out, kind, self.config, self.metadata, self.first_step)
+        record.note_split(split)
+        return record
 
 
 def split_of(config: TrainingConfig, group: Group) -> Split:
     """How the effective batch is shared out among the workers of ``group``."""
-    return Split(config.batch_size, config.accumulation, group.workers, group.rank)
+    return Split(config.batch_size, config.accumulation or 1, group.workers, group.rank)
 
 
 def train(task: TrainingTask[BatchT], run: Run) -> Path:
@@ -92,32 +104,28 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         NonFiniteError: a loss or gradient norm is not finite; the state before that step is saved.
         SystemExit: 0 after SIGTERM, when the state is saved.
     """
-    config, split, group = run.config, run.split, run.group
+    config, group = run.config, run.group
     steps, done, stopped = range(run.first_step, config.steps), run.first_step, False
     parameters = [p for p in task.model.parameters() if p.requires_grad]
+    device = parameters[0].device
     optimizer = make_optimizer(task.model, config, run.optimizer_state)
-    guard = FiniteGuard(optimizer, parameters[0].device)
+    guard = FiniteGuard(optimizer, device)
+    split = _choose_split(task, run, device)
     meter = Meter(run.first_step, split.effective_batch)
     training_loss = group.shared(task.model, task.training_loss)
-    for line in (*described(config, run.first_step), f"effective batch {split}"):
+    for line in described(config, run.first_step):
         run.reporter.line(f"train {task.kind}: {line}")
     with (
         group.stopping() as stop,
-        closing(task.batches(split.parts_of(steps))) as batches,
-        run.record(task.kind) as record,
+        run.record(task.kind, split) as record,
         run.reporter.stage(f"train {task.kind}", config.steps, done=run.first_step) as stage,
+        closing(CutBatches(task, split, steps, device)) as batches,
     ):
         for step in steps:
-            optimizer.zero_grad()
-            values: list[dict[str, Tensor]] = []
-            for part in split.parts(step):
-                with meter.waiting():
-                    batch = next(batches)
-                with group.gathering(last=len(values) + 1 == config.accumulation):
-                    with forward_precision(parameters[0].device):
-                        loss, scalars = training_loss(batch, part)
-                    (loss / config.accumulation).backward()
-                values.append({"loss": loss.detach(), **scalars})
+            while (values := _gradients(batches, step, training_loss, optimizer, meter, run)) is None:
+                batches.cut_smaller(step)  # outside, the traceback has let go of what the pass had computed
+                record.note_split(batches.split)
+                run.reporter.line(f"train {task.kind}: out of memory in step {step + 1}, now {batches.split}")
             norm = clip_gradients(parameters, config.gradient_clip)
             means = _means(values, group)
             guard.look_at(means["loss"], norm)
@@ -146,9 +154,56 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     return checkpoint_folder(run.out, config.steps)
 
 
-def forward_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is fast: on CUDA. Weights, gradients and optimizer stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> Split:
+    """How steps are cut into passes: as the config says, as before, or the largest passes that fit; says which."""
+    split, cost = run.split, None
+    if run.config.accumulation is None and task.divisible:
+        cost = measure_passes(task, split.effective_batch, device)
+        split = fitting_split(cost, split, run.group, device)
+        before = run.samples_per_pass
+        if before is not None and before < split.batch_size and run.split.batch_size % before == 0:
+            split = cut_into(run.split, before)  # bitwise what an unbroken run would compute
+    steps = run.config.steps - run.first_step
+    run.reporter.line(f"train {task.kind}: {describe_split(cost, split, steps, device)}")
+    return split
+
+
+def _gradients(
+    batches: CutBatches[BatchT],
+    step: int,
+    training_loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    meter: Meter,
+    run: Run,
+) -> list[dict[str, Tensor]] | None:
+    """Leave the gradients of a step in the model and return the values of each pass.
+
+    ``None``: a pass ran out of memory, and smaller ones are possible.
+
+    Raises:
+        DeltacacheError: out of memory, and passes cannot be smaller.
+    """
+    optimizer.zero_grad()
+    values: list[dict[str, Tensor]] = []
+    split, group = batches.split, run.group
+    try:
+        for part in split.parts(step):
+            with meter.waiting():
+                batch = next(batches)
+            with group.gathering(last=len(values) + 1 == split.accumulation):
+                with forward_precision(batches.device):
+                    loss, scalars = training_loss(batch, part)
+                (loss / split.accumulation).backward()
+            values.append({"loss": loss.detach(), **scalars})
+    except torch.OutOfMemoryError as error:
+        if group.workers > 1 or not batches.can_be_smaller:  # other workers wait for this one's gradients
+            raise DeltacacheError(
+                f"out of memory in step {step + 1}, in passes of {split.batch_size} samples of an effective batch "
+                f"{split}: give a larger --accumulation, free memory on {batches.device}, or choose a smaller model "
+                f"or image size. PyTorch says: {str(error).splitlines()[0]}"
+            ) from error
+        return None
+    return values
 
 
 def _means(values: list[dict[str, Tensor]], group: Group) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class Split:
 
     def __str__(self) -> str:
         return (
-            f"{self.effective_batch:,} (batch {self.batch_size:,} x accumulation {self.accumulation} "
+            f"{self.effective_batch:,} (batch {self.batch_size:,} x accumulation {self.accumulation:,} "
             f"x workers {self.workers})"
         )
 

@@ -14,6 +14,7 @@ from deltacache.schemas.configs import TrainingConfig
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.curves import Row
 from deltacache.train.logs import RunLog
+from deltacache.train.order import Split
 from deltacache.train.saving import CheckpointWriter
 from deltacache.train.trained import TrainedModel
 
@@ -31,6 +32,10 @@ class Record(AbstractContextManager["Record"], Protocol):
 
     def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
         """``save``, unless it is there already, and wait until it is on the disk."""
+        ...
+
+    def note_split(self, split: Split) -> None:
+        """How steps are cut from now on: a run that is resumed computes the same bits with the same passes."""
         ...
 
     def finish(self) -> None:
@@ -58,6 +63,9 @@ class NoRecord:
     def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
         """See ``Record``."""
 
+    def note_split(self, split: Split) -> None:
+        """See ``Record``."""
+
     def finish(self) -> None:
         """See ``Record``."""
 
@@ -69,6 +77,7 @@ class FolderRecord:
         self, out: Path, kind: Kind, config: TrainingConfig, metadata: Mapping[str, Any], first_step: int
     ) -> None:
         self._out = out
+        metadata = self._metadata = dict(metadata)
         self._stack = ExitStack()
         self._log = RunLog(out, kind, first_step, wandb=config.wandb, config=metadata)
         self._writer = CheckpointWriter(out, kind, metadata, config.keep)
@@ -102,6 +111,11 @@ class FolderRecord:
         else:
             self.save(model, optimizer, step)
         self._writer.wait()
+
+    def note_split(self, split: Split) -> None:
+        """See ``Record``."""
+        self._writer.wait()  # it reads this
+        self._metadata["samples_per_pass"] = split.batch_size
 
     def finish(self) -> None:
         """See ``Record``."""

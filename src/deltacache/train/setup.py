@@ -132,8 +132,17 @@ class Output(Generic[ModelT]):
                 save_config(self.config, temporary)
         begun = self.resumed or self.before
         state = None if begun is None else begun.optimizer_state
+        passes = None if self.resumed is None else self.resumed.metadata.get("samples_per_pass")
         return Run(
-            self.out, self.config.training, self.metadata, reporter, self.first_step, state, self.group, hint
+            self.out,
+            self.config.training,
+            self.metadata,
+            reporter,
+            first_step=self.first_step,
+            optimizer_state=state,
+            samples_per_pass=passes,
+            group=self.group,
+            hint=hint,
         )
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_tokenizer
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import choose_device, forward_precision
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
-from deltacache.train.loop import forward_precision, split_of, train
+from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
 from deltacache.train.outputs import holding_output
 from deltacache.train.probes import PairProbe, probe_tokenizer
@@ -35,6 +35,7 @@ class TokenizerTask:
     """Reconstruct a frame from the frame before it and one token."""
 
     kind: Kind = "tokenizer"
+    divisible = True
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class TokenizerTask:
         sharers: int = 1,
     ) -> None:
         training = config.training
-        split = split or Split(training.batch_size, training.accumulation)
+        split = split or Split(training.batch_size, training.accumulation or 1)
         self.model = model.to(device).train()
         self._dataset = dataset
         self._config = config

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_world
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import choose_device, forward_precision
 from deltacache.models.selection import selection_for
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import world_class
@@ -16,7 +16,7 @@ from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
-from deltacache.train.loop import forward_precision, split_of, train
+from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
 from deltacache.train.outputs import holding_output
 from deltacache.train.probes import probe_world
@@ -35,6 +35,7 @@ class WorldTask:
     """Predict each frame of a clip from those before it, best of K candidates."""
 
     kind: Kind = "world"
+    divisible = True
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class WorldTask:
         split: Split | None = None,
     ) -> None:
         training = config.training
-        split = split or Split(training.batch_size, training.accumulation)
+        split = split or Split(training.batch_size, training.accumulation or 1)
         self.model = model.to(device).train()
         self._arrays, self._grid = arrays, grid
         self._config = config

@@ -134,18 +134,21 @@ def _peak_on_cuda(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def _peak_of_tensors(run: Callable[[], Any], held: Iterable[Tensor]) -> int:
-    with _Storages(held) as storages:
+    with LivingStorages(held) as storages:
         run()
     return storages.peak
 
 
-class _Storages(TorchDispatchMode):
+class LivingStorages(TorchDispatchMode):
     """Follows the bytes of tensors that live: an allocator of a CPU tells nothing, and a process too much.
 
     What a kernel needs within itself is not seen.
+
+    Attributes:
+        peak: the most bytes at once, those of ``held`` included.
     """
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._seen: set[int] = set()
         self._live = self.peak = 0

@@ -1,0 +1,244 @@
+"""How an effective batch is cut into passes: the largest pass that fits, from the memory that a few small ones took.
+
+The effective batch belongs to the recipe, how it is cut to the machine. Gradients of passes of equal size are averaged,
+so every cut gives the same numbers to float32 rounding.
+"""
+
+import os
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from deltacache.models.costs.measuring import LivingStorages
+from deltacache.models.devices import forward_precision
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.train.order import Part, Split
+from deltacache.train.workers.group import Group
+
+BatchT = TypeVar("BatchT")
+_TRIED = (1, 2, 4, 8, 16)
+"""Samples of the passes that are measured, as far as time and memory allow."""
+_ENOUGH_S = 10.0
+_SHARE = {"cuda": 0.9, "cpu": 0.7}
+"""Of the free memory; an allocator leaves gaps, and other programs share a host's memory."""
+_CGROUPS = tuple(
+    (*(f"/sys/fs/cgroup/{name}" for name in files), cached)
+    for files, cached in (
+        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
+        (
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+            "total_inactive_file",
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """What a forward and backward pass takes on top of the weights, linear in its samples.
+
+    Attributes:
+        fixed_bytes: gradients, the optimizer's moments, and what does not grow with the pass.
+        sample_bytes: of each further sample.
+        sample_seconds: measured in a small pass, so an upper bound where large passes are more efficient.
+        free_bytes: that could be taken before the first pass.
+    """
+
+    fixed_bytes: int
+    sample_bytes: int
+    sample_seconds: float
+    free_bytes: int
+
+    def bytes_of(self, samples: int) -> int:
+        """Peak of a pass of so many samples."""
+        return self.fixed_bytes + samples * self.sample_bytes
+
+
+def measure_passes(task: Any, effective_batch: int, device: torch.device) -> PassCost:
+    """Run passes of 1, 2, 4, … samples of the first step, backward included, and change nothing.
+
+    Everything that a pass draws depends on the step and the position alone, so training is not disturbed.
+
+    Args:
+        task: a ``TrainingTask`` whose batches may be cut.
+        effective_batch: samples of a step.
+
+    Raises:
+        DeltacacheError: not even one sample fits.
+    """
+    weights = [weight for weight in task.model.parameters() if weight.requires_grad]
+    sizes = [size for size in _TRIED if size <= effective_batch]
+    measured: list[tuple[int, int, float]] = []  # samples, peak bytes, seconds
+    free, started = 0, time.perf_counter()
+    with closing(task.batches(Part(0, 0, size) for size in sizes)) as batches:
+        for size, batch in zip(sizes, batches, strict=True):
+            free = free or free_bytes(device)  # after the data have taken their place
+            if len(measured) > 1:
+                taken = time.perf_counter() - started
+                if taken + 2 * measured[-1][2] > _ENOUGH_S or _line(measured)[1] * size > free / 2:
+                    break
+            begun = time.perf_counter()
+            try:
+                with _peak(device) as peak:
+                    with forward_precision(device):
+                        loss, _ = task.training_loss(batch, Part(0, 0, size))
+                    loss.backward()
+                    del loss
+            except torch.OutOfMemoryError:
+                _forget_gradients(weights)
+                if not measured:
+                    raise DeltacacheError(
+                        f"not even a pass of one sample fits in the {_gib(free)} that are free on {device}: free "
+                        "memory there, choose a smaller model or image size, or another device"
+                    ) from None
+                break
+            _forget_gradients(weights)
+            measured.append((size, peak[0], time.perf_counter() - begun))
+    fixed, slope = _line(measured)
+    moments = 2 * sum(weight.nbytes for weight in weights)
+    size, _, seconds = measured[-1]
+    return PassCost(fixed + moments, slope, seconds / size, free)
+
+
+def _line(measured: list[tuple[int, int, float]]) -> tuple[int, int]:
+    """Intercept and slope of bytes over samples, through the last two measurements."""
+    if len(measured) == 1:
+        return 0, measured[0][1]
+    (few, less, _), (many, more, _) = measured[-2:]
+    slope = max(1, (more - less) // (many - few))
+    return max(0, more - many * slope), slope
+
+
+def fitting_split(cost: PassCost, split: Split, group: Group, device: torch.device) -> Split:
+    """``split``, whose pass is all of a worker's step, cut into the fewest passes of equal size that fit.
+
+    All workers of ``group`` take the size that fits the one with the least room.
+
+    Raises:
+        DeltacacheError: not even one sample fits.
+    """
+    room = int(cost.free_bytes * _SHARE.get(device.type, 0.7))
+    whole = split.batch_size
+    sizes = [size for size in range(whole, 0, -1) if whole % size == 0]
+    mine = next((size for size in sizes if cost.bytes_of(size) <= room), 0)
+    if group.any(mine == 0):
+        raise DeltacacheError(
+            f"a pass of one sample takes {_gib(cost.bytes_of(1))} beside the weights, and {_gib(room)} may be used on "
+            f"{device}: free memory there, choose a smaller model or image size, or another device"
+        )
+    chosen = next(size for size in sizes if not group.any(size > mine))
+    return cut_into(split, chosen)
+
+
+def cut_into(split: Split, samples: int) -> Split:
+    """The same effective batch in passes of ``samples``, which divides a worker's samples of a step."""
+    passes, left = divmod(split.batch_size * split.accumulation, samples)
+    if left:
+        raise ValueError(
+            f"{split.batch_size * split.accumulation} samples do not split into passes of {samples}"
+        )
+    return replace(split, batch_size=samples, accumulation=passes)
+
+
+class CutBatches(Generic[BatchT]):
+    """The batches of a training, pass after pass, which can be cut smaller from any step on.
+
+    Attributes:
+        split: how steps are cut now.
+    """
+
+    def __init__(self, task: Any, split: Split, steps: range, device: torch.device) -> None:
+        self.split, self.device = split, device
+        self._task, self._end = task, steps.stop
+        self._batches: Generator[BatchT] = task.batches(split.parts_of(steps))
+
+    def __next__(self) -> BatchT:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """No more are wanted."""
+        self._batches.close()
+
+    @property
+    def can_be_smaller(self) -> bool:
+        """Whether passes can be cut further without changing the numbers."""
+        return self._task.divisible and self.split.batch_size > 1
+
+    def cut_smaller(self, step: int) -> None:
+        """Begin ``step`` again with passes of half the size, or of the next size below that divides the batch."""
+        self.close()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        whole, most = self.split.batch_size * self.split.accumulation, self.split.batch_size // 2
+        self.split = cut_into(self.split, next(size for size in range(most, 0, -1) if whole % size == 0))
+        self._batches = self._task.batches(self.split.parts_of(range(step, self._end)))
+
+
+def describe_split(cost: PassCost | None, split: Split, steps: int, device: torch.device) -> str:
+    """One line: effective batch, passes, memory, and how long ``steps`` will take."""
+    if cost is None:
+        return f"effective batch {split}"
+    hours = cost.sample_seconds * split.batch_size * split.accumulation * steps / 3600
+    took = (
+        f"{hours:.1f} h"
+        if hours >= 1
+        else f"{60 * hours:.1f} min"
+        if hours > 1 / 60
+        else f"{3600 * hours:.0f} s"
+    )
+    most = "at most about" if device.type == "cuda" else "about"
+    return (
+        f"effective batch {split}: a pass takes {_gib(cost.bytes_of(split.batch_size))} of the "
+        f"{_gib(cost.free_bytes)} that are free on {device.type}; {most} {took} for {steps:,} steps"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _forget_gradients(weights: list[torch.nn.Parameter]) -> None:
+    for weight in weights:
+        weight.grad = None
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[int]]:
+    """The most bytes that were taken inside at once, beyond those before: one number, there at the end."""
+    peak: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.append(torch.cuda.max_memory_allocated(device) - before)
+        return
+    with LivingStorages() as storages:
+        yield peak
+    peak.append(storages.peak)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take: of the GPU, or of the host within its control group."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except OSError:  # not Linux
+        found = []
+    for limit, used, stat, cached in _CGROUPS:
+        try:
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+            counts = dict(line.split() for line in Path(stat).read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+        found.append(left + int(counts.get(cached, 0)))  # files that the kernel can drop
+    return min(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

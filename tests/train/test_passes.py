@@ -1,0 +1,180 @@
+"""An effective batch is cut into the largest passes that fit, and into smaller ones when memory runs out."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from cases import Case, Lines
+
+from deltacache.models.costs.measuring import LivingStorages
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.worlds.deltaworld import DeltaWorld
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.train.checkpoints import finished_checkpoints
+from deltacache.train.order import Part, Split
+from deltacache.train.passes import PassCost, describe_split, fitting_split, free_bytes, measure_passes
+from deltacache.train.tokenizer import TokenizerTask
+from deltacache.train.workers.group import Alone
+from deltacache.train.world import WorldTask
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, most: int, from_step: int = 0) -> list[Part]:
+    """Passes of more than ``most`` samples run out of memory from ``from_step`` on; returns those that did."""
+    refused: list[Part] = []
+    for task in (TokenizerTask, WorldTask):
+        original = task.training_loss
+
+        def scarce(self: Any, batch: Any, part: Part, original: Any = original) -> Any:
+            if part.step >= from_step and part.stop - part.start > most:
+                refused.append(part)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return original(self, batch, part)
+
+        monkeypatch.setattr(task, "training_loss", scarce)
+    return refused
+
+
+def passes_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "config.json").read_text())["samples_per_pass"]
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(1000, (1024, 1)), (119, (1024, 1)), (118, (512, 2)), (14.5, (64, 16)), (4.6, (1, 1024))],
+)
+def test_the_largest_pass_that_fits(free: float, expected: tuple[int, int]) -> None:
+    cost = PassCost(4 * GIB, GIB // 10, 0.01, int(free * GIB))
+    split = fitting_split(cost, Split(1024), Alone(), CUDA)
+    assert (split.batch_size, split.accumulation) == expected
+    assert split.effective_batch == 1024
+    said = describe_split(cost, split, 100, CUDA)
+    assert said.startswith(
+        f"effective batch 1,024 (batch {expected[0]:,} x accumulation {expected[1]:,} x workers 1)"
+    )
+    assert said.endswith(f"of the {free:.3g} GiB that are free on cuda; at most about 17.1 min for 100 steps")
+
+
+def test_one_sample_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(DeltacacheError, match=r"one sample takes 4\.1 GiB .* smaller model or image size"):
+        fitting_split(PassCost(4 * GIB, GIB // 10, 0.01, 4 * GIB), Split(1024), Alone(), CUDA)
+
+
+def test_workers_take_the_size_of_the_one_with_the_least_room() -> None:
+    class Beside(Alone):
+        """Another worker has room for 12 samples."""
+
+        def any(self, flag: bool) -> bool:
+            size, self.asked = self.sizes[self.asked], self.asked + 1
+            return flag or (size is not None and size > 12)
+
+    group = Beside()
+    group.sizes, group.asked = [None, 96, 48, 32, 24, 16, 12], 0
+    split = fitting_split(PassCost(0, 1, 0.01, 1000), Split(96, 1, 2, 1), group, CUDA)
+    assert (split.batch_size, split.accumulation, split.workers, split.rank) == (12, 8, 2, 1)
+
+
+class Drawn:
+    """A task of random tokens, to compare measured passes with a large one."""
+
+    divisible = True
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        torch.manual_seed(0)
+        self.model: Any = (
+            DeltaTok(64, num_heads=4, encoder_layers=2, decoder_layers=2)
+            if kind == "tokenizer"
+            else DeltaWorld(64, num_heads=4, num_layers=3)
+        )
+
+    def batches(self, parts: Iterable[Part]) -> Iterator[Any]:
+        for part in parts:
+            size = part.stop - part.start
+            yield torch.randn(2, size, 64, 64) if self._kind == "tokenizer" else torch.randn(size, 8, 64)
+
+    def training_loss(self, batch: Any, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        if self._kind == "tokenizer":
+            return self.model.training_loss(*batch, (8, 8), "log_cosh", generator=generator).loss, {}
+        times = torch.arange(8.0).expand(len(batch), -1)
+        kinds = {"grid": (8, 8), "candidates": 32, "beta": 0.1, "generator": generator}
+        return self.model.training_loss(batch, times, **kinds).loss, {}
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world"])
+def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
+    task = Drawn(kind)
+    cost = measure_passes(task, 96, CPU)
+    assert all(weight.grad is None for weight in task.model.parameters())
+    part = Part(0, 0, 96)
+    batch = next(task.batches([part]))
+    with LivingStorages() as storages:
+        task.training_loss(batch, part)[0].backward()
+    moments = 2 * sum(weight.nbytes for weight in task.model.parameters())
+    assert storages.peak + moments <= 1.1 * cost.bytes_of(96)
+    assert storages.peak + moments >= 0.7 * cost.bytes_of(96)
+
+
+def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"steps": 6, "batch_size": 12, "log_every": 1, "save_every": 4}
+    whole = case.run(tmp_path / "whole", **training)
+    reporter = Lines()
+    with monkeypatch.context() as patched:
+        refused = limited(patched, most=4, from_step=2)
+        cut = case.run(tmp_path / "cut", reporter=reporter, **training)
+    assert refused == [Part(2, 0, 12), Part(2, 0, 6)]
+    assert [line for line in reporter.said if "out of memory" in line] == [
+        f"train {case.kind}: out of memory in step 3, now 12 (batch {size} x accumulation {12 // size} x workers 1)"
+        for size in (6, 3)
+    ]
+    losses = [
+        pq.read_table(tmp_path / name / "curves.parquet")["loss"].to_pylist() for name in ("whole", "cut")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+    assert (passes_of(whole), passes_of(cut)) == (12, 3)
+
+
+def test_a_resumed_run_keeps_its_passes(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"steps": 4, "batch_size": 12, "save_every": 2}
+    with monkeypatch.context() as patched:
+        limited(patched, most=3)  # found while measuring: room for one, two and three, not for four
+        unbroken = case.run(tmp_path / "unbroken", **training)
+        case.run(tmp_path / "broken", **{**training, "steps": 2})
+    resumed = case.run(tmp_path / "broken", resume=True, **training)  # now there is room for all twelve
+    assert (
+        passes_of(unbroken) == passes_of(resumed) == passes_of(finished_checkpoints(tmp_path / "broken")[0])
+    )
+    assert passes_of(resumed) in (2, 3)
+    for name, weight in case.weights(unbroken).items():
+        assert torch.equal(weight, case.weights(resumed)[name]), name
+
+
+def test_passes_that_were_asked_for_are_kept(case: Case, tmp_path: Path) -> None:
+    reporter = Lines()
+    made = case.run(tmp_path / "run", reporter=reporter, steps=2, batch_size=4, accumulation=3)
+    assert reporter.said[0] == f"train {case.kind}: effective batch 12 (batch 4 x accumulation 3 x workers 1)"
+    assert passes_of(made) == 4
+
+
+def test_no_room_for_one_sample(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        limited(patched, most=0)
+        with pytest.raises(DeltacacheError, match=r"not even a pass of one sample fits .* smaller model"):
+            case.run(tmp_path / "measured", batch_size=4)
+        with pytest.raises(DeltacacheError, match=r"out of memory in step 1.*Tried to allocate 2.00 GiB"):
+            case.run(tmp_path / "given", batch_size=1, accumulation=4)
+
+
+def test_free_memory_is_less_than_the_machine_has() -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    total = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
+    assert GIB // 8 < free_bytes(CPU) < total
