@@ -99,7 +99,7 @@ def test_the_recipe_is_that_of_the_released_code() -> None:
         assert config.model.options == {"context": 4, "dropout": 0.1, "position_grid": [16, 32]}
         assert (config.candidates, config.smooth_l1_beta) == (1, 0.1)
         training = config.training
-        assert training.batch_size * training.accumulation == 64
+        assert (training.batch_size, training.accumulation) == (64, None)
         assert (training.weight_decay, training.gradient_clip, training.warmup_steps) == (0.0, 1.0, 0)
         assert training.decay_steps == training.steps
     sequences, a_gpu = 2975 // 8, 8  # its loader's batches, of which 8 make a step

@@ -186,7 +186,9 @@ class DeltaTok(nn.Module):
         scale = torch.ones((), device=patch_tokens.device)
         if self.training and self.rope_rescale is not None and generator is not None:
             exponent = torch.rand((), generator=generator, device=generator.device) * 2.0 - 1.0
-            scale = self.rope_rescale ** exponent.to(scale.device)
+            if scale.is_cuda and not exponent.is_cuda:
+                exponent = exponent.pin_memory()  # else the copy would wait for all that the GPU has to do
+            scale = self.rope_rescale ** exponent.to(scale.device, non_blocking=True)
         return patch_rotation(grid, self.head_dim, self.rope_theta, scale)
 
 

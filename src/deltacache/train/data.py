@@ -277,8 +277,7 @@ def clip_batches(
 ) -> Generator[ClipBatch]:
     """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""
     drawn = (
-        torch.from_numpy(batch_items(seed, part.step, effective_batch, len(clips.tokens))[part.positions])
-        for part in parts
+        batch_items(seed, part.step, effective_batch, len(clips.tokens))[part.positions] for part in parts
     )
     if isinstance(clips, MappedClips):
         batches = prefetch(_read(clips.tokens, drawn, device))
@@ -286,35 +285,36 @@ def clip_batches(
         batches = _gathered(place(torch.from_numpy(clips.tokens), device), drawn, device)
     with closing(batches):
         for items, taken in batches:
-            times = clips.timestamps_s[items.numpy()]
-            seconds = _sent(torch.from_numpy(times - times[:, :1]), device)
+            times = clips.timestamps_s[items]
+            seconds = _sent(times - times[:, :1], device)
             # float16 travels, and nobody waits for it: a blocking copy would wait for all that the GPU has to do.
             yield ClipBatch(taken.to(device, non_blocking=True).float(), seconds)
 
 
 def _read(
-    tokens: MappedTokens, drawn: Iterable[Tensor], device: torch.device
-) -> Generator[tuple[Tensor, Tensor]]:
+    tokens: MappedTokens, drawn: Iterable[np.ndarray], device: torch.device
+) -> Generator[tuple[np.ndarray, Tensor]]:
     """Items with their tokens, read from the shards; pinned for a GPU."""
     for items in drawn:
-        rows = torch.from_numpy(tokens[items.numpy()])
+        rows = torch.from_numpy(tokens[items])
         yield items, rows.pin_memory() if device.type == "cuda" else rows.float()
 
 
 def _gathered(
-    tokens: Tensor, drawn: Iterable[Tensor], device: torch.device
-) -> Generator[tuple[Tensor, Tensor]]:
+    tokens: Tensor, drawn: Iterable[np.ndarray], device: torch.device
+) -> Generator[tuple[np.ndarray, Tensor]]:
     """Items with their rows of ``tokens``, where these lie."""
     buffer = _Buffer(device)
     for items in drawn:
         if tokens.device.type == "cpu":
             rows = buffer.take((len(items), *tokens.shape[1:]), tokens.dtype)
-            torch.index_select(tokens, 0, items, out=rows)
+            torch.index_select(tokens, 0, torch.from_numpy(items), out=rows)
         else:
             rows = tokens.index_select(0, _sent(items, device))
         yield items, rows
 
 
-def _sent(small: Tensor, device: torch.device) -> Tensor:
+def _sent(small: np.ndarray, device: torch.device) -> Tensor:
     """``small`` on ``device``, by an asynchronous copy where that is a GPU."""
-    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)
+    tensor = torch.from_numpy(small)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
