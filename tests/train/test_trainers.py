@@ -39,7 +39,7 @@ def test_a_run_leaves_everything_that_is_promised(case: Case, tmp_path: Path) ->
     }
     assert yaml.safe_load((tmp_path / "out/config.yaml").read_text()) == case.config().model_dump(mode="json")
     assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
-    batch, summary = reporter.said
+    _, batch, summary = reporter.said  # the schedule, how steps are cut, how it went
     assert batch.startswith(
         f"train {case.kind}: effective batch 5 (batch 5 x accumulation 1 x workers 1): a pass takes "
     )

@@ -110,11 +110,11 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     device = parameters[0].device
     optimizer = make_optimizer(task.model, config, run.optimizer_state)
     guard = FiniteGuard(optimizer, device)
+    for line in described(config, run.first_step):
+        run.reporter.line(f"train {task.kind}: {line}")
     split = _choose_split(task, run, device)
     meter = Meter(run.first_step, split.effective_batch)
     training_loss = group.shared(task.model, task.training_loss)
-    for line in described(config, run.first_step):
-        run.reporter.line(f"train {task.kind}: {line}")
     with (
         group.stopping() as stop,
         run.record(task.kind, split) as record,
