@@ -2,7 +2,9 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -11,6 +13,7 @@ from deltacache import __version__
 from deltacache.cli_options import (
     AccumulationOpt,
     AddressOpt,
+    AllowSchemeOpt,
     AugmentOpt,
     BackboneOpt,
     BatchOpt,
@@ -59,6 +62,7 @@ from deltacache.cli_options import (
     Query,
     Rate,
     ResumeOpt,
+    RetryForOpt,
     RetryOpt,
     SaveOpt,
     SeedOpt,
@@ -69,6 +73,7 @@ from deltacache.cli_options import (
     StepsOpt,
     Store,
     StoreOpt,
+    TemporaryShareOpt,
     TimeoutOpt,
     TrainingSplit,
     TrainSeedOpt,
@@ -94,6 +99,7 @@ from deltacache.cli_parsing import (
     world_path,
 )
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.secrets import without_secrets
 
 app = typer.Typer(
     help="Cache DINOv3 patch tokens and delta tokens once, then train and evaluate world models.",
@@ -148,6 +154,9 @@ def extract_features(
     changed_videos: ChangedOpt = Changed.refuse,
     decode_timeout: TimeoutOpt = 300.0,
     frames_per_second: FrameRateOpt = None,
+    retry_for: RetryForOpt = 300.0,
+    temporary_share: TemporaryShareOpt = 0.5,
+    allow_scheme: AllowSchemeOpt = None,
     dry_run: DryRunOpt = False,
     ray_address: AddressOpt = None,
     encoders: EncodersOpt = None,
@@ -263,6 +272,9 @@ def tokenize(
     changed_videos: ChangedOpt = Changed.refuse,
     decode_timeout: TimeoutOpt = 300.0,
     frames_per_second: FrameRateOpt = None,
+    retry_for: RetryForOpt = 300.0,
+    temporary_share: TemporaryShareOpt = 0.5,
+    allow_scheme: AllowSchemeOpt = None,
     ray_address: AddressOpt = None,
     encoders: EncodersOpt = None,
     gpus_per_encoder: GpusOpt = None,
@@ -959,6 +971,11 @@ def flops(
     typer.echo(f"\n{costs_text(costs)}")
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, without the credentials of urls, which errors of libraries carry."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
     """Entry point: exit code 0 done, 1 refused or failed with one readable message, 2 wrong usage."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -966,6 +983,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ray prints a paragraph for every worker that dies; the job says what it does about it.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
+    sys.excepthook = _print_traceback
     try:
         app()
     except DeltacacheError as error:

@@ -1,10 +1,20 @@
 """Options and arguments of the commands, by the names that several share."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from deltacache.schemas.secrets import without_secrets
+
+
+def local_folder(folder: Path | None) -> Path | None:
+    """Refuse a url where only a folder of this machine will do; a ``Path`` of it has one slash."""
+    if folder is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(folder), re.IGNORECASE):
+        raise typer.BadParameter(f"{without_secrets(str(folder))} is a url: give a folder of this machine")
+    return folder
 
 
 class Store(StrEnum):
@@ -106,10 +116,12 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         help="Folder (searched recursively), glob, or list (text, CSV, JSON, Parquet) of videos, zip archives of "
-        "frames and tars of videos; here or on s3://, gs://."
+        "frames and tars of videos; here or on s3://, gs://, https://."
     ),
 ]
-OutArg = Annotated[Path, typer.Argument(help="Output folder; an unfinished one is continued.")]
+OutArg = Annotated[
+    Path, typer.Argument(help="Output folder; an unfinished one is continued.", callback=local_folder)
+]
 DatasetOutArg = Annotated[
     str, typer.Argument(help="Output folder, here or on s3://, gs://; an unfinished one is continued.")
 ]
@@ -177,6 +189,24 @@ FrameRateOpt = Annotated[
         min=0.001,
         help="Of folders of frames whose names only count them (img_00001.jpg): frames a second; 1000 for names in "
         "milliseconds.",
+    ),
+]
+RetryForOpt = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Seconds for which errors of disks and stores that may pass are tried again, with pauses."
+    ),
+]
+TemporaryShareOpt = Annotated[
+    float,
+    typer.Option(
+        min=0.001, max=0.999, help="Of the free temporary space, that the copy of one video may take."
+    ),
+]
+AllowSchemeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Open urls of this scheme too, such as sftp; repeat it. [always: s3, gs, az, abfs, http, https]"
     ),
 ]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]

@@ -7,6 +7,9 @@ from typing import Any
 
 import typer
 
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.secrets import without_secrets
+
 
 def refuse_video_flags(context: typer.Context, source: str) -> None:
     """A feature dataset was sampled when it was made: flags about videos would do nothing."""
@@ -19,14 +22,24 @@ def refuse_video_flags(context: typer.Context, source: str) -> None:
     ]
     if given:
         raise typer.BadParameter(
-            f"{', '.join(given)} concern videos, but {source} is a feature dataset, sampled already: "
+            f"{', '.join(given)} concern videos, but {without_secrets(source)} is a feature dataset, sampled already: "
             "leave them out, or give the videos"
         )
 
 
 def absolute(source: str) -> str:
-    """Workers of a cluster have other working directories."""
-    return source if "://" in source else str(Path(source).absolute())
+    """Workers of a cluster have other working directories.
+
+    Raises:
+        DeltacacheError: a url with one slash or of chained protocols, which is no path either.
+    """
+    from deltacache.pipeline.storage.remote_files import refused_place
+
+    if "://" in source:
+        return source
+    if refused := refused_place(source):
+        raise DeltacacheError(refused)
+    return str(Path(source).absolute())
 
 
 def backbone_source(name: str) -> str:
@@ -83,7 +96,12 @@ def extraction_settings(flags: dict[str, Any]) -> Any:
             max_failed_fraction=flags["max_failed_fraction"],
             retry_failed=flags["retry_failed"],
             changed_videos=flags["changed_videos"].value,
-            limits=DecodeLimits(timeout_s=flags["decode_timeout"]),
+            allow_schemes=flags["allow_scheme"] or (),
+            limits=DecodeLimits(
+                timeout_s=flags["decode_timeout"],
+                temporary_share=flags["temporary_share"],
+                retry_s=flags["retry_for"],
+            ),
             cluster=ClusterSettings(
                 ray_address=flags["ray_address"],
                 encoders=flags["encoders"],

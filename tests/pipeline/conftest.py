@@ -7,6 +7,16 @@ import pytest
 from object_stores import s3_bucket
 from upath import UPath
 
+from deltacache.pipeline.storage.remote_files import set_patience
+
+
+@pytest.fixture(autouse=True)
+def _impatient() -> Iterator[None]:
+    """What may pass is tried again for a moment, not for minutes."""
+    set_patience(0.5)
+    yield
+    set_patience(300)
+
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:

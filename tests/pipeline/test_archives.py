@@ -193,7 +193,7 @@ def test_bombs_are_refused_and_only_they(tmp_path: Path, monkeypatch: pytest.Mon
     videos = by_uri(tmp_path)
     for uri in ("z.zip/big.mp4", "z.zip/many"):
         error = refusal(videos[uri], tmp_path / "spool")
-        assert error.reason is FailureReason.OUT_OF_MEMORY
+        assert error.reason is FailureReason.TOO_LARGE
         assert "its archive claims" in error.message
     assert content(videos["z.zip/ok.mp4"], tmp_path / "spool") == {"video.mp4": VIDEO}
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +34,7 @@ from deltacache.pipeline.inputs.locations import (
     parse_location,
 )
 from deltacache.pipeline.inputs.sources import find_videos
-from deltacache.pipeline.storage.remote_files import filesystem_of, may_pass
+from deltacache.pipeline.storage.remote_files import filesystem_of, may_pass, set_patience
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 
@@ -163,13 +164,27 @@ def test_errors_that_may_pass_are_tried_again(flaky: type[Flaky], tmp_path: Path
     assert len(flaky.asked) == 4
 
 
-def test_they_are_tried_a_bounded_number_of_times(flaky: type[Flaky], tmp_path: Path) -> None:
-    flaky.errors[:] = [OSError(errno.EIO, f"request {n}") for n in range(100)]
+def test_they_are_tried_for_a_while_with_growing_pauses(flaky: type[Flaky], tmp_path: Path) -> None:
+    set_patience(2)
+    flaky.errors[:] = [OSError(errno.EIO, f"request {n}") for n in range(1000)]
+    started = time.monotonic()
     with pytest.raises(VideoRefusedError) as refused, fetched("flaky:///a.mp4", tmp_path):
         pass
-    assert (refused.value.reason, refused.value.message) == (FailureReason.UNREADABLE, "Input/output error")
-    assert len(flaky.asked) == 4
+    assert refused.value.reason is FailureReason.UNAVAILABLE
+    assert refused.value.message == "Input/output error, also when tried again for 2 s"
+    assert 1.5 < time.monotonic() - started < 10
+    assert 5 < len(flaky.asked) < 60
     assert list(tmp_path.iterdir()) == []
+    flaky.asked.clear()
+    with pytest.raises(VideoRefusedError), fetched("flaky:///a.mp4", tmp_path):
+        pass
+    assert len(flaky.asked) == 1  # other videos of a store that is away do not wait for it
+    flaky.errors.clear()
+    with fetched("flaky:///a.mp4", tmp_path):
+        pass
+    flaky.errors[:] = [OSError(errno.EIO, "once")]
+    with fetched("flaky:///a.mp4", tmp_path):
+        pass  # it had answered
 
 
 @pytest.mark.parametrize(
@@ -194,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(b"content")
 
     def _answer(self, body: bytes) -> None:
-        status = self.statuses.pop(0) if body and self.statuses else 200
+        status = self.statuses.pop(0) if self.statuses else 200
         self.send_response(status)
         self.send_header("Content-Length", "7")
         self.send_header("ETag", '"tag"')
@@ -206,9 +221,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("statuses", "is_read", "asked"), [([503, 429], True, 3), ([404], False, 1), ([403], False, 1)]
+    ("statuses", "is_read"),
+    [
+        ([503, 503, 429, 502, 200, 500, 200], True),  # a HEAD that fails is tried as a GET, by fsspec
+        ([404, 404], False),
+        ([403, 403], False),
+        ([503] * 1000, False),
+    ],
 )
-def test_http_statuses(tmp_path: Path, statuses: list[int], is_read: bool, asked: int) -> None:
+def test_http_statuses(tmp_path: Path, statuses: list[int], is_read: bool) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -223,8 +244,11 @@ def test_http_statuses(tmp_path: Path, statuses: list[int], is_read: bool, asked
                 fetched(f"http://127.0.0.1:{server.server_port}/a.mp4", tmp_path),
             ):
                 pass
-            assert refused.value.reason is FailureReason.UNREADABLE
-        assert _Handler.asked == asked
+            lasting = len(statuses) > 2
+            assert refused.value.reason is (
+                FailureReason.UNAVAILABLE if lasting else FailureReason.UNREADABLE
+            )
+            assert (_Handler.asked > 2) == lasting, "only what may pass is tried again"
     finally:
         server.shutdown()
         server.server_close()
@@ -237,6 +261,12 @@ def test_which_errors_may_pass() -> None:
     def of_status(status: int) -> ClientError:
         return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # pyright: ignore
 
+    throttled = OSError(errno.EBUSY, "SlowDown")
+    throttled.__cause__ = of_status(503)
+    refused = OSError(errno.EIO, "an answer that s3fs does not know")
+    refused.__cause__ = of_status(400)
+    assert may_pass(throttled)
+    assert not may_pass(refused)
     assert may_pass(EndpointConnectionError(endpoint_url="http://x"))
     assert may_pass(of_status(500))
     assert may_pass(of_status(429))

@@ -146,8 +146,17 @@ def test_what_is_refused_and_how(store: str) -> None:
     }.items():
         with pytest.raises(DeltacacheError, match=message):
             find_videos(f"{url}/{source}", None)
+    for source, message in {
+        "nosuchstore://bucket/videos": "scheme nosuchstore is not opened, only abfs, .*: --allow-scheme nosuchstore",
+        "s3:/bucket/videos": "s3:/bucket/videos has one slash behind its scheme: give s3://bucket/videos",
+        "simplecache::s3://bucket/videos": "simplecache::s3 chains protocols, which is not opened",
+        "s3://KEY:SECRET@bucket/videos": "user name and password in s3://bucket/videos: s3 takes its credentials from",
+        "gs://bucket/videos": "cannot be opened: .*gcsfs",
+    }.items():
+        with pytest.raises(DeltacacheError, match=message):
+            find_videos(source, None)
     with pytest.raises(DeltacacheError, match="cannot be opened: Protocol not known: nosuchstore"):
-        find_videos("nosuchstore://bucket/videos", None)
+        find_videos("nosuchstore://bucket/videos", None, schemes=["nosuchstore"])
 
 
 def test_a_bucket_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from deltacache.schemas.progress import ProgressStage, Reporter
+from deltacache.schemas.secrets import without_secrets
 
 _PLAIN_INTERVAL_S = 15.0
 
@@ -72,7 +73,7 @@ class BarReporter:
 
     def line(self, text: str) -> None:
         """See ``Reporter``."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(without_secrets(text), highlight=False, soft_wrap=True)
 
 
 class _PlainStage:
@@ -117,7 +118,7 @@ class PlainReporter:
 
     def line(self, text: str) -> None:
         """See ``Reporter``."""
-        print(text, flush=True)
+        print(without_secrets(text), flush=True)
 
 
 def terminal_reporter() -> Reporter:

@@ -313,6 +313,8 @@ class _Pool:
         try:
             return ray.get(refs)
         except RayTaskError as error:
+            if isinstance(error.cause, DeltacacheError):
+                raise DeltacacheError(str(error.cause)) from error
             raise DeltacacheError(f"the encoder fails on noise: {_cause(error)}") from error
         except RayError:
             return []  # one is lost already; the work that it gets will say so

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.secrets import without_secrets
 from deltacache.schemas.yaml_files import load_config
 
 PRESETS = Path(__file__).parent / "presets"
@@ -189,7 +190,16 @@ def _stage_file(kind: Stage, name: str, stage: str | None) -> Path:
 
 def config_yaml(config: Frozen) -> str:
     """A config as YAML, in the order of its fields."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(_cleaned(config.model_dump(mode="json")), sort_keys=False)
+
+
+def _cleaned(value: Any) -> Any:
+    """Without the credentials of urls: whoever runs it again gives them again."""
+    if isinstance(value, dict):
+        return {name: _cleaned(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value
 
 
 def save_config(config: Frozen, path: Path) -> None:

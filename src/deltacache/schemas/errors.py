@@ -5,9 +5,14 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 
 from enum import StrEnum
 
+from deltacache.schemas.secrets import without_secrets
+
 
 class DeltacacheError(Exception):
-    """Something was refused or failed. The message names the value, the rule and the way out."""
+    """Something was refused or failed. The message names the value, the rule and the way out; no credentials."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class DatasetError(DeltacacheError):
@@ -48,6 +53,7 @@ class FailureReason(StrEnum):
     TOO_SMALL = "too_small"  # fewer pixels than a crop needs
     ENCRYPTED = "encrypted"  # protected by DRM or a password
     COMPRESSED_ARCHIVE = "compressed_archive"  # a compressed tar: it must be unpacked first
+    TOO_LARGE = "too_large"  # its copy needs more temporary space than one video may take
     UNSUPPORTED_CODEC = "unsupported_codec"  # no decoder in this installation
     DECODER_CRASHED = (
         "decoder_crashed"  # the child process died, or an error other than a refusal was raised in it
@@ -55,7 +61,8 @@ class FailureReason(StrEnum):
     DECODE_TIMEOUT = "decode_timeout"  # the child process outlived its time limit
     OUT_OF_MEMORY = "out_of_memory"  # the child process hit its memory limit
     ENCODE_FAILED = "encode_failed"  # the encoder fails, or its process dies, with this video
-    UNREADABLE = "unreadable"  # the file cannot be opened or read (permissions, I/O)
+    UNREADABLE = "unreadable"  # the file cannot be opened or read (missing, permissions)
+    UNAVAILABLE = "unavailable"  # I/O or its store failed in a way that may pass; every run tries it again
 
 
 class VideoRefusedError(DeltacacheError):
@@ -64,4 +71,4 @@ class VideoRefusedError(DeltacacheError):
     def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(f"{reason.value}: {message}")
         self.reason = reason
-        self.message = message
+        self.message = without_secrets(message)

@@ -28,6 +28,15 @@ class DecodeLimits(Frozen):
 
     timeout_s: float = Field(default=300.0, gt=0, description="of a short video; long ones are allowed more")
     memory_bytes: int = Field(default=8 << 30, gt=0)
+    temporary_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="of the free temporary space, that the copy of one video may take",
+    )
+    retry_s: float = Field(
+        default=300.0, ge=0, description="for how long errors that may pass are tried again"
+    )
 
 
 class ExtractionSettings(Frozen):
@@ -53,6 +62,9 @@ class ExtractionSettings(Frozen):
     )
     videos_per_shard: int = Field(default=32, ge=1)
     exclude_list: Path | None = None
+    allow_schemes: tuple[str, ...] = Field(
+        default=(), description="of urls, that are opened beside s3, gs, az, abfs, http and https"
+    )
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     retry_failed: bool = Field(default=False, description="try refused videos again")
     changed_videos: Literal["refuse", "recompute"] = Field(

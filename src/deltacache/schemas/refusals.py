@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from deltacache.schemas.secrets import without_secrets
+
 _LONGEST = 80
 """Characters of a value that are shown."""
 
@@ -27,7 +29,7 @@ def _problem(each: Any, kind: type[BaseModel] | None) -> str:
     message = each["msg"].removeprefix("Value error, ")
     if each["type"] == "extra_forbidden":
         message = _unknown(each["loc"], kind)
-    shown = repr(each["input"])
+    shown = without_secrets(repr(each["input"]))
     got = f" (got {shown})" if place and len(shown) <= _LONGEST else ""
     return f"{place}: {message}{got}" if place else message
 

@@ -24,7 +24,13 @@ from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.parallel import in_threads
-from deltacache.schemas.errors import DatasetError, MismatchError, StorageError, VideoRefusedError
+from deltacache.schemas.errors import (
+    DatasetError,
+    FailureReason,
+    MismatchError,
+    StorageError,
+    VideoRefusedError,
+)
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
 
 _HASH_THREADS = 8
@@ -106,15 +112,17 @@ def changed_videos(
     return [
         video
         for video, sha256 in zip(suspects, now, strict=True)
-        if differing[video.video_uri] - {"", sha256}
+        if sha256 is not None and differing[video.video_uri] - {"", sha256}
     ]
 
 
-def _sha256(source: VideoSource) -> str:
+def _sha256(source: VideoSource) -> str | None:
+    """None for one that cannot be read now, of which nobody knows whether it changed."""
     try:
         return content_sha256(source.path)
-    except VideoRefusedError:
-        return ""
+    except VideoRefusedError as error:
+        unknown = error.reason in (FailureReason.UNREADABLE, FailureReason.UNAVAILABLE)
+        return None if unknown else ""
 
 
 def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:

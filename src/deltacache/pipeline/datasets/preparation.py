@@ -26,6 +26,7 @@ from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard
 from deltacache.schemas.errors import DatasetError, MismatchError
 from deltacache.schemas.fingerprints import canonical_json
 from deltacache.schemas.refusals import problems_of
+from deltacache.schemas.secrets import has_secrets
 
 CARD_FILE = "dataset.json"
 BLACK_FILE = "black_patch_tokens.npy"
@@ -94,6 +95,8 @@ def is_dataset(root: AnyPath | str) -> bool:
     Raises:
         StorageError: its store refuses or does not answer.
     """
+    if has_secrets(str(root)):
+        return False  # a list of videos
     path = dataset_root(root) / CARD_FILE
     with readable_errors(path, "read"):
         return path.is_file()

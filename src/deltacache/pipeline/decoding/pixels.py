@@ -66,8 +66,7 @@ def _extraction_of(root: Path | UPath) -> ExtractionSettings | None:
 
 def _paths(settings: ExtractionSettings) -> dict[str, str]:
     try:
-        return {
-            video.video_uri: str(video.path) for video in find_videos(settings.source, None, settings.column)
-        }
+        videos = find_videos(settings.source, None, settings.column, schemes=settings.allow_schemes)
     except DeltacacheError:
         return {}  # the folder is gone
+    return {video.video_uri: video.path for video in videos}

@@ -12,6 +12,7 @@ from deltacache.pipeline.decoding.child import ChildDecoder
 from deltacache.pipeline.decoding.decode import VideoJob
 from deltacache.pipeline.inputs.fetching import FetchedVideo, fetched
 from deltacache.pipeline.storage.atomic import spool_folder
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -95,6 +96,7 @@ def decode_group(
         locations: where each ``video_uri`` lies; one without is no longer in the source, and refused.
         culprits: videos that are not decoded because workers die with them, and how.
     """
+    set_patience(settings.limits.retry_s)
     decoder = _decoders.get(settings.limits)
     decoder.start()
     start = time.perf_counter()
@@ -109,7 +111,7 @@ def decode_group(
                 sources.append(_source(video, None))
                 continue
             try:
-                with fetched(_location(video, locations), spool) as content:
+                with fetched(_location(video, locations), spool, settings.limits.temporary_share) as content:
                     clips.extend(decoder.decode(_job(video, content.path, settings)))
             except VideoRefusedError as error:
                 failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deltacache.pipeline.storage.remote_files import filesystem_of, is_remote
+from deltacache.pipeline.storage.remote_files import filesystem_of, info_of, is_remote
+from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _NUMBERED = re.compile(r"(?P<name>.+\.zip)\.(?P<number>[0-9]{3,5})", re.IGNORECASE | re.DOTALL)
 _SPANNED = re.compile(r"(?P<name>.+)\.z(?P<number>[0-9]{2,5})", re.IGNORECASE | re.DOTALL)
@@ -114,7 +115,10 @@ def _open(path: str, block_bytes: int) -> io.IOBase:
     if not is_remote(path):
         return io.FileIO(path)
     fs, place = filesystem_of(path)
-    return fs.open(place, "rb", block_size=block_bytes, cache_type="readahead")
+    size = info_of(fs, place).get("size")  # fsspec's own asking takes every error for a missing file
+    if size is None:
+        raise VideoRefusedError(FailureReason.UNREADABLE, "its server does not say how long its archive is")
+    return fs.open(place, "rb", block_size=block_bytes, cache_type="readahead", size=size)
 
 
 class _Joined(io.RawIOBase):

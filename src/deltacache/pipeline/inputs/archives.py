@@ -25,10 +25,11 @@ import pyarrow as pa
 from deltacache.pipeline.inputs.archive_parts import ArchiveFile, JoinedFile, is_tar, open_parts, part_names
 from deltacache.pipeline.inputs.locations import Location, Refused, TarVideo, ZipFrames, ZipVideo
 from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, suffix_of
-from deltacache.pipeline.storage.remote_files import client_errors, explain, may_pass, retried
+from deltacache.pipeline.storage.remote_files import client_errors, host_of, may_pass, refusal_of, retried
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 MAX_VIDEO_BYTES = 16 << 30  # of one video taken out of an archive: more is a bomb, not a video
+NO_RANGES = "its server gives no parts of a file (range requests), which an archive needs"
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, RuntimeError,
     IndexError, OverflowError, lzma.LZMAError,
@@ -72,12 +73,13 @@ def videos_in_archive(
     first = place_of(archive.first)
     try:
         if is_tar(archive.first):
-            return retried(lambda: list(_tar_videos(first, version)))
-        return retried(lambda: _zip_videos(first, archive.parts))
+            return retried(lambda: list(_tar_videos(first, version)), host_of(first))
+        return retried(lambda: _zip_videos(first, archive.parts), host_of(first))
     except VideoRefusedError as error:
         return [_refused(error.reason, error.message, version)]
     except client_errors() as error:
-        return [_refused(FailureReason.UNREADABLE, explain(error), version)]
+        error = refusal_of(error)
+        return [_refused(error.reason, error.message, version)]
 
 
 def _refused(reason: FailureReason, message: str, version: str) -> ArchivedVideo:
@@ -126,6 +128,8 @@ def open_zip(archive: str, parts: int) -> ZipDirectory:
             _correct_offsets(opened, file)
     except _ZIP_ERRORS as error:
         file.close()
+        if "range requests" in str(error):
+            raise VideoRefusedError(FailureReason.UNREADABLE, NO_RANGES) from error
         hint = (
             "" if parts == 1 else f" (parts {names[0].rpartition('/')[2]} to {names[-1].rpartition('/')[2]})"
         )
@@ -304,6 +308,8 @@ def _tar_videos(archive: str, version: str) -> Iterator[ArchivedVideo]:
                     if is_video(member.name) and not _is_hidden(member.name):
                         yield _tar_video(archive, member, file.size, version)
         except _TAR_ERRORS as error:
+            if "range requests" in str(error):
+                raise VideoRefusedError(FailureReason.UNREADABLE, NO_RANGES) from error
             message = f"the archive cannot be read from byte {end} on: {error}"
             yield _refused(FailureReason.CORRUPT_STREAM, message, version)
             return

@@ -11,7 +11,8 @@ in a zip archive    unpacked in the spool folder                   a hash of the
 in a tar archive    a copy in the spool folder                     the archive's, and the place in it
 ==================  =============================================  =======================
 
-Names in the spool folder are ours. Errors that may pass (I/O, connections, HTTP 429 and 5xx) are tried four times.
+Names in the spool folder are ours. Errors that may pass (I/O, connections, HTTP 429 and 5xx) are tried again for as
+long as ``DecodeLimits.retry_s`` says. A video takes at most a share of the space that is free there.
 """
 
 import errno
@@ -24,9 +25,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from deltacache.pipeline.inputs.archives import MAX_VIDEO_BYTES, open_zips, read_member, zip_version
+from deltacache.pipeline.inputs.archives import (
+    MAX_VIDEO_BYTES,
+    NO_RANGES,
+    open_zips,
+    read_member,
+    zip_version,
+)
 from deltacache.pipeline.inputs.locations import (
     FrameObjects,
     Location,
@@ -45,17 +52,23 @@ from deltacache.pipeline.inputs.video_names import (
 )
 from deltacache.pipeline.storage.remote_files import (
     client_errors,
-    explain,
     filesystem_of,
     frames_version,
+    host_of,
+    info_of,
+    is_http,
     is_remote,
+    refusal_of,
     retried,
+    split_query,
     version_of,
 )
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from deltacache.schemas.jobs import DecodeLimits
 
 _CHUNK_BYTES = 8 << 20  # one request of an object store
 _LOCAL_CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 4096  # that even an empty file takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +89,23 @@ class FetchedVideo:
 
 
 @contextmanager
-def fetched(location: str, spool: Path) -> Iterator[FetchedVideo]:
+def fetched(
+    location: str, spool: Path, share: float = DecodeLimits().temporary_share
+) -> Iterator[FetchedVideo]:
     """A local path to the video, valid inside the context; copies lie below ``spool`` and are removed afterwards.
 
+    Args:
+        share: of the space that is free in ``spool``, that the copies may take.
+
     Raises:
-        VideoRefusedError: it cannot be read, or is damaged inside its archive.
+        VideoRefusedError: it cannot be read, is damaged inside its archive, or takes too much space.
     """
     with _refusing():
         parsed = parse_location(location)
-        folder = None if _is_local(parsed) else tempfile.mkdtemp(prefix="video-", dir=spool)
+    folder = None if _is_local(parsed) else tempfile.mkdtemp(prefix="video-", dir=spool)
     try:
         with _refusing():
-            video = retried(lambda: _fetch(parsed, folder))
+            video = retried(lambda: _fetch(parsed, _Copies(folder, share) if folder else None), _host(parsed))
         yield video
     finally:
         if folder is not None:
@@ -98,34 +116,75 @@ def content_sha256(location: str) -> str:
     """The ``sha256`` that ``fetched`` would give, without writing anything. Raises as it does."""
     with _refusing():
         parsed = parse_location(location)
-        return retried(lambda: _fetch(parsed, None)).sha256
+        return retried(lambda: _fetch(parsed, None), _host(parsed)).sha256
 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
     try:
         yield
-    except client_errors() as error:
-        raise VideoRefusedError(FailureReason.UNREADABLE, explain(error)) from error
-    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        raise VideoRefusedError(FailureReason.UNREADABLE, f"{error}") from error
+    except (*client_errors(), ImportError, ValueError) as error:  # no such protocol, or no package for it
+        raise refusal_of(error) from error
+
+
+def _host(location: Location) -> str:
+    match location:
+        case PlainFile(place) | FrameObjects(place) | ZipVideo(place) | ZipFrames(place) | TarVideo(place):
+            return host_of(place)
+        case Refused():
+            return ""
 
 
 def _is_local(location: Location) -> bool:
     return isinstance(location, PlainFile) and not is_remote(location.place)
 
 
-def _fetch(location: Location, folder: str | None) -> FetchedVideo:
-    """Read all of it once, into ``folder`` unless that is None."""
+class _Copies:
+    """Where the copies of one video go, and how much they may take.
+
+    However many videos are copied at once, each at most ``share`` of what is free and what it has itself, they
+    never fill the disk: n of them end at n * share / (1 + (n - 1) * share) of it.
+    """
+
+    def __init__(self, folder: str, share: float) -> None:
+        self.folder, self._share = folder, share
+        for left in os.scandir(folder):  # of an attempt before
+            os.unlink(left)  # noqa: PTH108
+        self._files = self._bytes = 0
+
+    def file(self, name: str) -> str:
+        """The path of the next file."""
+        self._files += 1
+        return os.path.join(self.folder, name)  # noqa: PTH118 - 100,000 frames
+
+    def adding(self, size: int) -> None:
+        """Count bytes before they are written.
+
+        Raises:
+            VideoRefusedError: they are too many.
+        """
+        free = shutil.disk_usage(self.folder).free + self._bytes
+        self._bytes += size
+        taken = self._bytes + self._files * _BLOCK_BYTES
+        if taken > self._share * free:
+            raise VideoRefusedError(
+                FailureReason.TOO_LARGE,
+                f"it needs more than {self._share:.0%} of the temporary space that is free: make room in TMPDIR, or "
+                "raise --temporary-share",
+            )
+
+
+def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:
+    """Read all of it once, into ``copies`` unless that is None."""
     match location:
         case PlainFile(place):
-            return _object(place, folder) if is_remote(place) else _local(place)
+            return _object(place, copies) if is_remote(place) else _local(place)
         case FrameObjects(url):
-            return _frames(*_frame_objects(url), folder)
+            return _frames(*_frame_objects(url), copies)
         case ZipVideo() | ZipFrames():
-            return _zip_member(location, folder)
+            return _zip_member(location, copies)
         case TarVideo():
-            return _tar_member(location, folder)
+            return _tar_member(location, copies)
         case Refused(_, message):
             raise VideoRefusedError(location.failure, message)
 
@@ -145,7 +204,7 @@ def _local(path: str) -> FetchedVideo:
         return _frames(readers, version, None, path)
     if not stat.S_ISREG(about.st_mode):  # reading a pipe or a device may never end
         raise VideoRefusedError(FailureReason.UNREADABLE, "not a regular file")
-    digest, size = _copy(_local_chunks(path, about), None)
+    digest, size = _copy(_local_chunks(path, about), None, None)
     _check_unchanged(about.st_mtime_ns, os.stat(path).st_mtime_ns)  # noqa: PTH116
     return FetchedVideo(path, size, str(about.st_mtime_ns), digest)
 
@@ -163,33 +222,41 @@ def _local_chunks(path: str, about: os.stat_result) -> Iterator[bytes]:
             yield data
 
 
-def _object(url: str, folder: str | None) -> FetchedVideo:
+def _object(url: str, copies: _Copies | None) -> FetchedVideo:
     fs, path = filesystem_of(url)
-    fs.invalidate_cache(path)
-    info = fs.info(path)
+    info = info_of(fs, path)
     if info.get("type") == "directory":
         raise VideoRefusedError(FailureReason.UNREADABLE, "a folder, not a video")
-    target = _target(folder, suffix_of(path))
-    digest, size = _copy(_object_chunks(url, 0, info["size"]), target)
+    target = _target(copies, suffix_of(split_query(url)[0]))
+    digest, size = _copy(_object_chunks(url, 0, info.get("size")), target, copies)
     if size > _CHUNK_BYTES:
-        fs.invalidate_cache(path)
-        _check_unchanged(version_of(info), version_of(fs.info(path)))
+        _check_unchanged(version_of(info), version_of(info_of(fs, path)))
     return FetchedVideo(target or url, size, version_of(info), digest)
 
 
-def _object_chunks(url: str, start: int, size: int) -> Iterator[bytes]:
-    """One request a chunk, each tried again by itself.
+def _object_chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
+    """One request a chunk, each tried again by itself; one for all where a server gives no parts or no size.
 
     Raises:
         VideoRefusedError: there are fewer bytes.
     """
     fs, path = filesystem_of(url)
+    if size is None:
+        yield from _streamed(fs, path, 0)
+        return
     for begin in range(start, start + size, _CHUNK_BYTES):
         end = min(begin + _CHUNK_BYTES, start + size)
         try:
-            data = retried(lambda begin=begin, end=end: fs.cat_file(path, start=begin, end=end))
+            data = retried(lambda begin=begin, end=end: _range(fs, path, begin, end), host_of(url))
         except client_errors() as error:  # tried often enough: not all of it once more
-            raise VideoRefusedError(FailureReason.UNREADABLE, explain(error)) from error
+            raise refusal_of(error) from error
+        except ValueError as error:
+            if "range requests" not in str(error):
+                raise
+            if start:
+                raise VideoRefusedError(FailureReason.UNREADABLE, NO_RANGES) from error
+            yield from _streamed(fs, path, begin)
+            return
         if len(data) != end - begin:
             raise VideoRefusedError(
                 FailureReason.TRUNCATED, f"its store gave {len(data)} of {end - begin} bytes"
@@ -197,12 +264,29 @@ def _object_chunks(url: str, start: int, size: int) -> Iterator[bytes]:
         yield data
 
 
+def _range(fs: Any, path: str, begin: int, end: int) -> bytes:
+    if not is_http(path):
+        return fs.cat_file(path, start=begin, end=end)
+    # cat_file would read all of a file into memory where the server knows no ranges
+    with fs.open(path, "rb", block_size=_CHUNK_BYTES, cache_type="none", size=end) as file:
+        return file._fetch_range(begin, end)
+
+
+def _streamed(fs: Any, path: str, start: int) -> Iterator[bytes]:
+    """All bytes from ``start`` on by one request without a range."""
+    with fs.open(path, "rb", block_size=0, size=1) as file:
+        while start and (data := file.read(min(start, _LOCAL_CHUNK_BYTES))):
+            start -= len(data)
+        while data := file.read(_LOCAL_CHUNK_BYTES):
+            yield data
+
+
 def _frame_objects(url: str) -> tuple[dict[str, Iterator[bytes]], str]:
     fs, path = filesystem_of(url)
     found = fs.find(path, maxdepth=1, detail=True)
     infos = {place.rpartition("/")[2]: info for place, info in sorted(found.items())}
     infos = {name: info for name, info in infos.items() if frame_seconds(name) is not None}
-    readers = {name: _object_chunks(f"{url}/{name}", 0, info["size"]) for name, info in infos.items()}
+    readers = {name: _object_chunks(f"{url}/{name}", 0, info.get("size")) for name, info in infos.items()}
     return readers, frames_version((name, version_of(info)) for name, info in infos.items())
 
 
@@ -212,33 +296,31 @@ def _frame_objects(url: str) -> tuple[dict[str, Iterator[bytes]], str]:
 def archive_stamp(archive: str) -> str:
     """A version of an archive's file: of one in parts, the file that names it."""
     if is_remote(archive):
-        fs, path = filesystem_of(archive)
-        fs.invalidate_cache(path)
-        return version_of(fs.info(path))
+        return version_of(info_of(*filesystem_of(archive)))
     return str(os.stat(archive).st_mtime_ns)  # noqa: PTH116
 
 
-def _zip_member(location: ZipVideo | ZipFrames, folder: str | None) -> FetchedVideo:
+def _zip_member(location: ZipVideo | ZipFrames, copies: _Copies | None) -> FetchedVideo:
     directory = open_zips.get(location.archive, location.parts, archive_stamp(location.archive))
     if isinstance(location, ZipFrames):
         frames = directory.folders.get(location.folder, [])
         _check_size(sum(frame.file_size for frame in frames))
         readers = {frame.filename.rpartition("/")[2]: read_member(directory, frame) for frame in frames}
-        return _frames(readers, zip_version(frames), folder)
+        return _frames(readers, zip_version(frames), copies)
     member = directory.members.get(location.member)
     if member is None:
         raise VideoRefusedError(FailureReason.UNREADABLE, "its archive does not hold it any more")
     _check_size(member.file_size)
-    target = _target(folder, suffix_of(location.member))
-    digest, size = _copy(read_member(directory, member), target)
+    target = _target(copies, suffix_of(location.member))
+    digest, size = _copy(read_member(directory, member), target, copies)
     return FetchedVideo(target or location.archive, size, zip_version([member]), digest)
 
 
-def _tar_member(location: TarVideo, folder: str | None) -> FetchedVideo:
+def _tar_member(location: TarVideo, copies: _Copies | None) -> FetchedVideo:
     _check_size(location.size)
     version = f"{archive_stamp(location.archive)}@{location.offset}"
-    target = _target(folder, location.suffix)
-    digest, size = _copy(_tar_chunks(location), target)
+    target = _target(copies, location.suffix)
+    digest, size = _copy(_tar_chunks(location), target, copies)
     return FetchedVideo(target or location.archive, size, version, digest)
 
 
@@ -260,7 +342,7 @@ def _tar_chunks(location: TarVideo) -> Iterator[bytes]:
 def _check_size(size: int) -> None:
     if size > MAX_VIDEO_BYTES:
         raise VideoRefusedError(
-            FailureReason.OUT_OF_MEMORY,
+            FailureReason.TOO_LARGE,
             f"its archive claims {size} bytes for it, at most {MAX_VIDEO_BYTES >> 30} GiB are unpacked",
         )
 
@@ -270,31 +352,32 @@ def _check_size(size: int) -> None:
 _Readers: TypeAlias = dict[str, Iterator[bytes]]
 
 
-def _frames(readers: _Readers, version: str, folder: str | None, path: str = "") -> FetchedVideo:
+def _frames(readers: _Readers, version: str, copies: _Copies | None, path: str = "") -> FetchedVideo:
     """Frames by name, each read once, in the order of names."""
     digest, total = hashlib.sha256(), 0
     for number, name in enumerate(sorted(readers)):
-        target = None if folder is None else str(Path(folder, spooled_frame_name(number, name)))
-        content, size = _copy(readers[name], target)
+        target = None if copies is None else copies.file(spooled_frame_name(number, name))
+        content, size = _copy(readers[name], target, copies)
         encoded = os.fsencode(name)
         digest.update(f"{len(encoded)}:".encode() + encoded + f" {content}\n".encode())
         total += size
-    return FetchedVideo(path or folder or "", total, version, digest.hexdigest())
+    return FetchedVideo(path or (copies.folder if copies else ""), total, version, digest.hexdigest())
 
 
-def _target(folder: str | None, suffix: str) -> str | None:
+def _target(copies: _Copies | None, suffix: str) -> str | None:
     known = suffix if suffix in VIDEO_SUFFIXES else ""
-    return None if folder is None else str(Path(folder, f"video{known}"))
+    return None if copies is None else copies.file(f"video{known}")
 
 
-def _copy(chunks: Iterator[bytes], target: str | None) -> tuple[str, int]:
+def _copy(chunks: Iterator[bytes], target: str | None, copies: _Copies | None) -> tuple[str, int]:
     """SHA-256 and size of ``chunks``, written to ``target`` unless that is None."""
     digest, size = hashlib.sha256(), 0
     with open(target or os.devnull, "wb", buffering=0) as file:  # noqa: PTH123
         for data in chunks:
             digest.update(data)
             size += len(data)
-            if target is not None:
+            if copies is not None:
+                copies.adding(len(data))
                 _write_all(file.fileno(), data)
     return digest.hexdigest(), size
 

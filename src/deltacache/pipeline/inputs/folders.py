@@ -1,13 +1,22 @@
 """Folders of files as they are listed, on local disks and object stores: names, sizes and versions."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fsspec import AbstractFileSystem
 
-from deltacache.pipeline.storage.remote_files import filesystem_of, is_remote, url_of, version_of
+from deltacache.pipeline.storage.remote_files import (
+    filesystem_of,
+    host_of,
+    info_of,
+    is_remote,
+    retried,
+    url_of,
+    version_of,
+)
 from deltacache.schemas.errors import DeltacacheError
 
 _Inode: TypeAlias = tuple[int, int]
@@ -29,19 +38,25 @@ class ListedFolder:
         place: path or url.
         uri: relative to the folder searched, "" for that itself.
         files: by name.
+        query: what the urls of its files end with, such as a signature; it is no part of a name.
+        is_below: whether it lies below the folder searched; names on stores may be empty (``a//b``).
     """
 
     place: str
     uri: str
     files: dict[str, ListedFile] = field(default_factory=dict)
+    query: str = ""
+    is_below: bool = False
 
     def place_of(self, name: str) -> str:
         """Path or url of a file in it."""
+        if is_remote(self.place):
+            return f"{self.place}/{name}{self.query}"
         return f"{self.place.rstrip('/')}/{name}" if self.place else name
 
     def uri_of(self, name: str) -> str:
         """Uri of a file in it."""
-        return f"{self.uri}/{name}" if self.uri else name
+        return f"{self.uri}/{name}" if self.uri or self.is_below else name
 
 
 def listed_file(path: str) -> ListedFile:
@@ -56,34 +71,35 @@ def _listed(about: os.stat_result) -> ListedFile:
     return ListedFile(about.st_size, str(about.st_mtime_ns))
 
 
-def folder_at(place: str, uri: str, names: set[str] | None) -> ListedFolder:
+def folder_at(place: str, uri: str, names: set[str] | None, query: str = "") -> ListedFolder:
     """The files directly in one folder, or only those of ``names`` without listing it; hidden ones too.
 
     A name that is not there is left out on a store and has no version on a local disk.
     """
-    folder = ListedFolder(place, uri)
+    folder = ListedFolder(place, uri, query=query)
     if not is_remote(place):
         if names is None:
             with os.scandir(place) as entries:
                 names = {entry.name for entry in entries if not entry.is_dir()}
         folder.files.update({name: listed_file(folder.place_of(name)) for name in names})
         return folder
-    fs, path = filesystem_of(place)
-    infos = (
-        fs.ls(path, detail=True) if names is None else [_info(fs, f"{path}/{name}") for name in sorted(names)]
-    )
-    for info in infos:
-        if info and info.get("type") != "directory":
-            name = info["name"].rpartition("/")[2]
-            folder.files[name] = ListedFile(int(info.get("size") or 0), version_of(info))
+    if names is None:
+        fs, path = filesystem_of(place)
+        for info in retried(lambda: fs.ls(path, detail=True), host_of(place)):
+            if info.get("type") != "directory":
+                folder.files[info["name"].rpartition("/")[2]] = _of_info(info)
+        return folder
+    for name in sorted(names):
+        fs, path = filesystem_of(folder.place_of(name))
+        with suppress(FileNotFoundError):
+            info = retried(lambda fs=fs, path=path: info_of(fs, path), host_of(place))
+            if info.get("type") != "directory":
+                folder.files[name] = _of_info(info)
     return folder
 
 
-def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    try:
-        return fs.info(path)
-    except FileNotFoundError:
-        return None
+def _of_info(info: Mapping[str, Any]) -> ListedFile:
+    return ListedFile(int(info.get("size") or 0), version_of(info))
 
 
 def local_folders(place: str, uri: str, seen: set[_Inode]) -> Iterator[ListedFolder]:
@@ -99,12 +115,11 @@ def local_folders(place: str, uri: str, seen: set[_Inode]) -> Iterator[ListedFol
         current, current_uri = real.pop() if real else links.pop()
         folder = ListedFolder(current, current_uri)
         try:
-            about = os.stat(current)  # noqa: PTH116
+            about = retried(lambda current=current: os.stat(current))  # noqa: PTH116
             if (about.st_dev, about.st_ino) in seen:
                 continue
             seen.add((about.st_dev, about.st_ino))
-            with os.scandir(current) as entries:
-                below = sorted(_sort(entries, folder), reverse=True)
+            below = retried(lambda folder=folder: _scanned(folder))
         except OSError as error:
             raise DeltacacheError(
                 f"{current} cannot be listed ({error.strerror}): make it readable, or move it out of the source"
@@ -112,6 +127,12 @@ def local_folders(place: str, uri: str, seen: set[_Inode]) -> Iterator[ListedFol
         yield folder
         for name, is_link in below:
             (links if is_link else real).append((folder.place_of(name), folder.uri_of(name)))
+
+
+def _scanned(folder: ListedFolder) -> list[tuple[str, bool]]:
+    folder.files.clear()
+    with os.scandir(folder.place) as entries:
+        return sorted(_sort(entries, folder), reverse=True)
 
 
 def _sort(entries: Iterable[os.DirEntry[str]], folder: ListedFolder) -> Iterator[tuple[str, bool]]:
@@ -137,11 +158,11 @@ def remote_folders(
     for path in sorted(found):
         info = found[path]
         prefix, _, name = path.rpartition("/")
-        uri = prefix[len(base) :].strip("/")
+        uri = prefix[len(base) + 1 :]
         hidden = any(part.startswith(".") for part in [*uri.split("/"), name])
         if info.get("type") == "directory" or not name or hidden:
             continue
         if prefix not in folders:
-            folders[prefix] = ListedFolder(url_of(fs, prefix), uri)
-        folders[prefix].files[name] = ListedFile(int(info.get("size") or 0), version_of(info))
+            folders[prefix] = ListedFolder(url_of(fs, prefix), uri, is_below=prefix != base)
+        folders[prefix].files[name] = _of_info(info)
     yield from folders.values()

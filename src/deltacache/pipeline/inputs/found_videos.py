@@ -11,6 +11,7 @@ from deltacache.pipeline.inputs.locations import FrameObjects, Location, PlainFi
 from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, video_id_of
 from deltacache.pipeline.storage.remote_files import frames_version, is_remote
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.secrets import without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,10 @@ class VideoSource:
 
     Attributes:
         video_id: readable and unique, safe in file names; from ``video_uri`` alone.
-        video_uri: relative to the folder searched (posix), or as it stands in the list; inside an archive the
-            archive's and the member's (``a.zip/inner/folder``).
-        path: its location, for ``fetching.fetched``: a path, a url, or a place inside an archive.
+        video_uri: relative to the folder searched (posix), or as it stands in the list, without credentials; inside
+            an archive the archive's and the member's (``a.zip/inner/folder``).
+        path: its location, for ``fetching.fetched``: a path, a url, or a place inside an archive. It may have
+            credentials in it: it is stored and shown nowhere.
         size_bytes: of the file, or of all frames together; 0 for a link or a list's entry that leads nowhere.
         version: a cheap token that changes when the video is replaced: mtime_ns (of frames the newest), ETag,
             checksums of a zip's directory; "" unknown.
@@ -72,7 +74,8 @@ def videos_of_archives(folder: ListedFolder, wanted: set[str] | None) -> Iterato
 
 
 def source_of(uri: str, location: Location, file: ListedFile) -> VideoSource:
-    """One video, its uri checked."""
+    """One video, its uri checked and without credentials."""
+    uri = without_secrets(uri) if is_remote(uri) else uri
     try:
         return VideoSource(video_id_of(uri), uri, location_text(location), file.size_bytes, file.version)
     except UnicodeEncodeError:

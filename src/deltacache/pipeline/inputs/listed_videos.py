@@ -2,99 +2,252 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
 from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
 from deltacache.pipeline.inputs.lists import Tell, read_list
-from deltacache.pipeline.inputs.locations import PlainFile
+from deltacache.pipeline.inputs.locations import PlainFile, Refused
 from deltacache.pipeline.inputs.video_names import frame_seconds
-from deltacache.pipeline.storage.remote_files import filesystem_of, is_remote
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.storage.remote_files import (
+    client_errors,
+    filesystem_of,
+    host_of,
+    is_answer,
+    is_http,
+    is_remote,
+    may_pass,
+    refusal_of,
+    refused_place,
+    retried,
+    split_query,
+)
+from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from deltacache.schemas.secrets import without_secrets
+
+_T = TypeVar("_T")
 
 _INSIDE = re.compile(r"(?P<archive>.+?\.(?:zip|tar))/(?P<inner>.+)", re.IGNORECASE | re.DOTALL)
+_SIGNED = re.compile(r"(signature|[?&]sig)=|://[^/?#]*@", re.IGNORECASE)
 _FEW = 4  # names under one prefix that are asked for one by one instead of listing the prefix
+_THREADS = 32  # ask stores and servers at once
 
 
-def listed_videos(place: str, column: str | None = None, tell: Tell | None = None) -> list[VideoSource]:
-    """The videos of the list at ``place``, in its order; for ``column`` and ``tell`` see ``read_list``.
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a line of a list leads to.
+
+    Attributes:
+        uri: as in the list, without credentials; the video's, if it is one.
+        parent, name, query: place of the file, folder or archive.
+        refused: why it is not opened, or "".
+    """
+
+    uri: str
+    parent: str
+    name: str
+    query: str = ""
+    refused: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.parent}/{self.name}{self.query}"
+
+
+def listed_videos(
+    place: str, column: str | None = None, tell: Tell | None = None, schemes: Collection[str] = ()
+) -> list[VideoSource]:
+    """The videos of the list at ``place``, by the folders that they are in.
+
+    What cannot be looked at, whatever the reason, is kept as a video that fetching refuses.
+
+    Args:
+        column, tell: see ``read_list``.
+        schemes: of urls, that are opened beside the known ones.
 
     Raises:
-        DeltacacheError: the list cannot be read, or nothing that it names exists.
+        DeltacacheError: the list cannot be read, or nothing that it names can.
     """
-    base = place.rpartition("/")[0]
-    folders: dict[str, list[str]] = {}  # entries by the folder that they are in
-    for entry in read_list(place, column, tell):
-        folders.setdefault(_split(entry, base)[0], []).append(entry)
-    videos = [video for parent, entries in folders.items() for video in _in_folder(parent, entries, base)]
-    if not any(video.version for video in videos):
+    base, _ = split_query(place)
+    base = base.rpartition("/")[0]
+    entries = [_entry(line, base, schemes) for line in read_list(place, column, tell)]
+    _refuse_confusion(entries)
+    groups: dict[tuple[str, ...], list[_Entry]] = {}
+    for entry in entries:
+        alone = (entry.name, entry.query) if is_http(entry.parent) else ()  # servers list no folders
+        groups.setdefault((entry.parent, *alone), []).append(entry)
+    looking = _Looking()
+    if any(is_remote(parent) for parent, *_ in groups):
+        found = in_threads(looking.videos_of, groups.values(), threads=_THREADS)
+    else:
+        found = map(looking.videos_of, groups.values())
+    videos = [video for group in found for video in group]
+    if len(looking.missing) == len(videos):
+        first = looking.missing[0]
         raise DeltacacheError(
-            f"none of the {len(videos)} videos in {place} exists, the first is {videos[0].path}: "
+            f"none of the {len(videos)} videos in {place} exists, the first is {first}: "
             f"paths are relative to the list's folder {base or '.'} or absolute"
         )
     return videos
 
 
-def _split(entry: str, base: str) -> tuple[str, str]:
-    """Folder and name of the file, folder or archive that an entry leads to."""
-    inside = _INSIDE.fullmatch(entry)
-    place = _absolute(inside["archive"] if inside else entry, base)
-    parent, _, name = place.rpartition("/")
-    return parent, name
+def _entry(line: str, base: str, schemes: Collection[str]) -> _Entry:
+    if refused := refused_place(line, schemes):
+        return _Entry(without_secrets(line), "", line, refused=refused)
+    remote = is_remote(line)
+    place, query = split_query(line) if remote else (line, "")
+    if is_http(base) and not remote:
+        place, query = split_query(f"http://{line}")
+        place = place.removeprefix("http://")
+    inside = _INSIDE.fullmatch(place)
+    whole = _absolute(inside["archive"] if inside else place, base)
+    parent, _, name = whole.rpartition("/")
+    plain = is_remote(base) and "//" in line  # there another name than the one with a single slash
+    uri = PurePosixPath(place).as_posix() if not remote and not plain else place
+    uri = without_secrets(uri + query) if remote or query else uri
+    if query and inside:  # the query belongs to the archive, the name to what is in it
+        uri = without_secrets(place)
+    return _Entry(uri, parent, name, query)
+
+
+def _refuse_confusion(entries: Iterable[_Entry]) -> None:
+    """Two entries that differ in nothing but what is taken for credentials, and are not signed, are two videos."""
+    known: dict[str, str] = {}
+    for entry in entries:
+        place = known.setdefault(entry.uri, entry.place)
+        if place != entry.place and not (_SIGNED.search(place) and _SIGNED.search(entry.place)):
+            raise DeltacacheError(
+                f"two entries are {entry.uri} when what looks like credentials is taken out of their urls, so one "
+                "cannot be told from the other: give urls that differ in their paths"
+            )
 
 
 def _absolute(entry: str, base: str) -> str:
     if is_remote(entry):
         return entry.rstrip("/")
-    if entry.startswith("/"):
+    if entry.startswith("/") and not is_remote(base):
         return os.path.normpath(entry)
+    if not is_remote(base):
+        return os.path.normpath(f"{base}/{entry}")
+    parts: list[str] = []  # names on stores may be empty, so normpath is not for them
     scheme, mark, path = base.rpartition("://")
-    return scheme + mark + os.path.normpath(f"{path}/{entry}")
+    for part in [*path.split("/"), *entry.rstrip("/").split("/")]:
+        if part == ".." and len(parts) > 1:
+            parts.pop()
+        elif part not in (".", ".."):
+            parts.append(part)
+    return scheme + mark + "/".join(parts)
 
 
-def _in_folder(parent: str, entries: list[str], base: str) -> Iterator[VideoSource]:
-    names = {_split(entry, base)[1] for entry in entries}
-    is_listed = any(looks_like_archive(name) for name in names) or (is_remote(parent) and len(names) > _FEW)
-    try:
-        folder = folder_at(parent, "", None if is_listed else names)
-    except (FileNotFoundError, NotADirectoryError):
-        folder = ListedFolder(parent, "")
-    for entry in entries:
-        yield from _entry(entry, _split(entry, base)[1], folder)
+class _Looking:
+    """Looks at the entries of a list, from several threads.
 
+    Attributes:
+        missing: descriptions of entries that lead nowhere or cannot be read.
+    """
 
-def _entry(entry: str, name: str, folder: ListedFolder) -> Iterator[VideoSource]:
-    uri = entry if is_remote(entry) else PurePosixPath(entry).as_posix()
-    inside = _INSIDE.fullmatch(uri)
-    if looks_like_archive(name):
-        above = (inside["archive"] if inside else uri).rpartition("/")[0]
-        videos = list(videos_of_archives(ListedFolder(folder.place, above, folder.files), {name}))
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self._away: dict[str, VideoRefusedError] = {}  # hosts that do not answer: not waited for twice
+
+    def videos_of(self, entries: Sequence[_Entry]) -> list[VideoSource]:
+        """The videos of entries in one folder, each of which may be refused."""
+        first = entries[0]
+        if first.refused:
+            return [self._refused(entry, FailureReason.UNREADABLE, entry.refused) for entry in entries]
+        names = {entry.name for entry in entries}
+        is_listed = any(looks_like_archive(name) for name in names) and not first.query
+        is_listed = is_listed or (is_remote(first.parent) and len(names) > _FEW)
+        try:
+            folder = self._asked(first, lambda: _folder(first, names, is_listed=is_listed))
+        except VideoRefusedError as error:
+            return [self._refused(entry, error.reason, error.message) for entry in entries]
+        videos: list[VideoSource] = []
+        for entry in entries:
+            try:
+                videos += self._asked(entry, lambda entry=entry: self._videos(entry, folder))
+            except VideoRefusedError as error:
+                videos.append(self._refused(entry, error.reason, error.message))
+        return videos
+
+    def _asked(self, entry: _Entry, ask: Callable[[], _T]) -> _T:
+        """What ``ask`` gives; a host that was tried for long enough is not tried for its other entries.
+
+        Raises:
+            VideoRefusedError: it cannot be asked.
+        """
+        host = host_of(entry.parent)
+        if host in self._away:
+            raise self._away[host]
+        try:
+            return ask()
+        except (*client_errors(), ImportError, ValueError) as error:
+            refused = refusal_of(error)
+            if host and refused.reason is FailureReason.UNAVAILABLE and not is_answer(error):
+                self._away[host] = refused
+            raise refused from error
+
+    def _refused(self, entry: _Entry, reason: FailureReason, message: str) -> VideoSource:
+        self.missing.append(f"{entry.uri} ({message})")
+        return source_of(entry.uri, Refused(reason.value, message), ListedFile(0, ""))
+
+    def _videos(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
+        if looks_like_archive(entry.name):
+            return self._archived(entry, folder)
+        is_file = entry.name in folder.files if is_remote(entry.place) else os.path.isfile(entry.place)  # noqa: PTH113
+        frames = None if is_file else _frames(entry.place, entry.uri)
+        if frames is None and not is_file:
+            self.missing.append(entry.place)
+        file = folder.files.get(entry.name, ListedFile(0, ""))
+        return [frames or source_of(entry.uri, PlainFile(entry.place), file)]
+
+    def _archived(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
+        inside = _INSIDE.fullmatch(entry.uri)
+        above = (inside["archive"] if inside else entry.uri.partition("?")[0]).rpartition("/")[0]
+        at = ListedFolder(folder.place, above, folder.files, folder.query)
+        videos = list(videos_of_archives(at, {entry.name}))
         if inside:
-            videos = [video for video in videos if video.video_uri == uri] or _missing(uri)
-        yield from videos or _missing(uri)
-        return
-    place = folder.place_of(name)
-    file = folder.files.get(name, ListedFile(0, ""))
-    is_file = bool(file.version) if is_remote(place) else os.path.isfile(place)  # noqa: PTH113
-    frames = None if is_file else _frames(place, uri)
-    yield frames or source_of(uri, PlainFile(place), file)
+            videos = [video for video in videos if video.video_uri == entry.uri]
+        if not videos:  # kept, so that fetching refuses and counts it
+            self.missing.append(entry.place)
+            message = "its archive is not there, or does not hold it"
+            reason = FailureReason.UNREADABLE.value
+            return [source_of(entry.uri, Refused(reason, message), ListedFile(0, ""))]
+        return videos
 
 
-def _missing(uri: str) -> list[VideoSource]:
-    """An archive's video that is not there: kept, so that fetching refuses and counts it."""
-    return [source_of(uri, PlainFile(uri), ListedFile(0, ""))]
+def _folder(entry: _Entry, names: set[str], *, is_listed: bool) -> ListedFolder:
+    """The folder that entries lie in; where it cannot be listed, or by name only, what is there of ``names``."""
+    try:
+        if not is_listed:
+            return folder_at(entry.parent, "", names, entry.query)
+        try:
+            return folder_at(entry.parent, "", None, entry.query)
+        except client_errors() as error:
+            if not is_remote(entry.parent) or may_pass(error):
+                raise
+            return folder_at(entry.parent, "", names, entry.query)
+    except (FileNotFoundError, NotADirectoryError):
+        return ListedFolder(entry.parent, "", query=entry.query)
 
 
 def _frames(place: str, uri: str) -> VideoSource | None:
+    if is_http(place):
+        return None
     try:
         if is_remote(place):
             fs, path = filesystem_of(place)
-            if not fs.isdir(path):
+            if not retried(lambda: fs.isdir(path)):
                 return None
         folder = folder_at(place, uri, None)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if is_remote(place) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        return None  # fetching says what is wrong with it
     frames = [name for name in folder.files if frame_seconds(name) is not None]
     return frames_source(folder, frames) if frames else None

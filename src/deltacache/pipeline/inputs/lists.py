@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import local_folders, remote_folders
 from deltacache.pipeline.inputs.video_names import PICTURE_SUFFIXES, is_video, suffix_of
-from deltacache.pipeline.storage.remote_files import client_errors, filesystem_of, is_remote, retried
+from deltacache.pipeline.storage.remote_files import (
+    client_errors,
+    filesystem_of,
+    is_remote,
+    retried,
+    split_query,
+)
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 
@@ -81,12 +87,12 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     Raises:
         DeltacacheError: the list cannot be read or is empty, or has no such column.
     """
-    base = path.rpartition("/")[0]
+    base = split_query(path)[0].rpartition("/")[0]
     there = _There(base)
     columns = list[Column]()
     chosen: tuple[float, Column] | None = None
     try:
-        for group in _groups(suffix_of(path), _content(path), column):
+        for group in _groups(suffix_of(split_query(path)[0]), _content(path), column):
             columns += [each for each in group if each.entries or each.has_bytes]
             if group and not columns:
                 break  # a header and nothing else
@@ -178,7 +184,7 @@ class _There:
         return self._known[entry]
 
     def _measure(self, entry: str) -> float:
-        by_name = bool(_named_like_a_video(entry))
+        by_name = bool(_named_like_a_video(split_query(entry)[0] if is_remote(entry) else entry))
         if is_remote(entry):
             return _URL if by_name else 0.1
         inside = re.match(r"(.+?\.(?:zip|tar))/", entry, re.IGNORECASE)

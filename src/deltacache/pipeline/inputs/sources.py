@@ -5,7 +5,7 @@ The same on local disks and on object stores (``s3://``, ``gs://`` and what else
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from upath import UPath
@@ -23,7 +23,17 @@ from deltacache.pipeline.inputs.video_names import (
     suffix_of,
     video_id_of,
 )
-from deltacache.pipeline.storage.remote_files import client_errors, explain, filesystem_of, is_remote, retried
+from deltacache.pipeline.storage.remote_files import (
+    client_errors,
+    explain,
+    filesystem_of,
+    info_of,
+    is_http,
+    is_remote,
+    refused_place,
+    retried,
+    split_query,
+)
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 
@@ -31,21 +41,28 @@ __all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "frame_seconds", "vid
 
 
 def find_videos(
-    source: str, exclude_list: Path | UPath | None, column: str | None = None, tell: Tell | None = None
+    source: str,
+    exclude_list: Path | UPath | None,
+    column: str | None = None,
+    tell: Tell | None = None,
+    schemes: Collection[str] = (),
 ) -> list[VideoSource]:
     """All videos of ``source``, sorted by uri, without the excluded ones.
 
     ``source`` is a folder (searched recursively), a glob, a list (text, CSV, JSON or Parquet), one video or archive,
-    on a local disk or an object store.
+    on a local disk, an object store or a web server.
 
     Args:
         column: of a list, by name or number; None: chosen as ``lists.read_list`` says.
         tell: is given lines about what was chosen and what was left out.
+        schemes: of urls, in lists too, that are opened beside the known ones.
 
     Raises:
         DeltacacheError: it does not exist or holds no video, or every video is excluded.
     """
-    found = _find(source, column, tell)
+    if refused := refused_place(source, schemes):
+        raise DeltacacheError(refused)
+    found = _find(source, column, tell, schemes)
     videos = sorted(_unique(found), key=lambda video: video.video_uri)
     kept = videos if exclude_list is None else _without_excluded(videos, source, exclude_list, tell)
     if videos and not kept:
@@ -59,11 +76,13 @@ def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
     return list({video.video_uri: video for video in videos}.values())
 
 
-def _find(source: str, column: str | None, tell: Tell | None) -> Iterable[VideoSource]:
+def _find(
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+) -> Iterable[VideoSource]:
     if not is_remote(source):
-        return _find_local(source, column, tell)
+        return _find_local(source, column, tell, schemes)
     try:
-        return retried(lambda: _find_remote(source, column, tell))
+        return _find_remote(source, column, tell, schemes)
     except client_errors() as error:
         raise DeltacacheError(
             f"{source} cannot be listed ({explain(error)}): check the address, the credentials and that the bucket "
@@ -73,29 +92,32 @@ def _find(source: str, column: str | None, tell: Tell | None) -> Iterable[VideoS
         raise DeltacacheError(f"{source} cannot be opened: {error}") from error
 
 
-def _find_local(source: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
+def _find_local(
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+) -> list[VideoSource]:
     place = os.path.abspath(source)  # noqa: PTH100 - other machines have other working folders; links stay
     if os.path.isdir(place):  # noqa: PTH112
         return _searched(source, local_folders(place, "", set()), tell)
     if os.path.isfile(place):  # noqa: PTH113
-        return _named(source, place, column, tell)
+        return _named(source, place, column, tell, schemes)
     if glob.has_magic(source):
         return _matched(source, _local_matches(place))
     raise _not_there(source)
 
 
-def _find_remote(source: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
+def _find_remote(
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+) -> list[VideoSource]:
     fs, path = filesystem_of(source)
-    fs.invalidate_cache()
     try:
-        is_file = fs.info(path).get("type") == "file"
+        info = retried(lambda: info_of(fs, path))
     except FileNotFoundError:
-        if not glob.has_magic(source):
+        if not glob.has_magic(split_query(source)[0]):
             raise _not_there(source) from None
-        return _matched(source, _remote_matches(path, source))
-    if is_file:
-        return _named(source, source, column, tell)
-    return _searched(source, remote_folders(fs, path, fs.find(path, detail=True)), tell)
+        return retried(lambda: _matched(source, _remote_matches(path, source)))
+    if info.get("type") == "file" and not (is_http(path) and path.endswith("/")):
+        return _named(source, source, column, tell, schemes)
+    return retried(lambda: _searched(source, remote_folders(fs, path, fs.find(path, detail=True)), tell))
 
 
 def _not_there(source: str) -> DeltacacheError:
@@ -121,15 +143,19 @@ def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = 
     return videos
 
 
-def _named(source: str, place: str, column: str | None, tell: Tell | None) -> list[VideoSource]:
+def _named(
+    source: str, place: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+) -> list[VideoSource]:
     """One file: a video, an archive or a list."""
-    parent, _, name = place.rpartition("/")
+    path, query = split_query(place)
+    parent, _, name = path.rpartition("/")
     suffix = suffix_of(name)
     if suffix in LIST_SUFFIXES:
-        return listed_videos(place, column, tell)
-    folder = folder_at(parent, "", {name} if is_video(name) else None)
+        return listed_videos(place, column, tell, schemes)
+    is_alone = is_video(name) or is_http(place)
+    folder = folder_at(parent, "", {name} if is_alone else None, query)
     if is_video(name):
-        return [source_of(name, PlainFile(place), folder.files[name])]
+        return [source_of(name, PlainFile(folder.place_of(name)), folder.files[name])]
     if not looks_like_archive(name):
         raise DeltacacheError(
             f"{source} is neither a video, an archive nor a list: a list ends in {', '.join(sorted(LIST_SUFFIXES))}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import pyarrow.compute as pc
 import yaml
 from upath import UPath
 
@@ -60,6 +61,7 @@ from deltacache.pipeline.jobs.throughput import Throughput
 from deltacache.pipeline.storage.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.locking import DatasetLock, dataset_lock
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.pipeline.work.attempts import Attempts, Kind
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
@@ -69,7 +71,7 @@ from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
 from deltacache.pipeline.work.workers import ShardWorker
 from deltacache.schemas.configs import config_yaml
 from deltacache.schemas.datasets import DatasetCard, Frozen, Precision
-from deltacache.schemas.errors import DatasetError, MismatchError
+from deltacache.schemas.errors import DatasetError, FailureReason, MismatchError
 from deltacache.schemas.jobs import (
     ClusterSettings,
     ExtractionSettings,
@@ -247,17 +249,22 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     settings, out = work.settings, job.out
     job.reporter.line(f"looking for videos in {settings.source}")
-    sources = find_videos(settings.source, settings.exclude_list, settings.column, job.reporter.line)
+    set_patience(settings.limits.retry_s)
+    sources = find_videos(
+        settings.source, settings.exclude_list, settings.column, job.reporter.line, settings.allow_schemes
+    )
     prepare_dataset(out, work.card, work.black)
     settle(out)
     plan = open_plan(out)
     held = finished_summary(out, plan)
     if held is not None and same_videos(out, plan, held, sources, settings.views):
-        if not (settings.retry_failed and held.failed_videos):
+        if not _retried(held, settings):
             return _checked(job, held, None, settings)
     elif plan.videos and _settle_changes(job, plan, held, sources, settings):
         plan, held = open_plan(out), None
-    retried = _failed_tasks(out, plan) if settings.retry_failed else []
+    retried: list[ShardTask] = []
+    if plan.videos and _retried(held or finish_dataset(out, plan), settings):
+        retried = _failed_tasks(out, plan, None if settings.retry_failed else FailureReason.UNAVAILABLE)
     grown = grow_plan(out, plan, sources, settings.views, settings.videos_per_shard)
     if held is not None and grown is plan and not retried:
         return _checked(job, held, None, settings)
@@ -306,10 +313,20 @@ def _settle_changes(
     return bool(changed)
 
 
-def _failed_tasks(out: UPath, plan: Plan) -> list[ShardTask]:
-    """The refused videos of finished shards, by shard."""
+def _retried(held: TablesSummary, settings: ExtractionSettings) -> int:
+    """How many refusals are tried again: all if asked, and always those whose reason may have passed."""
+    return (
+        held.failed_videos if settings.retry_failed else held.failures.get(FailureReason.UNAVAILABLE.value, 0)
+    )
+
+
+def _failed_tasks(out: UPath, plan: Plan, only: FailureReason | None) -> list[ShardTask]:
+    """The refused videos of finished shards, by shard; ``only`` those of one reason."""
     finish_dataset(out, plan)
-    failed = set(read_table(out / FAILURES_FILE, FAILURES_SCHEMA)["video_uri"].to_pylist())
+    failures = read_table(out / FAILURES_FILE, FAILURES_SCHEMA)
+    if only is not None:
+        failures = failures.filter(pc.field("reason") == only.value)
+    failed = set(failures["video_uri"].to_pylist())
     tasks = (
         ShardTask(task.shard_id, tuple(video for video in task.videos if video.video_uri in failed))
         for task in plan.only(finished_shards(out))

@@ -10,6 +10,7 @@ from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import chosen_backbone, feature_encoder, features_card, video_worker
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
@@ -54,8 +55,11 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
 
     A few videos, spread over the source, are decoded and the encoder is tried, where the job would run.
     """
+    set_patience(settings.limits.retry_s)
     notes = list[str]()
-    sources = find_videos(settings.source, settings.exclude_list, settings.column, notes.append)
+    sources = find_videos(
+        settings.source, settings.exclude_list, settings.column, notes.append, settings.allow_schemes
+    )
     card = _card(settings)
     shape, clips = token_shape(card), len(sources) * settings.views
     width = 1 if card.dtype == "int8" else 2

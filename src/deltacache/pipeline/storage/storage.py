@@ -19,7 +19,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from typing_extensions import TypeIs
 from upath import UPath
 
-from deltacache.pipeline.storage.remote_files import may_pass
+from deltacache.pipeline.storage.remote_files import is_remote, may_pass, refused_place
+from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.secrets import has_secrets, without_secrets
 
 AnyPath: TypeAlias = Path | UPath
 Result = TypeVar("Result")
@@ -34,8 +36,30 @@ for _protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az"):
 
 
 def dataset_root(root: str | Path | UPath) -> UPath:
-    """``root`` as the kind of path that its place needs: local ones are a ``pathlib.Path`` too."""
-    path = UPath(root)
+    """``root`` as the kind of path that its place needs: local ones are a ``pathlib.Path`` too.
+
+    Raises:
+        DatasetError: a url of a scheme that nobody knows, with one slash, of chained protocols, or with credentials.
+    """
+    place = str(root)
+    if not isinstance(root, Path):
+        scheme = place.partition("://")[0] if is_remote(place) else ""
+        refused = refused_place(place, [scheme.lower()])
+        if not refused and scheme and "::" in place:
+            refused = f"{place} has '::' in it, which the url of a dataset cannot have: give another name"
+        if not refused and scheme and has_secrets(place):
+            refused = (
+                f"{without_secrets(place)} was given with a user name, password or signature, which a dataset's url "
+                "cannot have: give them as the store's own clients read them (AWS_*, fsspec's configuration)"
+            )
+        if refused:
+            raise DatasetError(refused)
+    try:
+        path = UPath(root)
+    except (ValueError, ImportError) as error:
+        raise DatasetError(
+            f"{place} cannot be opened: {error}. Give a folder, or a url of a store such as s3://bucket/folder"
+        ) from error
     return UPath(path.path) if path.protocol in ("file", "local") and not isinstance(path, Path) else path
 
 

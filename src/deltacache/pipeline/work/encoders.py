@@ -25,7 +25,7 @@ from deltacache.pipeline.work.lanes import Lanes
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import AskedPrecision, Precision
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.images import Size
+from deltacache.schemas.images import Size, size_text
 
 _CUDA_FRAMES = 64
 """Frames in a forward on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""
@@ -36,8 +36,8 @@ class ClipEncoder(Protocol):
 
     batch_clips: int
 
-    def encode(self, clips: Sequence[PixelClip]) -> Sequence[FeatureClip | DeltaClip]:
-        """Tokens of at most ``batch_clips`` clips, on the host."""
+    def encode(self, clips: Sequence[PixelClip]) -> Sequence[FeatureClip | DeltaClip | None]:
+        """Tokens of at most ``batch_clips`` clips, on the host; None for a clip that has some that are not finite."""
         ...
 
 
@@ -64,8 +64,20 @@ def resolve_precision(device: str | torch.device, precision: AskedPrecision = "a
 
 
 def black_patch_tokens_of(backbone: Backbone, image_size: Size) -> np.ndarray:
-    """(N, D) float16 of an all-black frame: a constant of backbone, its precision and size."""
-    return backbone.black_patch_tokens(image_size).half().cpu().numpy()
+    """(N, D) float16 of an all-black frame: a constant of backbone, its precision and size.
+
+    Raises:
+        DeltacacheError: they are not finite.
+    """
+    black = backbone.black_patch_tokens(image_size).half().cpu().numpy()
+    wrong = int((~np.isfinite(black)).sum())
+    if wrong:
+        raise DeltacacheError(
+            f"backbone {backbone.id} gives tokens that are not finite for a black frame of {size_text(image_size)} px: "
+            f"{wrong} of {black.size} numbers are NaN, or beyond 65504, where float16 ends. Its weights are damaged, "
+            "or of another model: give others"
+        )
+    return black
 
 
 class FeatureEncoder:
@@ -84,15 +96,20 @@ class FeatureEncoder:
         self._dtype = dtype
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip]:
+    def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip | None]:
         """(T, H, W, 3) pixels to (T, N, D) patch tokens, of up to ``batch_clips`` clips of equal shape.
+
+        None for a clip that has some that are not finite.
 
         Raises:
             ValueError: more clips than a batch, or of different shapes.
         """
         encoded = self._lanes.run([[clip.pixels for clip in clips]], self.batch_clips, self._forward)
+        # Scales of int8 tokens are not finite when the tokens are not.
         return [
             FeatureClip(clip.clip_id, tokens, clip.timestamps_s, *scales)
+            if np.isfinite(scales[0] if scales else tokens).all()
+            else None
             for clip, (tokens, *scales) in zip(clips, encoded, strict=True)
         ]
 
@@ -121,8 +138,10 @@ class DeltaEncoder:
         self._lanes = Lanes(device)
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[PixelClip]) -> list[DeltaClip]:
+    def encode(self, clips: Sequence[PixelClip]) -> list[DeltaClip | None]:
         """(T, H, W, 3) pixels to (T, D) delta tokens, of up to ``batch_clips`` clips of equal shape.
+
+        None for a clip that has some that are not finite.
 
         Raises:
             ValueError: built without a backbone, more clips than a batch, or of different shapes.
@@ -132,10 +151,10 @@ class DeltaEncoder:
         return self._encode(clips, [[clip.pixels for clip in clips]], self._deltas_of_pixels)
 
     @torch.inference_mode()
-    def encode_features(self, clips: Sequence[FeatureClip]) -> list[DeltaClip]:
+    def encode_features(self, clips: Sequence[FeatureClip]) -> list[DeltaClip | None]:
         """(T, N, D) patch tokens, float16 or int8, to (T, D) delta tokens, of up to ``batch_clips`` clips.
 
-        int8 tokens are dequantised to float16 first, as readers do.
+        int8 tokens are dequantised to float16 first, as readers do. None as for ``encode``.
 
         Raises:
             ValueError: more clips than a batch, of different shapes, or both float16 and int8.
@@ -151,16 +170,20 @@ class DeltaEncoder:
         clips: Sequence[PixelClip] | Sequence[FeatureClip],
         arrays: list[list[np.ndarray]],
         forward: Callable[..., tuple[Tensor, ...]],
-    ) -> list[DeltaClip]:
+    ) -> list[DeltaClip | None]:
         encoded = self._lanes.run(arrays, self.batch_clips, forward)
         return [
-            DeltaClip(clip.clip_id, deltas, clip.timestamps_s)
+            DeltaClip(clip.clip_id, deltas, clip.timestamps_s) if np.isfinite(deltas).all() else None
             for clip, (deltas,) in zip(clips, encoded, strict=True)
         ]
 
     def _deltas_of_pixels(self, pixels: Tensor) -> tuple[Tensor, ...]:
         assert self._backbone is not None  # checked by encode
-        return self._deltas_of_features(patch_tokens_of(self._backbone, pixels))
+        tokens = patch_tokens_of(self._backbone, pixels)
+        (deltas,) = self._deltas_of_features(tokens)
+        # A clip whose features would be refused is refused here too.
+        wrong = ~tokens.isfinite().flatten(1).all(1)
+        return (deltas.masked_fill(wrong.view(-1, *[1] * (deltas.ndim - 1)), torch.nan),)
 
     def _deltas_of_features(self, tokens: Tensor, scales: Tensor | None = None) -> tuple[Tensor, ...]:
         tokens = tokens if scales is None else dequantise_on_device(tokens, scales)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deltacache.models.backbone import Backbone, load_backbone
+from deltacache.pipeline.work.encoders import black_patch_tokens_of
 from deltacache.schemas.foresight import FrameFeatureConfig
 from deltacache.schemas.images import Size
 
@@ -65,7 +66,9 @@ def load_frame_features(config: FrameFeatureConfig, device: torch.device) -> Fra
 
     Raises:
         CheckpointError: one is missing or damaged.
+        DeltacacheError: it gives tokens that are not finite.
         MismatchError: no such layers, a PCA of other features, or an image size that is no multiple of the patch size.
     """
-    backbone = load_backbone(config.backbone, config.precision, config.layers, config.pca)
-    return FrameFeatures(backbone.to(device), config.image_size)
+    backbone = load_backbone(config.backbone, config.precision, config.layers, config.pca).to(device)
+    black_patch_tokens_of(backbone, config.image_size)
+    return FrameFeatures(backbone, config.image_size)

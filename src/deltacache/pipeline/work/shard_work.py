@@ -6,7 +6,7 @@ a clip, the encoder for a batch, the batch for a group, and the next groups are 
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.work.encoders import ClipEncoder
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, DeltacacheError, FailureReason
 from deltacache.schemas.images import Size, sides
 
 
@@ -77,6 +77,8 @@ class ShardEncoding:
                     batch = []
         if batch:
             yield from self._encoded(batch)
+        place = {source.video_uri: position for position, source in enumerate(self.sources)}
+        self.failures.sort(key=lambda failure: (place.get(failure.video_uri, 0), failure.view or 0))
 
     def _arriving(self) -> Iterator[DecodedGroup]:
         groups = iter(self._groups)
@@ -99,7 +101,10 @@ class ShardEncoding:
         self.count += len(batch)
         self._on_clips(len(batch))
         for pixels, clip in zip(batch, encoded, strict=True):
-            yield _stored(pixels, clip)
+            if clip is None:
+                self.failures.append(not_finite(pixels.video_uri, pixels.view))
+            else:
+                yield _stored(pixels, clip)
 
     def result(self, shard_id: str, started: float, receipt: Receipt | None, clips: int) -> ShardResult:
         """The figures of the finished work; ``receipt`` is that of the shard, if one was committed."""
@@ -158,6 +163,12 @@ def check_is_here(root: UPath, result: ShardResult) -> None:
                 time.sleep(0.2)
 
 
+def not_finite(video_uri: str, view: int) -> Failure:
+    """The row of a clip whose tokens cannot be used."""
+    message = "its tokens are not finite: NaN, or beyond what float16 holds"
+    return Failure(video_uri, view, "encode", FailureReason.ENCODE_FAILED.value, message)
+
+
 class _UnchangedError(Exception):
     """The retried videos are as they were: nothing is written."""
 
@@ -207,7 +218,10 @@ def _merged(
     place = {source.video_uri: position for position, source in enumerate(sources)}
     failures.extend(sorted([*kept, *again], key=lambda failure: place[failure.video_uri]))
     same_files = [s.sha256 for s in sources] == [s.sha256 for s in receipt.sources]
-    if same_files and len(failures) == len(receipt.failures):
+    reasons = [
+        [(row.video_uri, row.view, row.reason) for row in rows] for rows in (failures, receipt.failures)
+    ]
+    if same_files and reasons[0] == reasons[1]:
         raise _UnchangedError
 
 
@@ -247,6 +261,20 @@ def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
     )
 
 
+def refuse_without_tokens(encoded: Sequence[object | None]) -> None:
+    """Refuse an encoder that gives no finite tokens when it is first measured.
+
+    Raises:
+        DeltacacheError: one is None.
+    """
+    if None in encoded:
+        raise DeltacacheError(
+            "the encoder gives tokens for noise that are not finite (NaN, or beyond 65504, where float16 ends): the "
+            "weights of the backbone or tokenizer are damaged or of another model. Give others, or try "
+            "--precision float32"
+        )
+
+
 def measure_forward(encoder: ClipEncoder, frames: int, image_size: Size, seconds: float = 1.0) -> float:
     """Clips a second of the encoder alone, on noise: a warm-up, then at least two batches and ``seconds``."""
     rng = np.random.default_rng(0)
@@ -264,7 +292,7 @@ def measure_forward(encoder: ClipEncoder, frames: int, image_size: Size, seconds
         duplicate_frames=0,
     )
     batch = [replace(clip, clip_id=f"probe-{place}") for place in range(encoder.batch_clips)]
-    encoder.encode(batch)
+    refuse_without_tokens(encoder.encode(batch))
     start, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - start < seconds:
         encoder.encode(batch)

@@ -18,7 +18,7 @@ from deltacache.pipeline.datasets.receipts import Failure, StoredClip
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.pipeline.work.encoders import DeltaEncoder
-from deltacache.pipeline.work.shard_work import ShardResult
+from deltacache.pipeline.work.shard_work import ShardResult, not_finite, refuse_without_tokens
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import FailureReason, MismatchError
@@ -74,9 +74,14 @@ class _Tokenizing:
     """Stored feature clips in, stored delta clips out, counting what it costs."""
 
     def __init__(
-        self, encoder: DeltaEncoder, clips: Iterator[StoredClip], on_clips: Callable[[int], None]
+        self,
+        encoder: DeltaEncoder,
+        clips: Iterator[StoredClip],
+        failures: list[Failure],
+        on_clips: Callable[[int], None],
     ) -> None:
         self._encoder, self._features, self._on_clips = encoder, clips, on_clips
+        self.failures = failures
         self.encode_s = self.read_s = 0.0
 
     def clips(self) -> Iterator[StoredClip]:
@@ -87,7 +92,10 @@ class _Tokenizing:
             self.encode_s += time.perf_counter() - start
             self._on_clips(len(batch))
             for stored, clip in zip(batch, encoded, strict=True):
-                yield replace(stored, clip=clip)
+                if clip is None:
+                    self.failures.append(not_finite(stored.video_uri, stored.view))
+                else:
+                    yield replace(stored, clip=clip)
 
     def _read(self) -> list[StoredClip]:
         start = time.perf_counter()
@@ -113,12 +121,12 @@ def tokenize_shard(
     receipt = checked_receipt(features[0], shard_id, features[1])
     wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
     clips = (clip for clip in stored_clips(*features, receipt) if clip.video_uri in wanted)
-    encoding = _Tokenizing(encoder, clips, on_clips)
     blamed = [
         Failure(uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)
         for uri, error in culprits.items()
     ]
     failures = [*receipt.failures, *blamed]
+    encoding = _Tokenizing(encoder, clips, failures, on_clips)
     count, written = 0, None
     if work.kind is Kind.TRY:
         for _ in encoding.clips():
@@ -157,7 +165,7 @@ def measure_tokenizing(encoder: DeltaEncoder, card: DatasetCard, seconds: float 
     batch = [
         FeatureClip(f"probe-{place}", noise.astype(np.float16), times) for place in range(encoder.batch_clips)
     ]
-    encoder.encode_features(batch)
+    refuse_without_tokens(encoder.encode_features(batch))
     start, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - start < seconds:
         encoder.encode_features(batch)

@@ -1,0 +1,166 @@
+"""Tokens that are NaN or infinite: a model that gives them is refused, a clip that has some is a row."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_datasets import BLACK, GRID, HIDDEN, all_bytes, drawn_clip, small_card
+from test_encoders import CPU, SIZE, delta_encoder, numbers, pixel_clip, random_vit
+from test_shard_work import TASK, VIDEOS, DrawnEncoder, decoded, made
+from upath import UPath
+
+from deltacache.chain.terminal import PlainReporter
+from deltacache.models.deltatok import DeltaTok
+from deltacache.pipeline.datasets.dataset import prepare_dataset
+from deltacache.pipeline.datasets.receipts import read_receipt
+from deltacache.pipeline.jobs.offline import extract_features
+from deltacache.pipeline.work.attempts import Kind, Work
+from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder, black_patch_tokens_of
+from deltacache.pipeline.work.shard_work import ShardEncoding, commit_shard, measure_forward, retry_failures
+from deltacache.pipeline.work.tokenize_work import measure_tokenizing, tokenize_shard
+from deltacache.schemas.clips import FeatureClip, PixelClip
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.jobs import ExtractionSettings
+
+BAD = {("b.mp4", 1), ("d.mp4", 0)}
+
+
+def overflowing() -> Any:
+    """A backbone whose tokens of bright frames are beyond what float16 holds."""
+    backbone = random_vit()
+    tokens_of = backbone.patch_tokens
+
+    def tokens(frames: torch.Tensor) -> torch.Tensor:
+        bright = frames.float().mean((1, 2, 3)) > 250
+        return tokens_of(frames) * torch.where(bright, 1e9, 1.0)[:, None, None]
+
+    backbone.patch_tokens = tokens  # pyright: ignore[reportAttributeAccessIssue]
+    return backbone
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "deltas", "features to deltas"])
+def test_a_clip_without_finite_tokens_is_none_and_its_neighbours_are_as_ever(kind: str) -> None:
+    backbone = overflowing()
+    white = replace(pixel_clip(1), pixels=np.full_like(pixel_clip(1).pixels, 255))
+    clips: list[Any] = [pixel_clip(0), white, pixel_clip(2)]
+    deltas = delta_encoder(backbone, 3)
+    encode: Any = FeatureEncoder(backbone, CPU, 3, "int8" if kind == "int8" else "float16").encode
+    if kind == "deltas":
+        encode = deltas.encode
+    elif kind == "features to deltas":
+        one, _, other = encode(clips)
+        tokens = one.patch_tokens.copy()
+        tokens[1, 2, 3] = np.inf
+        clips, encode = [one, replace(one, patch_tokens=tokens), other], deltas.encode_features
+    first, bad, last = encode(clips)
+    assert bad is None
+    for clip, got in ((clips[0], first), (clips[2], last)):
+        for array, alone in zip(numbers(got), numbers(encode([clip])[0]), strict=True):
+            np.testing.assert_array_equal(array, alone)
+
+
+class SometimesNone(DrawnEncoder):
+    """Gives no tokens for the clips in ``BAD``."""
+
+    def __init__(self, batch_clips: int) -> None:
+        super().__init__()
+        self.batch_clips = batch_clips
+
+    def encode(self, clips: Sequence[PixelClip]) -> list[Any]:
+        encoded = zip(clips, super().encode(clips), strict=True)
+        return [None if (clip.video_uri, clip.view) in BAD else tokens for clip, tokens in encoded]
+
+
+def test_they_are_rows_and_never_committed(tmp_path: Path) -> None:
+    card = small_card("features", "webdataset")
+    roots = [made(tmp_path / f"batches-of-{size}") for size in (1, 3)]
+    for root, size in zip(roots, (1, 3), strict=True):
+        encoding = ShardEncoding(SometimesNone(size), decoded(VIDEOS, "c"), lambda clips: None)
+        result = commit_shard(root, card, TASK.shard_id, encoding)
+        assert (result.clips, result.failed) == (6, ("b.mp4", "c.mp4", "d.mp4"))
+    receipt = read_receipt(roots[0], TASK.shard_id)
+    rows = [(row.video_uri, row.view, row.stage, row.reason) for row in receipt.failures]
+    assert rows == [
+        ("b.mp4", 1, "encode", "encode_failed"),
+        ("c.mp4", None, "decode", "truncated"),
+        ("d.mp4", 0, "encode", "encode_failed"),
+    ]
+    assert "not finite" in receipt.failures[0].message
+    assert not {(row["video_uri"], row["view"]) for row in receipt.clips} & BAD
+    assert all_bytes(Path(roots[0])) == all_bytes(Path(roots[1]))
+    # What is tried again in vain leaves everything as it was.
+    before = all_bytes(Path(roots[0]))
+    again = ShardEncoding(
+        SometimesNone(3), decoded([v for v in VIDEOS if v.video_id in "bcd"], "c"), lambda n: None
+    )
+    assert retry_failures(roots[0], card, TASK.shard_id, again).clips == 0
+    assert all_bytes(Path(roots[0])) == before
+
+
+class NoDeltas:
+    """An encoder of features that gives nothing for the clips in ``BAD``."""
+
+    batch_clips = 4
+
+    def encode_features(self, clips: Sequence[FeatureClip]) -> list[Any]:
+        bad = {f"{uri[0]}-v{view:03d}" for uri, view in BAD}
+        named = {f"{video.video_id}-v{view:03d}": (video, view) for video in VIDEOS for view in range(2)}
+        return [
+            None if clip.clip_id in bad else drawn_clip("deltas", *named[clip.clip_id]).clip for clip in clips
+        ]
+
+
+def test_deltas_of_features_likewise(tmp_path: Path) -> None:
+    features, card = made(tmp_path / "features"), small_card("features", "webdataset")
+    commit_shard(
+        features, card, TASK.shard_id, ShardEncoding(DrawnEncoder(), decoded(VIDEOS, "c"), lambda clips: None)
+    )
+    deltas, of_deltas = UPath(tmp_path / "deltas"), small_card("deltas", "webdataset")
+    prepare_dataset(deltas, of_deltas, BLACK)
+    encoder: Any = NoDeltas()
+    result = tokenize_shard(
+        (features, card), (deltas, of_deltas), Work(Kind.COMMIT, TASK), encoder, lambda clips: None
+    )
+    receipt = read_receipt(deltas, TASK.shard_id)
+    assert (result.clips, len(receipt.clips)) == (6, 6)
+    assert {(row.video_uri, row.view) for row in receipt.failures} == {*BAD, ("c.mp4", None)}
+
+
+def broken_vit() -> Any:
+    backbone = random_vit()
+    with torch.no_grad():
+        next(parameter for parameter in backbone.parameters() if parameter.dim() > 1).fill_(torch.nan)
+    return backbone
+
+
+def test_a_backbone_or_tokenizer_is_refused_when_it_is_first_measured() -> None:
+    with pytest.raises(
+        DeltacacheError, match=r"backbone random gives tokens that are not finite for a black frame"
+    ):
+        black_patch_tokens_of(broken_vit(), SIZE)
+    for encoder in (FeatureEncoder(broken_vit(), CPU), FeatureEncoder(broken_vit(), CPU, dtype="int8")):
+        with pytest.raises(DeltacacheError, match=r"gives tokens for noise that are not finite"):
+            measure_forward(encoder, 2, SIZE, 0)
+    tokenizer = DeltaTok(HIDDEN, 1, 1, 1)
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.fill_(torch.nan)
+    deltas = DeltaEncoder(tokenizer, BLACK, GRID, CPU)
+    with pytest.raises(DeltacacheError, match=r"gives tokens for noise that are not finite"):
+        measure_tokenizing(deltas, small_card("features", "webdataset"), 0)
+
+
+def test_a_damaged_backbone_ends_the_command_before_anything_is_written(tmp_path: Path) -> None:
+    broken_vit().model.save_pretrained(tmp_path / "backbone")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").write_bytes(b"x")
+    settings = ExtractionSettings(
+        source=str(tmp_path / "videos"), backbone=str(tmp_path / "backbone"), image_size=SIZE
+    )
+    with pytest.raises(DeltacacheError, match="not finite"):
+        extract_features(settings, tmp_path / "out", PlainReporter())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,59 @@
+"""Credentials in urls: what is taken out, and that no byte of an output or a log has them."""
+
+import pytest
+
+from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from deltacache.schemas.secrets import has_secrets, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("url", "clean"),
+    [
+        ("https://u:p@h/a.mp4", "https://h/a.mp4"),
+        ("https://u:p@ss@h:80/a@b.mp4", "https://h:80/a@b.mp4"),
+        ("https://u:pa/ss@h:80/a.mp4", "https://h:80/a.mp4"),
+        ("https://token@[::1]:80/a", "https://[::1]:80/a"),
+        ("s3://KEY:SECRET@bucket/k", "s3://bucket/k"),
+        # AWS version 4 and 2, GCS, Azure, CloudFront, and what people call their own
+        (
+            "https://h/a?id=5&X-Amz-Algorithm=A&X-Amz-Credential=K%2F2&X-Amz-Signature=1#t=3",
+            "https://h/a?id=5#t=3",
+        ),
+        ("https://h/a?AWSAccessKeyId=K&Signature=a%2Bb%3D&Expires=1", "https://h/a"),
+        ("https://h/a?x-goog-signature=a&X-Goog-Expires=1&generation=7", "https://h/a?generation=7"),
+        ("https://h/a?sv=2022&st=1&se=2&sr=b&sp=r&sig=a%2B&id=1", "https://h/a?id=1"),
+        ("https://h/a?Policy=a~&Signature=b-_&Key-Pair-Id=K", "https://h/a"),
+        ("https://h/a?X%2DAmz%2DSignature=1", "https://h/a"),
+        (
+            "https://h/a?access_token=1&api_key=2&apikey=3&password=4&user=5&key=6&hdnea=7&auth=8",
+            "https://h/a",
+        ),
+        ("https://h/a#access_token=1", "https://h/a"),
+    ],
+)
+def test_credentials_are_taken_out_of_urls(url: str, clean: str) -> None:
+    assert without_secrets(url) == clean
+    assert has_secrets(url)
+    assert not has_secrets(clean)
+    assert without_secrets(f"a (got '{url}') and {url}") == f"a (got '{clean}') and {clean}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h:8080/a@b.mp4?author=me&st=3&sp=4&t=5",
+        "abfs://container@account.dfs.core.windows.net/a",
+        "https://h/get?key=films/a.mp4",
+        "s3://bucket/what?.mp4",
+        "/local/what?#=%.mp4",
+    ],
+)
+def test_what_is_no_credential_stays(url: str) -> None:
+    assert without_secrets(url) == url
+
+
+def test_no_error_carries_them() -> None:
+    url = "https://user:pass@h/a?X-Amz-Signature=abc"
+    assert str(DeltacacheError(f"{url}: gone")) == "https://h/a: gone"
+    refused = VideoRefusedError(FailureReason.UNREADABLE, f"see {url}")
+    assert (str(refused), refused.message) == ("unreadable: see https://h/a", "see https://h/a")
