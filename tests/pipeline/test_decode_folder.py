@@ -2,21 +2,28 @@
 
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from video_maker import number_picture, read_number
 
+from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.decoding.decode import VideoJob, decode_video, frame_sources
 from deltacache.pipeline.decoding.native_log import native_log
-from deltacache.pipeline.inputs.fetching import fetched
+from deltacache.pipeline.decoding.work import DecodeSettings, decode_group
+from deltacache.pipeline.inputs.fetching import content_sha256, fetched
+from deltacache.pipeline.inputs.lists import read_list
 from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.jobs import DecodeLimits
 
 
 def decode(folder: Path, **sampling: object) -> PixelClip:
@@ -207,3 +214,51 @@ def test_a_time_beyond_any_video_is_refused(tmp_path: Path, number: str) -> None
     error = refused(tmp_path / "v")
     assert error.reason is FailureReason.CORRUPT_STREAM
     assert "too many seconds after the first frame" in error.message
+
+
+def test_a_list_tells_the_rate_of_each_folder(tmp_path: Path) -> None:
+    """Of folders and of folders in a zip archive; another rate is another content."""
+    names = [f"img_{number:05d}.png" for number in range(30)]
+    for name in ("a", "b"):
+        write_named(tmp_path / name, names)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / "a" / name, f"in/{name}")
+    settings = DecodeSettings(
+        32, SamplingSettings(frames=2, frames_per_second=3, augment=False), DecodeLimits()
+    )
+    listed = tmp_path / "list.csv"
+    seen: dict[str, dict[str, float]] = {}
+    versions: dict[str, set[tuple[str, str]]] = {}
+    for rate in ("10", "20"):
+        listed.write_text(f"path,fps\na,{rate}\nb,\nz.zip/in,{rate}\n")
+        videos = find_videos(str(listed), None)
+        planned = [PlannedVideo(v.video_id, v.video_uri, v.size_bytes, 0, 1) for v in videos]
+        group = decode_group(planned, {v.video_uri: v.path for v in videos}, settings, {})
+        assert not group.failures
+        seen[rate] = {
+            clip.video_uri: round(float(clip.timestamps_s[-1]) / clip.frame_indices[-1], 5)
+            for clip in group.clips
+        }
+        for video, source in zip(videos, group.sources, strict=True):
+            assert video.version == source.version
+            assert content_sha256(video.path) == source.sha256
+            versions.setdefault(video.video_uri, set()).add((source.version, source.sha256))
+    assert seen == {
+        "10": {"a": 0.1, "b": 0.33333, "z.zip/in": 0.1},
+        "20": {"a": 0.05, "b": 0.33333, "z.zip/in": 0.05},
+    }
+    assert {uri: len(known) for uri, known in versions.items()} == {"a": 2, "b": 1, "z.zip/in": 2}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "tsv"])
+def test_rates_in_lists_of_other_kinds(tmp_path: Path, suffix: str) -> None:
+    listed = tmp_path / f"list.{suffix}"
+    if suffix == "jsonl":
+        listed.write_text('{"path": "a", "frames_per_second": 12.5}\n{"path": "b"}\n')
+    elif suffix == "tsv":
+        listed.write_text("path\tframe_rate\na\t12.5\nb\tunknown\n")
+    else:
+        pq.write_table(pa.table({"path": ["a", "b"], "fps": [12.5, None]}), listed)
+    rates = [getattr(entry, "frames_per_second", None) for entry in read_list(str(listed))]
+    assert rates == [12.5, None]

@@ -45,7 +45,8 @@ class FolderSource:
                 raise VideoRefusedError(
                     FailureReason.NO_TIMES,
                     f"{timed[0][1].name}, {timed[1][1].name}, ... are numbered without a decimal point, which tells no "
-                    "times: give --frames-per-second (1000 for milliseconds, 1 for whole seconds)",
+                    "times: give --frames-per-second (1000 for milliseconds, 1 for whole seconds), or a "
+                    "column frames_per_second in a list of the folders",
                 )
             self.decoder, rate = "frames-given-rate", frames_per_second
         times = np.array([time for time, _ in timed]) / rate

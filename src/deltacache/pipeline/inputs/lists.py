@@ -8,6 +8,7 @@ one of those with a usual name whose entries exist, or the one whose entries exi
 import csv
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -45,11 +46,18 @@ _USUAL = (
 )  # fmt: skip
 _PATHS_OF_STRUCTS = ("path", *(name for name in _USUAL if name != "path"))
 _SEPARATORS = (",", ";", "\t", "|")
+_RATES = frozenset({"frames_per_second", "fps", "frame_rate"})
 _SAMPLE = 16
 _URL = 0.5
 
 Tell = Callable[[str], None]
 """Shows a line to the user."""
+
+
+class Entry(str):
+    """An entry of a list, with the frame rate that another column of its row tells, if one does."""
+
+    frames_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,13 +338,31 @@ def _without_header(rows: list[list[str]], only: str, *, guess: bool) -> list[Co
 def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | None) -> list[Column]:
     count = len(header) if header else max(map(len, rows[:_SAMPLE]), default=0)
     columns = list[Column]()
+    rate = next((place for place, name in enumerate(header or ()) if _key(name) in _RATES), None)
     for place in range(count):
-        entries = [row[place].strip() for row in rows if len(row) > place and row[place].strip()]
+        entries = [
+            _rated(row[place].strip(), row[rate] if rate is not None and len(row) > rate else None)
+            for row in rows
+            if len(row) > place and row[place].strip()
+        ]
         name = header[place] if header and header[place] else only or f"column {place + 1}"
         columns.append(Column(name, entries))
     if header and (kinetics := _kinetics([_key(each) for each in header], rows)) is not None:
         columns.append(kinetics)
     return columns
+
+
+def _rated(entry: str, rate: Any) -> str:
+    """The entry with its frame rate, where that is a number above 0."""
+    try:
+        value = float(rate)
+    except (TypeError, ValueError):
+        return entry
+    if not 0 < value < math.inf:
+        return entry
+    rated = Entry(entry)
+    rated.frames_per_second = value
+    return rated
 
 
 def _kinetics(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Column | None:
@@ -402,9 +428,12 @@ def _of_parquet(content: bytes, forced: str | None) -> list[Column]:
             raise pa.ArrowTypeError(
                 f"column {name} holds {kind}, must be strings, or structs with a string 'path'"
             )
+        rate = next((name for name in schema.names if _key(name) in _RATES), None)
+        rates = file.read([rate]).column(0).to_pylist() if rate else []
         columns = [
-            Column(name, _strings(file, path), (), path != name and _has_bytes(file, name))
+            Column(name, _strings(file, path, rates), (), path != name and _has_bytes(file, name))
             for name, path in leaves.items()
+            if name != rate
         ]
         if set(_KINETICS) <= {_key(name) for name in schema.names}:
             names = [name for name in schema.names if _key(name) in (*_KINETICS, "label")]
@@ -433,9 +462,13 @@ def _has_bytes(file: Any, name: str) -> bool:
     return isinstance(row, dict) and any(isinstance(value, bytes) and value for value in row.values())
 
 
-def _strings(file: Any, path: str) -> list[str]:
+def _strings(file: Any, path: str, rates: Sequence[Any]) -> list[str]:
     column = file.read([path]).column(0)
     values = [
         value if not isinstance(value, dict) else next(iter(value.values())) for value in column.to_pylist()
     ]
-    return [value.strip() for value in values if value and value.strip()]
+    return [
+        _rated(value.strip(), rates[place] if rates else None)
+        for place, value in enumerate(values)
+        if value and value.strip()
+    ]
