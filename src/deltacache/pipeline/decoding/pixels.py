@@ -11,7 +11,7 @@ from upath import UPath
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.decoding.child import ChildDecoder
 from deltacache.pipeline.decoding.decode import VideoJob
-from deltacache.pipeline.inputs.fetching import fetched
+from deltacache.pipeline.inputs.fetching import FetchedVideo, fetched
 from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.configs import load_config
 from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
@@ -39,7 +39,7 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
                 continue
             try:
                 with fetched(path, Path(spool)) as video:
-                    decoded = decoder.decode(_job(video.path, clip_id, row, settings))
+                    decoded = decoder.decode(_job(video, clip_id, row, settings))
             except VideoRefusedError:
                 continue  # the video changed since: a picture less, no number touched
             for clip in decoded:
@@ -47,15 +47,15 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
                     yield clip_id, clip.pixels
 
 
-def _job(path: str, clip_id: str, row: dict[str, Any], settings: ExtractionSettings) -> VideoJob:
+def _job(video: FetchedVideo, clip_id: str, row: dict[str, Any], settings: ExtractionSettings) -> VideoJob:
     return VideoJob(
-        path=path,
+        path=video.path,
         video_uri=row["video_uri"],
         video_id=clip_id.rpartition("-v")[0],
         first_view=row["view"],
         views=1,
         image_size=settings.image_size,
-        sampling=settings.sampling,
+        sampling=video.sampling_of(settings.sampling),
     )
 
 

@@ -112,7 +112,7 @@ def decode_group(
                 continue
             try:
                 with fetched(_location(video, locations), spool, settings.limits.temporary_share) as content:
-                    clips.extend(decoder.decode(_job(video, content.path, settings)))
+                    clips.extend(decoder.decode(_job(video, content, settings)))
             except VideoRefusedError as error:
                 failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))
             sources.append(_source(video, content))
@@ -125,15 +125,15 @@ def _location(video: PlannedVideo, locations: Mapping[str, str]) -> str:
     return locations[video.video_uri]
 
 
-def _job(video: PlannedVideo, path: str, settings: DecodeSettings) -> VideoJob:
+def _job(video: PlannedVideo, content: FetchedVideo, settings: DecodeSettings) -> VideoJob:
     return VideoJob(
-        path=path,
+        path=content.path,
         video_uri=video.video_uri,
         video_id=video.video_id,
         first_view=video.first_view,
         views=video.views,
         image_size=settings.image_size,
-        sampling=settings.sampling,
+        sampling=content.sampling_of(settings.sampling),
     )
 
 

@@ -23,7 +23,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,11 +38,13 @@ from deltacache.pipeline.inputs.locations import (
     FrameObjects,
     Location,
     PlainFile,
+    RatedFrames,
     Refused,
     TarVideo,
     ZipFrames,
     ZipVideo,
     parse_location,
+    rated_version,
 )
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
@@ -63,6 +65,7 @@ from deltacache.pipeline.storage.remote_files import (
     split_query,
     version_of,
 )
+from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 from deltacache.schemas.jobs import DecodeLimits
 
@@ -80,12 +83,20 @@ class FetchedVideo:
         size_bytes: of the file or of all frames.
         version: changes when the source is replaced; see the module's table.
         sha256: of the file; of frames, over their sorted names and contents, wherever they lie.
+        frames_per_second: of frames, where a list tells it; part of their version and sha256.
     """
 
     path: str
     size_bytes: int
     version: str
     sha256: str
+    frames_per_second: float | None = None
+
+    def sampling_of(self, settings: SamplingSettings) -> SamplingSettings:
+        """The settings with the rate that a list tells of these frames, if it does."""
+        if self.frames_per_second is None:
+            return settings
+        return settings.model_copy(update={"frames_per_second": self.frames_per_second})
 
 
 @contextmanager
@@ -131,11 +142,15 @@ def _host(location: Location) -> str:
     match location:
         case PlainFile(place) | FrameObjects(place) | ZipVideo(place) | ZipFrames(place) | TarVideo(place):
             return host_of(place)
+        case RatedFrames(inner):
+            return _host(parse_location(inner))
         case Refused():
             return ""
 
 
 def _is_local(location: Location) -> bool:
+    if isinstance(location, RatedFrames):
+        return _is_local(parse_location(location.location))
     return isinstance(location, PlainFile) and not is_remote(location.place)
 
 
@@ -185,6 +200,12 @@ def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:
             return _zip_member(location, copies)
         case TarVideo():
             return _tar_member(location, copies)
+        case RatedFrames(inner, rate):
+            video = _fetch(parse_location(inner), copies)
+            sha256 = hashlib.sha256(f"{video.sha256} at {rate!r} frames/s".encode()).hexdigest()
+            return replace(
+                video, version=rated_version(video.version, rate), sha256=sha256, frames_per_second=rate
+            )
         case Refused(_, message):
             raise VideoRefusedError(location.failure, message)
 

@@ -3,16 +3,16 @@
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
 from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
-from deltacache.pipeline.inputs.lists import Tell, read_list
-from deltacache.pipeline.inputs.locations import PlainFile, Refused
-from deltacache.pipeline.inputs.video_names import frame_seconds
+from deltacache.pipeline.inputs.lists import Entry, Tell, read_list
+from deltacache.pipeline.inputs.locations import PlainFile, RatedFrames, Refused, location_text, rated_version
+from deltacache.pipeline.inputs.video_names import frame_seconds, is_video
 from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.pipeline.storage.remote_files import (
     client_errors,
@@ -46,6 +46,7 @@ class _Entry:
         uri: as in the list, without credentials; the video's, if it is one.
         parent, name, query: place of the file, folder or archive.
         refused: why it is not opened, or "".
+        frames_per_second: that the list tells of its frames.
     """
 
     uri: str
@@ -53,6 +54,7 @@ class _Entry:
     name: str
     query: str = ""
     refused: str = ""
+    frames_per_second: float | None = None
 
     @property
     def place(self) -> str:
@@ -112,7 +114,8 @@ def _entry(line: str, base: str, schemes: Collection[str]) -> _Entry:
     uri = without_secrets(uri + query) if remote or query else uri
     if query and inside:  # the query belongs to the archive, the name to what is in it
         uri = without_secrets(place)
-    return _Entry(uri, parent, name, query)
+    rate = line.frames_per_second if isinstance(line, Entry) else None
+    return _Entry(uri, parent, name, query, frames_per_second=rate)
 
 
 def _refuse_confusion(entries: Iterable[_Entry]) -> None:
@@ -170,7 +173,8 @@ class _Looking:
         videos: list[VideoSource] = []
         for entry in entries:
             try:
-                videos += self._asked(entry, lambda entry=entry: self._videos(entry, folder))
+                found = self._asked(entry, lambda entry=entry: self._videos(entry, folder))
+                videos += [_with_rate(video, entry.frames_per_second) for video in found]
             except VideoRefusedError as error:
                 videos.append(self._refused(entry, error.reason, error.message))
         return videos
@@ -234,6 +238,14 @@ def _folder(entry: _Entry, names: set[str], *, is_listed: bool) -> ListedFolder:
             return folder_at(entry.parent, "", names, entry.query)
     except (FileNotFoundError, NotADirectoryError):
         return ListedFolder(entry.parent, "", query=entry.query)
+
+
+def _with_rate(video: VideoSource, rate: float | None) -> VideoSource:
+    """Frames with the rate that the list tells; a video has times of its own."""
+    if rate is None or not video.version or is_video(video.video_uri):
+        return video
+    location = location_text(RatedFrames(video.path, rate))
+    return replace(video, path=location, version=rated_version(video.version, rate))
 
 
 def _frames(place: str, uri: str) -> VideoSource | None:

@@ -59,6 +59,14 @@ class TarVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedFrames:
+    """Frames that a list gives a rate: ``location`` is the text of where they lie."""
+
+    location: str
+    frames_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Something that cannot be read at all: fetching it gives this failure, so that it is counted."""
 
@@ -71,17 +79,23 @@ class Refused:
         return FailureReason(self.reason)
 
 
-Location: TypeAlias = PlainFile | FrameObjects | ZipVideo | ZipFrames | TarVideo | Refused
+Location: TypeAlias = PlainFile | FrameObjects | ZipVideo | ZipFrames | TarVideo | RatedFrames | Refused
 
-_KINDS: dict[str, type[FrameObjects | ZipVideo | ZipFrames | TarVideo | Refused]] = {
+_KINDS: dict[str, type[FrameObjects | ZipVideo | ZipFrames | TarVideo | RatedFrames | Refused]] = {
     "frames": FrameObjects,
     "zip-video": ZipVideo,
     "zip-frames": ZipFrames,
     "tar": TarVideo,
+    "rated": RatedFrames,
     "refused": Refused,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _HEAD = '{"kind":'
+
+
+def rated_version(version: str, frames_per_second: float) -> str:
+    """The version of frames that a list gives a rate: another rate makes other clips."""
+    return f"{version}@{frames_per_second!r}/s" if version else ""
 
 
 def location_text(location: Location) -> str:
