@@ -43,6 +43,7 @@ from deltacache.cli_options import (
     FrameRateOpt,
     FrameSizeOpt,
     FramesOpt,
+    FromStage,
     GpusOpt,
     HeadPreset,
     HeadsOpt,
@@ -85,8 +86,10 @@ from deltacache.cli_options import (
 )
 from deltacache.cli_parsing import (
     absolute,
+    as_trained,
     backbone_source,
     changed,
+    cluster_settings,
     extraction_settings,
     named_paths,
     parsed_horizons,
@@ -255,10 +258,16 @@ def tokenize(
     backbone: BackboneOpt = None,
     layers: LayersOpt = None,
     pca: PcaOpt = None,
-    image_size: FrameSizeOpt = "512",
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Side of square frames, or height x width. [default: the tokenizer's, else 512]"),
+    ] = None,
     frames: FramesOpt = 8,
     views: ViewsOpt = 1,
-    spacing: SpacingOpt = (0.04, 0.3333),
+    spacing: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Shortest and longest time between frames in seconds. [default: the tokenizer's]"),
+    ] = None,
     augment: AugmentOpt = True,
     duplicates: DuplicatesOpt = True,
     store: StoreOpt = Store.webdataset,
@@ -282,7 +291,8 @@ def tokenize(
 ) -> None:
     """Turn a feature dataset, or videos directly, into delta tokens.
 
-    From videos it takes the flags of extract-features, and patch tokens never touch the disk.
+    From videos it takes the flags of extract-features, and patch tokens never touch the disk. Backbone, layers, size
+    and spacing are those that the tokenizer was trained with, unless given.
 
     Example: deltacache tokenize features/ deltas/ --tokenizer tokenizer/
     """
@@ -291,7 +301,7 @@ def tokenize(
     from deltacache.pipeline.jobs import offline as jobs
     from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
 
-    settings = extraction_settings(locals())
+    flags = locals()
     if is_dataset(absolute(source)):
         refuse_video_flags(context, source)
         job = TokenizeSettings(
@@ -299,10 +309,11 @@ def tokenize(
             tokenizer=tokenizer.absolute(),
             store=store.value,
             changed_videos=changed_videos.value,
-            cluster=settings.cluster,
+            cluster=cluster_settings(flags),
         )
         jobs.tokenize_features(job, absolute(out), terminal_reporter())
     else:
+        settings = extraction_settings(as_trained(flags))
         videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer.absolute())
         jobs.tokenize_videos(videos, absolute(out), terminal_reporter())
 
@@ -877,6 +888,10 @@ def verify(
 def run(
     config: Annotated[Path, typer.Argument(help="YAML of the whole chain; see docs/chain.md.")],
     out: OutArg,
+    from_stage: Annotated[
+        FromStage | None,
+        typer.Option(help="Remove what this stage and those after it made, and make it again."),
+    ] = None,
 ) -> None:
     """Run the whole chain; finished stages are skipped.
 
@@ -888,7 +903,9 @@ def run(
     from deltacache.schemas.configs import load_config
 
     reporter = terminal_reporter()
-    paths = run_chain(load_config(config, ChainConfig), out, reporter)
+    paths = run_chain(
+        load_config(config, ChainConfig), out, reporter, from_stage.value if from_stage else None
+    )
     show_results(paths.evaluation, reporter)
 
 

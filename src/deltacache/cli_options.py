@@ -105,6 +105,15 @@ class Wandb(StrEnum):
     online = "online"
 
 
+class FromStage(StrEnum):
+    """From where a chain is made again."""
+
+    tokenizer = "tokenizer"
+    deltas = "deltas"
+    worlds = "worlds"
+    evaluation = "evaluation"
+
+
 class Query(StrEnum):
     """What the world model's queries start from."""
 
@@ -174,7 +183,10 @@ ColumnOpt = Annotated[
     ),
 ]
 ExcludeOpt = Annotated[
-    Path | None, typer.Option(help="Text file of videos to leave out: an id, uri, name or path a line.")
+    Path | None,
+    typer.Option(
+        help="Text file of videos to leave out: an id, uri, name or path a line; or kinetics700-released."
+    ),
 ]
 FailedOpt = Annotated[
     float, typer.Option(min=0, max=1, help="Stop with exit code 1 when more of the videos are refused.")

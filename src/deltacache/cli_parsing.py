@@ -65,7 +65,6 @@ def extraction_settings(flags: dict[str, Any]) -> Any:
     from deltacache.schemas.datasets import SamplingSettings
     from deltacache.schemas.jobs import (
         DEFAULT_BACKBONE,
-        ClusterSettings,
         DecodeLimits,
         ExtractionSettings,
     )
@@ -102,13 +101,43 @@ def extraction_settings(flags: dict[str, Any]) -> Any:
                 temporary_share=flags["temporary_share"],
                 retry_s=flags["retry_for"],
             ),
-            cluster=ClusterSettings(
-                ray_address=flags["ray_address"],
-                encoders=flags["encoders"],
-                gpus_per_encoder=flags["gpus_per_encoder"],
-                decoders=flags["decoders"],
-            ),
+            cluster=cluster_settings(flags),
         )
+
+
+def cluster_settings(flags: dict[str, Any]) -> Any:
+    """Where a job runs."""
+    from deltacache.schemas.jobs import ClusterSettings
+
+    names = ("ray_address", "encoders", "gpus_per_encoder", "decoders")
+    return ClusterSettings(**{name: flags[name] for name in names})
+
+
+def as_trained(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of ``tokenize``: size, spacing, layers and backbone that are not given are those of the tokenizer.
+
+    Raises:
+        DeltacacheError: there is no tokenizer, or its backbone was a folder, which it knows by name alone.
+    """
+    from deltacache.models.checkpoints import recorded_config
+    from deltacache.schemas.errors import DeltacacheError
+    from deltacache.schemas.images import parse_size, size_text
+
+    said = recorded_config(flags["tokenizer"]) or {}  # a released file says nothing
+    backbone = said.get("backbone")
+    if flags["backbone"] is None and backbone is not None and backbone != "tiny" and "/" not in backbone:
+        raise DeltacacheError(
+            f"{flags['tokenizer']} was trained on features of the backbone in a folder {backbone!r}: give --backbone "
+            "with the path of that folder"
+        )
+    layers = said.get("layers")
+    recorded = {
+        "backbone": backbone,
+        "layers": ",".join(map(str, layers)) if layers else None,
+        "image_size": size_text(parse_size(said.get("image_size", 512))),
+        "spacing": tuple(said.get("spacing_s", (0.04, 0.3333))),
+    }
+    return flags | {name: value for name, value in recorded.items() if flags[name] is None}
 
 
 def training_settings(config: Any, flags: dict[str, Any]) -> Any:

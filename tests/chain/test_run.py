@@ -9,7 +9,7 @@ import yaml
 from deltacache.chain.demo import demo_config, run_demo
 from deltacache.chain.run import ChainConfig, run_chain
 from deltacache.schemas.configs import load_config, save_config
-from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 
 
@@ -60,3 +60,24 @@ def test_the_demo_uses_no_gpu(config: ChainConfig) -> None:
     for videos in (config.train_videos, config.test_videos):
         assert videos.cluster.gpus_per_encoder == 0
     assert config.device == "cpu"
+
+
+def test_a_training_with_steps_left_that_was_used_already_stops_the_chain_before_it_starts(
+    config: ChainConfig, tmp_path: Path
+) -> None:
+    """A world model that joined after the evaluation; --from-stage removes what is made again, and nothing else."""
+    out = tmp_path / "out"
+    for folder, steps in (("tokenizer", 1600), ("worlds/best-of-many", 1000)):
+        (out / folder / f"checkpoints/step-{steps:08d}").mkdir(parents=True)
+    (out / "evaluation").mkdir()
+    with pytest.raises(
+        MismatchError,
+        match=r"discriminative has 0 of 1,000 steps, but .*evaluation was made.*--from-stage evaluation",
+    ):
+        run_chain(config, out, SilentReporter())
+    assert (out / "evaluation").is_dir()
+    with pytest.raises(DeltacacheError, match="train does not exist"):  # the videos: the check let it through
+        run_chain(config, out, SilentReporter(), "evaluation")
+    assert not (out / "evaluation").exists()
+    assert (out / "tokenizer").is_dir()
+    assert (out / "worlds/best-of-many").is_dir()

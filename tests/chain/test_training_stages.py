@@ -1,6 +1,7 @@
 """Training in stages within a chain: the recipe files, what is refused, and a small chain to its end."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from deltacache.chain.demo import demo_config
+from deltacache.chain.described import describe_output
 from deltacache.chain.junction import draw_world
 from deltacache.chain.run import ChainConfig, ChainPaths, run_chain
 from deltacache.schemas.configs import (
@@ -17,7 +19,7 @@ from deltacache.schemas.configs import (
     tokenizer_preset,
     world_preset,
 )
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 
 
@@ -128,4 +130,19 @@ def test_a_chain_in_stages_to_its_end(tmp_path: Path) -> None:
         before = metadata["fingerprint"]
     files = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*") if path.is_file()}
     run_chain(config, out, SilentReporter())
-    assert files == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*") if path.is_file()}
+    assert "STALE" not in describe_output(out)
+    content["tokenizer"]["stages"][-1]["config"]["training"]["steps"] = 10
+    longer = ChainConfig.model_validate(content)
+    with pytest.raises(
+        MismatchError, match=r"tokenizer has 9 of 10 steps, but .*deltas.*--from-stage deltas"
+    ):
+        run_chain(longer, out, SilentReporter())
+    assert not (out / "tokenizer/checkpoints/step-00000010").exists()
+    (out / "tokenizer").rename(tmp_path / "kept")
+    shutil.copytree(out / "stages/tokenizer/cooldown1", out / "tokenizer")
+    stale = [line for line in describe_output(out).splitlines() if "STALE" in line]
+    assert len(stale) == 2  # the delta tokens and the evaluation
+    shutil.rmtree(out / "tokenizer")
+    (tmp_path / "kept").rename(out / "tokenizer")
+    assert "STALE" not in describe_output(out)
+    assert files == {path: path.stat().st_mtime_ns for path in files}

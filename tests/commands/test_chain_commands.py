@@ -95,8 +95,9 @@ def test_the_same_seed_gives_the_same_table(deltacache, chain: Chain, tmp_path: 
 
 
 def test_tokenizing_videos_equals_tokenizing_their_features(deltacache, chain: Chain, tmp_path: Path) -> None:
+    """Backbone, size and spacing are those of the tokenizer: none of them is given."""
     out = tmp_path / "deltas"
-    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, *SIZE, "--views", 40).done()
+    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, "--views", 40).done()
     assert open_dataset(out).card.fingerprint == open_dataset(chain.deltas).card.fingerprint
     direct, stored = load_deltas(out), load_deltas(chain.deltas)
     assert direct.clip_ids == stored.clip_ids
@@ -106,6 +107,30 @@ def test_tokenizing_videos_equals_tokenizing_their_features(deltacache, chain: C
     for one, other in zip(*shards, strict=True):
         assert one.name == other.name
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_another_size_than_the_tokenizers_is_said_by_who_makes_and_who_uses_it(
+    deltacache, chain: Chain, tmp_path: Path
+) -> None:
+    made = ("tokenize", chain.videos, tmp_path / "deltas", "--tokenizer", chain.tokenizer, "--image-size", 96)
+    said = "was trained on features of 64 px, but these are of 96 px"
+    assert said in deltacache(*made).done().stdout
+    small = ("--preset", "tiny", "--steps", 2, "--batch-size", 2)
+    trained = deltacache("train-world", tmp_path / "deltas", tmp_path / "world", *small).done()
+    assert f"the tokenizer of these tokens {said}" in trained.stdout
+    out = tmp_path / "results"
+    data = (
+        "--data",
+        f"clips={chain.held_out}",
+        "--tokenizer",
+        chain.tokenizer,
+        "--world",
+        tmp_path / "world",
+    )
+    scored = deltacache("evaluate", out, *data, "--horizons", "1", "--samples", 1).done()
+    wrong_way = "world was trained on features of 96 px, but these are of 64 px"
+    assert wrong_way in " ".join(scored.stdout.split())
+    assert wrong_way in (out / "notes.json").read_text()
 
 
 def test_a_finished_command_has_nothing_to_do(deltacache, chain: Chain) -> None:

@@ -90,6 +90,12 @@ def test_new_videos_and_views_are_computed_alone_and_settings_stay(
     assert '"clips": 5' in throughput  # a second view of three, two of the new one
     refused = deltacache("extract-features", videos, out, *FLAGS, "--views", 2, "--seed", 7)
     refused.refused("sampling.seed is 0, asked for 7")
+    (videos / clips[3].name).unlink()
+    fewer = deltacache("extract-features", videos, out, *FLAGS, "--views", 2).done()
+    assert (
+        f"1 planned videos are no longer in {videos}, or excluded now, such as {clips[3].name}"
+        in fewer.stdout
+    )
 
 
 def test_a_replaced_video_is_noticed_and_made_anew_when_asked(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,11 +28,17 @@ from deltacache.chain.stages import (
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
 from deltacache.pipeline.jobs.offline import extract_features, tokenize_features
+from deltacache.pipeline.storage.atomic import remove
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
+from deltacache.train.checkpoints import finished_checkpoints, steps_of
 from deltacache.train.workers.trainable import Workers
+
+ChainStage = Literal["tokenizer", "deltas", "worlds", "evaluation"]
+"""Stages that may be made again, in their order; each uses those before it."""
 
 
 class EvaluationPlan(Frozen):
@@ -122,14 +129,32 @@ class ChainPaths:
         return self.out / "worlds" / check_id(name, "world name")
 
 
-def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
+def run_chain(
+    config: ChainConfig, out: Path, reporter: Reporter, from_stage: ChainStage | None = None
+) -> ChainPaths:
     """Run every stage that is not finished yet.
 
+    Args:
+        from_stage: what this stage and those after it made is removed first, and made again.
+
     Raises:
-        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept.
+        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept. A training that has
+            steps left although something was made from it is refused before anything is done.
     """
     paths = ChainPaths(out)
     evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
+    made_from: dict[ChainStage, list[Path]] = {
+        "tokenizer": [out / "stages" / "tokenizer", paths.tokenizer],
+        "deltas": [paths.deltas],
+        "worlds": [out / "stages" / "worlds", out / "worlds"],
+        "evaluation": [paths.evaluation],
+    }
+    redone = list(made_from)[list(made_from).index(from_stage) :] if from_stage else []
+    removed = [folder for stage in redone for folder in made_from[stage] if folder.exists()]
+    _check_nothing_stale(config, paths, set(redone))
+    for folder in removed:
+        reporter.line(f"--from-stage {from_stage}: {folder} is removed and made again")
+        remove(folder)
     features, test = paths.train_features, paths.test_features
     with _timed("features of the training videos", reporter):
         extract_features(config.train_videos, features, reporter)
@@ -164,6 +189,41 @@ def run_chain(config: ChainConfig, out: Path, reporter: Reporter) -> ChainPaths:
     with _timed("evaluation", reporter):
         evaluate_clips(evaluation, reporter)
     return paths
+
+
+def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
+    """Refuse to train on, or again, what later stages have used already; ``redone`` stages are about to be removed."""
+    later: list[tuple[ChainStage, Path]] = [
+        ("deltas", paths.deltas),
+        *(("worlds", folder) for folder in sorted((paths.out / "worlds").glob("*"))),
+        ("evaluation", paths.evaluation),
+    ]
+    trainings: list[tuple[ChainStage, Sequence[TokenizerStage] | Sequence[WorldStage], Path]] = [
+        ("tokenizer", config.tokenizer_stages, paths.tokenizer),
+        *(("worlds", config.world_stages(name), paths.world(name)) for name in config.worlds),
+    ]
+    for kind, stages, last in trainings:
+        folders = paths.stage_folders(last, stages)
+        used_by: list[tuple[ChainStage, Path]] = [
+            (stage, folder) for stage, folder in later if kind == "tokenizer" or stage == "evaluation"
+        ]
+        for place, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+            checkpoints = finished_checkpoints(folder)
+            done, steps = steps_of(checkpoints[-1]) if checkpoints else 0, stage.config.training.steps
+            following: list[tuple[ChainStage, Path]] = [(kind, each) for each in folders[place + 1 :]]
+            used = [
+                each
+                for by, each in (*following, *used_by)
+                if by not in redone and kind not in redone and each.exists()
+            ]
+            if done < steps and used:
+                again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
+                raise MismatchError(
+                    f"{folder} has {done:,} of {steps:,} steps, but {', '.join(map(str, used))} "
+                    f"{'was' if len(used) == 1 else 'were'} made after it: training it now would leave that behind, "
+                    "made of another model. Put training.steps back, choose another output folder, or give "
+                    f"--from-stage {again}, which removes what is made from there on and makes it again"
+                )
 
 
 def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:

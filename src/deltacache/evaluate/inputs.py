@@ -66,6 +66,7 @@ class Models:
 
     tokenizers: tuple[Tokenizer, ...]
     worlds: tuple[World, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -116,9 +117,13 @@ def load_models(
     ready = {
         path: Tokenizer(_ready(each.model, device), each.fingerprint) for path, each in tokenizers.items()
     }
-    worlds = []
+    worlds, notes = (
+        [],
+        [card.other_size(each.metadata.get("image_size"), path) for path, each in tokenizers.items()],
+    )
     for path in settings.worlds:
         world = load_world(path, architecture=settings.architectures.get(str(path)))
+        notes.append(card.other_size(world.metadata.get("image_size"), path))
         if world.model.trains_on == "features":
             check_patch_world(world, path, card, features)
             own = None
@@ -126,7 +131,7 @@ def load_models(
             own = ready[_tokenizer_of(world, path, tokenizers)]
         worlds.append(_world_entry(world, own, settings.samples, device))
     _check_distinct(settings.worlds, worlds)
-    return Models(tuple(ready.values()), tuple(worlds))
+    return Models(tuple(ready.values()), tuple(worlds), tuple(filter(None, notes)))
 
 
 def _tokenizer_of(

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from deltacache.schemas.fingerprints import fingerprint_of
-from deltacache.schemas.images import ImageSize
+from deltacache.schemas.images import ImageSize, parse_size, sides, size_text
 from deltacache.schemas.layers import Layers
 
 FORMAT_VERSION = 2
@@ -126,6 +126,10 @@ class DatasetCard(Frozen):
     patch_grid: tuple[int, int]
     hidden_size: int
     tokens_per_frame: int = Field(default=1, ge=1, description="of deltas")
+    tokenizer_image_size: ImageSize | None = Field(
+        default=None,
+        description="of deltas: of the features that the tokenizer was trained on, if it says so",
+    )
     sampling: SamplingSettings
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
     code_version: str
@@ -148,6 +152,7 @@ class DatasetCard(Frozen):
         tokenizer: str,
         code_version: str,
         tokens_per_frame: int = 1,
+        tokenizer_image_size: Any = None,
     ) -> Self:
         """The card of the deltas that the tokenizer of this fingerprint makes from these features."""
         features_dtype = self.dtype if self.dtype != "float16" else None
@@ -159,7 +164,20 @@ class DatasetCard(Frozen):
                 "tokenizer_fingerprint": tokenizer,
                 "code_version": code_version,
                 "tokens_per_frame": tokens_per_frame,
+                "tokenizer_image_size": tokenizer_image_size,
             }
+        )
+
+    def other_size(self, trained_at: Any, what: object) -> str:
+        """That ``what`` was trained on features of another image size than these, in words; empty if it was not.
+
+        Sizes may differ (a recipe goes from 256 to 512 px), but never without a word. Released files do not say theirs.
+        """
+        if trained_at is None or sides(parse_size(trained_at)) == sides(self.image_size):
+            return ""
+        return (
+            f"{what} was trained on features of {size_text(parse_size(trained_at))} px, but these are of "
+            f"{size_text(self.image_size)} px"
         )
 
     @property

@@ -150,7 +150,12 @@ def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> No
             f"{resumed.folder} was trained with an effective batch of {batch_before}, now it is {batch_now}: batch x "
             "accumulation x workers must stay the same; change --batch-size or --accumulation so that it does"
         )
-    compared = metadata.keys() & resumed.metadata.keys() - {"config", "code_version", "effective_batch"}
+    compared = metadata.keys() & resumed.metadata.keys() - {
+        "config",
+        "code_version",
+        "effective_batch",
+        "backbone",  # its id; the weights are compared
+    }
     for name in sorted(compared):
         if metadata[name] != resumed.metadata[name]:
             raise MismatchError(

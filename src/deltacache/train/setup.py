@@ -229,6 +229,8 @@ def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dic
         "patch_grid": list(card.patch_grid),
         "hidden_size": card.hidden_size,
         "image_size": card.model_dump(mode="json", include={"image_size"})["image_size"],
+        "spacing_s": [card.sampling.spacing_min_s, card.sampling.spacing_max_s],
+        "backbone": card.backbone.id,
         **card.backbone.choice,
         "code_version": __version__,
     }

@@ -134,6 +134,9 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
     """What ``train_world`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
     dataset, build = open_world_inputs(request)
+    said = dataset.card.other_size(dataset.card.tokenizer_image_size, "the tokenizer of these tokens")
+    if said and group.rank == 0:
+        reporter.line(f"train world: {said}")
     output = open_output(request, dataset, "world", build, load_world, group)
     if output.finished is not None:
         return nothing_to_do("world", output.finished, config.training, reporter)

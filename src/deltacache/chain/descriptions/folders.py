@@ -1,5 +1,6 @@
 """What ``inspect`` says of folders with several outputs: contexts for generators, systems, chains."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,16 @@ from deltacache.chain.descriptions.lines import line, size_of
 from deltacache.chain.run import ChainPaths
 from deltacache.chain.systems import open_systems
 from deltacache.evaluate.generators.manifest import read_manifest
+from deltacache.evaluate.model_record import read_models
 from deltacache.evaluate.output import METRICS, SYSTEMS, SYSTEMS_TEXT
+from deltacache.models.checkpoints import CONFIG_FILE
 from deltacache.pipeline.datasets.inspection import describe
-from deltacache.pipeline.datasets.preparation import is_dataset
+from deltacache.pipeline.datasets.preparation import is_dataset, read_card
+from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.schemas.benchmarks import BENCHMARKS
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.train.checkpoints import finished_checkpoints
+from deltacache.train.stages import fingerprint_at
 
 
 def describe_contexts(path: Path) -> Iterator[str]:
@@ -93,7 +98,29 @@ def describe_chain(path: Path) -> Iterator[str]:
         (paths.evaluation, _evaluation),
     ]
     for folder, state in parts:
-        yield line(str(folder.relative_to(path)), state(folder))
+        stale = _made_of_others(paths, folder)
+        yield line(str(folder.relative_to(path)), state(folder) + (f"; STALE: {stale}" if stale else ""))
+
+
+def _made_of_others(paths: ChainPaths, folder: Path) -> str:
+    """Why a part of a chain is stale: of what other model or dataset it was made; empty if it is not."""
+    tokenizer = fingerprint_at(paths.tokenizer)
+    if folder == paths.deltas and is_dataset(folder):
+        made = read_card(dataset_root(folder)).tokenizer_fingerprint
+        return f"made by tokenizer {made}, which is {tokenizer} by now" if made != tokenizer else ""
+    if folder.parent == paths.out / "worlds" and finished_checkpoints(folder):
+        trained_on = json.loads((finished_checkpoints(folder)[-1] / CONFIG_FILE).read_bytes())
+        data = paths.train_features if "tokenizer_fingerprint" not in trained_on else paths.deltas
+        now = read_card(dataset_root(data)).fingerprint if is_dataset(data) else None
+        made = trained_on.get("data_fingerprint")
+        return f"trained on data {made}, which are {now} by now" if made != now else ""
+    record = read_models(folder) if folder == paths.evaluation else None
+    if record is None:
+        return ""
+    worlds = {fingerprint_at(world) for world in (paths.out / "worlds").glob("*")}
+    if record.tokenizer not in (None, tokenizer):
+        return f"of tokenizer {record.tokenizer}, which is {tokenizer} by now"
+    return "of world models that are others by now" if set(record.worlds) - worlds else ""
 
 
 def _trained(folder: Path, training: TrainingConfig) -> str:

@@ -22,7 +22,7 @@ _FULL_SETS: Mapping[BenchmarkName, tuple[int, str]] = MappingProxyType(
 
 def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: Inputs) -> list[str]:
     """In words, for the terminal, ``notes.json`` and the report."""
-    notes: list[str] = []
+    notes = [*inputs.models.notes]
     frames = dict(zip(settings.horizons, settings.frame_counts, strict=True))
     for name, each in found.items():
         notes.extend(sequence_notes(name, name, each, frames))

@@ -90,7 +90,7 @@ def open_run(settings: ClipEvaluation) -> Run:
         protocol=protocol,
         sequences=sequences,
         scenes=scenes,
-        notes=(*sequences.notes, *notes),
+        notes=(*sequences.notes, *models.notes, *notes),
         stamp=_stamp(settings, dataset, models),
         example_rows=frozenset(spread(tuple(scenes) or sequences.rows, settings.examples)),
         device=device,

@@ -51,8 +51,8 @@ DATASET_FILES = frozenset(
 """All that the commands put into a dataset's folder."""
 _SEAL = "dataset_crc32c"
 _MAKE_AGAIN = "run the command that made the dataset again"
-_NOT_SETTINGS = frozenset({"code_version", "black_crc32c", "backbone.id"})
-"""What may differ when a dataset is continued: who wrote it, and what the backbone's weights determine."""
+_NOT_SETTINGS = frozenset({"code_version", "black_crc32c", "backbone.id", "tokenizer_image_size"})
+"""What may differ when a dataset is continued: who wrote it, and what the weights determine."""
 
 
 def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from upath import UPath
 
+import deltacache.schemas
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFolder, folder_at, local_folders, remote_folders
 from deltacache.pipeline.inputs.found_videos import VideoSource, source_of, videos_of, videos_of_archives
@@ -38,6 +39,9 @@ from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 
 __all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "frame_seconds", "video_id_of"]
+
+EXCLUDE_LISTS = Path(deltacache.schemas.__path__[0]) / "exclude_lists"
+"""Lists that come with deltacache, each known by its name without suffix."""
 
 
 def find_videos(
@@ -232,8 +236,10 @@ def _without_excluded(
     A path that is no uri is taken as it stands, then from the working directory, then from the list's folder. Lines
     that name nothing are counted and shown.
     """
+    packaged = EXCLUDE_LISTS / f"{exclude_list}.txt"
+    place = packaged if packaged.is_file() and not exclude_list.exists() else exclude_list
     try:
-        lines = [line.strip() for line in decoded(exclude_list.read_bytes()).splitlines()]
+        lines = [line.strip() for line in decoded(place.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DeltacacheError(
             f"exclude list {exclude_list} cannot be read ({error}): it must be text in UTF-8, or UTF-16 with a "

@@ -192,11 +192,14 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
         black = black_patch_tokens_of(backbone, videos.image_size)
         features = features_card(videos, backbone, black, precision)
         check_tokenizer_fits(tokenizer, features, settings.tokenizer)
+        if said := features.other_size(tokenizer.metadata.get("image_size"), settings.tokenizer):
+            reporter.line(f"tokenize: {said}")
         card = features.deltas(
             store=videos.store,
             tokenizer=tokenizer.fingerprint,
             code_version=deltacache.__version__,
             tokens_per_frame=tokenizer.model.tokens_per_frame,
+            tokenizer_image_size=tokenizer.metadata.get("image_size"),
         )
         encoder = video_delta_encoder(videos, card, settings.tokenizer, black)
         return _encode_videos(job, _VideoJob(videos, settings, card, black, encoder))
@@ -217,12 +220,15 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
     features = open_dataset(root, "features")
     tokenizer = load_tokenizer(settings.tokenizer)
     check_tokenizer_fits(tokenizer, features.card, settings.tokenizer)
+    if said := features.card.other_size(tokenizer.metadata.get("image_size"), settings.tokenizer):
+        reporter.line(f"tokenize: {said}")
     with _job("tokenize", out, settings.cluster, reporter) as job:
         card = features.card.deltas(
             store=settings.store,
             tokenizer=tokenizer.fingerprint,
             code_version=deltacache.__version__,
             tokens_per_frame=tokenizer.model.tokens_per_frame,
+            tokenizer_image_size=tokenizer.metadata.get("image_size"),
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         settle(job.out)
@@ -262,6 +268,18 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
             return _checked(job, held, None, settings)
     elif plan.videos and _settle_changes(job, plan, held, sources, settings):
         plan, held = open_plan(out), None
+    there = {source.video_uri for source in sources}
+    gone = [
+        uri
+        for batch in plan.batches(["video_uri", "first_view"])
+        for uri, first in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        if first == 0 and uri not in there
+    ]
+    if gone:
+        job.reporter.line(
+            f"{len(gone)} planned videos are no longer in {settings.source}, or excluded now, such as {gone[0]}: what "
+            "was made of them stays"
+        )
     retried: list[ShardTask] = []
     if plan.videos and _retried(held or finish_dataset(out, plan), settings):
         retried = _failed_tasks(out, plan, None if settings.retry_failed else FailureReason.UNAVAILABLE)
