@@ -22,7 +22,7 @@ from deltacache.pipeline.inputs.lists import read_list
 from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
-from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 from deltacache.schemas.jobs import DecodeLimits
 
 
@@ -262,3 +262,38 @@ def test_rates_in_lists_of_other_kinds(tmp_path: Path, suffix: str) -> None:
         pq.write_table(pa.table({"path": ["a", "b"], "fps": [12.5, None]}), listed)
     rates = [getattr(entry, "frames_per_second", None) for entry in read_list(str(listed))]
     assert rates == [12.5, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ("folder,fps\na,10\nb,20\n", [10, 20]),
+        ("frame_rate;dir\n30000/1001;a\n0/0;b\n", [30000 / 1001, None]),
+    ],
+)
+def test_a_rate_makes_a_header(
+    tmp_path: Path, text: str, rates: list[float | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the other columns are called; and ffprobe writes rates as fractions."""
+    for name in ("a", "b"):
+        write_named(tmp_path / name, ["img_00001.png", "img_00002.png"])
+    (tmp_path / "list.csv").write_text(text)
+    entries = read_list(str(tmp_path / "list.csv"), tell=print)
+    assert entries == ["a", "b"]
+    assert [getattr(entry, "frames_per_second", None) for entry in entries] == rates
+    assert "not taken: fps" not in capsys.readouterr().out
+
+
+def test_a_folder_of_frames_named_like_a_video_keeps_its_rate(tmp_path: Path) -> None:
+    write_named(tmp_path / "clip.mp4", ["img_00001.png", "img_00002.png"])
+    (tmp_path / "list.csv").write_text("path,fps\nclip.mp4,10\n")
+    [video] = find_videos(str(tmp_path / "list.csv"), None)
+    with fetched(video.path, tmp_path) as read:
+        assert read.frames_per_second == 10
+
+
+def test_one_folder_with_two_rates_is_refused(tmp_path: Path) -> None:
+    write_named(tmp_path / "a", ["img_00001.png", "img_00002.png"])
+    (tmp_path / "list.csv").write_text("path,fps\na,10\n./a,20\n")
+    with pytest.raises(DeltacacheError, match=r"a is listed with 10\.0 and with 20\.0 frames per second"):
+        find_videos(str(tmp_path / "list.csv"), None)

@@ -11,8 +11,17 @@ from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
 from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
 from deltacache.pipeline.inputs.lists import Entry, Tell, read_list
-from deltacache.pipeline.inputs.locations import PlainFile, RatedFrames, Refused, location_text, rated_version
-from deltacache.pipeline.inputs.video_names import frame_seconds, is_video
+from deltacache.pipeline.inputs.locations import (
+    FrameObjects,
+    PlainFile,
+    RatedFrames,
+    Refused,
+    ZipFrames,
+    location_text,
+    parse_location,
+    rated_version,
+)
+from deltacache.pipeline.inputs.video_names import frame_seconds
 from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.pipeline.storage.remote_files import (
     client_errors,
@@ -119,9 +128,18 @@ def _entry(line: str, base: str, schemes: Collection[str]) -> _Entry:
 
 
 def _refuse_confusion(entries: Iterable[_Entry]) -> None:
-    """Two entries that differ in nothing but what is taken for credentials, and are not signed, are two videos."""
+    """Two entries that differ in nothing but what is taken for credentials, and are not signed, are two videos.
+
+    So are two that differ in nothing but the frame rate.
+    """
     known: dict[str, str] = {}
+    rates: dict[str, float | None] = {}
     for entry in entries:
+        if rates.setdefault(entry.uri, entry.frames_per_second) != entry.frames_per_second:
+            raise DeltacacheError(
+                f"{entry.uri} is listed with {rates[entry.uri]} and with {entry.frames_per_second} frames per second: "
+                "a video has one frame rate, so list it once"
+            )
         place = known.setdefault(entry.uri, entry.place)
         if place != entry.place and not (_SIGNED.search(place) and _SIGNED.search(entry.place)):
             raise DeltacacheError(
@@ -242,10 +260,18 @@ def _folder(entry: _Entry, names: set[str], *, is_listed: bool) -> ListedFolder:
 
 def _with_rate(video: VideoSource, rate: float | None) -> VideoSource:
     """Frames with the rate that the list tells; a video has times of its own."""
-    if rate is None or not video.version or is_video(video.video_uri):
+    if rate is None or not video.version or not _is_frames(video.path):
         return video
     location = location_text(RatedFrames(video.path, rate))
     return replace(video, path=location, version=rated_version(video.version, rate))
+
+
+def _is_frames(path: str) -> bool:
+    """By what lies there: folders of frames may be named ``clip.mp4``."""
+    location = parse_location(path)
+    if isinstance(location, PlainFile):
+        return not is_remote(location.place) and os.path.isdir(location.place)  # noqa: PTH112
+    return isinstance(location, FrameObjects | ZipFrames)
 
 
 def _frames(place: str, uri: str) -> VideoSource | None:

@@ -15,6 +15,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +323,13 @@ def _groups(suffix: str, content: bytes, forced: str | None) -> Iterator[list[Co
 def _without_header(rows: list[list[str]], only: str, *, guess: bool) -> list[Column]:
     """The columns of rows whose first may be a header.
 
-    It is one if it holds a usual name, or (``guess``) if nothing in it is named like a video while what follows is.
+    It is one if it holds a usual name (of a rate too), or (``guess``) if nothing in it is named like a video while
+    what follows is.
     """
     if not rows:
         return []
     first = [cell.strip() for cell in rows[0]]
-    is_header = any(_key(cell) in _USUAL for cell in first) or (
+    is_header = any(_key(cell) in _USUAL or _key(cell) in _RATES for cell in first) or (
         guess
         and not any(_named_like_a_video(cell) or "/" in cell for cell in first)
         and any(column.share(_named_like_a_video) > _URL for column in _columns(rows[1:], only, None))
@@ -340,6 +342,8 @@ def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | N
     columns = list[Column]()
     rate = next((place for place, name in enumerate(header or ()) if _key(name) in _RATES), None)
     for place in range(count):
+        if place == rate:
+            continue
         entries = [
             _rated(row[place].strip(), row[rate] if rate is not None and len(row) > rate else None)
             for row in rows
@@ -353,10 +357,10 @@ def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | N
 
 
 def _rated(entry: str, rate: Any) -> str:
-    """The entry with its frame rate, where that is a number above 0."""
+    """The entry with its frame rate, where that is a number above 0, or a fraction such as 30000/1001."""
     try:
-        value = float(rate)
-    except (TypeError, ValueError):
+        value = float(Fraction(str(rate)))
+    except (ValueError, ZeroDivisionError, OverflowError):
         return entry
     if not 0 < value < math.inf:
         return entry
