@@ -199,8 +199,8 @@ FrameRateOpt = Annotated[
     float | None,
     typer.Option(
         min=0.001,
-        help="Of folders of frames whose names only count them (img_00001.jpg): frames a second; 1000 for names in "
-        "milliseconds.",
+        help="Of folders of frames whose names only count them (img_00001.jpg, 00001.jpg): frames a second; 1000 for "
+        "names in milliseconds.",
     ),
 ]
 RetryForOpt = Annotated[

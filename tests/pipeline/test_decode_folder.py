@@ -297,3 +297,21 @@ def test_one_folder_with_two_rates_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,fps\na,10\n./a,20\n")
     with pytest.raises(DeltacacheError, match=r"a is listed with 10\.0 and with 20\.0 frames per second"):
         find_videos(str(tmp_path / "list.csv"), None)
+
+
+def test_frames_named_by_a_number_alone(tmp_path: Path) -> None:
+    """As DAVIS has them, in a folder and unpacked from a zip archive."""
+    folder = write_named(tmp_path / "bear", [f"{number:05d}.png" for number in range(20)])
+    assert refused(folder).reason is FailureReason.NO_TIMES
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"in/{file.name}")
+    rated = {"frames": 3, "spacing_min_s": 0.2, "spacing_max_s": 0.2, "frames_per_second": 10}
+    sha256 = set[str]()
+    for video in find_videos(str(tmp_path), None, frames_per_second=10):
+        with fetched(video.path, tmp_path) as read:
+            clip = decode(Path(read.path), **rated)
+            sha256.add(read.sha256)
+        assert [read_number(pixels) for pixels in clip.pixels] == list(clip.frame_indices)
+        np.testing.assert_allclose(np.diff(clip.timestamps_s), 0.2, atol=1e-6)
+    assert len(sha256) == 1

@@ -1,13 +1,15 @@
 """Finding videos: folders, globs, lists, folders of frames, and what is refused."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltacache.pipeline.inputs.sources import find_videos, frame_seconds, video_id_of
+from deltacache.pipeline.inputs.sources import find_videos, video_id_of
+from deltacache.pipeline.inputs.video_names import frames_among
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.errors import DeltacacheError
 
@@ -79,16 +81,43 @@ def test_folder_with_frames_is_one_video(tmp_path: Path) -> None:
     assert uris(tmp_path / "run.1") == ["run.1"]
 
 
-def test_frame_names_end_in_seconds() -> None:
-    names = {
-        "a_b_1.5.png": 1.5,
-        "_0.jpeg": 0.0,
-        "a_007.jpg": 7.0,
-        "a.jpg": None,
-        "a_1.5.mp4": None,
-        "a_-1.jpg": None,
-    }
-    assert {name: frame_seconds(name) for name in names} == names
+def test_frame_names_end_in_numbers() -> None:
+    names = {"a_b_1.5.png": "1.5", "_0.jpeg": "0", "a_007.jpg": "007"}
+    others = ["a.jpg", "a_1.5.mp4", "a_-1.jpg", "00001.jpg", "._a_1.jpg"]
+    assert frames_among([*names, *others]) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "are_frames"),
+    [
+        (["00001.jpg", "00002.JPG", "notes.txt", "._00001.jpg"], True),
+        (["00001.jpg"], False),
+        (["1.jpg", "2.jpg", "cover.jpg"], False),
+        (["1.0.png", "2.0.png"], False),
+    ],
+)
+def test_names_that_are_numbers_alone(names: list[str], are_frames: bool) -> None:
+    assert frames_among(names) == ({"00001.jpg": "00001", "00002.JPG": "00002"} if are_frames else {})
+
+
+def test_numbered_pictures_are_videos_where_a_rate_is_given(tmp_path: Path) -> None:
+    """In folders and zip archives; without a rate a line names them, as they may be masks or thumbnails."""
+    make(tmp_path, "d/bear/00000.jpg", "d/bear/00001.jpg", "d/x/clip.mp4", "d/x/1.jpg", "d/x/2.jpg")
+    with zipfile.ZipFile(tmp_path / "d/z.zip", "w") as archive:
+        for name in ("in/1.png", "in/2.png"):
+            archive.writestr(name, "x")
+    videos = find_videos(str(tmp_path / "d"), None, frames_per_second=24)
+    assert [video.video_uri for video in videos] == ["bear", "x/clip.mp4", "z.zip/in"]
+    lines: list[str] = []
+    videos = find_videos(str(tmp_path / "d"), None, tell=lines.append)
+    assert [video.video_uri for video in videos] == ["x/clip.mp4"]
+    assert "2 folders of pictures that are named by a number alone (bear, z.zip/in) are not read" in lines[0]
+    for source in ("d/bear", "d/z.zip", "d/b*"):
+        with pytest.raises(DeltacacheError, match=r"and no other video: .* give --frames-per-second"):
+            find_videos(str(tmp_path / source), None)
+    (tmp_path / "list.csv").write_text("path,fps\nd/bear,24\nd/z.zip/in,\n")
+    videos = find_videos(str(tmp_path / "list.csv"), None)
+    assert [video.video_uri for video in videos] == ["d/bear", "d/z.zip/in"]
 
 
 @pytest.mark.parametrize(

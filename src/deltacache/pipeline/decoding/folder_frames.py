@@ -1,4 +1,4 @@
-"""A folder of frames as a video: ``<video>/<anything>_<number>.jpg``, or another kind of picture.
+"""A folder of frames as a video: ``<video>/<anything>_<number>.jpg``, ``<video>/<number>.jpg``, or another picture.
 
 Numbers with a decimal point are seconds. Where no name of a folder has one, they count frames (or milliseconds, or
 anything else that passes at a constant rate), and how many of them a second has must be said.
@@ -15,7 +15,7 @@ import PIL.WebPImagePlugin  # noqa: F401
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deltacache.pipeline.decoding.frame_source import IndexedFrame
-from deltacache.pipeline.inputs.video_names import frame_number
+from deltacache.pipeline.inputs.video_names import frames_among
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF")
@@ -31,12 +31,14 @@ class FolderSource:
 
     def __init__(self, path: str, frames_per_second: float | None = None) -> None:
         try:
-            named = [(number, file) for file in Path(path).iterdir() if (number := frame_number(file.name))]
+            files = {file.name: file for file in Path(path).iterdir()}
         except OSError as error:
             raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror}") from error
+        named = [(number, files[name]) for name, number in frames_among(files).items()]
         if not named:
             raise VideoRefusedError(
-                FailureReason.NO_FRAMES, "no file is named <anything>_<seconds>.jpg or .png"
+                FailureReason.NO_FRAMES,
+                "no picture is named <anything>_<seconds>.jpg, and not all are named by a number alone",
             )
         timed = sorted((float(number), file) for number, file in named)
         self.decoder, rate = "frames", 1.0

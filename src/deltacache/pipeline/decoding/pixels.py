@@ -66,7 +66,13 @@ def _extraction_of(root: Path | UPath) -> ExtractionSettings | None:
 
 def _paths(settings: ExtractionSettings) -> dict[str, str]:
     try:
-        videos = find_videos(settings.source, None, settings.column, schemes=settings.allow_schemes)
+        videos = find_videos(
+            settings.source,
+            None,
+            settings.column,
+            schemes=settings.allow_schemes,
+            frames_per_second=settings.sampling.frames_per_second,
+        )
     except DeltacacheError:
         return {}  # the folder is gone
     return {video.video_uri: video.path for video in videos}

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from deltacache.pipeline.inputs.archive_parts import ArchiveFile, JoinedFile, is_tar, open_parts, part_names
 from deltacache.pipeline.inputs.locations import Location, Refused, TarVideo, ZipFrames, ZipVideo
-from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, suffix_of
+from deltacache.pipeline.inputs.video_names import are_numbers_alone, frames_among, is_video, suffix_of
 from deltacache.pipeline.storage.remote_files import client_errors, host_of, may_pass, refusal_of, retried
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
@@ -49,13 +49,14 @@ class ArchivedVideo:
 
     Attributes:
         inner: its name in the archive, "" for the archive itself.
-        version: see ``VideoSource``.
+        version, is_counted: see ``VideoSource``.
     """
 
     inner: str
     location: Location
     size_bytes: int
     version: str
+    is_counted: bool = False
 
 
 def videos_in_archive(
@@ -138,12 +139,15 @@ def open_zip(archive: str, parts: int) -> ZipDirectory:
     except BaseException:
         file.close()
         raise
-    folders: dict[str, list[zipfile.ZipInfo]] = {}
-    with_videos = {_folder_of(name) for name in members if is_video(name)}
+    files: dict[str, dict[str, zipfile.ZipInfo]] = {}  # by folder and name
     for name, info in sorted(members.items()):
-        folder = _folder_of(name)
-        if folder not in with_videos and frame_seconds(name.rpartition("/")[2]) is not None:
-            folders.setdefault(folder, []).append(info)
+        folder, _, own = name.rpartition("/")
+        files.setdefault(folder, {})[own] = info
+    folders = {
+        folder: [held[name] for name in frames]
+        for folder, held in files.items()
+        if not any(map(is_video, held)) and (frames := frames_among(held))
+    }
     return ZipDirectory(file, opened, members, folders)
 
 
@@ -154,10 +158,6 @@ def _is_wanted(info: zipfile.ZipInfo) -> bool:
 def _is_hidden(name: str) -> bool:
     """As in folders: anything under a name that starts with a dot; and what macOS adds to archives."""
     return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
-
-
-def _folder_of(name: str) -> str:
-    return name.rpartition("/")[0]
 
 
 def _correct_separators(members: list[zipfile.ZipInfo]) -> None:
@@ -210,7 +210,8 @@ def _zip_videos(archive: str, parts: int) -> list[ArchivedVideo]:
         for folder, frames in directory.folders.items():
             size = sum(frame.file_size for frame in frames)
             location = ZipFrames(archive, parts, folder)
-            videos.append(ArchivedVideo(folder, location, size, zip_version(frames)))
+            counted = are_numbers_alone(frame.filename.rpartition("/")[2] for frame in frames)
+            videos.append(ArchivedVideo(folder, location, size, zip_version(frames), counted))
         return videos
     finally:
         directory.close()

@@ -48,7 +48,7 @@ from deltacache.pipeline.inputs.locations import (
 )
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
-    frame_seconds,
+    frames_among,
     spooled_frame_name,
     suffix_of,
 )
@@ -217,11 +217,10 @@ def _local(path: str) -> FetchedVideo:
     about = os.stat(path)  # noqa: PTH116 - one call for kind, size and time
     if stat.S_ISDIR(about.st_mode):
         with os.scandir(path) as entries:
-            frames = [
-                (entry.name, entry.stat()) for entry in entries if frame_seconds(entry.name) is not None
-            ]
-        version = str(max((frame.st_mtime_ns for _, frame in frames), default=about.st_mtime_ns))
-        readers = {name: _local_chunks(f"{path}/{name}", frame) for name, frame in frames}
+            files = {entry.name: entry for entry in entries}
+        frames = {name: files[name].stat() for name in frames_among(files)}
+        version = str(max((frame.st_mtime_ns for frame in frames.values()), default=about.st_mtime_ns))
+        readers = {name: _local_chunks(f"{path}/{name}", frame) for name, frame in frames.items()}
         return _frames(readers, version, None, path)
     if not stat.S_ISREG(about.st_mode):  # reading a pipe or a device may never end
         raise VideoRefusedError(FailureReason.UNREADABLE, "not a regular file")
@@ -306,7 +305,7 @@ def _frame_objects(url: str) -> tuple[dict[str, Iterator[bytes]], str]:
     fs, path = filesystem_of(url)
     found = fs.find(path, maxdepth=1, detail=True)
     infos = {place.rpartition("/")[2]: info for place, info in sorted(found.items())}
-    infos = {name: info for name, info in infos.items() if frame_seconds(name) is not None}
+    infos = {name: infos[name] for name in frames_among(infos)}
     readers = {name: _object_chunks(f"{url}/{name}", 0, info.get("size")) for name, info in infos.items()}
     return readers, frames_version((name, version_of(info)) for name, info in infos.items())
 

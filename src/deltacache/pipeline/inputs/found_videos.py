@@ -1,14 +1,14 @@
 """One video as it was found, and what the files of one folder are: videos, frames, archives."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from deltacache.pipeline.inputs.archive_parts import archives_among, looks_like_archive
 from deltacache.pipeline.inputs.archives import videos_in_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder
 from deltacache.pipeline.inputs.locations import FrameObjects, Location, PlainFile, location_text
-from deltacache.pipeline.inputs.video_names import frame_seconds, is_video, video_id_of
+from deltacache.pipeline.inputs.video_names import are_numbers_alone, frames_among, is_video, video_id_of
 from deltacache.pipeline.storage.remote_files import frames_version, is_remote
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.secrets import without_secrets
@@ -27,6 +27,8 @@ class VideoSource:
         size_bytes: of the file, or of all frames together; 0 for a link or a list's entry that leads nowhere.
         version: a cheap token that changes when the video is replaced: mtime_ns (of frames the newest), ETag,
             checksums of a zip's directory; "" unknown.
+        is_counted: pictures that were found, not named by a list, and whose names are numbers alone: they are a video
+            if a frame rate is given.
     """
 
     video_id: str
@@ -34,12 +36,13 @@ class VideoSource:
     path: str
     size_bytes: int
     version: str = ""
+    is_counted: bool = False
 
 
 def videos_of(folder: ListedFolder) -> Iterator[VideoSource]:
     """The videos directly in a folder: files, archives' content, or the folder itself when it holds frames."""
     videos = [name for name in folder.files if is_video(name)]
-    frames = [] if videos else [name for name in folder.files if frame_seconds(name) is not None]
+    frames = [] if videos else frames_among(folder.files)
     if frames:
         yield frames_source(folder, frames)
     for name in videos:
@@ -49,16 +52,18 @@ def videos_of(folder: ListedFolder) -> Iterator[VideoSource]:
         yield from videos_of_archives(folder, None)
 
 
-def frames_source(folder: ListedFolder, frames: Iterable[str]) -> VideoSource:
+def frames_source(folder: ListedFolder, frames: Collection[str]) -> VideoSource:
     """A folder of frames as a video; the folder searched goes by its own name."""
     files = [folder.files[name] for name in sorted(frames)]
     size = sum(file.size_bytes for file in files)
     uri = folder.uri or PurePosixPath(folder.place).name
     if not is_remote(folder.place):
         newest = max(int(file.version or 0) for file in files)
-        return source_of(uri, PlainFile(folder.place), ListedFile(size, str(newest)))
-    versions = ((name, folder.files[name].version) for name in sorted(frames))
-    return source_of(uri, FrameObjects(folder.place), ListedFile(size, frames_version(versions)))
+        video = source_of(uri, PlainFile(folder.place), ListedFile(size, str(newest)))
+    else:
+        versions = ((name, folder.files[name].version) for name in sorted(frames))
+        video = source_of(uri, FrameObjects(folder.place), ListedFile(size, frames_version(versions)))
+    return replace(video, is_counted=are_numbers_alone(frames))
 
 
 def videos_of_archives(folder: ListedFolder, wanted: set[str] | None) -> Iterator[VideoSource]:
@@ -70,7 +75,8 @@ def videos_of_archives(folder: ListedFolder, wanted: set[str] | None) -> Iterato
         uri = folder.uri_of(archive.name)
         for video in videos_in_archive(archive, folder.place_of, version):
             inner = f"{uri}/{video.inner}" if video.inner else uri
-            yield source_of(inner, video.location, ListedFile(video.size_bytes, video.version))
+            source = source_of(inner, video.location, ListedFile(video.size_bytes, video.version))
+            yield replace(source, is_counted=video.is_counted)
 
 
 def source_of(uri: str, location: Location, file: ListedFile) -> VideoSource:

@@ -21,7 +21,7 @@ from deltacache.pipeline.inputs.locations import (
     parse_location,
     rated_version,
 )
-from deltacache.pipeline.inputs.video_names import frame_seconds
+from deltacache.pipeline.inputs.video_names import frames_among
 from deltacache.pipeline.storage.parallel import in_threads
 from deltacache.pipeline.storage.remote_files import (
     client_errors,
@@ -234,7 +234,7 @@ class _Looking:
         at = ListedFolder(folder.place, above, folder.files, folder.query)
         videos = list(videos_of_archives(at, {entry.name}))
         if inside:
-            videos = [video for video in videos if video.video_uri == entry.uri]
+            videos = [replace(video, is_counted=False) for video in videos if video.video_uri == entry.uri]
         if not videos:  # kept, so that fetching refuses and counts it
             self.missing.append(entry.place)
             message = "its archive is not there, or does not hold it"
@@ -263,7 +263,7 @@ def _with_rate(video: VideoSource, rate: float | None) -> VideoSource:
     if rate is None or not video.version or not _is_frames(video.path):
         return video
     location = location_text(RatedFrames(video.path, rate))
-    return replace(video, path=location, version=rated_version(video.version, rate))
+    return replace(video, path=location, version=rated_version(video.version, rate), is_counted=False)
 
 
 def _is_frames(path: str) -> bool:
@@ -287,5 +287,5 @@ def _frames(place: str, uri: str) -> VideoSource | None:
         if is_remote(place) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise
         return None  # fetching says what is wrong with it
-    frames = [name for name in folder.files if frame_seconds(name) is not None]
-    return frames_source(folder, frames) if frames else None
+    frames = frames_among(folder.files)
+    return replace(frames_source(folder, frames), is_counted=False) if frames else None

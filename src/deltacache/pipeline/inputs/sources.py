@@ -19,7 +19,6 @@ from deltacache.pipeline.inputs.lists import LIST_SUFFIXES, Tell
 from deltacache.pipeline.inputs.locations import PlainFile
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
-    frame_seconds,
     is_video,
     suffix_of,
     video_id_of,
@@ -38,7 +37,7 @@ from deltacache.pipeline.storage.remote_files import (
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 
-__all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "frame_seconds", "video_id_of"]
+__all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "video_id_of"]
 
 EXCLUDE_LISTS = Path(deltacache.schemas.__path__[0]) / "exclude_lists"
 """Lists that come with deltacache, each known by its name without suffix."""
@@ -50,6 +49,7 @@ def find_videos(
     column: str | None = None,
     tell: Tell | None = None,
     schemes: Collection[str] = (),
+    frames_per_second: float | None = None,
 ) -> list[VideoSource]:
     """All videos of ``source``, sorted by uri, without the excluded ones.
 
@@ -60,6 +60,8 @@ def find_videos(
         column: of a list, by name or number; None: chosen as ``lists.read_list`` says.
         tell: is given lines about what was chosen and what was left out.
         schemes: of urls, in lists too, that are opened beside the known ones.
+        frames_per_second: without it, folders of pictures that are named by numbers alone are no videos, unless a
+            list names them.
 
     Raises:
         DeltacacheError: it does not exist or holds no video, or every video is excluded.
@@ -68,6 +70,8 @@ def find_videos(
         raise DeltacacheError(refused)
     found = _find(source, column, tell, schemes)
     videos = sorted(_unique(found), key=lambda video: video.video_uri)
+    if frames_per_second is None:
+        videos = _without_counted(videos, source, tell)
     kept = videos if exclude_list is None else _without_excluded(videos, source, exclude_list, tell)
     if videos and not kept:
         raise DeltacacheError(
@@ -78,6 +82,18 @@ def find_videos(
 
 def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
     return list({video.video_uri: video for video in videos}.values())
+
+
+def _without_counted(videos: list[VideoSource], source: str, tell: Tell | None) -> list[VideoSource]:
+    counted = [video.video_uri for video in videos if video.is_counted]
+    names = f"{', '.join(counted[:3])}{', ...' if len(counted) > 3 else ''}"
+    about = f"{source}: {len(counted)} folders of pictures that are named by a number alone ({names})"
+    way_out = "if they are frames of videos, give --frames-per-second (1000 for milliseconds), or a list of the folders"
+    if counted and len(counted) == len(videos):
+        raise DeltacacheError(f"{about} and no other video: {way_out} with a column frames_per_second")
+    if counted and tell is not None:
+        tell(f"{about} are not read: {way_out}")
+    return [video for video in videos if not video.is_counted]
 
 
 def _find(

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 # fmt: off
@@ -12,7 +13,7 @@ VIDEO_SUFFIXES = frozenset({
 # fmt: on
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif"})
 _FRAME = re.compile(
-    r"(?!\.).*_(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png|webp|bmp|avif))",
+    r"(?!\.)(?P<before>.*_)?(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png|webp|bmp|avif))",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -35,19 +36,25 @@ def is_video(name: str) -> bool:
     return suffix_of(name) in VIDEO_SUFFIXES
 
 
-def frame_number(name: str) -> str | None:
-    """The number at the end of a frame's name, ``<anything>_<number>.jpg``; None for any other file.
+def frames_among(names: Collection[str]) -> dict[str, str]:
+    """The frames among the files of one folder, by name, and the number of each as it stands in its name.
+
+    They are named ``<anything>_<number>.jpg``. Where none is, they are named by a whole number alone
+    (``00001.jpg``), if every picture is, and there are several: a few pictures are no video.
 
     Hidden files are none: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
     """
-    match = _FRAME.fullmatch(name)
-    return None if match is None else match["number"]
+    matches = {name: match for name in names if (match := _FRAME.fullmatch(name))}
+    if named := {name: match["number"] for name, match in matches.items() if match["before"]}:
+        return named
+    counted = {name: match["number"] for name, match in matches.items() if "." not in match["number"]}
+    pictures = sum(suffix_of(name) in PICTURE_SUFFIXES and not name.startswith(".") for name in names)
+    return counted if len(counted) == pictures > 1 else {}
 
 
-def frame_seconds(name: str) -> float | None:
-    """The number in the name of a frame; None for any other file. In a folder without a decimal point it counts."""
-    number = frame_number(name)
-    return None if number is None else float(number)
+def are_numbers_alone(frames: Iterable[str]) -> bool:
+    """Whether frames are named by nothing but numbers, as pictures of any kind are, too."""
+    return not any("_" in name for name in frames)
 
 
 def spooled_frame_name(number: int, name: str) -> str:
@@ -58,5 +65,5 @@ def spooled_frame_name(number: int, name: str) -> str:
     """
     match = _FRAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is not named <anything>_<seconds>.jpg or .png")
+        raise ValueError(f"{name!r} is not named <anything>_<number>.jpg or <number>.jpg")
     return f"{number:07d}_{match['number']}{match['suffix'].lower()}"

@@ -257,7 +257,12 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     job.reporter.line(f"looking for videos in {settings.source}")
     set_patience(settings.limits.retry_s)
     sources = find_videos(
-        settings.source, settings.exclude_list, settings.column, job.reporter.line, settings.allow_schemes
+        settings.source,
+        settings.exclude_list,
+        settings.column,
+        job.reporter.line,
+        settings.allow_schemes,
+        settings.sampling.frames_per_second,
     )
     prepare_dataset(out, work.card, work.black)
     settle(out)

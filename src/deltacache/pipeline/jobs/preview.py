@@ -58,7 +58,12 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
     set_patience(settings.limits.retry_s)
     notes = list[str]()
     sources = find_videos(
-        settings.source, settings.exclude_list, settings.column, notes.append, settings.allow_schemes
+        settings.source,
+        settings.exclude_list,
+        settings.column,
+        notes.append,
+        settings.allow_schemes,
+        settings.sampling.frames_per_second,
     )
     card = _card(settings)
     shape, clips = token_shape(card), len(sources) * settings.views
