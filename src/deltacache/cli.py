@@ -79,6 +79,7 @@ from deltacache.cli_options import (
     TrainingSplit,
     TrainSeedOpt,
     ViewsOpt,
+    WaitOpt,
     WandbOpt,
     WarmupOpt,
     WholeSizeOpt,
@@ -162,6 +163,7 @@ def extract_features(
     allow_scheme: AllowSchemeOpt = None,
     dry_run: DryRunOpt = False,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     encoders: EncodersOpt = None,
     gpus_per_encoder: GpusOpt = None,
     decoders: DecodersOpt = None,
@@ -177,7 +179,8 @@ def extract_features(
     if dry_run:
         from deltacache.pipeline.jobs.preview import preview_extraction
 
-        terminal_reporter().line(preview_extraction(settings, absolute(out)))
+        reporter = terminal_reporter()
+        reporter.line(preview_extraction(settings, absolute(out), reporter.line))
         return
     jobs.extract_features(settings, absolute(out), terminal_reporter())
 
@@ -228,6 +231,7 @@ def train_tokenizer(
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -246,7 +250,7 @@ def train_tokenizer(
     model = changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
     config = changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
     request = TrainingRequest(absolute(features), out, config, resume, device, init_from or continue_from)
-    launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address))
+    launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
 
 
 @app.command()
@@ -285,6 +289,7 @@ def tokenize(
     temporary_share: TemporaryShareOpt = 0.5,
     allow_scheme: AllowSchemeOpt = None,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     encoders: EncodersOpt = None,
     gpus_per_encoder: GpusOpt = None,
     decoders: DecodersOpt = None,
@@ -352,6 +357,7 @@ def train_world(
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -376,7 +382,7 @@ def train_world(
     model = changed(config.model, num_heads=heads, query=None if query is None else query.value)
     config = changed(config, training=training, model=model, candidates=candidates)
     request = TrainingRequest(absolute(source), out, config, resume, device, init_from or continue_from)
-    launch("world", request, terminal_reporter(), Workers(workers, ray_address))
+    launch("world", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
 
 
 @app.command("train-systems")
@@ -393,6 +399,7 @@ def train_systems(
     accumulation: AccumulationOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     device: DeviceOpt = "auto",
 ) -> None:
     """Train several world models on the same features, for one table; finished ones are skipped.
@@ -405,7 +412,14 @@ def train_systems(
     from deltacache.train.workers.trainable import Workers
 
     config = systems_preset(preset).changed(seed, accumulation)
-    train(config, absolute(features), out, Workers(workers, ray_address), device, terminal_reporter())
+    train(
+        config,
+        absolute(features),
+        out,
+        Workers(workers, ray_address, wait_for_nodes),
+        device,
+        terminal_reporter(),
+    )
 
 
 @app.command("compare-systems")
@@ -446,6 +460,7 @@ def compare_systems(
     precision: PrecisionOpt = Precision.auto,
     workers: EvaluationWorkersOpt = None,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     device: DeviceOpt = "auto",
 ) -> None:
     """Evaluate all systems of train-systems together and write one table of quality and cost.
@@ -482,6 +497,7 @@ def compare_systems(
         precision=precision.value,
         workers=workers,
         ray_address=ray_address,
+        wait_for_nodes_s=wait_for_nodes,
         device=device,
     )
     crops = 1 if set(named) == {CLIPS} else 2
@@ -618,6 +634,7 @@ def evaluate(
     precision: PrecisionOpt = Precision.auto,
     workers: EvaluationWorkersOpt = None,
     ray_address: AddressOpt = None,
+    wait_for_nodes: WaitOpt = 600.0,
     device: DeviceOpt = "auto",
 ) -> None:
     """Score reconstructions and sampled futures; writes Parquet tables and a report.
@@ -653,6 +670,7 @@ def evaluate(
         precision=precision.value,
         workers=workers,
         ray_address=ray_address,
+        wait_for_nodes_s=wait_for_nodes,
         device=device,
     )
     evaluate_and_show(settings, terminal_reporter())

@@ -223,9 +223,15 @@ AllowSchemeOpt = Annotated[
 ]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
 AddressOpt = Annotated[
-    str | None, typer.Option(help="Ray cluster to run on. [default: a local Ray that starts by itself]")
+    str | None,
+    typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray that starts by itself]"),
 ]
-EncodersOpt = Annotated[int | None, typer.Option(min=1, help="Encoder processes. [default: one a GPU]")]
+WaitOpt = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for a cluster to have room; 0: refuse at once.")
+]
+EncodersOpt = Annotated[
+    int | None, typer.Option(min=1, help="Encoder processes. [default: one a GPU, or a core]")
+]
 GpusOpt = Annotated[float | None, typer.Option(min=0, help="GPUs an encoder. [default: 1 if there are any]")]
 DecodersOpt = Annotated[int | None, typer.Option(min=1, help="Decode processes. [default: the CPUs left]")]
 PresetOpt = Annotated[

@@ -14,7 +14,7 @@ from deltacache.schemas.secrets import without_secrets
 def refuse_video_flags(context: typer.Context, source: str) -> None:
     """A feature dataset was sampled when it was made: flags about videos would do nothing."""
     kept = {"source", "out", "tokenizer", "store", "changed_videos"}
-    kept |= {"ray_address", "encoders", "gpus_per_encoder", "decoders"}
+    kept |= {"ray_address", "wait_for_nodes", "encoders", "gpus_per_encoder", "decoders"}
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params

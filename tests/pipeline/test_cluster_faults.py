@@ -75,7 +75,7 @@ def build_nothing() -> ShardWorker:
 @pytest.fixture(scope="module")
 def placement() -> Iterator[Placement]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers build the stub
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers build the stub
         with cluster(ClusterSettings(decoders=2, encoders=2)) as placement:
             yield placement
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deltacache.pipeline.cluster import TaskWorker, gpu_share, run_tasks
+from deltacache.pipeline.cluster import TaskWorker, run_tasks
+from deltacache.pipeline.work.placement import gpu_share
 from deltacache.schemas.errors import DeltacacheError
 
 ITEMS = list(range(9))

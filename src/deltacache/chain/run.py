@@ -65,7 +65,10 @@ class ChainConfig(Frozen):
     @property
     def trainers(self) -> Workers:
         """Who trains: several workers on the cluster of the training videos, if it has an address."""
-        return Workers(self.workers, self.train_videos.cluster.ray_address if self.workers > 1 else None)
+        cluster = self.train_videos.cluster
+        return Workers(
+            self.workers, cluster.ray_address if self.workers > 1 else None, cluster.wait_for_nodes_s
+        )
 
     @property
     def tokenizer_stages(self) -> tuple[TokenizerStage, ...]:

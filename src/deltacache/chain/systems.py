@@ -160,7 +160,9 @@ def _train(
     reporter: Reporter,
 ) -> SystemPaths:
     cluster = ClusterSettings(
-        ray_address=workers.ray_address, gpus_per_encoder=0 if device == "cpu" else None
+        ray_address=workers.ray_address,
+        gpus_per_encoder=0 if device == "cpu" else None,
+        wait_for_nodes_s=workers.wait_for_nodes_s,
     )
     for name, each in config.tokenizers.items():
         reporter.line(f"tokenizer {name}")

@@ -12,7 +12,7 @@ from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.datasets import AskedPrecision, Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.jobs import DEFAULT_BACKBONE
+from deltacache.schemas.jobs import DEFAULT_BACKBONE, WAIT_FOR_NODES_S
 from deltacache.schemas.refusals import problems_of
 from deltacache.schemas.texts import decoded
 from deltacache.schemas.yaml_files import load_config
@@ -109,6 +109,7 @@ class BenchmarkEvaluation(EvaluationSettings):
     cache: Path | None = Field(default=None, description="folder of feature datasets of the crops")
     workers: int | None = Field(default=None, ge=1, description="processes through Ray; None: this one")
     ray_address: str | None = None
+    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
 
     @model_validator(mode="after")
     def _what_belongs_to_data(self) -> Self:

@@ -1,34 +1,49 @@
 """Where the work runs: the one module of the pipeline that knows Ray.
 
-Encoders are actors that hold a model; each works on two shards at a time. An encoder has the videos of its shard
-decoded by Ray tasks, which run wherever a CPU is free, a few groups ahead of what it needs. The driver hands out
-shards, and hands them out again when the node or process that had them is lost.
+Encoders are actors that hold a model; each works on two shards at a time. An encoder has the videos of its shards
+decoded by Ray tasks, which run wherever a CPU is free; while the two shards keep fewer decoders busy than there are
+for the encoder, videos of the shards that it gets next are decoded too. The driver hands out shards, and hands them
+out again when the node or process that had them is lost.
 """
 
+import functools
 import logging
 import math
 import os
+import secrets
 import socket
+import threading
 import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
-from ray.exceptions import RayError, RayTaskError
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 import deltacache
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.decoding.native_log import native_log
-from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings, decode_group, groups_of, warm_up
+from deltacache.pipeline.decoding.work import (
+    DecodedGroup,
+    DecodeSettings,
+    decode_group,
+    group_bytes,
+    group_size,
+    groups_of,
+    warm_up,
+)
 from deltacache.pipeline.storage.remote_files import may_pass
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
-from deltacache.pipeline.work.placement import Node, Placement, place
+from deltacache.pipeline.work.placement import DecodeShare, Node, NoRoomError, Placement, place, place_tasks
 from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
 from deltacache.schemas.errors import DeltacacheError, StorageError
@@ -37,6 +52,9 @@ from deltacache.schemas.jobs import ClusterSettings
 SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward."""
 _POLL_S = 0.5
+_SAY_S = 120.0  # between two lines about the same wait
+_LONGEST_TEMP_DIR = 107 - len("/session_2026-11-30_06-51-58_123456_1234567/sockets/plasma_store") - 4
+"""Of the paths of sockets that Ray makes below its temporary folder, the longest has 107 bytes at the most."""
 _CONNECT_S = 10.0
 _HTTP2_SETTINGS = b"\x04"  # the kind of frame that both sides of HTTP/2, and so of gRPC, begin with
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
@@ -47,23 +65,96 @@ _DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
 
 
 @contextmanager
-def cluster(settings: ClusterSettings) -> Iterator[Placement]:
-    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards."""
+def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text: None) -> Iterator[Placement]:
+    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards.
+
+    Args:
+        say: hears which cluster was found, what is waited for, and what was asked for and is not used.
+
+    Raises:
+        DeltacacheError: no cluster answers, or it has no room for what was asked for within ``wait_for_nodes_s``.
+    """
     started = time.perf_counter()
     # On one machine the slots are counted in decoders: encoders share the cores with them.
-    with ray_running(settings.ray_address, (settings.decoders or os.cpu_count() or 1) + 1):
+    with ray_running(settings.ray_address, (settings.decoders or os.cpu_count() or 1) + 1, say):
+        ray_start_s = time.perf_counter() - started
         cores = os.cpu_count() if settings.ray_address is None else None
-        yield place(settings, nodes(), cores=cores, ray_start_s=time.perf_counter() - started)
+        gpus = settings.gpus_per_encoder or 0
+        placement = when_there_is_room(
+            lambda: place(settings, nodes(), cores=cores, ray_start_s=ray_start_s),
+            [{"CPU": 1, **({"GPU": gpus} if gpus else {})}] * (settings.encoders or 1)
+            + [{"CPU": 1}] * (settings.decoders or 1),
+            0 if settings.ray_address is None else settings.wait_for_nodes_s,
+            say,
+        )
+        for remark in placement.remarks:
+            say(remark)
+        yield placement
+
+
+RoomT = TypeVar("RoomT")
+
+
+def when_there_is_room(
+    find: Callable[[], RoomT],
+    bundles: Sequence[Mapping[str, float]],
+    wait_s: float,
+    say: Callable[[str], None],
+) -> RoomT:
+    """What ``find`` gives, as soon as it raises no ``NoRoomError``; until then an autoscaler is asked for nodes.
+
+    Args:
+        bundles: CPUs and GPUs that the autoscaler, if there is one, is asked for.
+
+    Raises:
+        NoRoomError: not within ``wait_s``.
+    """
+    started, said_at = time.monotonic(), -math.inf
+    try:
+        while True:
+            try:
+                return find()
+            except NoRoomError as error:
+                waited = time.monotonic() - started
+                if waited >= wait_s:
+                    after = (
+                        f" (waited {waited:.0f} s for nodes; --wait-for-nodes sets the limit)"
+                        if wait_s
+                        else ""
+                    )
+                    raise NoRoomError(f"{error}{after}") from error
+                if said_at == -math.inf:
+                    request_resources(bundles=[dict(bundle) for bundle in bundles])
+                if time.monotonic() - said_at > _SAY_S:
+                    said_at = time.monotonic()
+                    say(
+                        f"waiting for the cluster to grow, {waited:.0f} of at most {wait_s:g} s (--wait-for-nodes): "
+                        f"{error}"
+                    )
+            time.sleep(min(_POLL_S, wait_s))
+    finally:
+        if said_at != -math.inf:
+            request_resources(bundles=[])  # or the autoscaler keeps the nodes for ever
 
 
 @contextmanager
-def ray_running(ray_address: str | None, slots: int) -> Iterator[None]:
+def ray_running(
+    ray_address: str | None, slots: int, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Start a local Ray with this many CPU ``slots``, or join the one at ``ray_address``; leave it afterwards.
 
     Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
+
+    Raises:
+        DeltacacheError: no cluster answers, or a local Ray cannot start.
     """
-    with native_log(), _loopback_only() if ray_address is None else nullcontext():
-        _connect(ray_address, slots)
+    with native_log(), _authenticated(local=ray_address is None):
+        if ray_address is None:
+            with _loopback_only():
+                _start(slots)
+        else:
+            _join(ray_address)
+            say(_found(ray_address))
         try:
             yield
         finally:
@@ -87,21 +178,86 @@ def _loopback_only() -> Iterator[None]:
         del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
-def _connect(ray_address: str | None, slots: int) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if ray_address is None:
-        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
-        return
+@functools.cache
+def _own_token() -> str:
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _authenticated(*, local: bool) -> Iterator[None]:
+    """Token authentication as the user set it; else on, with a token of this process alone for a local Ray.
+
+    Ray itself would write a token for a local Ray to ``~/.ray/auth_token`` and leave it there. Every ``ray start``
+    finds it and asks for it from then on, but who joins by an address does not send it. Here a token that is found
+    is sent: a cluster without authentication takes no notice of it.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    tokens = AuthenticationTokenLoader.instance()
+    if before["RAY_AUTH_MODE"] is None and local:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
+    elif before["RAY_AUTH_MODE"] is None and tokens.has_token(ignore_auth_mode=True):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    tokens.reset_cache()
+    Config.initialize("")  # reads the mode from the environment
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        tokens.reset_cache()
+        Config.initialize("")
+
+
+_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _start(slots: int) -> None:
+    folder = Path(get_default_ray_temp_dir())
+    own: dict[str, Any] = {}
+    if len(os.fsencode(folder)) > _LONGEST_TEMP_DIR:
+        own["_temp_dir"] = "/tmp/ray"  # its sockets need a short path; videos still go to TMPDIR
+    try:
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **own, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        ray.shutdown()
+        raise DeltacacheError(
+            f"Ray does not start on this machine ({type(error).__name__}: {error}): it needs a temporary folder with "
+            f"a short path that can be written ({own.get('_temp_dir', folder)}; RAY_TMPDIR names another), and /dev/shm"
+        ) from error
+
+
+def _join(ray_address: str) -> None:
     package = str(Path(deltacache.__file__).parent)
+    # Names beyond ASCII, on nodes whose processes start without a locale.
+    environment = {"py_modules": [package], "env_vars": {"PYTHONUTF8": "1"}}
     try:
         _check_answers(ray_address)
-        ray.init(address=ray_address, runtime_env={"py_modules": [package]}, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+        ray.init(address=ray_address, runtime_env=environment, **_QUIET)
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         raise DeltacacheError(
             f"no Ray cluster answers at {ray_address} ({error}): start one with "
             "'ray start --head', or leave --ray-address out to run on this machine. A cluster with token "
-            "authentication answers only with RAY_AUTH_MODE=token and its token, see docs/cluster.md"
+            "authentication answers only to its own token, in RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH "
+            "names, with RAY_AUTH_MODE=token; see docs/cluster.md"
         ) from error
+
+
+def _found(ray_address: str) -> str:
+    """Which cluster was found, in words."""
+    there = nodes()
+    cpus, gpus = sum(node.cpus for node in there), sum(node.gpus for node in there)
+    free = ray.available_resources()
+    own = (
+        "; 'auto' takes whichever runs on this machine, so look whether it is yours"
+        if ray_address == "auto"
+        else ""
+    )
+    return (
+        f"Ray cluster at {ray.get_runtime_context().gcs_address}: {len(there)} nodes, {cpus:g} CPUs "
+        f"({free.get('CPU', 0):g} free), {gpus:g} GPUs ({free.get('GPU', 0):g} free){own}"
+    )
 
 
 def _check_answers(address: str) -> None:
@@ -124,7 +280,7 @@ def _check_answers(address: str) -> None:
 def nodes() -> list[Node]:
     """The machines of the cluster that live."""
     return [
-        Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
+        Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory", "object_store_memory")))
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -136,10 +292,14 @@ class DecodePlan:
 
     Attributes:
         locations: where each ``video_uri`` lies.
+        views: the most clips of a video.
+        videos: how many are to be decoded; None: all that are located.
     """
 
     settings: DecodeSettings
     locations: Mapping[str, str]
+    views: int = 1
+    videos: int | None = None
 
 
 @dataclass(slots=True)
@@ -168,9 +328,15 @@ def run_shards(
     """Do all the work; yields a result as each shard is committed, in no fixed order.
 
     Raises:
-        DeltacacheError: what a worker refused, such as a full disk; or encoders that do not start.
+        DeltacacheError: what a worker refused, such as a full disk; encoders that do not start, or find no room
+            within ``placement.wait_s``.
     """
-    pool = _Pool(build, decode, placement, events)
+    decoding = None
+    if decode is not None:
+        size, videos = group_bytes(decode.views, decode.settings), decode.videos or len(decode.locations)
+        shares = [placement.decode_share(each, size) for each in range(placement.encoders)]
+        decoding = _Decoding(decode, group_size(videos, placement.decoders), shares)
+    pool = _Pool(build, decoding, placement, events)
     try:
         pool.start()
         while not attempts.finished:
@@ -181,20 +347,125 @@ def run_shards(
         pool.stop()
 
 
+@dataclass(slots=True)
+class _Upcoming:
+    """Groups of a shard that an encoder has or gets next: those not asked for, and those asked for, in order."""
+
+    left: deque[tuple[tuple[PlannedVideo, ...], Mapping[str, str]]]
+    culprits: dict[str, str]
+    asked: deque[ray.ObjectRef] = field(default_factory=deque)
+    begun: bool = False
+
+
+class _Ahead:
+    """Has the videos of an encoder's shards decoded, as far ahead as its share allows. Several threads use it.
+
+    Shards that the encoder works on come first, then those that it gets next, in their order. So whoever waits for
+    a group never waits for a later shard to be encoded.
+    """
+
+    def __init__(self, settings: DecodeSettings, videos_at_once: int, share: DecodeShare) -> None:
+        self._settings, self._videos_at_once, self._share = settings, videos_at_once, share
+        self._task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
+        self._shards: dict[int, _Upcoming] = {}
+        self._gone: set[int] = set()
+        self._running: set[ray.ObjectRef] = set()
+        self._lock = threading.Lock()
+
+    def add(self, ticket: int, work: Work, locations: Mapping[str, str]) -> None:
+        """Have the videos of ``work`` decoded when their turn comes."""
+        with self._lock:
+            if ticket in self._shards or ticket in self._gone:  # calls of an actor overtake each other
+                return
+            groups = groups_of(work.task.videos, self._settings, self._videos_at_once)
+            located = (
+                (videos, {v.video_uri: locations[v.video_uri] for v in videos if v.video_uri in locations})
+                for videos in groups
+            )
+            self._shards[ticket] = _Upcoming(deque(located), dict(work.culprits))
+            self._ask()
+
+    def groups(self, ticket: int) -> Generator[DecodedGroup, None, None]:
+        """The groups of a shard in the plan's order. One counts as in flight until the next is asked for."""
+        shard = self._shards[ticket]
+        shard.begun = True
+        try:
+            while (ref := self._first(shard)) is not None:
+                yield ray.get(ref)
+                with self._lock:
+                    shard.asked.popleft()
+                    self._ask()
+        finally:
+            self.drop(ticket)
+
+    def drop(self, ticket: int) -> None:
+        """The shard is done with, or another encoder gets it."""
+        with self._lock:
+            self._gone.add(ticket)
+            shard = self._shards.pop(ticket, None)
+            for ref in shard.asked if shard else ():
+                self._running.discard(ref)
+                ray.cancel(ref)
+            self._ask()
+
+    def _first(self, shard: _Upcoming) -> "ray.ObjectRef | None":
+        """The next group, once it is decoded; None when there is no other."""
+        while True:
+            with self._lock:
+                self._ask()
+                if not shard.asked and not shard.left:
+                    return None
+                first = shard.asked[0]  # a shard that was begun has always one
+                # Whichever is decoded first makes room for another one, also where the encoder waits for a slow one.
+                running = {first, *self._running}
+            if first in ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)[0]:
+                return first
+
+    def _ask(self) -> None:
+        """Ask for as many groups as the share allows; with the lock held."""
+        if self._share.at_once < self._share.in_flight and self._running:
+            decoded, _ = ray.wait(
+                list(self._running), num_returns=len(self._running), timeout=0, fetch_local=False
+            )
+            self._running.difference_update(decoded)
+        in_flight = sum(len(shard.asked) for shard in self._shards.values())
+        while waiting := [shard for shard in self._shards.values() if shard.left]:
+            begun = [shard for shard in waiting if shard.begun]
+            shard = min(begun, key=lambda each: len(each.asked)) if begun else waiting[0]
+            full = in_flight >= self._share.in_flight or len(self._running) >= self._share.at_once
+            if full and (
+                shard.asked or not shard.begun
+            ):  # one that is tried alone may find all taken by others
+                break
+            videos, located = shard.left.popleft()
+            ref = self._task.remote(videos, located, self._settings, shard.culprits)
+            shard.asked.append(ref)
+            in_flight += 1
+            if self._share.at_once < self._share.in_flight:
+                self._running.add(ref)
+
+
 class _Encoder:
     """Actor: holds a worker."""
 
     def __init__(
-        self, build: Callable[[], ShardWorker], device: str, decode: DecodeSettings | None, window: int
+        self,
+        build: Callable[[], ShardWorker],
+        device: str,
+        decoding: tuple[DecodeSettings, int, DecodeShare] | None,
     ) -> None:
         if device == "cpu":
             # One thread: sums never depend on the machine's size. More encoders use more cores.
             import torch
 
             torch.set_num_threads(1)
-        self._build, self._settings, self._window = build, decode, window
+        self._build = build
+        self._ahead = _Ahead(*decoding) if decoding else None
         self._worker: ShardWorker | None = None
         self._counters = WorkCounters()
+
+    def here(self) -> None:
+        """Answers as soon as the process runs: it has found room."""
 
     def load(self) -> dict[str, Any]:
         """Build the worker; what was refused comes back as text."""
@@ -208,12 +479,24 @@ class _Encoder:
         """Clips a second of the worker's bare forward."""
         return self._loaded().measure()
 
-    def run(self, work: Work, locations: Mapping[str, str]) -> dict[str, Any]:
+    def expect(self, ticket: int, work: Work, locations: Mapping[str, str]) -> None:
+        """This work comes next: its videos may be decoded."""
+        if self._ahead is not None:
+            self._ahead.add(ticket, work, locations)
+
+    def forget(self, ticket: int) -> None:
+        """Another encoder gets the work that was expected."""
+        if self._ahead is not None:
+            self._ahead.drop(ticket)
+
+    def run(self, ticket: int, work: Work, locations: Mapping[str, str]) -> dict[str, Any]:
         """Do one piece of work; what was refused, and what may pass on another attempt, comes back as text."""
         groups: list[Generator[DecodedGroup, None, None]] = []
 
         def decode(of: Work) -> Iterator[DecodedGroup]:
-            groups.append(self._decoded(of, locations))
+            assert self._ahead is not None
+            self._ahead.add(ticket, of, locations)
+            groups.append(self._ahead.groups(ticket))
             return groups[-1]
 
         try:
@@ -233,6 +516,7 @@ class _Encoder:
         finally:
             for each in groups:
                 each.close()
+            self.forget(ticket)  # a generator that nobody began has nothing to end
 
     def clips(self) -> int:
         """Clips encoded in works that are under way."""
@@ -243,33 +527,39 @@ class _Encoder:
             raise RuntimeError("load() comes first")
         return self._worker
 
-    def _decoded(self, work: Work, locations: Mapping[str, str]) -> Generator[DecodedGroup, None, None]:
-        """Groups in the plan's order; ``window`` of them are decoded ahead."""
-        assert self._settings is not None
-        task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
-        left = iter(groups_of(work.task.videos, self._settings))
-        ahead: deque[ray.ObjectRef] = deque()
-        try:
-            while True:
-                while len(ahead) < self._window and (videos := next(left, None)):
-                    of = {v.video_uri: locations[v.video_uri] for v in videos if v.video_uri in locations}
-                    ahead.append(task.remote(videos, of, self._settings, dict(work.culprits)))
-                if not ahead:
-                    return
-                yield ray.get(ahead.popleft())
-        finally:
-            for ref in ahead:
-                ray.cancel(ref)
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How the encoders of a job have their videos decoded.
+
+    Attributes:
+        videos_at_once: in one task.
+        shares: of each encoder.
+    """
+
+    plan: DecodePlan
+    videos_at_once: int
+    shares: list[DecodeShare]
+
+    def located(self, work: Work) -> dict[str, str]:
+        """Where the videos of ``work`` lie."""
+        uris = [video.video_uri for video in work.task.videos]
+        return {uri: self.plan.locations[uri] for uri in uris if uri in self.plan.locations}
 
 
 @dataclass(slots=True)
 class _Member:
     """One encoder as the driver sees it."""
 
+    number: int
     actor: Any = None
+    placed: bool = False  # its process runs
     ready: bool = False
     starts: int = 0
     works: int = 0
+    expected: deque[tuple[int, Work, int]] = field(
+        default_factory=deque
+    )  # ticket, what comes next, its groups
     alone: bool = False  # what it works on must have no company
     under_way: int = 0  # clips encoded in works that have not ended
 
@@ -279,32 +569,44 @@ class _Pool:
     """The encoders, and what each was asked."""
 
     build: Callable[[], ShardWorker]
-    decode: DecodePlan | None
+    decoding: _Decoding | None
     placement: Placement
     events: Events
     members: list[_Member] = field(default_factory=list)
+    placing: dict[Any, _Member] = field(default_factory=dict)
     loading: dict[Any, _Member] = field(default_factory=dict)
     working: dict[Any, tuple[_Member, Any, Work]] = field(default_factory=dict)
     asking: dict[Any, _Member] = field(default_factory=dict)
     asked_at: float = 0.0
     held: Work | None = None  # waits for an encoder with room
+    tickets: int = 0  # works that were handed out
     lost: int = 0  # encoders that died, or were ended after an error
     patient_until: float = 0.0
+    placed_at: float = 0.0  # when an encoder last had a process
+    moved_at: float = 0.0  # when something last came out of an encoder
+    say_after: float = 0.0
 
     def start(self) -> None:
         """Start the encoders; return when all are ready, or as many as find room."""
-        for _ in range(self.placement.encoders):
-            member = _Member()
+        self.placed_at = time.monotonic()
+        for number in range(self.placement.encoders):
+            member = _Member(number)
             self.members.append(member)
             self._load(member)
         warming = self._warm_decoders()
         while self.loading and (time.monotonic() < self.patient_until or not self._ready()):
-            done, _ = ray.wait(list(self.loading), num_returns=1, timeout=_POLL_S)
+            done, _ = ray.wait([*self.placing, *self.loading], num_returns=1, timeout=_POLL_S)
             for ref in done:
-                self._loaded(ref)
-            self._say_if_nobody_is_there()
+                self._loaded(ref) if ref in self.loading else self._placed(ref)
+            self._check_somebody_is_there()
+        if self.loading:
+            self.events.line(
+                f"{len(self._ready())} of {len(self.members)} encoders begin; {self._whereabouts()}, and join when "
+                "they are ready"
+            )
         if warming:
             ray.wait(warming, num_returns=len(warming), timeout=_WARM_UP_S)
+        self.moved_at = time.monotonic()
         self.events.started(self.rates())
 
     def rates(self) -> list[float]:
@@ -320,29 +622,77 @@ class _Pool:
             return []  # one is lost already; the work that it gets will say so
 
     def hand_out(self, attempts: Attempts) -> None:
-        """Give work to encoders that have room, the idlest first."""
-        while (work := self.held or attempts.next()) is not None:
-            member = self._room_for(work)
-            self.held = work if member is None else None
-            if member is None:
+        """Give work to encoders that have room, the idlest first, and have the videos of what comes next decoded."""
+        while True:
+            if self.held is None:
+                self._begin_expected()
+                member = self._hungriest()
+                if member is None:
+                    return
+                work = attempts.next() or self._taken_from_another(member)
+                if work is None:
+                    return
+                if not work.alone:
+                    self._expect(member, work)
+                    continue
+                self.held = work
+            idle = next((each for each in self._ready() if not each.works), None)
+            if idle is None:
                 return
-            locations = self.decode.locations if self.decode else {}
-            uris = [video.video_uri for video in work.task.videos]
-            of = {uri: locations[uri] for uri in uris if uri in locations}
-            member.works += 1
-            member.alone = work.alone
-            self.working[member.actor.run.remote(work, of)] = member, member.actor, work
+            self.tickets += 1
+            self._begin(idle, self.tickets, self.held)
+            self.held = None
 
-    def _room_for(self, work: Work) -> _Member | None:
-        most = 0 if work.alone else SHARDS_AT_ONCE - 1
-        free = [member for member in self._ready() if member.works <= most and not member.alone]
-        return min(free, key=lambda member: member.works, default=None)
+    def _hungriest(self) -> _Member | None:
+        """The encoder with the least to do, of those that have room or may have more videos decoded."""
+        hungry = [each for each in self._ready() if self._may_expect(each)]
+        return min(hungry, key=lambda each: each.works + len(each.expected), default=None)
+
+    def _may_expect(self, member: _Member) -> bool:
+        if not member.expected and not member.alone and member.works < SHARDS_AT_ONCE:
+            return True
+        if self.decoding is None:
+            return False
+        return sum(groups for *_, groups in member.expected) < self.decoding.shares[member.number].in_flight
+
+    def _taken_from_another(self, member: _Member) -> Work | None:
+        """At the end of a job: the last work of the encoder that has most before it, for one that has none."""
+        if member.works or member.expected:
+            return None
+        other = max(self._ready(), key=lambda each: len(each.expected))
+        if not other.expected:
+            return None
+        ticket, work, _ = other.expected.pop()
+        other.actor.forget.remote(ticket)
+        return work
+
+    def _expect(self, member: _Member, work: Work) -> None:
+        self.tickets += 1
+        groups = 0
+        if self.decoding is not None:
+            member.actor.expect.remote(self.tickets, work, self.decoding.located(work))
+            size = self.decoding.videos_at_once
+            groups = len(groups_of(work.task.videos, self.decoding.plan.settings, size))
+        member.expected.append((self.tickets, work, groups))
+
+    def _begin_expected(self) -> None:
+        for member in self._ready():
+            while member.expected and member.works < SHARDS_AT_ONCE and not member.alone:
+                ticket, work, _ = member.expected.popleft()
+                self._begin(member, ticket, work)
+
+    def _begin(self, member: _Member, ticket: int, work: Work) -> None:
+        member.works += 1
+        member.alone = work.alone
+        located = self.decoding.located(work) if self.decoding else {}
+        self.working[member.actor.run.remote(ticket, work, located)] = member, member.actor, work
 
     def wait(self, attempts: Attempts) -> Iterator[ShardResult]:
         """Wait a moment for whatever comes; yields the results of committed shards."""
         self._ask()
-        self._say_if_nobody_is_there()
-        refs = [*self.working, *self.loading, *self.asking]
+        self._check_somebody_is_there()
+        self._check_something_moves()
+        refs = [*self.working, *self.placing, *self.loading, *self.asking]
         if not refs:
             time.sleep(_POLL_S)
             return
@@ -354,6 +704,8 @@ class _Pool:
                     yield result
             elif ref in self.asking:
                 self._told(ref)
+            elif ref in self.placing:
+                self._placed(ref)
             else:
                 self._loaded(ref)
 
@@ -365,31 +717,44 @@ class _Pool:
 
     def _warm_decoders(self) -> list[Any]:
         """Have decoders start while models are loaded."""
-        if self.decode is None:
+        if self.decoding is None:
             return []
         task = ray.remote(warm_up).options(num_cpus=1)
-        return [task.remote(self.decode.settings) for _ in range(self.placement.decoders)]
+        return [task.remote(self.decoding.plan.settings) for _ in range(self.placement.decoders)]
 
     def _ready(self) -> list[_Member]:
         return [member for member in self.members if member.ready]
 
     def _load(self, member: _Member) -> None:
         """Start an encoder, in place of the one that died; Ray finds room for it, waiting if need be."""
-        placement, settings = self.placement, self.decode.settings if self.decode else None
+        placement = self.placement
         kind = ray.remote(_Encoder).options(
             num_cpus=placement.cpus_per_encoder,
             num_gpus=placement.gpus_per_encoder,
-            max_concurrency=SHARDS_AT_ONCE + 1,  # one more, to be asked how far it is
+            max_concurrency=SHARDS_AT_ONCE + 1,  # one more, to be asked how far it is and to expect works
             scheduling_strategy="SPREAD",
         )
         if member.actor is not None:
             ray.kill(member.actor)
-        window = placement.window(SHARDS_AT_ONCE)
-        member.actor = kind.remote(self.build, placement.device, settings, window)
-        member.ready, member.under_way = False, 0
+        decoding = None
+        if self.decoding is not None:
+            each = self.decoding
+            decoding = each.plan.settings, each.videos_at_once, each.shares[member.number]
+        member.actor = kind.remote(self.build, placement.device, decoding)
+        member.placed = member.ready = False
+        member.under_way = 0
         member.starts += 1
         self.patient_until = time.monotonic() + _START_PATIENCE_S
+        self.placing[member.actor.here.remote()] = member
         self.loading[member.actor.load.remote()] = member
+
+    def _placed(self, ref: Any) -> None:
+        member = self.placing.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError:
+            return  # it did not start: what was to be loaded says so
+        member.placed = True
 
     def _loaded(self, ref: Any) -> None:
         member = self.loading.pop(ref)
@@ -419,18 +784,21 @@ class _Pool:
 
     def _worked(self, ref: Any, attempts: Attempts) -> ShardResult | None:
         member, actor, work = self.working.pop(ref)
+        self.moved_at = time.monotonic()
         member.works -= 1
         member.alone = False
         shard = f"shard {work.task.shard_id}"
         try:
             answer: dict[str, Any] = ray.get(ref)
         except RayTaskError as error:
-            self._replace(member, actor)  # after some errors (of CUDA) a process is good for nothing
+            self._replace(
+                member, actor, attempts
+            )  # after some errors (of CUDA) a process is good for nothing
             attempts.failed(work, _cause(error), lost=False)
             self.events.line(f"{shard} failed ({_cause(error)}): looking for the video that is to blame")
             return None
         except RayError as error:
-            self._replace(member, actor)
+            self._replace(member, actor, attempts)
             attempts.failed(work, f"its worker died ({type(error).__name__})", lost=True)
             self.events.line(f"the encoder of {shard} was lost: the shard is given to another")
             return None
@@ -444,10 +812,12 @@ class _Pool:
         member.starts = 0
         return None if work.kind is Kind.TRY else ShardResult(**answer["result"])
 
-    def _replace(self, member: _Member, actor: Any) -> None:
+    def _replace(self, member: _Member, actor: Any, attempts: Attempts) -> None:
         """Start another encoder, once for each that died, however many shards were lost with it."""
         if actor is member.actor and member.ready:
             self.lost += 1
+            while member.expected:  # was not begun, so nobody asks what it may have done
+                attempts.put_back(member.expected.pop()[1])
             self._load(member)
 
     def _ask(self) -> None:
@@ -459,20 +829,75 @@ class _Pool:
     def _told(self, ref: Any) -> None:
         member = self.asking.pop(ref)
         try:
-            member.under_way = ray.get(ref)
+            under_way: int = ray.get(ref)
         except RayError:
             return  # lost: the work that it had says so
+        if under_way != member.under_way:
+            self.moved_at = time.monotonic()
+        member.under_way = under_way
         if not self.asking:
             self.events.encoding(sum(each.under_way for each in self.members))
 
-    def _say_if_nobody_is_there(self) -> None:
-        if not self._ready() and time.monotonic() > self.patient_until:
-            self.patient_until = time.monotonic() + _START_PATIENCE_S
-            self.events.line(
-                f"no encoder is running: waiting for one of {len(self.loading)} to start. It is still loading its "
-                f"model, or the cluster has no node with {self.placement.gpus_per_encoder:g} GPUs and "
-                f"{self.placement.cpus_per_encoder:g} CPUs free"
+    def _whereabouts(self) -> str:
+        """Of encoders that are not ready: how many load their models, and how many wait for which room."""
+        loading = sum(member.placed and not member.ready for member in self.members)
+        homeless = sum(not member.placed for member in self.members)
+        one = self.placement
+        needs = f"{one.gpus_per_encoder:g} GPUs and " if one.gpus_per_encoder else ""
+        parts = [f"{loading} load their model"] if loading else []
+        if homeless:
+            parts.append(f"{homeless} wait for a node with {needs}{one.cpus_per_encoder:g} CPUs free")
+        return ", ".join(parts)
+
+    def _check_somebody_is_there(self) -> None:
+        """Say while no encoder works what is waited for.
+
+        Raises:
+            NoRoomError: no encoder has found room for ``wait_s``.
+        """
+        now = time.monotonic()
+        if any(member.placed for member in self.members):
+            self.placed_at = now
+        if self._ready():
+            return
+        if now - self.placed_at > self.placement.wait_s:
+            raise NoRoomError(
+                f"no encoder found room within {self.placement.wait_s:g} s (--wait-for-nodes): "
+                f"{self._whereabouts()}. Finished shards are kept; the same command goes on when there is room"
             )
+        if now > self.patient_until:
+            self.patient_until = now + _SAY_S
+            self.events.line(f"no encoder is running: {self._whereabouts()}{self._limit()}")
+
+    def _check_something_moves(self) -> None:
+        """Say when encoders have been waiting for long, and for what.
+
+        Raises:
+            NoRoomError: the cluster has had no CPU to decode on for ``wait_s``.
+        """
+        now = time.monotonic()
+        quiet = now - self.moved_at
+        if self.decoding is None or not self.working or not self._ready() or quiet < _SAY_S:
+            return
+        if now < self.say_after:
+            return
+        self.say_after = now + _SAY_S
+        there, free = nodes(), ray.available_resources().get("CPU", 0.0)
+        taken = self.placement.cpus_per_encoder * sum(member.placed for member in self.members)
+        possible = sum(node.cpus for node in there) - taken >= 1 and any(node.cpus >= 1 for node in there)
+        if not possible and quiet > self.placement.wait_s:
+            raise NoRoomError(
+                f"no CPU to decode on for {quiet:.0f} s (--wait-for-nodes): the {len(there)} nodes have none beside "
+                "the encoders. Finished shards are kept; the same command goes on when there are CPUs"
+            )
+        self.events.line(
+            f"nothing was encoded for {quiet:.0f} s: decoding is slow, or waits for a CPU ({len(there)} nodes, "
+            f"{free:g} CPUs free){'' if possible else self._limit()}"
+        )
+
+    def _limit(self) -> str:
+        wait_s = self.placement.wait_s
+        return "" if math.isinf(wait_s) else f"; given up after {wait_s:g} s (--wait-for-nodes)"
 
 
 def _cause(error: RayError) -> str:
@@ -515,38 +940,45 @@ class TaskWorker(Protocol):
 
 
 def run_tasks(
-    build: Callable[[str], TaskWorker], items: Sequence[Any], workers: int, ray_address: str | None = None
+    build: Callable[[str], TaskWorker],
+    items: Sequence[Any],
+    workers: int,
+    ray_address: str | None = None,
+    *,
+    wait_s: float = math.inf,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[int, Any]]:
     """Do independent ``items`` on ``workers`` processes; yields (position, result) as each is done, in any order.
 
-    The items of a process that is lost are given to another.
+    The items of a process that is lost are given to another. Processes that find no room are not started.
 
     Args:
         build: makes the worker on its process; takes the device, ``cpu`` or ``cuda``.
+        wait_s: how long to wait for a cluster to have room.
+        say: hears what is waited for.
 
     Raises:
-        DeltacacheError: what a worker refused; or processes that are lost again and again while no item is done.
+        DeltacacheError: what a worker refused; processes that are lost again and again while no item is done; or
+            no room for any of them.
     """
     if not items:
         return
     workers = min(workers, len(items))
-    with ray_running(ray_address, workers + 1):
-        gpus = gpu_share(workers, sum(int(node.gpus) for node in nodes()))
-        pool = _TaskPool(build, items, gpus, _MOST_STARTS * workers)
+    with ray_running(ray_address, workers + 1, say):
+        fitting, gpus = when_there_is_room(
+            lambda: place_tasks(workers, nodes()), [{"CPU": 1}] * workers, wait_s if ray_address else 0, say
+        )
+        if fitting < workers:
+            say(
+                f"{fitting} workers, not {workers}: each needs a CPU{', and a part of a GPU' if gpus else ''}"
+            )
+        pool = _TaskPool(build, items, gpus, _MOST_STARTS * fitting, wait_s, say)
         try:
-            pool.start(workers)
+            pool.start(fitting)
             while pool.running:
                 yield from pool.wait()
         finally:
             pool.stop()
-
-
-def gpu_share(workers: int, gpus: int) -> float:
-    """The part of a GPU that each of ``workers`` gets: one k-th, so that k of them fill a GPU and all find room.
-
-    Three workers on two GPUs get a half each: of two thirds, one of them would wait for ever.
-    """
-    return 1 / math.ceil(workers / gpus) if gpus else 0.0
 
 
 class _TaskActor:
@@ -559,6 +991,9 @@ class _TaskActor:
             torch.set_num_threads(1)
         self._build, self._device = build, device
         self._worker: TaskWorker | None = None
+
+    def here(self) -> None:
+        """Answers as soon as the process runs: it has found room."""
 
     def run(self, item: Any, following: Sequence[Any]) -> dict[str, Any]:
         """Do one item; what was refused comes back as text."""
@@ -590,9 +1025,14 @@ class _TaskPool:
     items: Sequence[Any]
     gpus: float
     most_lost: int
+    wait_s: float
+    say: Callable[[str], None]
     left: deque[int] = field(init=False)
     running: dict[Any, _TaskMember] = field(default_factory=dict)
+    placing: list[Any] = field(default_factory=list)  # answers of processes that look for room
     lost: int = 0
+    moved_at: float = field(default_factory=time.monotonic)
+    say_after: float = 0.0
 
     def __post_init__(self) -> None:
         self.left = deque(range(len(self.items)))
@@ -602,7 +1042,11 @@ class _TaskPool:
             self._give(self._actor(), self.left.popleft())
 
     def wait(self) -> Iterator[tuple[int, Any]]:
-        done, _ = ray.wait(list(self.running), num_returns=1)
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=_POLL_S)
+        if not done:
+            self._check_room()
+            return
+        self.moved_at = time.monotonic()
         member = self.running.pop(done[0])
         try:
             answer: dict[str, Any] = ray.get(done[0])
@@ -627,7 +1071,30 @@ class _TaskPool:
 
     def _actor(self) -> Any:
         kind = ray.remote(_TaskActor).options(num_cpus=1, num_gpus=self.gpus, scheduling_strategy="SPREAD")
-        return kind.remote(self.build, "cuda" if self.gpus else "cpu")
+        actor: Any = kind.remote(self.build, "cuda" if self.gpus else "cpu")
+        self.placing.append(actor.here.remote())
+        return actor
+
+    def _check_room(self) -> None:
+        """Say what is waited for.
+
+        Raises:
+            NoRoomError: no process has found room for ``wait_s``.
+        """
+        if self.placing:
+            _, self.placing = ray.wait(self.placing, num_returns=len(self.placing), timeout=0)
+        quiet = time.monotonic() - self.moved_at
+        if not self.placing or quiet < min(_SAY_S, self.wait_s):
+            return
+        needs = f"a CPU and {self.gpus:g} GPUs" if self.gpus else "a CPU"
+        if len(self.placing) == len(self.running) and quiet > self.wait_s:
+            raise NoRoomError(
+                f"no worker found {needs} free within {self.wait_s:g} s (--wait-for-nodes): somebody else uses the "
+                "cluster, or its nodes are gone. The same command goes on with what is missing"
+            )
+        if time.monotonic() > self.say_after:
+            self.say_after = time.monotonic() + _SAY_S
+            self.say(f"{len(self.placing)} of {len(self.running)} workers wait for a node with {needs} free")
 
     def _next(self) -> int | None:
         return self.left.popleft() if self.left else None

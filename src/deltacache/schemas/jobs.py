@@ -10,6 +10,7 @@ from deltacache.schemas.images import ImageSize, sides, size_text
 from deltacache.schemas.layers import Layers
 
 DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+WAIT_FOR_NODES_S = 600.0
 
 
 class ClusterSettings(Frozen):
@@ -21,6 +22,9 @@ class ClusterSettings(Frozen):
     )
     gpus_per_encoder: float | None = Field(default=None, ge=0, description="None: 1 where there are GPUs")
     decoders: int | None = Field(default=None, ge=1, description="None: the CPUs the encoders leave")
+    wait_for_nodes_s: float = Field(
+        default=WAIT_FOR_NODES_S, ge=0, description="how long a cluster may take to have room"
+    )
 
 
 class DecodeLimits(Frozen):

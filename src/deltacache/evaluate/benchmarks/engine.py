@@ -62,7 +62,7 @@ def _score(run: BenchmarkRun, parts: Parts, plan: WorkerPlan, reporter: Reporter
     left = sum(len(block.sequences) for block in missing)
     timing, started = Timing(), time.perf_counter()
     with reporter.stage("evaluate", run.sequence_count, done=run.sequence_count - left) as stage:
-        for block, result in spread_out(run, missing, plan, stage.advance):
+        for block, result in spread_out(run, missing, plan, stage.advance, reporter.line):
             parts.write(block, result)
             timing.add(result.timing)
             stage.advance(0, waiting=f"{100 * timing.waiting_share:.0f} %")
@@ -86,7 +86,7 @@ def _fill_caches(run: BenchmarkRun, reporter: Reporter) -> dict[tuple[BenchmarkN
             left = sum(len(shard.sequences) for shard in missing)
             worker = CacheWorkerPlan(run.settings, frame_threads(run.settings))
             with reporter.stage(f"cache {plan.benchmark}", total, done=total - left) as stage:
-                for _ in spread_out(run, missing, worker, stage.advance):
+                for _ in spread_out(run, missing, worker, stage.advance, reporter.line):
                     pass
             finish_dataset(plan.root)
         places[plan.benchmark, plan.frames] = str(plan.root)

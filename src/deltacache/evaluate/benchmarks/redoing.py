@@ -30,7 +30,7 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
     ):
         if (out / output.EXAMPLES).exists():
             shutil.copytree(out / output.EXAMPLES, folder, dirs_exist_ok=True)
-        for _, result in spread_out(run, blocks, plan, stage.advance):
+        for _, result in spread_out(run, blocks, plan, stage.advance, reporter.line):
             for name, content in result.examples.items():
                 (folder / name).write_bytes(content)
     (out / output.REPORT).unlink(missing_ok=True)

@@ -28,6 +28,7 @@ _NOT_NUMBERS |= {
     "architectures",
     "workers",
     "ray_address",
+    "wait_for_nodes_s",
     "device",
     "rgb_decoder",
     "predictions",

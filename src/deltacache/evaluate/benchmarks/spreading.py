@@ -1,7 +1,7 @@
 """Items of work done in this process, or on the processes of a cluster."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -30,15 +30,28 @@ class WorkerBuilder(Protocol):
 
 
 def spread_out(
-    run: BenchmarkRun, items: Sequence[Any], plan: WorkerBuilder, advance: Advance
+    run: BenchmarkRun,
+    items: Sequence[Any],
+    plan: WorkerBuilder,
+    advance: Advance,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Any, Any]]:
     """Each item with its result, as it is done: in this process, or on ``workers`` of them.
 
     Args:
         advance: told how many sequences are done: in this process as they are, of other processes item by item.
+        say: hears which cluster does the work, and what is waited for.
     """
     if run.settings.workers is not None:
-        for position, result in run_tasks(plan.build, items, run.settings.workers, run.settings.ray_address):
+        tasks = run_tasks(
+            plan.build,
+            items,
+            run.settings.workers,
+            run.settings.ray_address,
+            wait_s=run.settings.wait_for_nodes_s,
+            say=say,
+        )
+        for position, result in tasks:
             advance(len(items[position].sequences))
             yield items[position], result
         return

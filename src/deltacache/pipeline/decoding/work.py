@@ -75,13 +75,28 @@ def warm_up(settings: DecodeSettings) -> None:
     _decoders.get(settings.limits).start()
 
 
-def groups_of(videos: Sequence[PlannedVideo], settings: DecodeSettings) -> list[tuple[PlannedVideo, ...]]:
-    """Consecutive videos in groups of at most eight and about 16 MiB of pixels, several even of a small shard."""
-    clip_bytes = settings.sampling.frames * math.prod(sides(settings.image_size)) * 3
+def groups_of(
+    videos: Sequence[PlannedVideo], settings: DecodeSettings, most: int = _GROUP_VIDEOS
+) -> list[tuple[PlannedVideo, ...]]:
+    """Consecutive videos in groups of at most ``most`` and about 16 MiB of pixels, several even of a small shard."""
     most_views = max((video.views for video in videos), default=1)
-    fitting = _GROUP_BYTES // (clip_bytes * most_views)
-    size = max(1, min(_GROUP_VIDEOS, fitting, -(-len(videos) // 4)))
+    fitting = _GROUP_BYTES // _video_bytes(most_views, settings)
+    size = max(1, min(most, fitting, -(-len(videos) // 4)))
     return [tuple(videos[start : start + size]) for start in range(0, len(videos), size)]
+
+
+def group_size(videos: int, decoders: int) -> int:
+    """How many videos to decode in one go, when there are this many in all: a few goes for each decoder."""
+    return max(1, min(_GROUP_VIDEOS, videos // (4 * decoders)))
+
+
+def group_bytes(views: int, settings: DecodeSettings) -> int:
+    """The most pixels of a group, of videos with at most ``views`` clips: 16 MiB, or more if one video has more."""
+    return max(_GROUP_BYTES, _video_bytes(views, settings))
+
+
+def _video_bytes(views: int, settings: DecodeSettings) -> int:
+    return settings.sampling.frames * math.prod(sides(settings.image_size)) * 3 * views
 
 
 def decode_group(

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -45,7 +45,7 @@ from deltacache.pipeline.datasets.plan import (
 )
 from deltacache.pipeline.datasets.preparation import CARD_FILE, read_card
 from deltacache.pipeline.datasets.receipts import finished_shards
-from deltacache.pipeline.decoding.work import DecodeSettings
+from deltacache.pipeline.decoding.work import DecodeSettings, group_bytes
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import (
     BuildEncoder,
@@ -107,8 +107,11 @@ class _Job:
     def placement(self) -> Placement:
         """Where the work runs; Ray starts when this is first asked, for a finished dataset needs none."""
         if self._placement is None:
-            self._placement = self._resources.enter_context(cluster(self.cluster))
+            self._placement = self._resources.enter_context(cluster(self.cluster, self._say))
         return self._placement
+
+    def _say(self, text: str) -> None:
+        self.reporter.line(f"{self.name}: {text}")
 
     def run(
         self,
@@ -124,7 +127,12 @@ class _Job:
         Stops early when the failures can no longer be allowed.
         """
         placement = self.placement().for_shards(len(clips))
-        self.reporter.line(f"{self.name}: {placement}; Ray started in {placement.ray_start_s:.1f} s")
+        ahead = ""
+        if decode is not None:
+            decode = replace(decode, videos=sum(clips.values()) // decode.views)
+            size = group_bytes(decode.views, decode.settings)
+            ahead = f"; up to {placement.in_flight(size) * size / 2**30:.2f} GiB of decoded videos in flight"
+        self._say(f"{placement}; Ray started in {placement.ray_start_s:.1f} s{ahead}")
         throughput = Throughput(placement, "reading" if decode is None else "decoding", SHARDS_AT_ONCE)
         receipts = partial(checked_receipts, self.out, card=read_card(self.out))
         missing = clips if attempts.kind is Kind.COMMIT else ()  # shards that are tried again are finished
@@ -295,7 +303,7 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     videos = distinct(batch.column(0) for batch in plan.batches(["video_uri"]))
     budget = FailureBudget(videos, settings.max_failed_fraction)
     locations = {source.video_uri: source.path for source in sources}
-    decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
+    decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views)
     build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
     if retried:

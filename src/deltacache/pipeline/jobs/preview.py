@@ -1,6 +1,7 @@
 """``--dry-run``: what extraction would make, and how long it would take here, tried on a few of the videos."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,10 +51,15 @@ class Estimate:
         return "decoding" if decoding > forward else "the forward"
 
 
-def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
+def preview_extraction(
+    settings: ExtractionSettings, out: AnyPath | str, say: Callable[[str], None] = lambda text: None
+) -> str:
     """What ``extract_features`` would make and how long it would take, as text; writes nothing.
 
     A few videos, spread over the source, are decoded and the encoder is tried, where the job would run.
+
+    Args:
+        say: hears which cluster was found, and what is waited for.
     """
     set_patience(settings.limits.retry_s)
     notes = list[str]()
@@ -70,7 +76,7 @@ def preview_extraction(settings: ExtractionSettings, out: AnyPath | str) -> str:
     width = 1 if card.dtype == "int8" else 2
     clip_bytes = width * math.prod(shape) + (4 * shape[0] * shape[1] if card.dtype == "int8" else 0)
     shards = -(-len(sources) // settings.videos_per_shard)
-    estimate, sampled = _try(settings, card, sources)
+    estimate, sampled = _try(settings, card, sources, say)
     size = sum(source.size_bytes for source in sources)
     return "".join(f"{note}\n" for note in notes) + (
         f"{settings.source}: {len(sources)} videos ({size / 1e9:.2f} GB)\n"
@@ -89,13 +95,15 @@ def _card(settings: ExtractionSettings) -> DatasetCard:
     return features_card(settings, backbone, black, resolve_precision("cpu", asked))
 
 
-def _try(settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSource]) -> tuple[Estimate, int]:
+def _try(
+    settings: ExtractionSettings, card: DatasetCard, sources: list[VideoSource], say: Callable[[str], None]
+) -> tuple[Estimate, int]:
     step = max(1, len(sources) // _SAMPLE)
     sample = sources[step // 2 :: step][:_SAMPLE]
     videos = [PlannedVideo(s.video_id, s.video_uri, s.size_bytes, 0, settings.views) for s in sample]
     locations = {source.video_uri: source.path for source in sample}
     decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations)
-    with cluster(settings.cluster) as placement:
+    with cluster(settings.cluster, say) as placement:
         fast = "bfloat16" if placement.device == "cuda" else "float32"
         asked = fast if settings.precision == "auto" else settings.precision
         precision = resolve_precision("cpu", asked)

@@ -82,6 +82,10 @@ class Attempts:
         task = next(self._rest, None)
         return None if task is None else Work(self.kind, task)
 
+    def put_back(self, work: Work) -> None:
+        """``work`` was not begun, and is the next again."""
+        self._queue.appendleft(work)
+
     def done(self, work: Work) -> None:
         """``work`` ended well."""
         if work.kind is Kind.TRY:

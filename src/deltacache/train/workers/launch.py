@@ -17,7 +17,7 @@ def launch(
 ) -> Path:
     """Train and return the last checkpoint. A single worker without a cluster needs no Ray."""
     with holding_output(request.out, f"train-{kind}", resume=request.resume):
-        if workers is None or workers == Workers():
+        if workers is None or (workers.count == 1 and workers.ray_address is None):
             return PREPARE[kind](request, reporter, Alone()).train()
         from deltacache.train.workers.ray_workers import train_together
 

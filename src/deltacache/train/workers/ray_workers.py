@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import (
     FailureConfig,
     LoggingConfig,
@@ -28,8 +29,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deltacache.models.checkpoints import Kind
-from deltacache.pipeline.cluster import nodes, ray_running
-from deltacache.pipeline.work.placement import Node
+from deltacache.pipeline.cluster import nodes, ray_running, when_there_is_room
+from deltacache.pipeline.work.placement import Node, NoRoomError
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter, SilentReporter
 from deltacache.train.checkpoints import checkpoint_folder, finished_checkpoints
@@ -42,8 +43,7 @@ from deltacache.train.workers.relay import Relay, RelayReporter, Replay, Standin
 from deltacache.train.workers.trainable import OPEN, PREPARE, Workers
 
 _POLL_S = 0.2
-_MOST_VAIN_STARTS = 60
-"""Of a group of workers; Ray waits for a minute each time when there is no room for it."""
+_SAY_S = 60.0  # between two lines about missing room
 _SAVING_S = 600.0
 """For the first worker to save, after the others know that the training cannot go on."""
 
@@ -61,8 +61,17 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
     """
     check_output(request.out, resume=request.resume)
     OPEN[kind](request)  # what the workers would refuse is refused before they start
-    with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1)):
-        scaling = _scaling(workers, request.device, nodes())
+
+    def say(text: str) -> None:
+        reporter.line(f"train {kind}: {text}")
+
+    with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1), say):
+        scaling = when_there_is_room(
+            lambda: _scaling(workers, request.device, nodes()),
+            [{"GPU": 1} if request.device.startswith("cuda") else {"CPU": 1}] * workers.count,
+            0 if workers.ray_address is None else workers.wait_for_nodes_s,
+            say,
+        )
         relay = _start_relay()
         trainer = TorchTrainer(
             _work,
@@ -72,8 +81,13 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
             run_config=_run_config(request.out, relay, local=workers.ray_address is None),
         )
         try:
-            error = _watch(trainer, relay, Replay(reporter, f"train {kind}"))
+            error = _watch(trainer, relay, Replay(reporter, f"train {kind}"), workers)
             standing = _standing(relay)
+        except RayActorError as error:
+            raise DeltacacheError(
+                "the process through which the workers report died (out of memory, or somebody ended it), so they "
+                f"were ended too: start again with --resume; {_newest(request.out)}"
+            ) from error
         finally:
             shutil.rmtree(request.out / RAY_FOLDER, ignore_errors=True)
     return _outcome(kind, request, standing, error, reporter)
@@ -89,9 +103,9 @@ def _outcome(
     if standing.refusal is not None:
         raise DeltacacheError(standing.refusal)
     if standing.stop and not standing.stopped and not standing.alive:
-        newest = finished_checkpoints(request.out)
-        kept = f"{newest[-1]} is the newest checkpoint" if newest else "there is no checkpoint yet"
-        reporter.line(f"train {kind}: stopped by SIGTERM while no worker ran; {kept}; {request.hint}")
+        reporter.line(
+            f"train {kind}: stopped by SIGTERM while no worker ran; {_newest(request.out)}; {request.hint}"
+        )
         raise SystemExit(0)
     if standing.stopped:
         raise SystemExit(0)
@@ -102,12 +116,17 @@ def _outcome(
     return checkpoint_folder(request.out, request.config.training.steps)
 
 
+def _newest(out: Path) -> str:
+    newest = finished_checkpoints(out)
+    return f"{newest[-1]} is the newest checkpoint" if newest else "there is no checkpoint yet"
+
+
 def _scaling(workers: Workers, device: str, machines: list[Node]) -> ScalingConfig:
     """One GPU a worker where there are any, else an equal share of the CPUs, which become its threads."""
     gpus = sum(int(node.gpus) for node in machines)
     use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
     if use_gpu and gpus < workers.count:
-        raise DeltacacheError(
+        raise NoRoomError(
             f"{workers.count} workers need a GPU each, and there are {gpus}: give fewer --workers, or --device cpu"
         )
     if use_gpu:
@@ -120,12 +139,12 @@ def cpu_share(workers: int, cpus: Sequence[int]) -> int:
     """The most CPUs that each of ``workers`` can have on nodes of ``cpus``.
 
     Raises:
-        DeltacacheError: not even one.
+        NoRoomError: not even one.
     """
-    for share in range(max(cpus), 0, -1):
+    for share in range(max(cpus, default=0), 0, -1):
         if sum(each // share for each in cpus) >= workers:
             return share
-    raise DeltacacheError(
+    raise NoRoomError(
         f"{workers} workers need a CPU each, and the nodes offer {sum(cpus)}: give fewer --workers"
     )
 
@@ -137,8 +156,8 @@ def _run_config(out: Path, relay: Any, *, local: bool) -> RunConfig:
     return RunConfig(
         name="run",
         storage_path=str(out / RAY_FOLDER),  # Ray Train's own notes; removed at the end
-        # The relay counts what happens to workers that began; Ray, those that found no room or died before.
-        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=_MOST_VAIN_STARTS),
+        # The relay counts what happens to workers that began; _watch looks at those that find no room.
+        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
         callbacks=[_Losses(relay)],
         worker_runtime_env={"env_vars": variables},
         logging_config=LoggingConfig(log_level="ERROR"),
@@ -162,10 +181,14 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
 
 
-def _watch(trainer: TorchTrainer, relay: Any, replay: Replay) -> BaseException | None:
+def _watch(trainer: TorchTrainer, relay: Any, replay: Replay, workers: Workers) -> BaseException | None:
     """Run the training in a thread; this one shows what is told, passes SIGTERM on, and takes Ctrl-C.
 
     A refusal ends it at once: workers that wait for the one that refused would wait for half an hour.
+
+    Raises:
+        NoRoomError: the workers have not found room together for ``wait_for_nodes_s``.
+        RayActorError: the relay is dead.
     """
     errors: list[BaseException] = []
 
@@ -179,6 +202,7 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay) -> BaseException |
     with stop_on_sigterm() as stop, replay:
         thread.start()
         refused_at = None
+        placed_at = said_at = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
             if stop.asked:
@@ -191,8 +215,27 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay) -> BaseException |
                     break
             if standing.stop and not standing.alive:
                 break
+            now = time.monotonic()
+            if standing.placed:
+                placed_at = said_at = now
+            elif now - said_at > _SAY_S or now - placed_at > workers.wait_for_nodes_s:
+                said_at = now
+                why = _no_room(workers, now - placed_at)
+                if now - placed_at > max(workers.wait_for_nodes_s, _SAY_S):
+                    raise NoRoomError(f"{why}. --resume goes on when there is room")
+                events = [("line", (why,), {})]
+                replay.show(events)
         replay.show(ray.get(relay.call.remote("take")))
     return errors[0] if errors else None
+
+
+def _no_room(workers: Workers, waited: float) -> str:
+    there, free = nodes(), ray.available_resources()
+    return (
+        f"{workers.count} workers have found no room together for {waited:.0f} of at most "
+        f"{workers.wait_for_nodes_s:g} s (--wait-for-nodes): the {len(there)} nodes have {free.get('CPU', 0):g} CPUs "
+        f"and {free.get('GPU', 0):g} GPUs free"
+    )
 
 
 class _RelayActor:
@@ -225,6 +268,7 @@ def _work(settings: Mapping[str, Any]) -> None:
     standing = _standing(relay)
     if standing.over:
         return
+    ray.get(relay.call.remote("arrive"))
     group = Distributed(lambda: _stop_of(relay), get_context().get_local_world_size())
     try:
         _train(settings["kind"], request, relay, group, again=standing.started)

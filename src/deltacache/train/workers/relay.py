@@ -20,6 +20,7 @@ class Standing:
     Attributes:
         started: workers began at least once, so the output folder is theirs.
         alive: they work, as far as is known.
+        placed: they have found room, and may still read their data.
         refusal: why the training cannot go on; workers that find it end at once.
         stop: somebody asked the training to stop.
         stopped: it did, and the state is saved.
@@ -28,6 +29,7 @@ class Standing:
 
     started: bool = False
     alive: bool = False
+    placed: bool = False
     refusal: str | None = None
     stop: bool = False
     stopped: bool = False
@@ -48,6 +50,10 @@ class Relay:
         self._newest = -1  # step that a start went on from
         self._lost: list[str] = []  # since a start went on from a newer checkpoint
 
+    def arrive(self) -> None:
+        """The workers have found room."""
+        self._now(placed=True)
+
     def start(self, step: int, workers: int) -> None:
         """The workers begin after ``step`` steps."""
         if self.standing.started:
@@ -55,11 +61,11 @@ class Relay:
         if step > self._newest:
             self._newest = step
             self._lost.clear()
-        self._now(started=True, alive=True)
+        self._now(started=True, alive=True, placed=True)
 
     def lose(self, what: str) -> None:
         """A worker was lost; those left end, and all start again, unless that happened too often."""
-        self._now(alive=False)
+        self._now(alive=False, placed=False)
         if self.standing.over:
             return
         self._lost.append(what)
