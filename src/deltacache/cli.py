@@ -1013,6 +1013,9 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 refused or failed with one readable message, 2 wrong usage."""
+    if sys.getfilesystemencoding() != "utf-8":
+        # Ray, Parquet and JSON take names in UTF-8 alone; in another locale names beyond ASCII end in errors.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Idle threads of a parallel sum sleep instead of spinning: on a busy machine steps are up to 15 times faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -33,9 +33,9 @@ def contents(root: Path) -> dict[str, str]:
 
 
 @contextmanager
-def nodes(count: int) -> Iterator["Nodes"]:
+def nodes(count: int, **of_head: Any) -> Iterator["Nodes"]:
     """A Ray of a head and ``count - 1`` other nodes; all its processes end with the block."""
-    cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False, **of_head})
     started = Nodes(cluster, [cluster.add_node(**_NODE) for _ in range(count - 1)])
     try:
         yield started
@@ -55,6 +55,10 @@ class Nodes:
         """For ``--ray-address``."""
         return self.cluster.address
 
+    def add(self) -> None:
+        """One more node."""
+        self.others.append(self.cluster.add_node(**_NODE))
+
     def kill_one(self, rng: random.Random) -> int:
         """Kill the raylet of a node that is not the head, with all processes on it, and add a new node."""
         node = self.others.pop(rng.randrange(len(self.others)))
@@ -63,7 +67,7 @@ class Nodes:
         for victim in victims:
             _kill(victim)
         self.cluster.remove_node(node, allow_graceful=False)
-        self.others.append(self.cluster.add_node(**_NODE))
+        self.add()
         return raylet.pid
 
     def workers(self) -> list[psutil.Process]:

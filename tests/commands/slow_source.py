@@ -44,8 +44,9 @@ class SlowSource:
             self.at_once.append((time.monotonic(), self.now))
 
     def write_list(self, path: Path, videos: int) -> Path:
-        """A list of this many urls."""
-        path.write_text("".join(f"http://{self.address}/video-{number:04d}.mp4\n" for number in range(videos)))
+        """A list of this many urls, few in a folder, so that they are looked for one by one."""
+        urls = [f"http://{self.address}/{number // 4}/video-{number:04d}.mp4\n" for number in range(videos)]
+        path.write_text("".join(urls))
         return path
 
 
@@ -66,6 +67,7 @@ def slow_source(content: bytes, delay_s: float) -> Iterator[SlowSource]:
         def _send(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(source.content)))
+            self.send_header("ETag", '"same"')
             self.end_headers()
             self.wfile.write(body)
 

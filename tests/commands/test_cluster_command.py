@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from slow_source import slow_source
 
 import deltacache
 from chaos import nodes
 from conftest import Command
+from deltacache.pipeline.cluster import run_tasks
+from deltacache.schemas.errors import DeltacacheError
 
 ASK = """
 import ray
@@ -58,22 +62,30 @@ HEAD = ("start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=fals
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster with token authentication, started by ``ray start`` from an environment without deltacache.
+    """A cluster that asks for a token, as ``ray start`` does where a Ray has left one, without deltacache in it.
 
-    Yields the variables that a driver needs, and ``ADDRESS``.
+    Yields ``HOME``, where the token lies, and ``ADDRESS``.
     """
     folder = tmp_path_factory.mktemp("ray")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     site = next((folder / "venv").glob("lib/python*/site-packages"))
     (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])  # but not what its .pth files add
     python = folder / "venv" / "bin" / "python"
-    assert subprocess.run([python, "-c", "import deltacache"], capture_output=True, check=False).returncode
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    imported = subprocess.run(
+        [python, "-c", "import deltacache"],
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        check=False,
+    )
+    assert imported.returncode
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("0123456789abcdef0123456789abcdef")
+    home = {"HOME": str(folder)}
     session = Path("/tmp") / f"ray-{os.getpid()}"  # Ray's sockets need a short path
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(
             [python, "-c", START, *HEAD, f"--temp-dir={session}", "--object-store-memory=100000000"],
-            env={**os.environ, **token, "PYTHONPATH": ""},
+            env={**os.environ, **home, "PYTHONPATH": ""},
             cwd=folder,
             stdout=log,
             stderr=log,
@@ -84,7 +96,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             assert head.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        yield {**token, "ADDRESS": (session / "ray_current_cluster").read_text().strip()}
+        yield {**home, "ADDRESS": (session / "ray_current_cluster").read_text().strip()}
     finally:
         processes = [head, *psutil.Process(head.pid).children(recursive=True)]
         head.terminate()
@@ -111,12 +123,17 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags = ("--backbone", "tiny", "--image-size", 32, "--ray-address", guarded["ADDRESS"])
-    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
-    deltacache("extract-features", videos, tmp_path / "out", *flags).refused("RAY_AUTH_MODE=token")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, guarded[name])
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("HOME", str(tmp_path))
+        elsewhere.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+        deltacache("extract-features", videos, tmp_path / "out", *flags).refused("RAY_AUTH_MODE=token")
+    monkeypatch.setenv("HOME", guarded["HOME"])
     done = deltacache("extract-features", videos, tmp_path / "out", *flags).done()
     assert "2 clips of 2 videos" in done.stdout
+    found = re.search(r"Ray cluster at (\S+): 1 nodes, 2 CPUs \(2 free\), 0 GPUs", done.stdout)
+    assert found
+    assert found[1] == guarded["ADDRESS"]
+    assert done.stdout.index(found[0]) < done.stdout.index("decoders and")
 
 
 def test_a_port_where_something_else_listens_is_refused_at_once(
@@ -184,3 +201,52 @@ def test_an_output_that_the_nodes_do_not_share_is_refused_and_does_not_open(
         f"{out} is not finished: 2 planned shards are missing" in opening
         or "its tables do not hold" in opening
     )
+
+
+def test_nodes_from_zero_are_waited_for_up_to_a_limit(
+    deltacache: Command, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nodes(1, num_cpus=0) as cluster:
+        command = ["extract-features", videos, tmp_path / "out", "--backbone", "tiny", "--image-size", 32]
+        # Two encoders and a decoder, for which one node of two CPUs is enough.
+        command += ["--encoders", 2, "--decoders", 2, "--ray-address", cluster.address, "--wait-for-nodes"]
+        refused = deltacache(*command, 2)
+        refused.refused("leave none for decoding", "waited 2 s for nodes")
+        assert "waiting for the cluster to grow, 0 of at most 2 s" in refused.stdout
+        with pytest.raises(DeltacacheError, match="offer none"):
+            list(run_tasks(lambda device: None, [1], 1, cluster.address, wait_s=0))
+        log = tmp_path / "log"
+        with log.open("w") as output:
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            found = [each if each != cluster.address else "auto" for each in command]
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "deltacache", *map(str, [*found, 120])], stdout=output, stderr=output
+            )
+        try:
+            deadline = time.monotonic() + 120
+            while "waiting for the cluster to grow" not in log.read_text():
+                assert driver.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            cluster.add()
+            assert driver.wait(200) == 0, log.read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    said = log.read_text()
+    assert f"Ray cluster at {cluster.address}: 1 nodes, 0 CPUs" in said
+    assert "look whether it is yours" in said
+    assert "1 decoders, not 2" in said
+    assert "2 clips of 2 videos" in said
+
+
+def test_as_many_videos_are_decoded_as_there_are_decoders(
+    deltacache: Command, real_videos: Path, tmp_path: Path
+) -> None:
+    """16 of them for one encoder; two shards of four videos make eight groups, were there no others."""
+    video, out = real_videos / "fixture" / "rabbit_vp8.webm", tmp_path / "out"
+    with slow_source(video.read_bytes(), delay_s=3) as source:
+        flags = ["--backbone", "tiny", "--image-size", 32, "--decoders", 16, "--encoders", 1]
+        videos = source.write_list(tmp_path / "list.txt", 64)
+        deltacache("extract-features", videos, out, *flags, "--videos-per-shard", 4).done()
+    assert 15 <= source.most <= 16

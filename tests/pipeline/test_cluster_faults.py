@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
 from upath import UPath
 from video_maker import write_video
 
-from deltacache.pipeline.cluster import DecodePlan, Events, cluster, run_shards
+from deltacache.pipeline.cluster import DecodePlan, Events, _Ahead, cluster, run_shards
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.decoding.work import DecodeSettings
 from deltacache.pipeline.inputs.sources import find_videos
-from deltacache.pipeline.work.attempts import Attempts, Kind
-from deltacache.pipeline.work.placement import Placement
+from deltacache.pipeline.work.attempts import Attempts, Kind, Work
+from deltacache.pipeline.work.placement import DecodeShare, Placement
 from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, VideoShardWorker
 from deltacache.schemas.clips import FeatureClip, PixelClip
@@ -175,3 +175,35 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
     with pytest.raises(DeltacacheError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"), cluster(settings):
         pass
     assert time.monotonic() - start < 30
+
+
+def test_decoding_runs_ahead_within_its_share_and_in_the_plans_order(
+    videos: Path, placement: Placement
+) -> None:
+    """Three shards of two videos, one a group: two at once, four in flight; what is begun has the right of way."""
+    sources = find_videos(str(videos), None)
+    located = {source.video_uri: source.path for source in sources}
+    shards = [Work(Kind.COMMIT, task) for task in shard_tasks(extend_plan(None, sources, 1, 2))]
+    sampling = SamplingSettings(frames=FRAMES, spacing_min_s=0.04, spacing_max_s=0.05)
+    ahead = _Ahead(DecodeSettings(SIZE, sampling, DecodeLimits()), 1, DecodeShare(at_once=2, in_flight=4))
+
+    def in_flight() -> int:
+        return sum(len(shard.asked) for shard in ahead._shards.values())
+
+    for ticket, work in enumerate(shards):
+        ahead.add(ticket, work, located)
+    assert in_flight() == 2  # no more are decoded at once
+    decoded = []
+    for ticket, work in enumerate(shards):
+        for group in ahead.groups(ticket):
+            decoded += [source.video_uri for source in group.sources]
+            assert in_flight() <= 4
+            assert len(ahead._running) <= 2
+        if ticket == 0:
+            # One that was never expected, as when videos are tried alone, gets its group although all are taken.
+            ahead.add(9, replace(work, alone=True), located)
+            assert [source.video_uri for group in ahead.groups(9) for source in group.sources] == decoded
+    assert decoded == [video.video_uri for work in shards for video in work.task.videos]
+    assert in_flight() == 0
+    ahead.add(1, shards[1], located)  # overtaken by its own end: nothing is decoded for nobody
+    assert in_flight() == 0

@@ -159,6 +159,23 @@ def test_what_one_worker_alone_refuses_ends_all_at_once(deltas: Path, tmp_path: 
     assert "worker was lost" not in said
 
 
+def test_a_dead_relay_ends_the_training_with_one_message(deltas: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with together(world_case(deltas), out, 2, **FAR) as (process, log):
+        wait_for(lambda: finished_checkpoints(out), process, log)
+        relays = [
+            each for each in process.children(recursive=True) if each.name().startswith("ray::_RelayAct")
+        ]
+        assert len(relays) == 1
+        relays[0].kill()
+        assert process.wait(100) == 1
+    said = log.read_text()
+    assert "error: the process through which the workers report died" in said
+    assert f"start again with --resume; {finished_checkpoints(out)[-1]} is the newest checkpoint" in said
+    assert "Traceback" not in said
+    assert not (out / ".ray-train").exists()
+
+
 def test_workers_that_always_die_are_not_started_for_ever(deltas: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with together(world_case(deltas), out, 2, batch_size=4, steps=10**6, save_every=10**6) as (process, log):

@@ -148,7 +148,7 @@ def ray_running(
     Raises:
         DeltacacheError: no cluster answers, or a local Ray cannot start.
     """
-    with native_log(), _authenticated(local=ray_address is None):
+    with native_log(), _authentication():
         if ray_address is None:
             with _loopback_only():
                 _start(slots)
@@ -184,21 +184,9 @@ def _own_token() -> str:
 
 
 @contextmanager
-def _authenticated(*, local: bool) -> Iterator[None]:
-    """Token authentication as the user set it; else on, with a token of this process alone for a local Ray.
-
-    Ray itself would write a token for a local Ray to ``~/.ray/auth_token`` and leave it there. Every ``ray start``
-    finds it and asks for it from then on, but who joins by an address does not send it. Here a token that is found
-    is sent: a cluster without authentication takes no notice of it.
-    """
+def _authentication() -> Iterator[None]:
+    """Inside, ``_use_token`` may be called; afterwards this process authenticates itself as it did before."""
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    tokens = AuthenticationTokenLoader.instance()
-    if before["RAY_AUTH_MODE"] is None and local:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
-    elif before["RAY_AUTH_MODE"] is None and tokens.has_token(ignore_auth_mode=True):
-        os.environ["RAY_AUTH_MODE"] = "token"
-    tokens.reset_cache()
-    Config.initialize("")  # reads the mode from the environment
     try:
         yield
     finally:
@@ -206,8 +194,17 @@ def _authenticated(*, local: bool) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        tokens.reset_cache()
-        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")  # reads the mode from the environment
+
+
+def _use_token(token: str | None = None) -> None:
+    """Token authentication from here on, with this token or the one that Ray finds."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if token is not None:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
 
 
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -216,6 +213,10 @@ _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ER
 def _start(slots: int) -> None:
     folder = Path(get_default_ray_temp_dir())
     own: dict[str, Any] = {}
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray would write one to ~/.ray/auth_token and leave it there: every ``ray start`` then asks for it, but whoever
+        # joins by an address does not send it.
+        _use_token(_own_token())
     if len(os.fsencode(folder)) > _LONGEST_TEMP_DIR:
         own["_temp_dir"] = "/tmp/ray"  # its sockets need a short path; videos still go to TMPDIR
     try:
@@ -234,7 +235,16 @@ def _join(ray_address: str) -> None:
     environment = {"py_modules": [package], "env_vars": {"PYTHONUTF8": "1"}}
     try:
         _check_answers(ray_address)
-        ray.init(address=ray_address, runtime_env=environment, **_QUIET)
+        try:
+            ray.init(address=ray_address, runtime_env=environment, **_QUIET)
+        except ConnectionError:
+            # It listens, so it may ask for a token. One that lies in the home is not tried first: a cluster without
+            # authentication starts no actors for whoever has it on.
+            loader = AuthenticationTokenLoader.instance()
+            if "RAY_AUTH_MODE" in os.environ or not loader.has_token(ignore_auth_mode=True):
+                raise
+            _use_token()
+            ray.init(address=ray_address, runtime_env=environment, **_QUIET)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         raise DeltacacheError(
             f"no Ray cluster answers at {ray_address} ({error}): start one with "
