@@ -232,9 +232,9 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay, workers: Workers) 
 def _no_room(workers: Workers, waited: float) -> str:
     there, free = nodes(), ray.available_resources()
     return (
-        f"{workers.count} workers have found no room together for {waited:.0f} of at most "
-        f"{workers.wait_for_nodes_s:g} s (--wait-for-nodes): the {len(there)} nodes have {free.get('CPU', 0):g} CPUs "
-        f"and {free.get('GPU', 0):g} GPUs free"
+        f"{workers.count} workers have not begun together for {waited:.0f} of at most {workers.wait_for_nodes_s:g} s "
+        f"(--wait-for-nodes): they find no room, or die before they begin, of which Ray's logs tell. The {len(there)} "
+        f"nodes have {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
     )
 
 
