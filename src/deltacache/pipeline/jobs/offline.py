@@ -303,7 +303,9 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     videos = distinct(batch.column(0) for batch in plan.batches(["video_uri"]))
     budget = FailureBudget(videos, settings.max_failed_fraction)
     locations = {source.video_uri: source.path for source in sources}
-    decode = DecodePlan(DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views)
+    decode = DecodePlan(
+        DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views
+    )
     build = partial(video_worker, out, work.card, work.encoder)
     throughput = None
     if retried:
