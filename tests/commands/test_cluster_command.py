@@ -123,9 +123,9 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags = ("--backbone", "tiny", "--image-size", 32, "--ray-address", guarded["ADDRESS"])
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")  # seconds that Ray itself tries, instead of 20
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("HOME", str(tmp_path))
-        elsewhere.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
         deltacache("extract-features", videos, tmp_path / "out", *flags).refused("RAY_AUTH_MODE=token")
     monkeypatch.setenv("HOME", guarded["HOME"])
     done = deltacache("extract-features", videos, tmp_path / "out", *flags).done()
@@ -207,18 +207,19 @@ def test_nodes_from_zero_are_waited_for_up_to_a_limit(
     deltacache: Command, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with nodes(1, num_cpus=0) as cluster:
+        address = cluster.address
         command = ["extract-features", videos, tmp_path / "out", "--backbone", "tiny", "--image-size", 32]
         # Two encoders and a decoder, for which one node of two CPUs is enough.
-        command += ["--encoders", 2, "--decoders", 2, "--ray-address", cluster.address, "--wait-for-nodes"]
+        command += ["--encoders", 2, "--decoders", 2, "--ray-address", address, "--wait-for-nodes"]
         refused = deltacache(*command, 2)
         refused.refused("leave none for decoding", "waited 2 s for nodes")
         assert "waiting for the cluster to grow, 0 of at most 2 s" in refused.stdout
         with pytest.raises(DeltacacheError, match="offer none"):
-            list(run_tasks(lambda device: None, [1], 1, cluster.address, wait_s=0))
+            list(run_tasks(lambda device: None, [1], 1, address, wait_s=0))
         log = tmp_path / "log"
         with log.open("w") as output:
-            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-            found = [each if each != cluster.address else "auto" for each in command]
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            found = [each if each != address else "auto" for each in command]
             driver = subprocess.Popen(
                 [sys.executable, "-m", "deltacache", *map(str, [*found, 120])], stdout=output, stderr=output
             )
@@ -234,7 +235,7 @@ def test_nodes_from_zero_are_waited_for_up_to_a_limit(
             driver.kill()
             driver.wait()
     said = log.read_text()
-    assert f"Ray cluster at {cluster.address}: 1 nodes, 0 CPUs" in said
+    assert f"Ray cluster at {address}: 1 nodes, 0 CPUs" in said
     assert "look whether it is yours" in said
     assert "1 decoders, not 2" in said
     assert "2 clips of 2 videos" in said
