@@ -218,13 +218,11 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay, workers: Workers) 
             now = time.monotonic()
             if standing.placed:
                 placed_at = said_at = now
-            elif now - said_at > _SAY_S or now - placed_at > workers.wait_for_nodes_s:
-                said_at = now
-                why = _no_room(workers, now - placed_at)
-                if now - placed_at > max(workers.wait_for_nodes_s, _SAY_S):
+            elif now - said_at > _SAY_S:
+                said_at, why = now, _no_room(workers, now - placed_at)
+                if now - placed_at > workers.wait_for_nodes_s:
                     raise NoRoomError(f"{why}. --resume goes on when there is room")
-                events = [("line", (why,), {})]
-                replay.show(events)
+                replay.show([("line", (why,), {})])
         replay.show(ray.get(relay.call.remote("take")))
     return errors[0] if errors else None
 
