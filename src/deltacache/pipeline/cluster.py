@@ -54,7 +54,7 @@ SHARDS_AT_ONCE = 2
 _POLL_S = 0.5
 _SAY_S = 120.0  # between two lines about the same wait
 _LONGEST_TEMP_DIR = 107 - len("/session_2026-11-30_06-51-58_123456_1234567/sockets/plasma_store") - 4
-"""Of the paths of sockets that Ray makes below its temporary folder, the longest has 107 bytes at the most."""
+"""Bytes of Ray's temporary folder; the paths of the sockets below it may have 107."""
 _CONNECT_S = 10.0
 _HTTP2_SETTINGS = b"\x04"  # the kind of frame that both sides of HTTP/2, and so of gRPC, begin with
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
@@ -117,12 +117,8 @@ def when_there_is_room(
             except NoRoomError as error:
                 waited = time.monotonic() - started
                 if waited >= wait_s:
-                    after = (
-                        f" (waited {waited:.0f} s for nodes; --wait-for-nodes sets the limit)"
-                        if wait_s
-                        else ""
-                    )
-                    raise NoRoomError(f"{error}{after}") from error
+                    limit = f" (waited {waited:.0f} s for nodes; --wait-for-nodes sets the limit)"
+                    raise NoRoomError(f"{error}{limit if wait_s else ''}") from error
                 if said_at == -math.inf:
                     request_resources(bundles=[dict(bundle) for bundle in bundles])
                 if time.monotonic() - said_at > _SAY_S:
@@ -443,9 +439,8 @@ class _Ahead:
             begun = [shard for shard in waiting if shard.begun]
             shard = min(begun, key=lambda each: len(each.asked)) if begun else waiting[0]
             full = in_flight >= self._share.in_flight or len(self._running) >= self._share.at_once
-            if full and (
-                shard.asked or not shard.begun
-            ):  # one that is tried alone may find all taken by others
+            # A shard that is tried alone was never expected, and may find all taken by those that were.
+            if full and (shard.asked or not shard.begun):
                 break
             videos, located = shard.left.popleft()
             ref = self._task.remote(videos, located, self._settings, shard.culprits)
@@ -569,7 +564,7 @@ class _Member:
     works: int = 0
     expected: deque[tuple[int, Work, int]] = field(
         default_factory=deque
-    )  # ticket, what comes next, its groups
+    )  # what comes next: ticket, work, groups
     alone: bool = False  # what it works on must have no company
     under_way: int = 0  # clips encoded in works that have not ended
 
@@ -607,7 +602,10 @@ class _Pool:
         while self.loading and (time.monotonic() < self.patient_until or not self._ready()):
             done, _ = ray.wait([*self.placing, *self.loading], num_returns=1, timeout=_POLL_S)
             for ref in done:
-                self._loaded(ref) if ref in self.loading else self._placed(ref)
+                if ref in self.loading:
+                    self._loaded(ref)
+                else:
+                    self._placed(ref)
             self._check_somebody_is_there()
         if self.loading:
             self.events.line(
