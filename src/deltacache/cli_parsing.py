@@ -110,7 +110,7 @@ def cluster_settings(flags: dict[str, Any]) -> Any:
     from deltacache.schemas.jobs import ClusterSettings
 
     names = ("ray_address", "encoders", "gpus_per_encoder", "decoders")
-    return ClusterSettings(**{name: flags[name] for name in names})
+    return ClusterSettings(**{name: flags[name] for name in names}, wait_for_nodes_s=flags["wait_for_nodes"])
 
 
 def as_trained(flags: dict[str, Any]) -> dict[str, Any]:
