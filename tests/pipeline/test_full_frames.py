@@ -53,10 +53,13 @@ def test_depth_in_16_bits_and_floats_is_in_metres(tmp_path: Path) -> None:
     stored = (metres * 256).astype(np.uint16)
     expected = np.where((stored > 0) & (stored <= 80 * 256), stored / 256, 0)
     np.testing.assert_allclose(read_depth_map(grey(tmp_path / "a.png", stored), SHAPE), expected)
-    metres[0, 1] = np.nan
     np.save(tmp_path / "b.npy", metres)
     known = np.where((metres > 1e-3) & (metres <= 80), metres, 0)
     np.testing.assert_allclose(read_depth_map(tmp_path / "b.npy", SHAPE), known, rtol=1e-6)
+    metres[0, 1] = np.nan
+    np.save(tmp_path / "b.npy", metres)
+    with pytest.raises(DatasetError, match=r"b\.npy holds depths that are not finite .*metres are 0"):
+        read_depth_map(tmp_path / "b.npy", SHAPE)
 
 
 def test_maps_that_do_not_belong_are_refused(tmp_path: Path) -> None:

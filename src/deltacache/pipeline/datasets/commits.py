@@ -36,6 +36,7 @@ from deltacache.pipeline.datasets.receipts import (
 from deltacache.pipeline.datasets.stores import shard_store
 from deltacache.pipeline.storage.atomic import (
     is_temporary,
+    left_by_the_dead,
     move,
     readable_errors,
     remove,
@@ -215,8 +216,8 @@ def settle_commits(root: AnyPath, *, alone: bool) -> None:
                 _carry_out(root, name.removeprefix(_COMMIT))
         if is_local(staging) and staging.is_dir():
             remove_leftovers(staging)
-        for name in names if alone else ():
-            if is_temporary(name):
+        for name in names:
+            if is_temporary(name) and (alone or left_by_the_dead(name)):
                 remove(staging / name)
         if is_local(staging):
             with suppress(OSError):  # there is none, or others work there

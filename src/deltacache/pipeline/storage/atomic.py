@@ -268,6 +268,12 @@ def remove_leftovers(folder: AnyPath) -> None:
             remove(Path(entry.path))
 
 
+def left_by_the_dead(name: str) -> bool:
+    """Whether a temporary name is that of a process of this machine which has ended."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and match["host"] == this_host() and not is_alive(int(match["pid"]))
+
+
 def is_alive(pid: int) -> bool:
     """Whether this machine has a process of this id."""
     try:
