@@ -21,7 +21,7 @@ from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.comparing.compare import Comparison, Difference, compare_runs
 from deltacache.evaluate.comparing.tables import print_comparison
 from deltacache.evaluate.rows import write_table
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import MismatchError, NotFiniteError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import STATISTICS_SCHEMA
 
@@ -148,6 +148,47 @@ def test_an_older_evaluation_of_clips_is_refused_by_the_way_out(
         MismatchError, match="clips: old is of an older version, which did not keep what video"
     ):
         compare_runs(old, clips[1])
+
+
+def test_parallel_of_the_first_version_is_compared_with_one_step(
+    benchmarks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its ``deltatok_parallel`` decoded from the true frame before, whatever the horizon."""
+
+    def before(name: str) -> list[Row]:
+        rows = pq.read_table(benchmarks[0] / name).to_pylist()
+        kept = [row for row in rows if row["method"] != "deltatok_parallel"]
+        one_step = "deltatok_one_step", "deltatok_parallel"
+        return [row | {"method": one_step[1]} if row["method"] == one_step[0] else row for row in kept]
+
+    later = ["image_width", "unit_kind", "n_units"]
+    schema = pq.read_schema(benchmarks[0] / "metrics.parquet")
+    old_schema = pa.schema([field for field in schema if field.name not in later])
+    old = rewritten(benchmarks[0], tmp_path / "old", "metrics.parquet", old_schema, before("metrics.parquet"))
+    statistics = pa.Table.from_pylist(before("statistics.parquet"), schema=STATISTICS_SCHEMA)
+    write_table(statistics, old / "statistics.parquet")
+    comparison = compare_runs(old, benchmarks[0])
+    assert {each.verdict for each in comparison.differences} == {"equal"}
+    labels = {each.label for each in comparison.differences}
+    assert "DeltaTok, one step" in labels
+    assert "DeltaTok, parallel" not in labels
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sums_of_an_older_version_that_are_not_finite_are_refused_by_name(
+    clips: tuple[Path, Path], tmp_path: Path, value: float
+) -> None:
+    """Their metrics would vanish from the comparison."""
+    rows = pq.read_table(clips[0] / "statistics.parquet").to_pylist()
+    at = next(at for at, row in enumerate(rows) if row["method"] == "deltaworld" and row["horizon"] == 3)
+    rows[at] |= {"totals": [rows[at]["totals"][0], value, *rows[at]["totals"][2:]]}
+    assert rows[at]["task"] == "features"
+    bad = rewritten(clips[0], tmp_path / "bad", "statistics.parquet", STATISTICS_SCHEMA, rows)
+    name = re.escape(rows[at]["sequence_id"])
+    with pytest.raises(
+        NotFiniteError, match=rf"features of deltaworld on clips, horizon 3, .* for sequence {name}: an older"
+    ):
+        compare_runs(clips[0], bad)
 
 
 def test_a_run_equals_itself(clips: tuple[Path, Path], benchmarks: tuple[Path, Path]) -> None:

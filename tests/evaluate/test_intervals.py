@@ -40,6 +40,26 @@ def test_shares_stay_between_zero_and_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("task", "metric", "sums", "possible"),
+    [
+        ("modes", "mode_coverage", [[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 0.5, 1]], (0, 1)),
+        ("features", "smooth_l1", [[1, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 0.3, 0.3, 1]], (0, np.inf)),
+        ("features", "cosine", [[1, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 0.5]], (-1, 1)),
+    ],
+)
+def test_no_interval_leaves_the_possible_values(
+    task: str, metric: str, sums: list[list[float]], possible: tuple[float, float]
+) -> None:
+    """Without one unit the metric is 0 or 1, which its scale has no place for."""
+    low, high = intervals(task, np.array(sums, float))[metric]
+    assert possible[0] <= low < high <= possible[1]
+
+
+def test_there_is_none_where_nothing_is_scored() -> None:
+    assert intervals("vote", np.zeros((4, 2))) == {}
+
+
+@pytest.mark.parametrize(
     ("values", "units"),
     [
         ([1.0, 2.0, 3.0, 4.0], ["a", "a", "a", "a"]),  # one unit

@@ -118,6 +118,8 @@ def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
     with LivingStorages() as storages:
         task.training_loss(batch, part)[0].backward()
     moments = 2 * sum(weight.nbytes for weight in task.model.parameters())
+    there = measure_passes(task, 96, CPU, moments_there=True)  # of a resumed run: they are not free any more
+    assert cost.fixed_bytes - there.fixed_bytes == pytest.approx(moments, rel=0.1)
     assert storages.peak + moments <= 1.1 * cost.bytes_of(96)
     assert storages.peak + moments >= 0.7 * cost.bytes_of(96)
 
@@ -145,6 +147,13 @@ def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
 
 def test_a_resumed_run_keeps_its_passes(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"steps": 4, "batch_size": 12, "save_every": 2}
+    moments_there: list[bool] = []
+
+    def measured(*given: Any, **options: bool) -> PassCost:
+        moments_there.append(options["moments_there"])
+        return measure_passes(*given, **options)
+
+    monkeypatch.setattr("deltacache.train.loop.measure_passes", measured)
     with monkeypatch.context() as patched:
         limited(patched, most=3)  # found while measuring: room for one, two and three, not for four
         unbroken = case.run(tmp_path / "unbroken", **training)
@@ -154,6 +163,7 @@ def test_a_resumed_run_keeps_its_passes(case: Case, tmp_path: Path, monkeypatch:
         passes_of(unbroken) == passes_of(resumed) == passes_of(finished_checkpoints(tmp_path / "broken")[0])
     )
     assert passes_of(resumed) in (2, 3)
+    assert moments_there == [False, False, True]
     for name, weight in case.weights(unbroken).items():
         assert torch.equal(weight, case.weights(resumed)[name]), name
 

@@ -39,13 +39,13 @@ def intervals(task: str, sums: np.ndarray, of: MetricsOf = metrics_of) -> Interv
     left_out = of(task, sums.sum(0) - sums)
     freedom = _degrees_of_freedom(task, sums)
     for metric, value in whole.items():
-        there, back = _scale_of(metric)
+        (there, back), limits = _scale_of(metric)
         with np.errstate(divide="ignore", invalid="ignore"):
             middle, others = there(value), there(left_out[metric])
         if not (np.isfinite(middle) and np.isfinite(others).all()):  # a share of 0 or 1 has no logit
             (there, back), middle, others = _PLAIN, value, left_out[metric]
         half = _half_width(others, freedom)
-        low, high = float(back(middle - half)), float(back(middle + half))
+        low, high = np.clip([float(back(middle - half)), float(back(middle + half))], *limits).tolist()
         if high - low > _NO_WIDTH * abs(value):  # not of NaN: a class that one unit alone has
             found[metric] = low, high
     return found
@@ -77,15 +77,21 @@ def _half_width(left_out: np.ndarray, freedom: float) -> float:
 def _degrees_of_freedom(task: str, sums: np.ndarray) -> float:
     """Units of one size are G - 1; one that is much larger than all others leaves 1."""
     sizes = sums[:, 2 * sums.shape[1] // 3 :].sum(1) if task == "segmentation" else sums[:, 0]
-    shares = sizes / sizes.sum()
+    with np.errstate(invalid="ignore"):  # no label is valid: nothing is scored, and all metrics are NaN
+        shares = sizes / sizes.sum()
     return max(1.0, 1 / np.square(shares).sum() - 1)
 
 
-def _scale_of(metric: str) -> tuple[Map, Map]:
-    """To a scale without bounds, and back."""
+def _scale_of(metric: str) -> tuple[tuple[Map, Map], tuple[float, float]]:
+    """To a scale without bounds, and back; the values that are possible."""
     if metric in _SHARES or metric.startswith(("iou/", "rank/")):
-        return (lambda share: np.log(share / (1 - share))), (lambda logit: 1 / (1 + np.exp(-logit)))
-    return (np.arctanh, np.tanh) if metric == "cosine" else (np.log, np.exp)
+        return (lambda share: np.log(share / (1 - share)), lambda logit: 1 / (1 + np.exp(-logit))), (0.0, 1.0)
+    if metric == "cosine":
+        return (np.arctanh, np.tanh), (-1.0, 1.0)
+    return (np.log, np.exp), (
+        -np.inf if metric == "energy_score" else 0.0,
+        np.inf,
+    )  # unbiased, so rarely below 0
 
 
 _PLAIN: tuple[Map, Map] = (lambda value: value), (lambda value: value)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltacache.evaluate.rows import method_now
 from deltacache.evaluate.settings import CONFIG
 from deltacache.pipeline.storage.atomic import (
     is_temporary,
@@ -106,6 +107,10 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise DatasetError(
             f"{path} cannot be read ({error}): run evaluate again into a new folder"
         ) from error
+    if "unit_kind" not in table.column_names and "method" in table.column_names:  # the first version
+        names = [method_now(name) for name in table["method"].to_pylist()]
+        at = table.column_names.index("method")
+        table = table.set_column(at, table.field(at), pa.array(names, table.field(at).type))
     for name in LATER_METRIC_COLUMNS:
         if name not in table.column_names:
             field = schema.field(name)

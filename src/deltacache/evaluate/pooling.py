@@ -117,6 +117,7 @@ class TableWriter:
     ) -> None:
         self._out, self._stamp, self._samples_of, self._of = out, stamp, samples_of, of
         self._held: list[Statistic] = []
+        self._held_numbers = 0
         self._pools, self._by_count = Pools(), Pools()
         self._stack = ExitStack()
 
@@ -144,7 +145,8 @@ class TableWriter:
                     continue
             self._pools.add(each)
             self._held.append(each)
-        if sum(len(each.totals) for each in self._held) > _HELD_NUMBERS:
+            self._held_numbers += len(each.totals)
+        if self._held_numbers > _HELD_NUMBERS:
             self._write_held()
 
     def finish(self, order: Callable[[Series], Any]) -> None:
@@ -160,7 +162,7 @@ class TableWriter:
         for series, own in by_series.items():
             for table in sequence_tables(series, own, self._stamp(series.dataset), self._of):
                 self._sequences.write_table(table)
-        self._held = []
+        self._held, self._held_numbers = [], 0
 
 
 def sequence_tables(

@@ -28,6 +28,11 @@ class Method:
     world: str | None = None
 
 
+def method_now(name: str) -> str:
+    """Today's name of a method of the first version of the tables: its ``deltatok_parallel`` was one step."""
+    return "deltatok_one_step" if name == "deltatok_parallel" else name
+
+
 @dataclass(frozen=True, slots=True)
 class RunStamp:
     """Columns that every row of a run shares. ``image_size``: height and width in pixels."""

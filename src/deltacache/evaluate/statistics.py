@@ -3,16 +3,16 @@
 Shapes: n sequences, K sums.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltacache.evaluate.rows import Aggregation, Method
-from deltacache.schemas.errors import DatasetError
+from deltacache.evaluate.rows import Aggregation, Method, method_now
+from deltacache.schemas.errors import DatasetError, NotFiniteError
 from deltacache.schemas.tables import STATISTICS_SCHEMA
 
 _BATCH_ROWS = 4096
@@ -111,11 +111,15 @@ def _series(row: dict[str, object]) -> Series:
     return Series(dataset, task, Method(name, tokenizer, world), *summary)  # pyright: ignore[reportArgumentType]
 
 
-def read_sums(path: Path) -> Sums:
+def read_sums(path: Path, *, older: bool = False) -> Sums:
     """Read ``statistics.parquet`` a few thousand rows at a time; nothing of a file that is not there.
+
+    Args:
+        older: the tables are of a version before units, see ``method_now``.
 
     Raises:
         DatasetError: it is damaged, or has other columns.
+        NotFiniteError: an older version wrote sums that are not finite.
     """
     names: dict[str, int] = {}
     unit_names: dict[str, int] = {}
@@ -141,7 +145,28 @@ def read_sums(path: Path) -> Sums:
         )
         for series, own in parts.items()
     }
+    for series, own in joined.items():
+        _check_sums(path, series, own, tuple(names))
+    if older:
+        joined = {
+            replace(series, method=replace(series.method, name=method_now(series.method.name))): own
+            for series, own in joined.items()
+        }
     return Sums(tuple(names), tuple(unit_names), joined)
+
+
+def _check_sums(path: Path, series: Series, own: SequenceSums, names: Sequence[str]) -> None:
+    """Left in, they would make a metric vanish; the energy score alone may be missing, see ``SampleSums``."""
+    bad = ~np.isfinite(own.totals)
+    if series.task == "samples":
+        bad[:, 1] = np.isinf(own.totals[:, 1])
+    if bad.any():
+        name = names[own.sequences[int(bad.any(1).argmax())]]
+        raise NotFiniteError(
+            f"{path}: {series.task} of {series.method.name} on {series.dataset}, horizon {series.horizon}, are not "
+            f"finite for sequence {name}: an older version let such predictions into its tables; run evaluate again "
+            "into a new folder"
+        )
 
 
 def _add_batch(

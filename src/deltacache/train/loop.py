@@ -158,7 +158,9 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> Sp
     """How steps are cut into passes: as the config says, as before, or the largest passes that fit; says which."""
     split, cost = run.split, None
     if run.config.accumulation is None and task.divisible:
-        cost = measure_passes(task, split.effective_batch, device)
+        cost = measure_passes(
+            task, split.effective_batch, device, moments_there=run.optimizer_state is not None
+        )
         split = fitting_split(cost, split, run.group, device)
         before = run.samples_per_pass
         if before is not None and before < split.batch_size and run.split.batch_size % before == 0:

@@ -59,7 +59,9 @@ class PassCost:
         return self.fixed_bytes + samples * self.sample_bytes
 
 
-def measure_passes(task: Any, effective_batch: int, device: torch.device) -> PassCost:
+def measure_passes(
+    task: Any, effective_batch: int, device: torch.device, *, moments_there: bool = False
+) -> PassCost:
     """Run passes of 1, 2, 4, … samples of the first step, backward included, and change nothing.
 
     Everything that a pass draws depends on the step and the position alone, so training is not disturbed.
@@ -67,6 +69,7 @@ def measure_passes(task: Any, effective_batch: int, device: torch.device) -> Pas
     Args:
         task: a ``TrainingTask`` whose batches may be cut.
         effective_batch: samples of a step.
+        moments_there: the optimizer has its moments already, as that of a resumed run: they are not free any more.
 
     Raises:
         DeltacacheError: not even one sample fits.
@@ -100,7 +103,7 @@ def measure_passes(task: Any, effective_batch: int, device: torch.device) -> Pas
             _forget_gradients(weights)
             measured.append((size, peak[0], time.perf_counter() - begun))
     fixed, slope = _line(measured)
-    moments = 2 * sum(weight.nbytes for weight in weights)
+    moments = 0 if moments_there else 2 * sum(weight.nbytes for weight in weights)
     size, _, seconds = measured[-1]
     return PassCost(fixed + moments, slope, seconds / size, free)
 

@@ -72,21 +72,25 @@ def open_runs(folders: Sequence[Path]) -> list[ReportRun]:
 
     Raises:
         DatasetError: a folder is not the output of an evaluation, or a table is damaged.
+        NotFiniteError: an older version wrote numbers that are not finite.
     """
-    names = run_names(folders)
-    return [
-        ReportRun(
-            name=name,
-            out=folder,
-            metrics=output.read_metrics(folder),
-            settings=load_evaluation(folder),
-            samples=output.read_samples(folder),
-            sums=read_sums(folder / output.STATISTICS),
-            notes=tuple(output.read_notes(folder)),
-            models=read_models(folder),
+    runs = []
+    for name, folder in zip(run_names(folders), folders, strict=True):
+        metrics = output.read_metrics(folder)
+        older = metrics["unit_kind"].null_count == len(metrics)
+        runs.append(
+            ReportRun(
+                name=name,
+                out=folder,
+                metrics=metrics,
+                settings=load_evaluation(folder),
+                samples=output.read_samples(folder),
+                sums=read_sums(folder / output.STATISTICS, older=older),
+                notes=tuple(output.read_notes(folder)),
+                models=read_models(folder),
+            )
         )
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    return runs
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
