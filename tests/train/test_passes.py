@@ -80,6 +80,15 @@ def test_workers_take_the_size_of_the_one_with_the_least_room() -> None:
     assert (split.batch_size, split.accumulation, split.workers, split.rank) == (12, 8, 2, 1)
 
 
+@pytest.mark.parametrize(("device", "size"), [(CPU, 16), (CUDA, 32)])
+def test_workers_on_one_cpu_share_its_memory(device: torch.device, size: int) -> None:
+    class OfThree(Alone):
+        on_this_node = 3
+
+    split = fitting_split(PassCost(0, GIB, 0.01, 70 * GIB), Split(32), OfThree(), device)
+    assert split.batch_size == size
+
+
 class Drawn:
     """A task of random tokens, to compare measured passes with a large one."""
 

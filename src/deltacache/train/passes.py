@@ -120,12 +120,14 @@ def _line(measured: list[tuple[int, int, float]]) -> tuple[int, int]:
 def fitting_split(cost: PassCost, split: Split, group: Group, device: torch.device) -> Split:
     """``split``, whose pass is all of a worker's step, cut into the fewest passes of equal size that fit.
 
-    All workers of ``group`` take the size that fits the one with the least room.
+    All workers of ``group`` take the size that fits the one with the least room. Those of one machine that compute on
+    its CPU share its memory.
 
     Raises:
         DeltacacheError: not even one sample fits.
     """
-    room = int(cost.free_bytes * _SHARE.get(device.type, 0.7))
+    sharers = 1 if device.type == "cuda" else group.on_this_node
+    room = int(cost.free_bytes * _SHARE.get(device.type, 0.7) / sharers)
     whole = split.batch_size
     sizes = [size for size in range(whole, 0, -1) if whole % size == 0]
     mine = next((size for size in sizes if cost.bytes_of(size) <= room), 0)
