@@ -548,7 +548,7 @@ TRAINING = (
     Mutant(
         "an effective batch shared out wrongly",
         "schemas/configs.py",
-        "divmod(effective, workers * passes)",
+        "divmod(effective, workers * (passes or 1))",
         "divmod(effective, workers)",
         ("train/test_recipes.py::test_workers_and_passes_share_the_recipes_batch",),
     ),
