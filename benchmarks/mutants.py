@@ -670,14 +670,14 @@ TRAINING = (
     Mutant(
         "times from the start of the video",
         "train/data.py",
-        "_sent(torch.from_numpy(times - times[:, :1]), device)",
-        "_sent(torch.from_numpy(times), device)",
+        "_sent(times - times[:, :1], device)",
+        "_sent(times, device)",
         ("train/test_train_data.py::test_delta_batches_hold_whole_clips_and_seconds_from_the_first_frame",),
     ),
     Mutant(
         "gradients summed over passes",
         "train/loop.py",
-        "(loss / config.accumulation).backward()",
+        "(loss / split.accumulation).backward()",
         "loss.backward()",
         ("train/test_split.py::test_two_passes_of_eight_learn_what_one_of_sixteen_does",),
     ),
