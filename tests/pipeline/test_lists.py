@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deltacache.pipeline.inputs.lists import read_list
 from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.errors import DeltacacheError
 
@@ -256,3 +257,30 @@ def test_a_list_that_comes_with_deltacache_is_known_by_its_name(tmp_path: Path) 
     left = find_videos(str(tmp_path), Path("kinetics700-released"), tell=said.append)
     assert [video.video_uri for video in left] == ["train/luge/aaaaaaaaaaa_000014_000024.mp4"]
     assert said == ["kinetics700-released: leaves out 5 of 6 videos; 0 of its entries name none"]
+
+
+@pytest.mark.parametrize(
+    ("text", "taken", "left"),
+    [
+        ('{"train": ["a.mp4", "b.mp4"], "val": ["c.mp4"]}', ["a.mp4", "b.mp4"], "val"),
+        (
+            '{"annotations": [{"id": 1}, {"id": 2}, {"id": 3}], "images": [{"file_name": "a.mp4"}]}',
+            ["a.mp4"],
+            "id",
+        ),
+        (
+            '{"a": [{"path": "a.mp4"}, {"path": "b.mp4"}], "b": [{"path": "c.mp4"}]}',
+            ["a.mp4", "b.mp4"],
+            "b.path",
+        ),
+    ],
+)
+def test_lists_of_an_object_that_are_not_taken_are_shown(
+    tmp_path: Path, text: str, taken: list[str], left: str
+) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list.json").write_text(text)
+    lines: list[str] = []
+    assert read_list(str(tmp_path / "list.json"), tell=lines.append) == taken
+    assert lines[0].endswith(f"not taken: {left} (--column NAME)")

@@ -25,7 +25,7 @@ from deltacache.schemas.secrets import has_secrets, without_secrets
         ("https://h/a?Policy=a~&Signature=b-_&Key-Pair-Id=K", "https://h/a"),
         ("https://h/a?X%2DAmz%2DSignature=1", "https://h/a"),
         (
-            "https://h/a?access_token=1&api_key=2&apikey=3&password=4&user=5&key=6&hdnea=7&auth=8",
+            "https://h/a?access_token=1&api_key=2&apikey=3&password=4&user=5&key=6&hdnea=7&auth=8&sign=9",
             "https://h/a",
         ),
         ("https://h/a#access_token=1", "https://h/a"),

@@ -240,3 +240,11 @@ def test_real_videos_are_all_found(real_videos: Path) -> None:
         path.relative_to(real_videos).as_posix() for path in real_videos.rglob("*") if path.suffix in suffixes
     ]
     assert uris(real_videos) == sorted(expected)
+
+
+def test_globs_leave_out_hidden_names(tmp_path: Path) -> None:
+    """As shells do, and as folders are searched; a glob that names them gets them."""
+    make(tmp_path, "a/clip.mp4", "a/._clip.mp4", ".cache/x.mp4", "b/.y/z.mp4")
+    for pattern in ("*/*.mp4", "*", "**/*.mp4"):
+        assert uris(tmp_path / pattern) == ["a/clip.mp4"]
+    assert uris(tmp_path / ".c*/*.mp4") == [".cache/x.mp4"]

@@ -17,7 +17,7 @@ _CONTAINER = re.compile(
     r"(?:abfss?|adl|wasbs?|az)://[^\s/?#@:]+@", re.IGNORECASE
 )  # container@account of Azure
 _SIGNING = re.compile(
-    r"x-(amz|goog|ms|oss)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|expires|policy|key-pair-id"
+    r"x-(amz|goog|ms|oss)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sign|expires|policy|key-pair-id"
     r"|hash-algorithm|sig|key|code|user|user_?name|login|hdn[a-z]+"
     r"|.*(token|secret|passw|pwd|credential|auth(?!or)|api[-_]?key|access[-_]?key|signature|session|jwt|bearer).*",
     re.IGNORECASE,

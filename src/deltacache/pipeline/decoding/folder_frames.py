@@ -38,7 +38,7 @@ class FolderSource:
         if not named:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES,
-                "no picture is named <anything>_<seconds>.jpg, and not all are named by a number alone",
+                "the folder holds no frames: pictures must be named <anything>_<seconds>.jpg, or all by a number alone",
             )
         timed = sorted((float(number), file) for number, file in named)
         self.decoder, rate = "frames", 1.0

@@ -14,7 +14,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -386,7 +386,10 @@ def _kinetics(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Column | N
 
 
 def _of_json(text: str) -> list[Column]:
-    """An array or lines of objects or strings; of an object its longest list, or its keys and what they hold."""
+    """An array or lines of objects or strings; of an object its lists, or its keys and what they hold.
+
+    Columns of lists that are not the longest have the lists' names in front, so that what is not taken is shown.
+    """
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -394,16 +397,26 @@ def _of_json(text: str) -> list[Column]:
             raise
         content = [json.loads(line) for line in text.splitlines() if line.strip()]
     if isinstance(content, dict):
-        held = [each for each in content.values() if isinstance(each, list) and each]
+        held = [(len(each), key, each) for key, each in content.items() if isinstance(each, list) and each]
         several = [each for each in content.values() if isinstance(each, dict)]
         if held and not several:
-            content = max(held, key=len)
+            held.sort(key=lambda each: -each[0])
+            columns = list[Column]()
+            for place, (_, key, rows) in enumerate(held):
+                for column in _of_rows(rows):
+                    own = f"{key}.{column.name}" if place else column.name
+                    columns.append(replace(column, name=key if column.name == "column 1" else own))
+            return columns
         elif len(several) == 1 and any(isinstance(each, dict) for each in several[0].values()):
             content = _keyed(several[0])  # ActivityNet's "database"
         else:
             content = _keyed(content) if several else [content]
     if not isinstance(content, list):
         raise ValueError("it holds no list")
+    return _of_rows(content)
+
+
+def _of_rows(content: Sequence[Any]) -> list[Column]:
     rows = [each if isinstance(each, dict) else {"": each} for each in content]
     header = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_text(row.get(name)) for name in header] for row in rows]

@@ -214,6 +214,9 @@ def _local_matches(pattern: str) -> Iterator[tuple[ListedFolder, bool]]:
     seen: set[tuple[int, int]] = set()
     names: dict[str, set[str]] = {}
     for path in sorted(Path(base).glob(pattern[len(base) :].lstrip("/"))):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        if is_hidden and "/." not in pattern[len(base) :]:
+            continue
         if path.is_dir():
             uri = path.relative_to(base).as_posix()
             for folder in local_folders(str(path), "" if uri == "." else uri, seen):
