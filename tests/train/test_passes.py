@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,8 +16,17 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
+from deltacache.train.loop import _gradients
+from deltacache.train.meter import Meter
 from deltacache.train.order import Part, Split
-from deltacache.train.passes import PassCost, describe_split, fitting_split, free_bytes, measure_passes
+from deltacache.train.passes import (
+    CutBatches,
+    PassCost,
+    describe_split,
+    fitting_split,
+    free_bytes,
+    measure_passes,
+)
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.workers.group import Alone
 from deltacache.train.world import WorldTask
@@ -189,8 +199,22 @@ def test_no_room_for_one_sample(case: Case, tmp_path: Path, monkeypatch: pytest.
         limited(patched, most=0)
         with pytest.raises(DeltacacheError, match=r"not even a pass of one sample fits .* smaller model"):
             case.run(tmp_path / "measured", batch_size=4)
-        with pytest.raises(DeltacacheError, match=r"out of memory in step 1.*Tried to allocate 2.00 GiB"):
+        with pytest.raises(DeltacacheError, match=r"in step 1.*: free memory .*Tried to allocate 2.00 GiB"):
             case.run(tmp_path / "given", batch_size=1, accumulation=4)
+
+
+def test_a_head_that_does_not_fit_is_given_an_option_that_it_has() -> None:
+    class Head(Drawn):
+        divisible = False
+
+    def scarce(batch: Any, part: Part) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    task = Head("world")
+    batches = CutBatches(task, Split(8), range(1), CPU)
+    optimizer, run = torch.optim.SGD(task.model.parameters()), SimpleNamespace(group=Alone())
+    with pytest.raises(DeltacacheError, match=r"give a smaller --batch-size, free memory on cpu"):
+        _gradients(batches, 0, scarce, optimizer, Meter(0, 8), run)  # pyright: ignore[reportArgumentType]
 
 
 def test_free_memory_is_less_than_the_machine_has() -> None:

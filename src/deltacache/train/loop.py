@@ -199,10 +199,13 @@ def _gradients(
             values.append({"loss": loss.detach(), **scalars})
     except torch.OutOfMemoryError as error:
         if group.workers > 1 or not batches.can_be_smaller:  # other workers wait for this one's gradients
+            way = "" if split.batch_size == 1 else "give a larger --accumulation, "
+            if not batches.divisible:
+                way = "give a smaller --batch-size, "
             raise DeltacacheError(
                 f"out of memory in step {step + 1}, in passes of {split.batch_size} samples of an effective batch "
-                f"{split}: give a larger --accumulation, free memory on {batches.device}, or choose a smaller model "
-                f"or image size. PyTorch says: {str(error).splitlines()[0]}"
+                f"{split}: {way}free memory on {batches.device}, or choose a smaller model or image size. PyTorch "
+                f"says: {str(error).splitlines()[0]}"
             ) from error
         return None
     return values

@@ -155,10 +155,11 @@ class CutBatches(Generic[BatchT]):
 
     Attributes:
         split: how steps are cut now.
+        divisible: whether they may be cut at all.
     """
 
     def __init__(self, task: Any, split: Split, steps: range, device: torch.device) -> None:
-        self.split, self.device = split, device
+        self.split, self.device, self.divisible = split, device, bool(task.divisible)
         self._task, self._end = task, steps.stop
         self._batches: Generator[BatchT] = task.batches(split.parts_of(steps))
 
@@ -172,7 +173,7 @@ class CutBatches(Generic[BatchT]):
     @property
     def can_be_smaller(self) -> bool:
         """Whether passes can be cut further without changing the numbers."""
-        return self._task.divisible and self.split.batch_size > 1
+        return self.divisible and self.split.batch_size > 1
 
     def cut_smaller(self, step: int) -> None:
         """Begin ``step`` again with passes of half the size, or of the next size below that divides the batch."""
