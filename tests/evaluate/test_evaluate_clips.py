@@ -28,7 +28,7 @@ from torch import Tensor
 
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
-from deltacache.evaluate.clips.sequences import ClipBatch
+from deltacache.evaluate.clips.sequences import ClipBatch, _partners
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import Protocol, reconstructions
@@ -412,6 +412,26 @@ def test_parallel_is_what_the_released_readme_calls_so(golden: Path) -> None:
     if side == 4:  # the set that the released code was run on
         assert loss["deltatok_parallel"][1] == pytest.approx(1.16927, abs=1e-5)
         assert loss["deltatok_one_step"][1] == pytest.approx(1.06506, abs=1e-5)
+
+
+def test_partners_are_of_the_next_video_and_found_in_one_pass() -> None:
+    class Counted(list[str]):
+        asked = 0
+
+        def __getitem__(self, at: Any) -> Any:
+            Counted.asked += 1
+            return super().__getitem__(at)
+
+    rng = np.random.default_rng(0)
+    for videos in (1, 2, 3):
+        uris = [f"{video}.mp4" for video in rng.integers(0, videos, 12)]
+        rows = [row for row in range(12) if row not in (3, 7)]
+        for at, partner in enumerate(_partners(rows, uris)):
+            following = [rows[(at + step) % 10] for step in range(1, 10)]
+            others = [row for row in following if uris[row] != uris[rows[at]]]
+            assert partner == (others or following)[0]
+    _partners(range(2000), Counted(["a.mp4"] * 1000 + ["b.mp4"] * 1000))
+    assert Counted.asked <= 10_000
 
 
 def test_views_of_one_video_are_one_unit(drawn: DrawnWorld, tmp_path: Path) -> None:

@@ -104,14 +104,14 @@ def _partners(rows: Sequence[int], uris: Sequence[str]) -> tuple[int, ...]:
     count = len(rows)
     if count < 2:
         return ()
-    one_video = len({uris[row] for row in rows}) == 1
-    partners = []
-    for at, row in enumerate(rows):
-        step = 1
-        while not one_video and uris[rows[(at + step) % count]] == uris[row]:
-            step += 1
-        partners.append(rows[(at + step) % count])
-    return tuple(partners)
+    videos = [uris[row] for row in rows]
+    if len(set(videos)) == 1:
+        return (*rows[1:], rows[0])
+    others = [0] * count
+    for at in reversed(range(2 * count)):  # twice around: the last ones look at the first
+        here, after = at % count, (at + 1) % count
+        others[here] = after if videos[after] != videos[here] else others[after]
+    return tuple(rows[at] for at in others)
 
 
 def read_batches(
