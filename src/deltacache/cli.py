@@ -1035,8 +1035,8 @@ def main() -> None:
         ):  # torch's, which is not imported here
             raise
         typer.echo(
-            "error: out of memory on the GPU: free memory there, give a smaller --image-size or fewer --samples, or "
-            f"--device cpu. PyTorch says: {str(error).splitlines()[0]}",
+            "error: out of memory on the GPU: free memory there, make the work smaller (--batch-size, --image-size, "
+            f"--samples: what the command has), or give --device cpu. PyTorch says: {str(error).splitlines()[0]}",
             err=True,
         )
         sys.exit(1)
