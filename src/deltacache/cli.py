@@ -876,7 +876,7 @@ def verify(
     path: Annotated[str, typer.Argument(help="Feature or delta dataset, here or on s3://, gs://.")],
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it anew."),
+        typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it again."),
     ] = False,
 ) -> None:
     """Read every shard of a dataset and check sizes, checksums, index and receipts.
@@ -897,7 +897,7 @@ def verify(
     if problems:
         raise DeltacacheError(
             f"{path}: {len(problems)} problems, listed above. `deltacache verify {path} --repair` drops what is "
-            "damaged, and the command that made the dataset makes it anew"
+            "damaged, and the command that made the dataset makes it again"
         )
     typer.echo(f"{path}: no damage found")
 

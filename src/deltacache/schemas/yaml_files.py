@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise DeltacacheError(f"{path} is no YAML: {line}: {error.problem}; mend that line") from error
+        raise DeltacacheError(f"{path} is no YAML: {line}: {error.problem}; correct that line") from error
     except yaml.YAMLError as error:
         raise DeltacacheError(f"{path} is no YAML: {error}; give the path of a YAML config") from error
 

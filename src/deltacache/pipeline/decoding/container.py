@@ -1,4 +1,4 @@
-"""Opening a file that nobody vouches for, and FFmpeg's errors as refusals."""
+"""Opening an untrusted file, and FFmpeg's errors as refusals."""
 
 import logging
 import os

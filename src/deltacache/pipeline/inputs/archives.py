@@ -255,7 +255,7 @@ class OpenZips:
         self._opened: dict[Any, ZipDirectory] = {}
 
     def get(self, archive: str, parts: int, stamp: str) -> ZipDirectory:
-        """The archive, opened anew when ``stamp`` (its version) has changed. Raises as ``open_zip`` does."""
+        """The archive, opened again when ``stamp`` (its version) has changed. Raises as ``open_zip`` does."""
         key = (archive, parts, stamp)
         with self._lock:
             directory = self._opened.pop(key, None) or open_zip(archive, parts)

@@ -48,7 +48,7 @@ class Estimate:
         decoding, forward = self.decode_s, self.forward_s
         if self.placement.device == "cuda":
             decoding, forward = decoding / self.placement.decoders, forward / self.placement.encoders
-        return "decoding" if decoding > forward else "the forward"
+        return "decoding" if decoding > forward else "the forward pass"
 
 
 def preview_extraction(
@@ -83,7 +83,7 @@ def preview_extraction(
         f"{dataset_root(out)}: would hold {clips} clips of {shape[0]} x {shape[1]} x {shape[2]} {card.dtype} in at "
         f"least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB\n"
         f"tried on {sampled} videos, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
-        f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward "
+        f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward pass "
         f"{_hours(estimate.forward_s)} of one encoder); refused {estimate.refused:.0%}"
     )
 

@@ -80,7 +80,7 @@ class Throughput:
         """Share of the time that each kind of worker was at work."""
         threads = self.placement.encoders * self.at_once * self.wall_s
         forward = self.encode_s / (self.placement.encoders * self.wall_s)
-        shares = {"the forward": min(forward, 1.0), "writing": self.write_s / threads}
+        shares = {"the forward pass": min(forward, 1.0), "writing": self.write_s / threads}
         if self.reads == "decoding":
             return {"decoding": self.decode_s / (self.placement.decoders * self.wall_s), **shares}
         return {self.reads: self.wait_s / threads, **shares}
