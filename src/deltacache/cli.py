@@ -5,9 +5,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from deltacache import __version__
 from deltacache.cli_options import (
@@ -113,6 +114,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_UsageError: Any = typer.BadParameter.__base__  # click's, whichever click typer has
 _state = {"debug": False}
 
 
@@ -1022,8 +1024,14 @@ def main() -> None:
     # Ray prints a paragraph for every worker that dies; the job says what it does about it.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     sys.excepthook = _print_traceback
-    try:
-        app()
+    try:  # not app(), which puts another hook in place of this one
+        sys.exit(get_command(app)(standalone_mode=False))
+    except _UsageError as error:
+        error.message = without_secrets(error.message)
+        error.show()
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(1)
     except DeltacacheError as error:
         if _state["debug"]:
             raise

@@ -13,6 +13,10 @@ from deltacache.schemas.secrets import has_secrets, without_secrets
         ("https://u:p@ss@h:80/a@b.mp4", "https://h:80/a@b.mp4"),
         ("https://u:pa/ss@h:80/a.mp4", "https://h:80/a.mp4"),
         ("https://token@[::1]:80/a", "https://[::1]:80/a"),
+        ("https://u:o'neil@h/a.mp4", "https://h/a.mp4"),
+        ("https:/u:p@h/a.mp4?sig=1", "https:/h/a.mp4"),
+        ("s3:/KEY:SECRET@bucket/k", "s3:/bucket/k"),
+        ("/here/http:/u:p@h/a", "/here/http:/h/a"),
         ("s3://KEY:SECRET@bucket/k", "s3://bucket/k"),
         # AWS version 4 and 2, GCS, Azure, CloudFront, and what people call their own
         (
@@ -46,6 +50,8 @@ def test_credentials_are_taken_out_of_urls(url: str, clean: str) -> None:
         "https://h/get?key=films/a.mp4",
         "s3://bucket/what?.mp4",
         "/local/what?#=%.mp4",
+        "s3://bucket/ab:/c@d.mp4",
+        "error: out:80/a@b.mp4",
     ],
 )
 def test_what_is_no_credential_stays(url: str) -> None:

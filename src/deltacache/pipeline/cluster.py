@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
@@ -48,6 +49,7 @@ from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
 from deltacache.schemas.errors import DeltacacheError, StorageError
 from deltacache.schemas.jobs import ClusterSettings
+from deltacache.schemas.secrets import without_secrets
 
 SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward."""
@@ -144,7 +146,7 @@ def ray_running(
     Raises:
         DeltacacheError: no cluster answers, or a local Ray cannot start.
     """
-    with native_log(), _authentication():
+    with native_log(), _authentication(), _clean_command_line():
         if ray_address is None:
             with _loopback_only():
                 _start(slots)
@@ -172,6 +174,17 @@ def _loopback_only() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+
+
+@contextmanager
+def _clean_command_line() -> Iterator[None]:
+    """Ray lists jobs by their command lines, in its dashboard too: without the credentials of urls."""
+    before = ray_utils.get_entrypoint_name
+    ray_utils.get_entrypoint_name = lambda: without_secrets(before())
+    try:
+        yield
+    finally:
+        ray_utils.get_entrypoint_name = before
 
 
 @functools.cache

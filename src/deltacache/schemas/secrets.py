@@ -7,14 +7,16 @@ Credentials themselves come from the list, the command line or the environment e
 import re
 from urllib.parse import unquote
 
-# user:password@, also a password with an unescaped slash in it; host:port/ is neither
+# user:password@, also a password with an unescaped slash in it; host:port/ is neither. A url that was taken for a path
+# has one slash.
 _USER = re.compile(
-    r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?:[^\s/?#'\"<>]*@|[^\s/?#@:'\"<>\[]*:(?!\d+[/?#])[^\s@'\"<>]*@)",
+    r"(?P<scheme>\b(?:[a-z][a-z0-9+.-]*://|(?:https?|s?ftps?|s3a?|gc?s|abfss?|az|ray):/))"
+    r"(?:[^\s/?#\"<>]*@|[^\s/?#@:'\"<>\[]*:(?!\d+[/?#])[^\s@'\"<>]*@)",
     re.IGNORECASE,
 )
 _QUERY = re.compile(r"(?P<mark>[?#])(?P<pairs>[^\s#'\"<>`]+?)(?=[).,:;]*(?:[\s#'\"<>`]|$))")
 _CONTAINER = re.compile(
-    r"(?:abfss?|adl|wasbs?|az)://[^\s/?#@:]+@", re.IGNORECASE
+    r"(?:abfss?|adl|wasbs?|az):/{1,2}[^\s/?#@:]+@", re.IGNORECASE
 )  # container@account of Azure
 _SIGNING = re.compile(
     r"x-(amz|goog|ms|oss)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sign|expires|policy|key-pair-id"
@@ -33,7 +35,7 @@ def without_secrets(text: str) -> str:
 
     What else a query says (``?id=5``) stays.
     """
-    if "://" in text:
+    if ":/" in text:
         text = _USER.sub(lambda match: match[0] if _CONTAINER.match(match[0]) else match["scheme"], text)
     return _QUERY.sub(_without_signature, text) if "=" in text else text
 
