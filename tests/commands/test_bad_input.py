@@ -110,10 +110,10 @@ def test_noise_for_a_preset_of_one_candidate_needs_their_number(deltacache, tmp_
 
 
 def test_out_of_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> None:
+    def full(**_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
 
-    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(cli, "get_command", lambda app: full)
     with pytest.raises(SystemExit, match="1"):
         cli.main()
     said = capsys.readouterr().err
