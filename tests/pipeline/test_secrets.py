@@ -18,6 +18,7 @@ from deltacache.schemas.secrets import has_secrets, without_secrets
         ("s3:/KEY:SECRET@bucket/k", "s3:/bucket/k"),
         ("/here/http:/u:p@h/a", "/here/http:/h/a"),
         ("s3://KEY:SECRET@bucket/k", "s3://bucket/k"),
+        ("https://h/a.mp4?id=5;token=x", "https://h/a.mp4?id=5"),
         # AWS version 4 and 2, GCS, Azure, CloudFront, and what people call their own
         (
             "https://h/a?id=5&X-Amz-Algorithm=A&X-Amz-Credential=K%2F2&X-Amz-Signature=1#t=3",

@@ -47,7 +47,8 @@ def has_secrets(url: str) -> bool:
 
 def _without_signature(match: re.Match[str]) -> str:
     pairs = [
-        (pair, unquote(pair.partition("=")[0]), pair.partition("=")[2]) for pair in match["pairs"].split("&")
+        (pair, unquote(pair.partition("=")[0]), pair.partition("=")[2])
+        for pair in re.split("[&;]", match["pairs"])
     ]
     is_azure = any(name.lower() == "sig" for _, name, _ in pairs)
     kept = [
