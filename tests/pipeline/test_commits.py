@@ -228,6 +228,34 @@ def test_a_late_attempt_at_any_point_leaves_the_committed_bytes(
 
 
 @both_stores
+@pytest.mark.parametrize("kind", ["commit", "replacement"])
+def test_what_the_next_command_removes_of_a_late_attempt_is_not_committed_in_part(
+    place: Callable[[int], UPath], store: str, kind: str, attempts: Attempts
+) -> None:
+    """The attempt of a driver that was killed, and the clean-up of the command that follows, step by step."""
+    ends = set[int]()
+    for seed in range(20):
+        root, rng = place(seed), random.Random(seed)
+        task, old = planned(root, store), ""
+        if kind == "replacement":
+            attempt(root, store, task, 9)()
+            old = receipt_digest(root, task.shard_id)
+        attempts.start(f"late {seed}", attempt(root, store, task, 2, old))
+        for _ in range(rng.randrange(5)):
+            if attempts.living:
+                attempts.step(f"late {seed}")
+        attempts.start(f"next {seed}", lambda root=root: settle_commits(root, alone=True))
+        while attempts.living:
+            attempts.step(rng.choice(attempts.living))
+        settle_commits(root, alone=True)
+        marks = marks_of(root, read_receipt(root, task.shard_id)) if finished_shards(root) else {0}
+        assert marks <= ({2, 9} if old else {0, 2}), f"seed {seed}"
+        assert not _files(root / STAGING)
+        ends |= marks
+    assert ends == ({2, 9} if old else {0, 2})
+
+
+@both_stores
 def test_of_two_replacements_of_one_receipt_one_takes_place(
     place: Callable[[int], UPath], store: str, attempts: Attempts
 ) -> None:

@@ -233,6 +233,25 @@ def test_lost_tables_are_merged_again(tmp_path: Path) -> None:
         assert all_bytes(tmp_path) == whole
 
 
+def test_a_finish_that_was_broken_off_does_not_open_with_the_tables_of_before(tmp_path: Path) -> None:
+    make_dataset(tmp_path, "deltas", "webdataset", "a", "b")
+    old = {
+        name: (tmp_path / name).read_bytes()
+        for name in ("index.parquet", "failures.parquet", "sources.parquet")
+    }
+    make_dataset(tmp_path, "deltas", "webdataset", "a", "b", "c")
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "tables.json").unlink()  # it goes before the first table is replaced
+    with pytest.raises(DatasetError, match="is not finished: its tables do not hold all planned shards"):
+        open_dataset(tmp_path)
+    (tmp_path / "tables.json").write_bytes(b"{}")  # as one of an older version, which stayed meanwhile
+    with pytest.raises(DatasetError, match="is not finished: its tables do not hold all planned shards"):
+        open_dataset(tmp_path)
+    finish_dataset(tmp_path)
+    assert len(open_dataset(tmp_path)) == 6
+
+
 @pytest.mark.parametrize("store", STORES)
 def test_deltas_are_loaded_whole(tmp_path: Path, store: str) -> None:
     names = [f"video-{n}" for n in range(7)]

@@ -19,7 +19,7 @@ from deltacache.pipeline.datasets.finishing import (
     open_table,
     read_tables_summary,
 )
-from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, open_plan
+from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, iter_tasks, open_plan
 from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import VideoSource
@@ -150,7 +150,7 @@ def drop_changed(root: UPath, changed: Sequence[VideoSource]) -> int:
     plan = open_plan(root)
     affected = [
         task.shard_id
-        for task in plan.only(plan.shard_ids)
+        for task in iter_tasks(plan.batches())
         if any(video.video_uri in sizes for video in task.videos)
     ]
     if affected:

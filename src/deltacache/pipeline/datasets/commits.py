@@ -5,7 +5,8 @@ its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>``, whi
 that it is to replace, if any: one attempt at a time can. Then the files move to ``shards``, the receipt to
 ``receipts``, and the commit is removed. Whoever finds a commit that another began carries it out first; a step that
 was done already finds nothing to move. A commit is void, and its attempt with it, when the receipt is another than
-the one that it is to replace.
+the one that it is to replace, or when files of the attempt are gone. What a command removes of attempts that it takes
+for dead goes under a void commit, so that one that lives does not commit what is left of it.
 
 ::
 
@@ -20,10 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltacache.pipeline.datasets.folding import drop_parts
-from deltacache.pipeline.datasets.plan import check_shard_id
+from deltacache.pipeline.datasets.plan import SHARD_ID, check_shard_id
 from deltacache.pipeline.datasets.receipts import (
     SHARDS,
     Failure,
+    FileRecord,
     Receipt,
     SourceRecord,
     StoredClip,
@@ -46,6 +48,7 @@ from deltacache.pipeline.storage.atomic import (
     write_bytes,
     write_new,
 )
+from deltacache.pipeline.storage.checksums import crc32c_of_file
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in
 from deltacache.schemas.datasets import DatasetCard
@@ -56,6 +59,7 @@ TABLES_FILE = "tables.json"
 _COMMIT = "commit-"
 _RECEIPT = "receipt.json"
 _GROUP = "zarr.json"
+_VOID = "nothing"  # what no receipt has for a digest
 
 
 def write_shard(
@@ -180,17 +184,27 @@ def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> N
         receipt = parse_receipt(root, shard_id, read_file(staged / _RECEIPT))
     except FileNotFoundError:
         return  # it has just been moved
+    files = {staged / name.removeprefix(f"{SHARDS}/"): name for name in receipt.files}
+    if not all(_is_there(path, root / name, receipt.files[name]) for path, name in files.items()):
+        return  # another command took the attempt for dead while it wrote
     if replaced:
         forget_tables(root, [shard_id])
     make_folder(root / SHARDS)
     in_a_group = any(not name.endswith(".tar") for name in receipt.files)
     if in_a_group and not (root / SHARDS / _GROUP).exists():
         move(staged / _GROUP, root / SHARDS / _GROUP)
-    for name in receipt.files:
-        move(staged / name.removeprefix(f"{SHARDS}/"), root / name)
+    for path, name in files.items():
+        move(path, root / name)
     target = receipt_path(root, shard_id)
     make_folder(target.parent)
     move(staged / _RECEIPT, target)
+
+
+def _is_there(staged: AnyPath, final: AnyPath, record: FileRecord) -> bool:
+    """Whether a file waits to be moved, or has been moved."""
+    if staged.exists():
+        return True
+    return final.exists() and final.stat().st_size == record.bytes and crc32c_of_file(final) == record.crc32c
 
 
 def forget_tables(root: AnyPath, shard_ids: Iterable[str]) -> None:
@@ -218,10 +232,22 @@ def settle_commits(root: AnyPath, *, alone: bool) -> None:
             remove_leftovers(staging)
         for name in names:
             if is_temporary(name) and (alone or left_by_the_dead(name)):
-                remove(staging / name)
+                _end(root, name)
         if is_local(staging):
             with suppress(OSError):  # there is none, or others work there
                 staging.rmdir()
+
+
+def _end(root: AnyPath, name: str) -> None:
+    """Remove what an attempt left in ``.staging``; if it lives, it cannot begin a commit meanwhile."""
+    shard_id = name.split("-", 4)[-1]
+    if not SHARD_ID.fullmatch(shard_id):
+        remove(root / STAGING / name)  # a file that was being written
+        return
+    content = json.dumps({"attempt": name, "replaces": _VOID}).encode() + b"\n"
+    while not write_new(root / STAGING / f"{_COMMIT}{shard_id}", content):
+        _carry_out(root, shard_id)
+    _carry_out(root, shard_id)
 
 
 def commits_under_way(root: AnyPath) -> list[str]:

@@ -18,6 +18,8 @@ from deltacache.pipeline.datasets.commits import write_shard
 from deltacache.pipeline.datasets.finishing import (
     FAILURES_FILE,
     INDEX_FILE,
+    SOURCES_FILE,
+    TABLES_FILE,
     finish_dataset,
     open_table,
     read_table,
@@ -37,7 +39,7 @@ from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DatasetError, StorageError
-from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
+from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, SOURCES_SCHEMA
 
 __all__ = [
     "Dataset",
@@ -306,7 +308,8 @@ def _open(root: AnyPath, kind: str | None) -> Dataset:
 def _refuse_unfinished(root: AnyPath) -> None:
     """Refuse a dataset that lacks shards of its plan, or whose tables lack them.
 
-    Of tables that an older version wrote only the receipts can say whether all shards are there.
+    ``tables.json`` goes before a table is replaced and comes after, so without it the tables may be older ones. Where
+    an older version wrote it, receipts and ``sources.parquet``, which has rows of every shard, say what is there.
     """
     plan = open_plan(root)
     try:
@@ -315,7 +318,8 @@ def _refuse_unfinished(root: AnyPath) -> None:
         whole = missing == 0 and summary.plan == plan.seal
     except DatasetError:
         missing = len({*plan.shard_ids} - finished_shards(root))
-        whole = missing == 0
+        held = (root / TABLES_FILE).exists() or not plan.videos
+        whole = missing == 0 and held and (not plan.videos or _shards_in_sources(root) == plan.shard_ids)
     if not whole:
         what = (
             f"{missing} planned shards are missing"
@@ -323,6 +327,11 @@ def _refuse_unfinished(root: AnyPath) -> None:
             else "its tables do not hold all planned shards"
         )
         raise DatasetError(f"{root} is not finished: {what}. Run the command that makes it again")
+
+
+def _shards_in_sources(root: AnyPath) -> list[str]:
+    with open_table(root / SOURCES_FILE, SOURCES_SCHEMA) as file:
+        return runs_of(batch.column(0) for batch in file.iter_batches(columns=["shard"]))[0]
 
 
 def _reopened(root: AnyPath, card: DatasetCard, seal: str, black_patch_tokens: np.ndarray) -> Dataset:

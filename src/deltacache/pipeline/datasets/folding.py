@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from deltacache.pipeline.datasets.plan import ordinal_of
 from deltacache.pipeline.datasets.receipts import Receipt
-from deltacache.pipeline.storage.atomic import remove, sync
+from deltacache.pipeline.storage.atomic import readable_errors, remove, sync
 from deltacache.pipeline.storage.sealing import open_parquet, read_columns, sealed_table
 from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
@@ -136,9 +136,9 @@ def read_part(root: AnyPath, name: str, shards: list[str]) -> pa.Table | None:
 def write_part(root: AnyPath, shards: list[str], receipts: ReadReceipts) -> None:
     """Fold the receipts of all shards of a part, unless they are too few for one or it is there already."""
     name = part_name(shards[0])
-    if len(shards) < SHARDS_A_PART or read_part(root, name, shards) is not None:
-        return
-    _write(root, name, _part_of(receipts(shards)))
+    with readable_errors(root / PARTS / name):
+        if len(shards) == SHARDS_A_PART and read_part(root, name, shards) is None:
+            _write(root, name, _part_of(receipts(shards)))
 
 
 def _write(root: AnyPath, name: str, part: pa.Table) -> None:
@@ -171,10 +171,8 @@ class Folding:
     ) -> None:
         """``planned`` are all shards in the plan's order; those ``under_way`` are the ones that are not finished."""
         self._root, self._receipts = root, receipts
-        self._shards = dict(by_part(planned))
-        self._left = {
-            name: left for name, shards in self._shards.items() if (left := {*shards} & {*under_way})
-        }
+        self._shards, missing = dict(by_part(planned)), frozenset(under_way)
+        self._left = {name: left for name, shards in self._shards.items() if (left := {*shards} & missing)}
         self._pool = ThreadPoolExecutor(1, "fold")
         self._folds: list[Future[None]] = []
 

@@ -27,7 +27,7 @@ from deltacache.schemas.tables import PLAN_SCHEMA
 PLAN_FILE = "plan.parquet"
 _ROWS_AT_ONCE = 1 << 14
 _TASKS_AT_ONCE = 256
-_SHARD_ID = re.compile(r"[0-9]{5,}-[0-9a-f]{8}")
+SHARD_ID = re.compile(r"[0-9]{5,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def shard_id_of(ordinal: int, videos: Iterable[PlannedVideo]) -> str:
 
 def check_shard_id(shard_id: str) -> str:
     """Return ``shard_id`` if it has the form of one, so that no file name can leave the dataset."""
-    if not _SHARD_ID.fullmatch(shard_id):
+    if not SHARD_ID.fullmatch(shard_id):
         raise DatasetError(
             f"shard {shard_id!r} is not a shard id (such as 00012-5e8a01bc): the plan is damaged"
         )
@@ -102,7 +102,8 @@ class Plan:
 
     def only(self, shard_ids: Collection[str]) -> "PlannedShards":
         """Those of its shards that are among ``shard_ids``."""
-        wanted = np.fromiter((shard in shard_ids for shard in self.shard_ids), bool, len(self.shard_ids))
+        among = frozenset(shard_ids)
+        wanted = np.fromiter((shard in among for shard in self.shard_ids), bool, len(self.shard_ids))
         return PlannedShards(self, wanted)
 
     def table(self) -> pa.Table:
@@ -272,11 +273,6 @@ def _write(root: AnyPath, tables: Iterable[pa.Table]) -> None:
 def ordinal_of(shard_id: str) -> int:
     """The place of a shard in its plan, which its id begins with."""
     return int(shard_id.partition("-")[0])
-
-
-def _free_ordinals(tasks: list[ShardTask]) -> Iterator[int]:
-    taken = {ordinal_of(task.shard_id) for task in tasks}
-    return (ordinal for ordinal in count() if ordinal not in taken)
 
 
 def shard_tasks(plan: pa.Table) -> list[ShardTask]:
@@ -469,11 +465,6 @@ def _resized(planned: Iterable[pa.RecordBatch], sizes: Mapping[str, int]) -> Ite
 def copy_plan(source: Plan, root: AnyPath) -> None:
     """Give ``root`` the plan of another dataset. What its own alone had must have been dropped before."""
     _write(root, (pa.Table.from_batches([batch], PLAN_SCHEMA) for batch in source.batches()))
-
-
-def replace_plan(root: AnyPath, plan: pa.Table) -> None:
-    """Write another plan. What the old one alone had must have been dropped before."""
-    _write(root, [plan])
 
 
 def write_plan(root: AnyPath, plan: pa.Table) -> None:

@@ -1,7 +1,6 @@
 """Which shards a dataset is to have: from its plan, or where that is damaged from the receipts."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from deltacache.pipeline.datasets.plan import (
     PLAN_FILE,
+    SHARD_ID,
     ShardTask,
     iter_tasks,
     ordinal_of,
@@ -22,8 +22,6 @@ from deltacache.pipeline.datasets.receipts import finished_shards, read_receipt
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.errors import DatasetError, DeltacacheError, StorageError
-
-_SHARD_ID = re.compile(r"[0-9]{5,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class KnownShards:
     @staticmethod
     def is_id(text: str) -> bool:
         """Whether ``text`` has the form of a shard's id."""
-        return _SHARD_ID.fullmatch(text) is not None
+        return SHARD_ID.fullmatch(text) is not None
 
 
 def known_shards(root: AnyPath) -> KnownShards:

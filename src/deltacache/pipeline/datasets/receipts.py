@@ -9,10 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deltacache.pipeline.datasets.plan import PlannedVideo, check_shard_id
-from deltacache.pipeline.storage.atomic import write_bytes
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.sealing import seal_json, unseal_json
-from deltacache.pipeline.storage.storage import AnyPath, make_folder, names_in, read_many
+from deltacache.pipeline.storage.storage import AnyPath, names_in, read_many
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, check_id
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.fingerprints import canonical_json
@@ -182,13 +181,6 @@ def unseal_receipt(content: bytes) -> bytes:
         ValueError: it is damaged.
     """
     return unseal_json(content, _SEAL)
-
-
-def write_receipt(root: AnyPath, receipt: Receipt) -> None:
-    """Write the receipt whole or not at all."""
-    path = receipt_path(root, receipt.shard_id)
-    make_folder(path.parent)
-    write_bytes(path, receipt_bytes(receipt))
 
 
 def read_receipt(root: AnyPath, shard_id: str) -> Receipt:
