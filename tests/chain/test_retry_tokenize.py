@@ -33,8 +33,8 @@ def test_a_video_that_failed_joins_its_shard_at_the_next_run(systems: TrainedSys
 def _lose_a_video(features: UPath, out: UPath, tokenizer: Path) -> str:
     """Make the first shard again as if the encoder had died with its first video."""
     task = shard_tasks(read_plan(out))[0]
-    drop_shards(out, [task.shard_id])
     cards = open_dataset(features), open_dataset(out)
+    drop_shards(out, [task.shard_id])
     worker = feature_worker(
         (features, cards[0].card), (out, cards[1].card), tokenizer, cards[0].black_patch_tokens, "cpu"
     )
