@@ -326,7 +326,7 @@ def _settle_changes(
     sources: list[VideoSource],
     settings: ExtractionSettings,
 ) -> bool:
-    """Notice videos that were replaced behind their names; refuse them, or plan their shards anew: then true.
+    """Notice videos that were replaced behind their names; refuse them, or plan their shards again: then true.
 
     A video that is about to be tried again may be another: of those that gave no clip, nothing was made.
     """
