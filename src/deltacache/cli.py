@@ -5,111 +5,82 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
-from deltacache import __version__
+from deltacache import __version__, api
 from deltacache.cli_options import (
     AccumulationOpt,
     AddressOpt,
-    AllowSchemeOpt,
-    AugmentOpt,
     BackboneOpt,
-    BatchOpt,
-    BlackFirstOpt,
-    Changed,
-    ChangedOpt,
     ClipFormat,
-    ColumnOpt,
     ContinueFromOpt,
     DatasetOutArg,
-    DecayOpt,
-    DecodersOpt,
     DepthMapsOpt,
     DeviceOpt,
-    DinoV2Opt,
     DryRunOpt,
-    Dtype,
-    DtypeOpt,
-    DuplicatesOpt,
     EigenListOpt,
-    EncodersOpt,
     EvaluationCacheOpt,
     EvaluationWorkersOpt,
-    ExcludeOpt,
-    FailedOpt,
     ForesightTask,
-    FrameRateOpt,
-    FrameSizeOpt,
-    FramesOpt,
     FromStage,
-    GpusOpt,
     HeadPreset,
-    HeadsOpt,
     HeadTarget,
-    ImageSizeOpt,
     InitFromOpt,
-    KeepOpt,
-    LayersOpt,
-    LogOpt,
     OutArg,
     Padding,
-    PcaOpt,
     Precision,
     PrecisionOpt,
     PresetOpt,
-    ProbeOpt,
-    Query,
     Rate,
     ResumeOpt,
-    RetryForOpt,
-    RetryOpt,
-    SaveOpt,
     SeedOpt,
-    ShardOpt,
+    SetOpt,
     SourceArg,
-    SpacingOpt,
     StageOpt,
-    StepsOpt,
-    Store,
-    StoreOpt,
-    TemporaryShareOpt,
-    TimeoutOpt,
-    TrainingSplit,
     TrainSeedOpt,
-    ViewsOpt,
     WaitOpt,
-    WandbOpt,
-    WarmupOpt,
-    WholeSizeOpt,
     WorkersOpt,
 )
-from deltacache.cli_parsing import (
-    absolute,
-    as_trained,
-    backbone_source,
-    changed,
-    cluster_settings,
-    extraction_settings,
-    named_paths,
-    parsed_horizons,
-    refuse_video_flags,
-    scheduled,
-    training_settings,
-    usage_errors,
-    whole_frame_settings,
-    with_name,
-    world_path,
-)
+from deltacache.cli_parsing import named_paths, parsed_horizons, with_name
+from deltacache.cli_settings import flags_of, usage_errors
+from deltacache.evaluate.settings import BenchmarkEvaluation
+from deltacache.schemas.arguments import arguments_of, build, changed_by
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig, FrameFeatureConfig
+from deltacache.schemas.heads import HeadConfig
+from deltacache.schemas.jobs import DEFAULT_BACKBONE, ExtractionSettings
 from deltacache.schemas.secrets import without_secrets
 
+PIPELINE, TRAINING, EVALUATION, TOOLS = "Pipeline", "Training", "Evaluation", "Tools"
+_PRESETS_OWN, _TOKENIZERS_OWN = "the preset's", "the tokenizer's"
+
+_NOT_OF_HEADS = ("accumulation", "keep", "probe_every", "wandb")
+
+
+class _Grouped(TyperGroup):
+    """``--help`` with the commands in groups, and each summary whole."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        for panel in (PIPELINE, TRAINING, EVALUATION, TOOLS):
+            rows = [
+                (name, command.get_short_help_str(limit=1000))
+                for name, command in commands
+                if getattr(command, "rich_help_panel", None) == panel
+            ]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_Grouped,
     help="Cache DINOv3 patch tokens and delta tokens once, then train and evaluate world models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -135,59 +106,29 @@ def _options(
     _state["debug"] = debug
 
 
-@app.command("extract-features")
+@app.command("extract-features", rich_help_panel=PIPELINE)
+@flags_of(ExtractionSettings)
 def extract_features(
-    source: SourceArg,
-    out: DatasetOutArg,
-    backbone: BackboneOpt = None,
-    layers: LayersOpt = None,
-    pca: PcaOpt = None,
-    image_size: FrameSizeOpt = "512",
-    frames: FramesOpt = 8,
-    views: ViewsOpt = 1,
-    spacing: SpacingOpt = (0.04, 0.3333),
-    augment: AugmentOpt = True,
-    duplicates: DuplicatesOpt = True,
-    store: StoreOpt = Store.webdataset,
-    dtype: DtypeOpt = Dtype.float16,
-    precision: PrecisionOpt = Precision.auto,
-    videos_per_shard: ShardOpt = 32,
-    seed: SeedOpt = 0,
-    exclude_list: ExcludeOpt = None,
-    column: ColumnOpt = None,
-    max_failed_fraction: FailedOpt = 0.05,
-    retry_failed: RetryOpt = False,
-    changed_videos: ChangedOpt = Changed.refuse,
-    decode_timeout: TimeoutOpt = 300.0,
-    frames_per_second: FrameRateOpt = None,
-    retry_for: RetryForOpt = 300.0,
-    temporary_share: TemporaryShareOpt = 0.5,
-    allow_scheme: AllowSchemeOpt = None,
-    dry_run: DryRunOpt = False,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    encoders: EncodersOpt = None,
-    gpus_per_encoder: GpusOpt = None,
-    decoders: DecodersOpt = None,
+    source: SourceArg, out: DatasetOutArg, dry_run: DryRunOpt = False, **settings: Any
 ) -> None:
     """Decode videos and cache the patch tokens of a frozen backbone.
 
     Example: deltacache extract-features videos/ features/ --backbone tiny --image-size 256 --views 2
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline.jobs import offline as jobs
 
-    settings = extraction_settings(locals())
+    reporter = terminal_reporter()
+    with usage_errors():
+        job = api.extraction_settings(source, settings)
     if dry_run:
         from deltacache.pipeline.jobs.preview import preview_extraction
 
-        reporter = terminal_reporter()
-        reporter.line(preview_extraction(settings, absolute(out), reporter.line))
+        reporter.line(preview_extraction(job, api.place(out), reporter.line))
         return
-    jobs.extract_features(settings, absolute(out), terminal_reporter())
+    api.extract_features(source, out, reporter=reporter, **settings)
 
 
-@app.command("fit-pca")
+@app.command("fit-pca", rich_help_panel=PIPELINE)
 def fit_pca(
     features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
     out: Annotated[Path, typer.Argument(help="Folder for the PCA, new or empty.")],
@@ -204,97 +145,67 @@ def fit_pca(
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline.jobs import pca_fit
 
-    pca_fit.fit_pca(absolute(features), out, components, terminal_reporter(), frames=frames, device=device)
+    pca_fit.fit_pca(api.place(features), out, components, terminal_reporter(), frames=frames, device=device)
 
 
-@app.command("train-tokenizer")
+@app.command("train-tokenizer", rich_help_panel=TRAINING)
+@flags_of(TokenizerConfig, defaults=_PRESETS_OWN)
 def train_tokenizer(
     features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
     out: OutArg,
     preset: PresetOpt = "released",
-    steps: StepsOpt = None,
-    warmup_steps: WarmupOpt = None,
-    decay_steps: DecayOpt = None,
-    batch_size: BatchOpt = None,
-    accumulation: AccumulationOpt = None,
-    seed: TrainSeedOpt = None,
-    save_every: SaveOpt = None,
-    keep: KeepOpt = None,
-    log_every: LogOpt = None,
-    probe_every: ProbeOpt = None,
     stage: StageOpt = None,
+    assignments: SetOpt = None,
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
-    black_first_fraction: BlackFirstOpt = None,
-    heads: HeadsOpt = None,
-    tokens_per_frame: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Delta tokens of a frame. [default: the preset's, 1]")
-    ] = None,
-    wandb: WandbOpt = None,
+    resume: ResumeOpt = False,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
-    resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
+    **changes: Any,
 ) -> None:
     """Train DeltaTok: one token for the change between two frames.
 
     Example: deltacache train-tokenizer features/ tokenizer/ --preset tiny --steps 2000
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.schemas.configs import tokenizer_preset
-    from deltacache.train.setup import TrainingRequest
-    from deltacache.train.workers.launch import launch
-    from deltacache.train.workers.trainable import Workers
 
-    config = tokenizer_preset(preset, stage)
-    training = training_settings(config.training, locals())
-    model = changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
-    config = changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
-    request = TrainingRequest(absolute(features), out, config, resume, device, init_from or continue_from)
-    launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
+    with usage_errors():
+        api.train_tokenizer(
+            features,
+            out,
+            preset=preset,
+            stage=stage,
+            init_from=init_from,
+            continue_from=continue_from,
+            resume=resume,
+            device=device,
+            workers=workers,
+            ray_address=ray_address,
+            wait_for_nodes=wait_for_nodes,
+            assignments=assignments or (),
+            reporter=terminal_reporter(),
+            **changes,
+        )
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
+@flags_of(
+    ExtractionSettings,
+    without=("dtype",),
+    defaults={
+        "backbone": _TOKENIZERS_OWN,
+        "layers": _TOKENIZERS_OWN,
+        "image_size": f"{_TOKENIZERS_OWN}, else 512",
+        "spacing": f"{_TOKENIZERS_OWN}, else 0.04 0.3333",
+    },
+)
 def tokenize(
-    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Feature dataset, or videos as for extract-features.")],
     out: DatasetOutArg,
     tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
-    backbone: BackboneOpt = None,
-    layers: LayersOpt = None,
-    pca: PcaOpt = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(help="Side of square frames, or height x width. [default: the tokenizer's, else 512]"),
-    ] = None,
-    frames: FramesOpt = 8,
-    views: ViewsOpt = 1,
-    spacing: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Shortest and longest time between frames in seconds. [default: the tokenizer's]"),
-    ] = None,
-    augment: AugmentOpt = True,
-    duplicates: DuplicatesOpt = True,
-    store: StoreOpt = Store.webdataset,
-    precision: PrecisionOpt = Precision.auto,
-    videos_per_shard: ShardOpt = 32,
-    seed: SeedOpt = 0,
-    exclude_list: ExcludeOpt = None,
-    column: ColumnOpt = None,
-    max_failed_fraction: FailedOpt = 0.05,
-    retry_failed: RetryOpt = False,
-    changed_videos: ChangedOpt = Changed.refuse,
-    decode_timeout: TimeoutOpt = 300.0,
-    frames_per_second: FrameRateOpt = None,
-    retry_for: RetryForOpt = 300.0,
-    temporary_share: TemporaryShareOpt = 0.5,
-    allow_scheme: AllowSchemeOpt = None,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    encoders: EncodersOpt = None,
-    gpus_per_encoder: GpusOpt = None,
-    decoders: DecodersOpt = None,
+    **settings: Any,
 ) -> None:
     """Turn a feature dataset, or videos directly, into delta tokens.
 
@@ -304,28 +215,13 @@ def tokenize(
     Example: deltacache tokenize features/ deltas/ --tokenizer tokenizer/
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline.datasets.preparation import is_dataset
-    from deltacache.pipeline.jobs import offline as jobs
-    from deltacache.schemas.jobs import TokenizeSettings, TokenizeVideosSettings
 
-    flags = locals()
-    if is_dataset(absolute(source)):
-        refuse_video_flags(context, source)
-        job = TokenizeSettings(
-            features=absolute(source),
-            tokenizer=tokenizer.absolute(),
-            store=store.value,
-            changed_videos=changed_videos.value,
-            cluster=cluster_settings(flags),
-        )
-        jobs.tokenize_features(job, absolute(out), terminal_reporter())
-    else:
-        settings = extraction_settings(as_trained(flags))
-        videos = TokenizeVideosSettings(videos=settings, tokenizer=tokenizer.absolute())
-        jobs.tokenize_videos(videos, absolute(out), terminal_reporter())
+    with usage_errors():
+        api.tokenize(source, out, tokenizer, reporter=terminal_reporter(), **settings)
 
 
-@app.command("train-world")
+@app.command("train-world", rich_help_panel=TRAINING)
+@flags_of(WorldConfig, defaults=_PRESETS_OWN)
 def train_world(
     source: Annotated[
         str,
@@ -335,59 +231,43 @@ def train_world(
     ],
     out: OutArg,
     preset: PresetOpt = "released",
-    query: Annotated[
-        Query | None,
-        typer.Option(help="Noise (best of many), or one learned query. [default: the preset's, noise]"),
-    ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
-    ] = None,
-    steps: StepsOpt = None,
-    warmup_steps: WarmupOpt = None,
-    decay_steps: DecayOpt = None,
-    batch_size: BatchOpt = None,
-    accumulation: AccumulationOpt = None,
-    seed: TrainSeedOpt = None,
-    save_every: SaveOpt = None,
-    keep: KeepOpt = None,
-    log_every: LogOpt = None,
-    probe_every: ProbeOpt = None,
     stage: StageOpt = None,
+    assignments: SetOpt = None,
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
-    heads: HeadsOpt = None,
-    wandb: WandbOpt = None,
+    resume: ResumeOpt = False,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
-    resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
+    **changes: Any,
 ) -> None:
     """Train a world model, such as DeltaWorld on delta tokens: predict the next frame, best of K candidates.
 
     Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
     """
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.schemas.configs import world_preset
-    from deltacache.train.setup import TrainingRequest
-    from deltacache.train.workers.launch import launch
-    from deltacache.train.workers.trainable import Workers
 
-    config = world_preset(preset, stage)
-    training = training_settings(config.training, locals())
-    if query is Query.learned and candidates is None:
-        candidates = 1
-    if query is Query.noise and config.model.query == "learned" and candidates is None:
-        raise typer.BadParameter(
-            f"--query noise: preset {preset} has one candidate; give --candidates K as well"
+    with usage_errors():
+        api.train_world(
+            source,
+            out,
+            preset=preset,
+            stage=stage,
+            init_from=init_from,
+            continue_from=continue_from,
+            resume=resume,
+            device=device,
+            workers=workers,
+            ray_address=ray_address,
+            wait_for_nodes=wait_for_nodes,
+            assignments=assignments or (),
+            reporter=terminal_reporter(),
+            **changes,
         )
-    model = changed(config.model, num_heads=heads, query=None if query is None else query.value)
-    config = changed(config, training=training, model=model, candidates=candidates)
-    request = TrainingRequest(absolute(source), out, config, resume, device, init_from or continue_from)
-    launch("world", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
 
 
-@app.command("train-systems")
+@app.command("train-systems", rich_help_panel=TRAINING)
 def train_systems(
     features: Annotated[
         str,
@@ -416,7 +296,7 @@ def train_systems(
     config = systems_preset(preset).changed(seed, accumulation)
     train(
         config,
-        absolute(features),
+        api.place(features),
         out,
         Workers(workers, ray_address, wait_for_nodes),
         device,
@@ -424,7 +304,7 @@ def train_systems(
     )
 
 
-@app.command("compare-systems")
+@app.command("compare-systems", rich_help_panel=EVALUATION)
 def compare_systems(
     out: Annotated[Path, typer.Argument(help="Output of train-systems; the table is written there.")],
     features: Annotated[str, typer.Argument(help="Feature dataset that the systems were trained from.")],
@@ -478,10 +358,10 @@ def compare_systems(
     from deltacache.pipeline.datasets.dataset import open_dataset
 
     config, paths = open_systems(out)
-    card = open_dataset(absolute(features), "features").card
+    card = open_dataset(api.place(features), "features").card
     own_size = card.image_size if isinstance(card.image_size, int) else None
     named, steps = named_paths("--data", data), parsed_horizons(horizons)
-    given = backbone_source(backbone) if backbone else None
+    given = api.backbone_source(backbone) if backbone else None
     settings = evaluation_settings(
         named,
         heads=named_paths("--head", head or []),
@@ -505,10 +385,11 @@ def compare_systems(
     crops = 1 if set(named) == {CLIPS} else 2
     measured = batch_size if measure else None
     plan = CostPlan(context, max(steps), samples, crops, measured, device, given)
-    compare(out, absolute(features), settings, plan, terminal_reporter())
+    compare(out, api.place(features), settings, plan, terminal_reporter())
 
 
-@app.command("train-head")
+@app.command("train-head", rich_help_panel=TRAINING)
+@flags_of(HeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 def train_head(
     head: Annotated[HeadTarget, typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")],
     root: Annotated[
@@ -517,12 +398,8 @@ def train_head(
     ],
     out: OutArg,
     backbone: BackboneOpt = None,
-    image_size: ImageSizeOpt = 512,
     preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
-    split: Annotated[
-        TrainingSplit,
-        typer.Option(help="Frames to learn from; val are those that are scored, for trials only."),
-    ] = TrainingSplit.train,
+    assignments: SetOpt = None,
     kitti_split: Annotated[
         Path | None,
         typer.Option(
@@ -536,30 +413,20 @@ def train_head(
             "from. [default: eigen_test_files.txt in ROOT; needed]"
         ),
     ] = None,
-    flip: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of mirrored frames. [default: the preset's]")
-    ] = None,
-    steps: StepsOpt = None,
-    warmup_steps: WarmupOpt = None,
-    decay_steps: DecayOpt = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a step, two crops each. [default: the preset's]")
-    ] = None,
-    seed: TrainSeedOpt = None,
-    save_every: SaveOpt = None,
-    log_every: LogOpt = None,
     precision: PrecisionOpt = Precision.auto,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
+    **changes: Any,
 ) -> None:
     """Train a benchmark's linear head, or a decoder to pictures, on features of a frozen backbone.
+
+    A step has two crops of every frame of the batch.
 
     Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
     """
     from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.schemas.heads import head_preset, rgb_preset
-    from deltacache.schemas.jobs import DEFAULT_BACKBONE
     from deltacache.train.heads.setup import HeadRequest
     from deltacache.train.heads.training import train_head as train_linear_head
     from deltacache.train.heads.training import train_rgb_decoder
@@ -567,30 +434,28 @@ def train_head(
     for flag, listed in (("--kitti-split", kitti_split), ("--kitti-test", kitti_test)):
         if listed is not None and head is not HeadTarget.kitti:
             raise typer.BadParameter(f"{flag} concerns kitti, not {head.value}: leave it out")
-    if head is HeadTarget.rgb and split is not TrainingSplit.train:
+    if head is HeadTarget.rgb and changes["split"] not in (None, "train"):
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
-    lists = (kitti_split, kitti_test)
-    request = HeadRequest(root, out, backbone_source(backbone or DEFAULT_BACKBONE), resume, device, *lists)
-    seen = {
-        "image_size": image_size,
-        "split": split.value,
-        "flip": flip,
-        "precision": resolve_precision(device, precision.value),
-    }
-    asked = {"batch_size": batch_size, "seed": seed, "save_every": save_every, "log_every": log_every}
-    if head is HeadTarget.rgb:
-        decoder = rgb_preset(preset.value)
-        training = changed(scheduled(decoder.training, locals()), **asked)
-        decoder = changed(decoder, training=training, frames=changed(decoder.frames, **seen))
-        train_rgb_decoder(request, decoder, terminal_reporter())
-        return
-    config = head_preset(head.value, preset.value)
-    training = changed(scheduled(config.training, locals()), **asked)
-    config = changed(config, training=training, frames=changed(config.frames, **seen))
-    train_linear_head(request, config, terminal_reporter())
+    source = api.backbone_source(backbone or DEFAULT_BACKBONE)
+    request = HeadRequest(root, out, source, resume, device, kitti_split, kitti_test)
+    base = rgb_preset(preset.value) if head is HeadTarget.rgb else head_preset(head.value, preset.value)
+    seen = base.frames.model_copy(update={"precision": resolve_precision(device, precision.value)})
+    with usage_errors():
+        config = api.trainer_settings(
+            cast("Any", base.model_copy(update={"frames": seen})),
+            out,
+            resume=resume,
+            assignments=assignments or (),
+            **changes,
+        )
+    if isinstance(config, HeadConfig):
+        train_linear_head(request, config, terminal_reporter())
+    else:
+        train_rgb_decoder(request, config, terminal_reporter())
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
+@flags_of(BenchmarkEvaluation)
 def evaluate(
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet, sequences.parquet, report.html.")],
     data: Annotated[
@@ -611,11 +476,6 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released; may be repeated."),
     ] = None,
-    image_size: ImageSizeOpt = 512,
-    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
-    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
-    samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
-    seed: SeedOpt = 0,
     futures: Annotated[
         Path | None,
         typer.Option(help="Of clips: CSV or Parquet (video_uri, scene, outcome): adds mode coverage."),
@@ -624,114 +484,68 @@ def evaluate(
         list[str] | None,
         typer.Option(help="NAME=DIR: futures of a video generator (export-contexts); may be repeated."),
     ] = None,
-    kitti_split: EigenListOpt = None,
-    rgb_decoder: Annotated[
-        Path | None,
-        typer.Option(help="Output of train-head rgb, or a released decoder: pictures of futures."),
-    ] = None,
-    cache: EvaluationCacheOpt = None,
-    examples: Annotated[
-        int, typer.Option(min=0, max=32, help="Sequences of each data set kept for pictures.")
-    ] = 4,
-    precision: PrecisionOpt = Precision.auto,
-    workers: EvaluationWorkersOpt = None,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    device: DeviceOpt = "auto",
+    **settings: Any,
 ) -> None:
     """Score reconstructions and sampled futures; writes Parquet tables and a report.
 
     Example: deltacache evaluate results/ --data vspw=VSPW/ --head vspw=head.bin --tokenizer tokenizer/ --world world/
     """
-    from deltacache.chain.results import evaluate_and_show
+    from deltacache.chain.results import show_results
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.evaluate.settings import evaluation
-    from deltacache.schemas.jobs import DEFAULT_BACKBONE
 
-    worlds = [world_path(text) for text in world or []]
-    settings = evaluation(
-        named_paths("--data", data),
-        heads=named_paths("--head", head or []),
-        out=out,
-        backbone=backbone_source(backbone or DEFAULT_BACKBONE),
-        tokenizer=tokenizer[0] if tokenizer else None,
-        more_tokenizers=tuple((tokenizer or [])[1:]),
-        worlds=tuple(path for _, path in worlds),
-        architectures={str(path): name for name, path in worlds if name},
-        image_size=image_size,
-        context=context,
-        horizons=parsed_horizons(horizons),
-        samples=samples,
-        seed=seed,
-        futures=futures,
-        predictions=named_paths("--predictions", [with_name(text) for text in predictions or []]),
-        kitti_split=kitti_split,
-        rgb_decoder=rgb_decoder,
-        cache=cache,
-        examples=examples,
-        precision=precision.value,
-        workers=workers,
-        ray_address=ray_address,
-        wait_for_nodes_s=wait_for_nodes,
-        device=device,
-    )
-    evaluate_and_show(settings, terminal_reporter())
+    reporter = terminal_reporter()
+    with usage_errors():
+        flags = {
+            **settings,
+            "head": head,
+            "backbone": backbone,
+            "tokenizer": tokenizer,
+            "world": world,
+            "futures": futures,
+            "predictions": predictions,
+        }
+        results = api.evaluate(out, reporter=reporter, **_of_evaluation(data, flags))
+    show_results(results.folder, reporter)
 
 
-@app.command("train-foresight-head")
+@app.command("train-foresight-head", rich_help_panel=TRAINING)
+@flags_of(ForesightHeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 def train_foresight_head(
     task: Annotated[ForesightTask, typer.Argument(help="What the head tells.")],
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: OutArg,
-    backbone: DinoV2Opt = None,
-    layers: LayersOpt = None,
-    pca: PcaOpt = None,
-    image_size: WholeSizeOpt = "448x896",
     depth: DepthMapsOpt = None,
     preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
-    split: Annotated[
-        TrainingSplit, typer.Option(help="Frames to learn from; val are those that are scored.")
-    ] = TrainingSplit.train,
-    steps: StepsOpt = None,
-    warmup_steps: WarmupOpt = None,
-    decay_steps: DecayOpt = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Frames of a step.")] = None,
-    seed: TrainSeedOpt = None,
-    save_every: SaveOpt = None,
-    log_every: LogOpt = None,
+    assignments: SetOpt = None,
     precision: PrecisionOpt = Precision.auto,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
+    **changes: Any,
 ) -> None:
     """Train a linear head on features of whole frames of Cityscapes, for evaluate-foresight.
 
     Example: deltacache train-foresight-head segmentation Cityscapes/ head/ --layers 2,5,8,11 --pca pca/
     """
     from deltacache.chain.terminal import terminal_reporter
+    from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.schemas.foresight import foresight_head
     from deltacache.train.heads.foresight import train_foresight_head as train
 
+    of_features = {name: changes.pop(name) for name in arguments_of(FrameFeatureConfig)}
+    if of_features["backbone"] is not None:
+        of_features["backbone"] = api.backbone_source(of_features["backbone"])
+    of_features["precision"] = resolve_precision(device, precision.value)
     with usage_errors():
-        config = foresight_head(task.value, preset.value, whole_frame_settings(locals()), depth)
-    training = changed(
-        scheduled(config.training, locals()),
-        batch_size=batch_size,
-        seed=seed,
-        save_every=save_every,
-        log_every=log_every,
-    )
-    config = changed(config, training=training, split=split.value)
+        base = foresight_head(task.value, preset.value, build(FrameFeatureConfig, of_features), depth)
+        config = api.trainer_settings(base, out, resume=resume, assignments=assignments or (), **changes)
     train(root, out, config, resume=resume, device=device, reporter=terminal_reporter())
 
 
-@app.command("evaluate-foresight")
+@app.command("evaluate-foresight", rich_help_panel=EVALUATION)
+@flags_of(ForesightEvaluation)
 def evaluate_foresight(
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet and sequences.parquet.")],
-    backbone: DinoV2Opt = None,
-    layers: LayersOpt = None,
-    pca: PcaOpt = None,
-    image_size: WholeSizeOpt = "448x896",
     tokenizer: Annotated[
         Path | None, typer.Option(help="Output of train-tokenizer on such features.")
     ] = None,
@@ -741,12 +555,8 @@ def evaluate_foresight(
     head: Annotated[Path | None, typer.Option(help="Segmentation head of train-foresight-head.")] = None,
     depth_head: Annotated[Path | None, typer.Option(help="Depth head of train-foresight-head.")] = None,
     depth: DepthMapsOpt = None,
-    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
-    horizons: Annotated[str, typer.Option(help="Steps of three frames; 1 is short, 3 mid-term.")] = "1,3",
-    seed: SeedOpt = 0,
-    examples: Annotated[int, typer.Option(min=0, max=32, help="Sequences kept for pictures.")] = 4,
     precision: PrecisionOpt = Precision.auto,
-    device: DeviceOpt = "auto",
+    **settings: Any,
 ) -> None:
     """Score futures of whole frames of Cityscapes by DINO-Foresight's protocol (the paper's Table D).
 
@@ -754,28 +564,27 @@ def evaluate_foresight(
     """
     from deltacache.chain.results import evaluate_and_show
     from deltacache.chain.terminal import terminal_reporter
-    from deltacache.schemas.foresight import ForesightEvaluation
+    from deltacache.pipeline.work.encoders import resolve_precision
 
+    if settings["backbone"] is not None:
+        settings["backbone"] = api.backbone_source(settings["backbone"])
+    fixed = {
+        "out": out,
+        "root": root,
+        "tokenizer": tokenizer,
+        "worlds": tuple(world or ()),
+        "segmentation_head": head,
+        "depth_head": depth_head,
+        "depth": depth,
+    }
     with usage_errors():
-        settings = ForesightEvaluation(
-            out=out,
-            root=root,
-            features=whole_frame_settings(locals()),
-            tokenizer=tokenizer,
-            worlds=tuple(world or ()),
-            segmentation_head=head,
-            depth_head=depth_head,
-            depth=depth,
-            context=context,
-            horizons=parsed_horizons(horizons),
-            seed=seed,
-            examples=examples,
-            device=device,
-        )
-    evaluate_and_show(settings, terminal_reporter())
+        asked = build(ForesightEvaluation, {**settings, **fixed})
+        resolved = resolve_precision(asked.device, precision.value)
+        asked = changed_by(asked, [f"features.precision={resolved}"])
+    evaluate_and_show(asked, terminal_reporter())
 
 
-@app.command("export-contexts")
+@app.command("export-contexts", rich_help_panel=EVALUATION)
 def export_contexts(
     out: OutArg,
     data: Annotated[
@@ -817,7 +626,7 @@ def export_contexts(
     export.export_contexts(wanted, out, terminal_reporter())
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate; several are shown side by side.")],
     out: Annotated[
@@ -834,7 +643,7 @@ def report(
     typer.echo(f"report: {write_page(runs, out)}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def compare(
     a: Annotated[Path, typer.Argument(help="Output of evaluate.")],
     b: Annotated[Path, typer.Argument(help="Output of evaluate on the same data.")],
@@ -854,7 +663,7 @@ def compare(
     print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def inspect(
     path: Annotated[str, typer.Argument(help="Dataset, training output, model or evaluation.")],
     pictures: Annotated[
@@ -873,7 +682,7 @@ def inspect(
         typer.echo(f"pictures: {write_pictures(path, pictures)}")
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def verify(
     path: Annotated[str, typer.Argument(help="Feature or delta dataset, here or on s3://, gs://.")],
     repair: Annotated[
@@ -891,9 +700,9 @@ def verify(
 
     reporter = terminal_reporter()
     if repair:
-        typer.echo(str(repair_dataset(absolute(path), reporter)))
+        typer.echo(str(repair_dataset(api.place(path), reporter)))
         return
-    problems = verify_dataset(absolute(path), reporter)
+    problems = verify_dataset(api.place(path), reporter)
     for problem in problems:
         typer.echo(str(problem))
     if problems:
@@ -904,7 +713,7 @@ def verify(
     typer.echo(f"{path}: no damage found")
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def run(
     config: Annotated[Path, typer.Argument(help="YAML of the whole chain; see docs/chain.md.")],
     out: OutArg,
@@ -929,7 +738,7 @@ def run(
     show_results(paths.evaluation, reporter)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def demo(
     out: Annotated[Path, typer.Argument(help="Output folder; an unfinished demo is continued.")],
     seed: SeedOpt = 0,
@@ -944,7 +753,58 @@ def demo(
     run_demo(out, seed, terminal_reporter())
 
 
-@app.command()
+@app.command(
+    "show-config",
+    rich_help_panel=TOOLS,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def show_config(
+    context: typer.Context,
+    command: Annotated[
+        str, typer.Argument(help="The command, and behind it its arguments and flags, as it would be run.")
+    ],
+) -> None:
+    """Print the resolved settings of a command as YAML, without running it.
+
+    Example: deltacache show-config train-world deltas/ world/ --preset released --set training.learning_rate=3e-4
+    """
+    from deltacache.schemas.configs import config_yaml
+
+    resolvers = {
+        "extract-features": lambda source, out, dry_run, **rest: api.extraction_settings(source, rest),
+        "tokenize": lambda source, out, tokenizer, **rest: api.tokenize_settings(source, tokenizer, rest),
+        "train-tokenizer": lambda features, **rest: api.tokenizer_settings(**_of_recipe(rest)),
+        "train-world": lambda source, **rest: api.world_settings(**_of_recipe(rest)),
+        "evaluate": lambda out, data, **rest: api.evaluation_settings(out, **_of_evaluation(data, rest)),
+    }
+    if command not in resolvers:
+        raise typer.BadParameter(f"{command} has no settings to show: give one of {', '.join(resolvers)}")
+    parser: Any = get_command(app)
+    asked = parser.commands[command].make_context(command, list(context.args), parent=context.parent)
+    with usage_errors():
+        typer.echo(config_yaml(resolvers[command](**asked.params)), nl=False)
+
+
+def _of_recipe(flags: dict[str, Any]) -> dict[str, Any]:
+    """Of a trainer's flags, those that its settings depend on."""
+    elsewhere = ("device", "ray_address", "wait_for_nodes")
+    kept = {name: value for name, value in flags.items() if name not in elsewhere}
+    return {**kept, "assignments": kept["assignments"] or ()}
+
+
+def _of_evaluation(data: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags of ``evaluate`` as its function takes them."""
+    return {
+        **flags,
+        "data": named_paths("--data", data),
+        "head": named_paths("--head", flags["head"] or []),
+        "predictions": named_paths("--predictions", [with_name(text) for text in flags["predictions"] or []]),
+        "tokenizer": flags["tokenizer"] or (),
+        "world": flags["world"] or (),
+    }
+
+
+@app.command(rich_help_panel=TOOLS)
 def flops(
     preset: Annotated[
         str,
@@ -990,19 +850,22 @@ def flops(
     from deltacache.chain.terminal import terminal_reporter
 
     with usage_errors():
-        request = CostRequest(
-            preset=preset,
-            backbone=backbone_source(backbone),
-            hidden_size=hidden_size,
-            heads=heads,
-            image_size=image_size,  # pyright: ignore[reportArgumentType]
-            context=context,
-            horizon=horizon,
-            samples=samples,
-            crops=crops,
-            frames=frames,
-            candidates=candidates,
-            batch_size=batch_size,
+        request = build(
+            CostRequest,
+            {
+                "preset": preset,
+                "backbone": api.backbone_source(backbone),
+                "hidden_size": hidden_size,
+                "heads": heads,
+                "image_size": image_size,
+                "context": context,
+                "horizon": horizon,
+                "samples": samples,
+                "crops": crops,
+                "frames": frames,
+                "candidates": candidates,
+                "batch_size": batch_size,
+            },
         )
     costs = count_costs(request, device if measure else None, terminal_reporter())
     typer.echo(f"\n{costs_text(costs)}")

@@ -18,14 +18,19 @@ from deltacache.schemas.foresight import ForesightEvaluation
 from deltacache.schemas.progress import Reporter
 
 
-def evaluate_and_show(settings: Evaluation, reporter: Reporter) -> Path:
-    """Evaluate, write the report, print the table; returns the report's path."""
+def run_evaluation(settings: Evaluation, reporter: Reporter) -> None:
+    """Write the tables of an evaluation, whatever it is of."""
     if isinstance(settings, BenchmarkEvaluation):
         evaluate_benchmarks(settings, reporter)
     elif isinstance(settings, ForesightEvaluation):
         evaluate_foresight(settings, reporter)
     else:
         evaluate_clips(settings, reporter)
+
+
+def evaluate_and_show(settings: Evaluation, reporter: Reporter) -> Path:
+    """Evaluate, write the report, print the table; returns the report's path."""
+    run_evaluation(settings, reporter)
     return show_results(settings.out, reporter)
 
 

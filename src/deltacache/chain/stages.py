@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from deltacache.schemas.arguments import merged
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
 from deltacache.schemas.datasets import Frozen
@@ -16,15 +17,6 @@ from deltacache.train.workers.launch import launch
 from deltacache.train.workers.trainable import Workers
 
 _HINT = "the chain is not finished: the same command goes on"
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, mapping by mapping."""
-    both = dict(base)
-    for name, value in changes.items():
-        old = both.get(name)
-        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return both
 
 
 def _from_preset(value: Any, load: Any) -> Any:

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from upath import UPath
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.datasets import AskedPrecision, Frozen
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, SettingsError
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.images import Horizons
 from deltacache.schemas.jobs import DEFAULT_BACKBONE, WAIT_FOR_NODES_S
 from deltacache.schemas.refusals import problems_of
 from deltacache.schemas.texts import decoded
@@ -46,12 +47,18 @@ class EvaluationSettings(Frozen):
     architectures: dict[str, str] = Field(
         default={}, description="of world models, by path, whose files do not say it"
     )
-    context: int = Field(default=4, ge=1, description="frames that are seen")
-    horizons: tuple[int, ...] = Field(default=(1, 3), min_length=1, description="frames after the context")
-    samples: int = Field(default=20, ge=1, description="roll-outs of a world model with a noise query")
-    seed: int = Field(default=0, ge=0)
-    examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
-    device: str = "auto"
+    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
+    horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
+        default=(1, 3), min_length=1, description="Steps after the context, such as 1,3."
+    )
+    samples: Annotated[int, Flag()] = Field(
+        default=20, ge=1, description="Futures sampled for each sequence."
+    )
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    examples: Annotated[int, Flag()] = Field(
+        default=4, ge=0, le=32, description="Sequences of each data set that are kept for pictures."
+    )
+    device: Annotated[str, Flag()] = Field(default="auto", description="auto, cpu or cuda.")
 
     @field_validator("horizons")
     @classmethod
@@ -81,7 +88,7 @@ class ClipEvaluation(EvaluationSettings):
     @field_validator("features", mode="before")
     @classmethod
     def _features_as_text(cls, features: Any) -> Any:
-        return str(features) if isinstance(features, Path | UPath) else features
+        return str(features) if hasattr(features, "joinpath") else features  # Path, UPath
 
     @model_validator(mode="after")
     def _futures_need_a_world(self) -> Self:
@@ -99,17 +106,35 @@ class BenchmarkEvaluation(EvaluationSettings):
     )
     clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
     backbone: str = DEFAULT_BACKBONE
-    image_size: int = Field(default=512, ge=16, description="side of the square crops in pixels")
-    precision: AskedPrecision = Field(default="auto", description="of the backbone")
+    image_size: Annotated[int, Flag()] = Field(
+        default=512, ge=16, description="Side of the square crops in pixels."
+    )
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto", description="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs."
+    )
     predictions: dict[str, Path] = Field(
         default={}, description="futures of video generators, by method name"
     )
-    kitti_split: Path | None = Field(default=None, description="Eigen test list, if not in KITTI's root")
-    rgb_decoder: Path | None = Field(default=None, description="makes pictures of features, for the report")
-    cache: Path | None = Field(default=None, description="folder of feature datasets of the crops")
-    workers: int | None = Field(default=None, ge=1, description="processes through Ray; None: this one")
-    ray_address: str | None = None
-    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
+    kitti_split: Annotated[Path | None, Flag(default="eigen_test_files.txt in KITTI's root")] = Field(
+        default=None, description="Eigen test list."
+    )
+    rgb_decoder: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of train-head rgb, or a released decoder: pictures of futures."
+    )
+    cache: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Keep the benchmarks' patch tokens here, for the next model."
+    )
+    workers: Annotated[int | None, Flag(default="this one")] = Field(
+        default=None, ge=1, description="Processes that share the benchmarks."
+    )
+    ray_address: Annotated[str | None, Flag(default="a local Ray that starts by itself")] = Field(
+        default=None, description="HOST:6379 of the Ray cluster to run on."
+    )
+    wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
+        default=WAIT_FOR_NODES_S,
+        ge=0,
+        description="Seconds to wait for a cluster to have room; 0: refuse at once.",
+    )
 
     @model_validator(mode="after")
     def _what_belongs_to_data(self) -> Self:
@@ -235,4 +260,4 @@ def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise DeltacacheError(f"this evaluation cannot be made: {problems_of(error, kind)}") from error
+        raise SettingsError(f"this evaluation cannot be made: {problems_of(error, kind)}") from error

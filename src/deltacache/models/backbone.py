@@ -16,7 +16,7 @@ from deltacache.models.devices import autocast_to
 from deltacache.models.layers import LayerOutputs
 from deltacache.models.pca import Pca, check_pca, load_pca
 from deltacache.models.weights import tensors_sha256
-from deltacache.schemas.datasets import Precision
+from deltacache.schemas.datasets import BackboneCard, Precision
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.images import Size, sides
 
@@ -63,6 +63,20 @@ class Backbone(nn.Module):
     def hidden_size(self) -> int:
         """D of the tokens: the encoder's width, times the layers, or what a PCA leaves."""
         return self.pca.size if self.pca is not None else self.width * len(self.layers or (None,))
+
+    @property
+    def card(self) -> BackboneCard:
+        """What datasets record of it."""
+        return BackboneCard(
+            id=self.id,
+            weights_sha256=self.weights_sha256,
+            patch_size=self.patch_size,
+            hidden_size=self.width,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            layers=self.layers,
+            pca_fingerprint=self.pca.fingerprint if self.pca else None,
+        )
 
     def reduce_by(self, pca: Pca, path: Path) -> Self:
         """Have the tokens projected by ``pca``, float32, from now on.

@@ -2,6 +2,7 @@
 
 # B batch, T frames, N patches, M delta tokens of a frame, D hidden
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from deltacache.models.blocks import SelfAttention, SelfAttentionBlock, check_heads, initialise, make_mlp
 from deltacache.models.losses import log_cosh
 from deltacache.models.rope import Rotation, patch_rotation
+from deltacache.models.weights import ModelCard
 
 Grid = tuple[int, int]  # rows, columns of patches
 
@@ -33,7 +35,11 @@ class DeltaTok(nn.Module):
 
     Delta tokens of a frame are (B, D). With ``tokens_per_frame`` M > 1, which the paper does not have, they are
     (B, M, D): M learned vectors stand before the patches instead of one.
+
+    ``card`` is set where a checkpoint was loaded by ``deltacache.load_tokenizer``.
     """
+
+    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -81,13 +87,24 @@ class DeltaTok(nn.Module):
         initialise(self)
 
     def encode(
-        self, previous: Tensor, current: Tensor, grid: Grid, generator: torch.Generator | None = None
+        self,
+        previous: Tensor,
+        current: Tensor,
+        grid: Grid | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Delta tokens (B, D) of the step from ``previous`` to ``current``, both (B, N, D)."""
+        """Delta tokens (B, D) of the step from ``previous`` to ``current``, both (B, N, D).
+
+        ``grid`` is the rows and columns of patches; ``None``: they form a square.
+        """
         return self._encode(previous, current, self._rotation(current, grid, generator))
 
     def decode(
-        self, delta: Tensor, previous: Tensor, grid: Grid, generator: torch.Generator | None = None
+        self,
+        delta: Tensor,
+        previous: Tensor,
+        grid: Grid | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Patch tokens (B, N, D) of the frame that follows ``previous`` (B, N, D) by ``delta`` (B, D)."""
         return self._decode(delta, previous, self._rotation(previous, grid, generator))
@@ -180,7 +197,16 @@ class DeltaTok(nn.Module):
             return torch.zeros_like(previous)
         return self.xy_embed.weight[0].expand_as(previous)
 
-    def _rotation(self, patch_tokens: Tensor, grid: Grid, generator: torch.Generator | None) -> Rotation:
+    def _rotation(
+        self, patch_tokens: Tensor, grid: Grid | None, generator: torch.Generator | None
+    ) -> Rotation:
+        if grid is None:
+            side = math.isqrt(patch_tokens.shape[-2])
+            if side * side != patch_tokens.shape[-2]:
+                raise ValueError(
+                    f"{patch_tokens.shape[-2]} patch tokens form no square: give grid=(rows, columns)"
+                )
+            grid = side, side
         if patch_tokens.shape[-2] != grid[0] * grid[1]:
             raise ValueError(f"{patch_tokens.shape[-2]} patch tokens are no grid of {grid[0]} x {grid[1]}")
         scale = torch.ones((), device=patch_tokens.device)

@@ -2,9 +2,24 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a trained model says about itself.
+
+    Attributes:
+        fingerprint: of the weights alone: a released file and our copy of it have the same.
+        metadata: its config.json: arguments, and of our own models the data, steps and settings of the training.
+    """
+
+    fingerprint: str
+    metadata: Mapping[str, Any]
 
 
 def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.models.selection import Selection
+from deltacache.models.weights import ModelCard
 
 Grid = tuple[int, int]  # rows, columns of patches
 Kind = Literal["deltas", "features"]
@@ -49,7 +50,10 @@ class WorldModel(nn.Module, ABC):
             it is given noise.
         hidden_size: D of its tokens.
         noise_size: Z, how long a vector of noise is.
+        card: where a checkpoint was loaded by ``deltacache.load_world``.
     """
+
+    card: ModelCard | None = None
 
     trains_on: ClassVar[Kind]
     arguments: dict[str, Any]

@@ -1,11 +1,12 @@
 """Configs of models and training. Frozen values that check themselves; presets are YAML files of these."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.secrets import without_secrets
@@ -20,7 +21,7 @@ _ORDERED = ("main", "256px", "512px", "cooldown", "cooldown1", "cooldown2")
 class TokenizerModelConfig(Frozen):
     """DeltaTok (method section 1). ``hidden_size`` comes from the features."""
 
-    num_heads: int = 12
+    num_heads: Annotated[int, Flag("heads")] = Field(default=12, ge=1, description="Attention heads.")
     encoder_layers: int = 12
     decoder_layers: int = 12
     qk_norm: bool = True
@@ -32,17 +33,21 @@ class TokenizerModelConfig(Frozen):
         default=2.0, description="train mode: coordinates x [1/r, r]; null for none"
     )
     layer_scale_init: float = 1e-5
-    tokens_per_frame: int = Field(default=1, ge=1, le=64, description="delta tokens of a frame; the paper: 1")
+    tokens_per_frame: Annotated[int, Flag()] = Field(
+        default=1, ge=1, le=64, description="Delta tokens per frame; the paper has 1."
+    )
 
 
 class WorldModelConfig(Frozen):
     """A world model (method section 1). ``hidden_size`` and ``tokens_per_frame`` come from the dataset."""
 
     architecture: str = Field(default="deltaworld", description="a file of deltacache/models/worlds")
-    num_heads: int = 12
+    num_heads: Annotated[int, Flag("heads")] = Field(default=12, ge=1, description="Attention heads.")
     num_layers: int = 12
     mlp_ratio: float = 4.0
-    query: Literal["noise", "learned"] = "noise"
+    query: Annotated[Literal["noise", "learned"], Flag()] = Field(
+        default="noise", description="Noise (best of many), or one learned query."
+    )
     noise_std: float = 0.02
     layer_scale_init: float = 1e-5
     options: dict[str, Any] = Field(default={}, description="further arguments of the architecture")
@@ -62,29 +67,40 @@ class TrainingConfig(Frozen):
         description="what is taken from the stage before: nothing; its weights, with a fresh optimizer at step 0; "
         "or weights, optimizer and step, to go on with other rates",
     )
-    steps: int = Field(
-        ge=1, description="optimizer steps, those of the stage before included if it is resumed"
-    )
-    batch_size: int = Field(ge=1, description="samples of one worker in one pass, or in a step if it chooses")
-    accumulation: int | None = Field(
-        default=None,
+    steps: Annotated[int, Flag()] = Field(
         ge=1,
-        description="passes whose gradients make one step; null: a step of batch_size samples, in as few passes as fit",
+        description="Training steps, those of a continued run included; warm-up and decay change in proportion.",
+    )
+    batch_size: Annotated[int, Flag(default="the preset's, shared by workers")] = Field(
+        ge=1, description="Samples of a worker's step (with --accumulation: of a pass)."
+    )
+    accumulation: Annotated[int | None, Flag(default="as few as fit in memory")] = Field(
+        default=None, ge=1, description="Passes whose gradients make one step."
     )
     learning_rate: float = Field(gt=0)
-    warmup_steps: int = Field(default=5000, ge=0)
-    decay_steps: int | None = Field(
-        default=None, ge=1, description="step at which a cosine after the warm-up reaches 0; null: constant"
+    warmup_steps: Annotated[int, Flag(default="the preset's, in proportion to --steps")] = Field(
+        default=5000, ge=0, description="Steps of the warm-up."
+    )
+    decay_steps: Annotated[int | None, Flag(default="the preset's, in proportion to --steps")] = Field(
+        default=None,
+        ge=1,
+        description="Step at which a cosine after the warm-up reaches 0; without it the rate is constant.",
     )
     weight_decay: float = Field(ge=0)
     gradient_clip: float | None = Field(default=None, gt=0)
-    seed: int = Field(default=0, ge=0)
-    save_every: int = Field(default=1000, ge=1)
-    log_every: int = Field(default=50, ge=1)
-    keep: int = Field(default=2, ge=1, description="checkpoints kept")
-    probe_every: int = Field(default=1000, ge=1, description="steps between health probes; also at the end")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    save_every: Annotated[int, Flag()] = Field(default=1000, ge=1, description="Steps between checkpoints.")
+    log_every: Annotated[int, Flag()] = Field(
+        default=50, ge=1, description="Steps between rows of the curves."
+    )
+    keep: Annotated[int, Flag()] = Field(default=2, ge=1, description="Checkpoints that are kept.")
+    probe_every: Annotated[int, Flag()] = Field(
+        default=1000, ge=1, description="Steps between health probes; also at the end."
+    )
     probe_clips: int = Field(default=64, ge=2, description="clips that the probes look at, always the same")
-    wandb: Literal["off", "offline", "online"] = Field(default="off", description="Weights & Biases")
+    wandb: Annotated[Literal["off", "offline", "online"], Flag()] = Field(
+        default="off", description="Weights & Biases (pip install 'deltacache[wandb]')."
+    )
 
     def shared_by(self, workers: int, accumulation: int | None = None) -> "TrainingConfig":
         """The same effective batch, computed by ``workers`` in ``accumulation`` passes (``None``: as many as now).
@@ -122,7 +138,9 @@ class TokenizerConfig(Frozen):
     model: TokenizerModelConfig
     training: TrainingConfig
     loss: Literal["mse", "log_cosh"] = "log_cosh"
-    black_first_fraction: float = Field(default=0.0, ge=0, le=1)
+    black_first_fraction: Annotated[float, Flag()] = Field(
+        default=0.0, ge=0, le=1, description="Share of pairs whose first frame is black."
+    )
 
 
 class WorldConfig(Frozen):
@@ -130,7 +148,7 @@ class WorldConfig(Frozen):
 
     model: WorldModelConfig
     training: TrainingConfig
-    candidates: int = Field(default=256, ge=1, description="K of best-of-many")
+    candidates: Annotated[int, Flag()] = Field(default=256, ge=1, description="K of best-of-many.")
     smooth_l1_beta: float = Field(default=0.1, gt=0)
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """``dataset.json``: what a dataset holds and what it was made from."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.images import ImageSize, parse_size, sides, size_text
 from deltacache.schemas.layers import Layers
@@ -34,20 +35,27 @@ class Frozen(BaseModel):
 class SamplingSettings(Frozen):
     """How frames are chosen. Times are seconds."""
 
-    frames: int = Field(default=8, ge=2, le=1024, description="frames a clip")
-    spacing_min_s: float = Field(default=0.04, gt=0)
-    spacing_max_s: float = Field(default=0.3333, gt=0)
-    allow_duplicates: bool = Field(default=True, description="clips shorter than the span repeat frames")
-    augment: bool = Field(default=True, description="random start, spacing, crop and flip; else centred")
+    frames: Annotated[int, Flag()] = Field(default=8, ge=2, le=1024, description="Frames per clip.")
+    spacing_min_s: Annotated[float, Flag("spacing")] = Field(
+        default=0.04, gt=0, description="Shortest and longest time between frames in seconds."
+    )
+    spacing_max_s: Annotated[float, Flag("spacing")] = Field(default=0.3333, gt=0)
+    allow_duplicates: Annotated[bool, Flag("duplicates", off="--no-duplicates")] = Field(
+        default=True, description="Repeat frames of short videos, or refuse them (too_short)."
+    )
+    augment: Annotated[bool, Flag(off="--no-augment")] = Field(
+        default=True, description="Random start, spacing, crop and flip; else centred."
+    )
     crop_scale: tuple[float, float] = (0.6, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = Field(default=0.5, ge=0, le=1)
-    seed: int = Field(default=0, ge=0)
-    frames_per_second: float | None = Field(
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    frames_per_second: Annotated[float | None, Flag()] = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="of folders of frames whose names only count them",
+        description="Of folders of frames whose names only count them (img_00001.jpg, 00001.jpg): frames a second; "
+        "1000 for names in milliseconds.",
     )
 
     @model_serializer(mode="wrap")

@@ -15,6 +15,10 @@ class DeltacacheError(Exception):
         super().__init__(without_secrets(message))
 
 
+class SettingsError(DeltacacheError):
+    """A setting is unknown, out of bounds, or does not go with another one: wrong usage."""
+
+
 class DatasetError(DeltacacheError):
     """A dataset folder is missing, damaged, of another kind, or holds something else."""
 

@@ -1,15 +1,16 @@
 """Settings of Table D's evaluation and heads: whole frames of Cityscapes, features of several layers, a PCA."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import Task
 from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
 from deltacache.schemas.datasets import Frozen, Precision
 from deltacache.schemas.heads import HeadConfig, HeadPreset
-from deltacache.schemas.images import ImageSize
+from deltacache.schemas.images import Horizons, ImageSize
 
 DINOV2 = "facebook/dinov2-with-registers-base"
 DATASET = "foresight"
@@ -20,12 +21,18 @@ PAPER_SIZE = (448, 896)
 class FrameFeatureConfig(Frozen):
     """How whole frames become patch tokens."""
 
-    backbone: str = DINOV2
-    layers: tuple[int, ...] | None = Field(
-        default=None, description="whose outputs are joined; null: the last"
+    backbone: Annotated[str, Flag(default="DINOv2 ViT-B/14 with registers")] = Field(
+        default=DINOV2, description="Hub id, Hugging Face directory, or 'tiny'."
     )
-    pca: Path | None = Field(default=None, description="output of fit-pca, which reduces them")
-    image_size: ImageSize = Field(default=PAPER_SIZE, description="height and width in pixels")
+    layers: Annotated[tuple[int, ...] | None, Flag(default="the last hidden state")] = Field(
+        default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
+    )
+    pca: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of fit-pca, which reduces the tokens."
+    )
+    image_size: Annotated[ImageSize, Flag(default="448x896")] = Field(
+        default=PAPER_SIZE, description="Height x width of whole frames in pixels."
+    )
     precision: Precision = Field(default="float32", description="of the backbone")
 
     @field_validator("layers", mode="before")
@@ -41,7 +48,9 @@ class ForesightHeadConfig(Frozen):
     task: Task
     training: TrainingConfig
     features: FrameFeatureConfig
-    split: Literal["train", "val"] = "train"
+    split: Annotated[Literal["train", "val"], Flag(default="train")] = Field(
+        default="train", description="Frames to learn from; val are those that are scored."
+    )
     depth: Path | None = Field(default=None, description="folder of depth maps")
     flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
     gradient_loss: float = Field(default=0.5, ge=0, description="weight beside depth's scale-invariant loss")
@@ -67,13 +76,17 @@ class ForesightEvaluation(Frozen):
     segmentation_head: Path | None = None
     depth_head: Path | None = None
     depth: Path | None = Field(default=None, description="folder of depth maps")
-    context: int = Field(default=4, ge=1, description="frames that are seen")
-    horizons: tuple[int, ...] = Field(
-        default=(1, 3), min_length=1, description="steps of three frames: short, mid"
+    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
+    horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
+        default=(1, 3), min_length=1, description="Steps of three frames; 1 is short, 3 mid-term."
     )
-    seed: int = Field(default=0, ge=0, description="no number depends on it; part of the run's id")
-    examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
-    device: str = "auto"
+    seed: Annotated[int, Flag()] = Field(
+        default=0, ge=0, description="No number depends on it; part of the run's id."
+    )
+    examples: Annotated[int, Flag()] = Field(
+        default=4, ge=0, le=32, description="Sequences that are kept for pictures."
+    )
+    device: Annotated[str, Flag()] = Field(default="auto", description="auto, cpu or cuda.")
 
     @field_validator("horizons")
     @classmethod

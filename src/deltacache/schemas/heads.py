@@ -1,9 +1,10 @@
 """Configs of ``train-head``: linear heads of the benchmarks, and the RGB decoder."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, BenchmarkName
 from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
 from deltacache.schemas.datasets import Frozen, Precision
@@ -16,9 +17,15 @@ HEAD_RECIPES = ("segmentation", "depth", "rgb")
 class FramesConfig(Frozen):
     """Which frames, and how they are seen."""
 
-    image_size: int = Field(default=512, ge=16, description="shorter side, and side of the crops")
-    split: Literal["train", "val"] = "train"
-    flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
+    image_size: Annotated[int, Flag(default="512")] = Field(
+        default=512, ge=16, description="Shorter side in pixels, and side of the square crops."
+    )
+    split: Annotated[Literal["train", "val"], Flag(default="train")] = Field(
+        default="train", description="Frames to learn from; val are those that are scored, for trials only."
+    )
+    flip: Annotated[float, Flag()] = Field(
+        default=0.5, ge=0, le=1, description="Share of frames that are mirrored."
+    )
     precision: Precision = Field(default="float32", description="of the backbone")
 
 

@@ -1,4 +1,4 @@
-"""Sizes of images: one number for squares, height and width for rectangles."""
+"""Sizes of images, one number for squares, height and width for rectangles; and horizons, as text or numbers."""
 
 from typing import Annotated, Any
 
@@ -34,6 +34,26 @@ def _message(value: Any) -> str:
 
 ImageSize = Annotated[Size, BeforeValidator(parse_size)]
 """A field of a config."""
+
+
+def parse_horizons(value: Any) -> Any:
+    """``"1,3"`` as numbers; anything else as it is.
+
+    Raises:
+        ValueError: text that is no list of numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(
+            f"horizons {value!r} are no numbers of steps: give them with commas, such as 1,3"
+        ) from None
+
+
+Horizons = Annotated[tuple[int, ...], BeforeValidator(parse_horizons)]
+"""Steps after the context at which futures are scored."""
 
 
 def sides(size: Size) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """Settings of the offline jobs: what a command line turns into and what is saved beside its output."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from deltacache.schemas.arguments import Flag
 from deltacache.schemas.datasets import AskedPrecision, Frozen, SamplingSettings
 from deltacache.schemas.images import ImageSize, sides, size_text
 from deltacache.schemas.layers import Layers
@@ -16,30 +17,44 @@ WAIT_FOR_NODES_S = 600.0
 class ClusterSettings(Frozen):
     """Where the work runs. Changes no number in the output."""
 
-    ray_address: str | None = Field(default=None, description="None starts a local Ray")
-    encoders: int | None = Field(
-        default=None, ge=1, description="None: one a GPU, else one a core if memory allows"
+    ray_address: Annotated[str | None, Flag(default="a local Ray that starts by itself")] = Field(
+        default=None, description="HOST:6379 of the Ray cluster to run on."
     )
-    gpus_per_encoder: float | None = Field(default=None, ge=0, description="None: 1 where there are GPUs")
-    decoders: int | None = Field(default=None, ge=1, description="None: the CPUs the encoders leave")
-    wait_for_nodes_s: float = Field(
-        default=WAIT_FOR_NODES_S, ge=0, description="how long a cluster may take to have room"
+    wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
+        default=WAIT_FOR_NODES_S,
+        ge=0,
+        description="Seconds to wait for a cluster to have room; 0: refuse at once.",
+    )
+    encoders: Annotated[int | None, Flag(default="one per GPU, or per core")] = Field(
+        default=None, ge=1, description="Encoder processes."
+    )
+    gpus_per_encoder: Annotated[float | None, Flag(default="1 if there are any")] = Field(
+        default=None, ge=0, description="GPUs per encoder."
+    )
+    decoders: Annotated[int | None, Flag(default="the CPUs that are left")] = Field(
+        default=None, ge=1, description="Decoding processes."
     )
 
 
 class DecodeLimits(Frozen):
     """What one video may cost before it is given up."""
 
-    timeout_s: float = Field(default=300.0, gt=0, description="of a short video; long ones are allowed more")
+    timeout_s: Annotated[float, Flag("decode_timeout")] = Field(
+        default=300.0,
+        ge=0.1,
+        description="Seconds that a short video may take to decode; long ones are allowed more.",
+    )
     memory_bytes: int = Field(default=8 << 30, gt=0)
-    temporary_share: float = Field(
+    temporary_share: Annotated[float, Flag()] = Field(
         default=0.5,
         gt=0,
         lt=1,
-        description="of the free temporary space, that the copy of one video may take",
+        description="Share of the free temporary space that the copy of one video may take.",
     )
-    retry_s: float = Field(
-        default=300.0, ge=0, description="for how long errors that may pass are tried again"
+    retry_s: Annotated[float, Flag("retry_for")] = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds for which errors of disks and stores that may pass are retried, with pauses.",
     )
 
 
@@ -47,32 +62,54 @@ class ExtractionSettings(Frozen):
     """From videos to patch tokens."""
 
     source: str
-    column: str | None = Field(
-        default=None,
-        description="of a list of videos, by name or number; None: chosen by name and by what exists",
+    backbone: Annotated[str, Flag(default="DINOv3 ViT-B/16")] = Field(
+        default=DEFAULT_BACKBONE, description="Hub id, Hugging Face directory, or 'tiny'."
     )
-    backbone: str = DEFAULT_BACKBONE
-    layers: Layers = Field(
-        default=None, description="blocks whose outputs are joined; None: the last hidden state"
+    layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
+        default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
-    pca: Path | None = Field(default=None, description="output of fit-pca that reduces the tokens")
-    image_size: ImageSize = Field(default=512, description="side of a square, or height and width, in pixels")
-    views: int = Field(default=1, ge=1, le=1000)
+    pca: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of fit-pca, which reduces the tokens."
+    )
+    image_size: Annotated[ImageSize, Flag()] = Field(
+        default=512, description="Side of square frames in pixels, or height x width such as 448x896."
+    )
+    views: Annotated[int, Flag()] = Field(
+        default=1, ge=1, le=1000, description="Clips per video, each with its own crop, flip and times."
+    )
     sampling: SamplingSettings = SamplingSettings()
-    store: Literal["webdataset", "zarr"] = "webdataset"
-    dtype: Literal["float16", "int8"] = Field(default="float16", description="of stored patch tokens")
-    precision: AskedPrecision = Field(
-        default="auto", description="of the backbone's forward pass; auto: bfloat16 on GPUs"
+    store: Annotated[Literal["webdataset", "zarr"], Flag()] = Field(
+        default="webdataset", description="Shard format."
     )
-    videos_per_shard: int = Field(default=32, ge=1)
-    exclude_list: Path | None = None
-    allow_schemes: tuple[str, ...] = Field(
-        default=(), description="of urls, that are opened beside s3, gs, az, abfs, http and https"
+    dtype: Annotated[Literal["float16", "int8"], Flag()] = Field(
+        default="float16", description="Stored precision; int8 has a scale per token and half the bytes."
     )
-    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
-    retry_failed: bool = Field(default=False, description="try refused videos again")
-    changed_videos: Literal["refuse", "recompute"] = Field(
-        default="refuse", description="what to do about videos that were replaced behind their names"
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto",
+        description="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.",
+    )
+    videos_per_shard: Annotated[int, Flag()] = Field(
+        default=32, ge=1, description="Videos that are committed together."
+    )
+    exclude_list: Annotated[Path | None, Flag()] = Field(
+        default=None,
+        description="Text file of videos to leave out: an id, uri, name or path per line; or kinetics700-released.",
+    )
+    column: Annotated[str | None, Flag(default="by usual names and by what exists")] = Field(
+        default=None, description="Column of a list that names the videos, by name or number."
+    )
+    allow_schemes: Annotated[
+        tuple[str, ...], Flag("allow_scheme", default="s3, gs, az, abfs, http and https alone")
+    ] = Field(default=(), description="Open urls of this scheme too, such as sftp; may be repeated.")
+    max_failed_fraction: Annotated[float, Flag()] = Field(
+        default=0.05, ge=0, le=1, description="Stop with exit code 1 when more of the videos are refused."
+    )
+    retry_failed: Annotated[bool, Flag()] = Field(
+        default=False, description="Try the videos again that were refused."
+    )
+    changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
+        default="refuse",
+        description="Videos that were replaced behind their names: refuse, or drop their shards and make them again.",
     )
     limits: DecodeLimits = DecodeLimits()
     cluster: ClusterSettings = ClusterSettings()
@@ -91,9 +128,11 @@ class TokenizeSettings(Frozen):
 
     features: str
     tokenizer: Path
-    store: Literal["webdataset", "zarr"] = "webdataset"
-    changed_videos: Literal["refuse", "recompute"] = Field(
-        default="refuse", description="what to do about shards whose features are of other videos now"
+    store: Annotated[Literal["webdataset", "zarr"], Flag()] = Field(
+        default="webdataset", description="Shard format."
+    )
+    changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
+        default="refuse", description="What to do about shards whose features are of other videos now."
     )
     cluster: ClusterSettings = ClusterSettings()
 

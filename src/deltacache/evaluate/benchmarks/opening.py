@@ -24,7 +24,7 @@ from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, SPACING_S, BenchmarkName
-from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import MismatchError
 
 _BACKBONE_FRAMES = 64  # of a forward
@@ -106,14 +106,7 @@ def feature_card(
         kind="features",
         store="webdataset",
         precision=resolve_precision(device, settings.precision),
-        backbone=BackboneCard(
-            id=backbone.id,
-            weights_sha256=backbone.weights_sha256,
-            patch_size=backbone.patch_size,
-            hidden_size=backbone.hidden_size,
-            image_mean=backbone.image_mean,
-            image_std=backbone.image_std,
-        ),
+        backbone=backbone.card,
         image_size=settings.image_size,
         patch_grid=backbone.grid(settings.image_size),
         hidden_size=backbone.hidden_size,

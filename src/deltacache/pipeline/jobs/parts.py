@@ -17,7 +17,7 @@ from deltacache.pipeline.work.encoders import (
     build_feature_encoder,
 )
 from deltacache.pipeline.work.workers import FeatureShardWorker, VideoShardWorker
-from deltacache.schemas.datasets import BackboneCard, DatasetCard, Precision
+from deltacache.schemas.datasets import DatasetCard, Precision
 from deltacache.schemas.jobs import ExtractionSettings
 
 BuildEncoder = Callable[[str], ClipEncoder]
@@ -42,16 +42,7 @@ def features_card(
         store=settings.store,
         dtype=settings.dtype,
         precision=precision,
-        backbone=BackboneCard(
-            id=backbone.id,
-            weights_sha256=backbone.weights_sha256,
-            patch_size=backbone.patch_size,
-            hidden_size=backbone.width,
-            image_mean=backbone.image_mean,
-            image_std=backbone.image_std,
-            layers=backbone.layers,
-            pca_fingerprint=backbone.pca.fingerprint if backbone.pca else None,
-        ),
+        backbone=backbone.card,
         image_size=settings.image_size,
         patch_grid=backbone.grid(settings.image_size),
         hidden_size=backbone.hidden_size,

@@ -1,0 +1,635 @@
+"""The front door: what ``import deltacache`` offers. The commands are thin layers over these functions.
+
+Every function that works for long takes a ``reporter``; without one it is silent. Errors that a user can do something
+about are ``DeltacacheError``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from deltacache.schemas.arguments import arguments_of, build, changed_by, fields_of, takes
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
+from deltacache.schemas.errors import DeltacacheError, SettingsError
+from deltacache.schemas.foresight import ForesightHeadConfig
+from deltacache.schemas.heads import HeadConfig, RgbConfig
+from deltacache.schemas.jobs import (
+    DEFAULT_BACKBONE,
+    WAIT_FOR_NODES_S,
+    ExtractionSettings,
+    TokenizeSettings,
+    TokenizeVideosSettings,
+)
+from deltacache.schemas.progress import Reporter, SilentReporter
+from deltacache.schemas.secrets import without_secrets
+
+if TYPE_CHECKING:  # torch, Ray and Arrow are imported by what needs them
+    import pyarrow as pa
+
+    from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
+    from deltacache.models.backbone import Backbone
+    from deltacache.models.deltatok import DeltaTok
+    from deltacache.models.world_model import WorldModel
+    from deltacache.pipeline.datasets.dataset import Dataset
+
+AnyPath = str | Path
+TrainerT = TypeVar("TrainerT", TokenizerConfig, WorldConfig, HeadConfig, RgbConfig, ForesightHeadConfig)
+_OF_FEATURES = {
+    "store",
+    "changed_videos",
+    "ray_address",
+    "wait_for_nodes",
+    "encoders",
+    "gpus_per_encoder",
+    "decoders",
+}
+"""Settings of ``tokenize`` that are not about videos."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A finished evaluation in its folder."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> "pa.Table":
+        """``metrics.parquet``: a row per method, metric, horizon and aggregation (docs/evaluation.md)."""
+        from deltacache.evaluate.output import read_metrics
+
+        return read_metrics(self.folder)
+
+    @property
+    def sequences(self) -> "pa.Table":
+        """``sequences.parquet``: a row per sequence, with the unit that it is resampled by."""
+        import pyarrow.parquet as pq
+
+        from deltacache.evaluate.output import SEQUENCES
+
+        return pq.read_table(self.folder / SEQUENCES)
+
+
+def open_dataset(path: AnyPath, kind: str | None = None) -> "Dataset":
+    """Open a finished dataset of ``extract_features`` or ``tokenize`` for reading.
+
+    ``dataset.read(i)`` is a ``FeatureClip`` with ``patch_tokens`` (T, N, D) float16 and ``timestamps_s`` (T,), or a
+    ``DeltaClip`` with ``delta_tokens`` (T, D); every read is verified against its checksum.
+
+    Args:
+        kind: ``features`` or ``deltas``; another one is refused.
+
+    Raises:
+        DatasetError: no dataset, not finished, damaged, or of another kind.
+
+    Example:
+        >>> features = deltacache.open_dataset("features/")
+        >>> features.read(0).patch_tokens.shape
+        (8, 256, 384)
+    """
+    from deltacache.pipeline.datasets import dataset
+
+    if kind not in (None, "features", "deltas"):
+        raise SettingsError(f"Invalid kind {kind!r}: must be features or deltas.")
+    return dataset.open_dataset(place(path), kind)  # pyright: ignore[reportArgumentType]
+
+
+@takes(ExtractionSettings)
+def extract_features(
+    source: AnyPath, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any
+) -> "Dataset":
+    """Decode videos and cache the patch tokens of a frozen backbone; what is finished already is left alone.
+
+    Args:
+        source: folder, glob, list or archive of videos, local or ``s3://``, ``gs://``, ``https://``.
+        out: folder of the dataset, new or unfinished.
+        settings: as the flags of ``deltacache extract-features``, such as ``views=2``.
+
+    Raises:
+        SettingsError: an unknown setting or a refused value.
+        DeltacacheError: bad input, other settings than the dataset's, or too many videos that fail.
+
+    Example:
+        >>> features = deltacache.extract_features("videos/", "features/", backbone="tiny", image_size=256)
+        >>> len(features)
+        12
+    """
+    from deltacache.pipeline.jobs import offline
+
+    offline.extract_features(extraction_settings(source, settings), place(out), reporter or SilentReporter())
+    return open_dataset(out, "features")
+
+
+def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> ExtractionSettings:
+    """Settings of ``extract_features`` from its arguments."""
+    values = {**settings, "source": place(source)}
+    if values.get("backbone") is not None:
+        values["backbone"] = backbone_source(values["backbone"])
+    if values.get("pca") is not None:
+        values["pca"] = Path(values["pca"]).absolute()
+    return build(ExtractionSettings, values)
+
+
+@takes(ExtractionSettings, without=("dtype",))
+def tokenize(
+    source: AnyPath, out: AnyPath, tokenizer: AnyPath, *, reporter: Reporter | None = None, **settings: Any
+) -> "Dataset":
+    """Turn a feature dataset, or videos directly, into delta tokens.
+
+    From videos, patch tokens never touch the disk; backbone, layers, size and spacing are then those that the
+    tokenizer was trained with, unless given.
+
+    Args:
+        source: a feature dataset, or videos as for ``extract_features``.
+        out: folder of the dataset, new or unfinished.
+        tokenizer: output of ``train_tokenizer``, or a released checkpoint.
+        settings: as the flags of ``deltacache tokenize``.
+
+    Raises:
+        SettingsError: an unknown setting, a refused value, or one about videos where ``source`` is a dataset.
+        DeltacacheError: bad input, or a tokenizer of other features.
+
+    Example:
+        >>> deltas = deltacache.tokenize("features/", "deltas/", "tokenizer/")
+        >>> deltas.read(0).delta_tokens.shape
+        (8, 384)
+    """
+    from deltacache.pipeline.jobs import offline
+
+    reporter = reporter or SilentReporter()
+    job = tokenize_settings(source, tokenizer, settings)
+    if isinstance(job, TokenizeSettings):
+        offline.tokenize_features(job, place(out), reporter)
+    else:
+        offline.tokenize_videos(job, place(out), reporter)
+    return open_dataset(out, "deltas")
+
+
+def tokenize_settings(
+    source: AnyPath, tokenizer: AnyPath, settings: Mapping[str, Any]
+) -> TokenizeSettings | TokenizeVideosSettings:
+    """Settings of ``tokenize`` from its arguments."""
+    from deltacache.models.checkpoints import recorded_config
+    from deltacache.pipeline.datasets.preparation import is_dataset
+    from deltacache.schemas.images import parse_size, size_text
+
+    where, tokenizer = place(source), Path(tokenizer).absolute()
+    given = {name: value for name, value in settings.items() if value is not None}
+    if is_dataset(where):
+        # A feature dataset was sampled when it was made: settings about videos would do nothing.
+        of_videos = arguments_of(ExtractionSettings).keys() - _OF_FEATURES
+        idle = [f"--{name.replace('_', '-')}" for name in given if name in of_videos]
+        if idle:
+            raise SettingsError(
+                f"{', '.join(idle)} concern videos, but {without_secrets(str(source))} is a feature dataset, sampled "
+                "already: leave them out, or give the videos"
+            )
+        return build(TokenizeSettings, {**given, "features": where, "tokenizer": tokenizer})
+    recorded = recorded_config(tokenizer) or {}  # a released file records nothing
+    backbone = recorded.get("backbone")
+    if "backbone" not in given and backbone is not None and backbone != "tiny" and "/" not in backbone:
+        raise DeltacacheError(
+            f"{tokenizer} was trained on features of the backbone in a folder {backbone!r}: give --backbone "
+            "with the path of that folder"
+        )
+    as_trained = {
+        "backbone": backbone,
+        "layers": ",".join(map(str, recorded["layers"])) if recorded.get("layers") else None,
+        "image_size": size_text(parse_size(recorded.get("image_size", 512))),
+        "spacing": tuple(recorded.get("spacing_s", (0.04, 0.3333))),
+    }
+    return TokenizeVideosSettings(
+        videos=extraction_settings(source, {**as_trained, **given}), tokenizer=tokenizer
+    )
+
+
+@takes(TokenizerConfig, optional=True)
+def train_tokenizer(
+    features: AnyPath,
+    out: AnyPath,
+    *,
+    preset: str = "released",
+    stage: str | None = None,
+    init_from: AnyPath | None = None,
+    continue_from: AnyPath | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 1,
+    ray_address: str | None = None,
+    wait_for_nodes: float = WAIT_FOR_NODES_S,
+    assignments: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Path:
+    """Train DeltaTok, which turns the change between two frames into one token (method section 1).
+
+    Args:
+        features: a feature dataset.
+        out: output folder; with ``resume`` the newest checkpoint in it is continued.
+        preset: recipe to start from, such as ``released`` or ``tiny``, or a YAML file (docs/training.md).
+        init_from: output or file whose weights a new run starts with.
+        continue_from: output whose weights, optimizer and step a cool-down starts with.
+        workers: processes that train one model, through Ray.
+        assignments: ``"training.learning_rate=3e-4"``: any key of the preset.
+        changes: of the preset, as the flags of ``deltacache train-tokenizer``, such as ``steps=2000``.
+
+    Returns:
+        The newest checkpoint, which ``load_tokenizer`` reads.
+
+    Raises:
+        SettingsError: an unknown setting or a refused value.
+        DeltacacheError: features that the model cannot take, another run in ``out``, or a loss that is not finite.
+
+    Example:
+        >>> checkpoint = deltacache.train_tokenizer("features/", "tokenizer/", preset="tiny", steps=100)
+    """
+    config = tokenizer_settings(
+        out,
+        preset=preset,
+        stage=stage,
+        init_from=init_from,
+        continue_from=continue_from,
+        resume=resume,
+        workers=workers,
+        assignments=assignments,
+        **changes,
+    )
+    start_from = init_from or continue_from
+    return _launch(
+        "tokenizer",
+        features,
+        out,
+        config,
+        resume,
+        device,
+        start_from,
+        reporter,
+        workers,
+        ray_address,
+        wait_for_nodes,
+    )
+
+
+def tokenizer_settings(out: AnyPath, *, preset: str, stage: str | None, **arguments: Any) -> TokenizerConfig:
+    """Settings of ``train_tokenizer`` from its arguments."""
+    return trainer_settings(tokenizer_preset(preset, stage), out, **arguments)
+
+
+@takes(WorldConfig, optional=True)
+def train_world(
+    source: AnyPath,
+    out: AnyPath,
+    *,
+    preset: str = "released",
+    stage: str | None = None,
+    init_from: AnyPath | None = None,
+    continue_from: AnyPath | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 1,
+    ray_address: str | None = None,
+    wait_for_nodes: float = WAIT_FOR_NODES_S,
+    assignments: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Path:
+    """Train a world model, such as DeltaWorld on delta tokens: predict the next frame, best of K candidates.
+
+    Args:
+        source: a delta dataset; a feature dataset for models of patch tokens (DINO-world).
+        changes: of the preset, as the flags of ``deltacache train-world``, such as ``candidates=32``.
+
+    The others are those of ``train_tokenizer``.
+
+    Returns:
+        The newest checkpoint, which ``load_world`` reads.
+
+    Raises:
+        SettingsError: an unknown setting or a refused value.
+        DeltacacheError: tokens that the model cannot take, another run in ``out``, or a loss that is not finite.
+
+    Example:
+        >>> checkpoint = deltacache.train_world("deltas/", "world/", preset="tiny", candidates=32, steps=100)
+    """
+    config = world_settings(
+        out,
+        preset=preset,
+        stage=stage,
+        init_from=init_from,
+        continue_from=continue_from,
+        resume=resume,
+        workers=workers,
+        assignments=assignments,
+        **changes,
+    )
+    start_from = init_from or continue_from
+    return _launch(
+        "world",
+        source,
+        out,
+        config,
+        resume,
+        device,
+        start_from,
+        reporter,
+        workers,
+        ray_address,
+        wait_for_nodes,
+    )
+
+
+def world_settings(out: AnyPath, *, preset: str, stage: str | None, **arguments: Any) -> WorldConfig:
+    """Settings of ``train_world`` from its arguments."""
+    base = world_preset(preset, stage)
+    if arguments.get("candidates") is None:
+        if arguments.get("query") == "learned":
+            arguments["candidates"] = 1
+        elif arguments.get("query") == "noise" and base.model.query == "learned":
+            raise SettingsError(
+                f"--query noise: preset {preset} has one candidate; give --candidates K as well"
+            )
+    return trainer_settings(base, out, **arguments)
+
+
+def trainer_settings(
+    base: TrainerT,
+    out: AnyPath,
+    *,
+    resume: bool,
+    workers: int = 1,
+    init_from: AnyPath | None = None,
+    continue_from: AnyPath | None = None,
+    assignments: Sequence[str] = (),
+    **changes: Any,
+) -> TrainerT:
+    """A preset with what is asked of its schedule, its other arguments, and any of its keys (``assignments``)."""
+    from deltacache.train.outputs import continued_schedule
+
+    if init_from and continue_from:
+        raise SettingsError("give --init-from or --continue-from, not both")
+    fields_of(type(base), changes)  # refuses unknown names before anything else
+    steps, warmup, decay = (changes.pop(name, None) for name in ("steps", "warmup_steps", "decay_steps"))
+    training = base.training
+    if changes.get("batch_size") is None:  # without it, workers share the recipe's batch
+        training = training.shared_by(workers, changes.get("accumulation"))
+    training = training.in_steps(steps, warmup, decay)
+    if resume:  # the schedule that was begun
+        given = {"warmup_given": warmup is not None, "decay_given": decay is not None}
+        training = continued_schedule(Path(out), training, **given)
+    if init_from or continue_from:
+        training = training.model_copy(update={"start": "weights" if init_from else "everything"})
+    config = build(type(base), changes, base.model_copy(update={"training": training}))
+    return changed_by(config, assignments)
+
+
+def _launch(
+    kind: Any,
+    data: AnyPath,
+    out: AnyPath,
+    config: Any,
+    resume: bool,
+    device: str,
+    start_from: AnyPath | None,
+    reporter: Reporter | None,
+    workers: int,
+    ray_address: str | None,
+    wait_for_nodes: float,
+) -> Path:
+    from deltacache.train.setup import TrainingRequest
+    from deltacache.train.workers.launch import launch
+    from deltacache.train.workers.trainable import Workers
+
+    before = None if start_from is None else Path(start_from)
+    request = TrainingRequest(place(data), Path(out), config, resume, device, before)
+    return launch(kind, request, reporter or SilentReporter(), Workers(workers, ray_address, wait_for_nodes))
+
+
+def evaluate(
+    out: AnyPath,
+    data: Mapping[str, AnyPath],
+    *,
+    tokenizer: AnyPath | Sequence[AnyPath] = (),
+    world: AnyPath | Sequence[AnyPath] = (),
+    head: Mapping[str, AnyPath] | None = None,
+    predictions: Mapping[str, AnyPath] | None = None,
+    backbone: str | None = None,
+    futures: AnyPath | None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Evaluated:
+    """Score reconstructions and sampled futures; writes ``metrics.parquet`` and ``sequences.parquet`` to ``out``.
+
+    Args:
+        data: what is scored, by name: ``clips`` and a feature dataset; ``vspw``, ``cityscapes``, ``kitti`` and
+            its root.
+        tokenizer: output of ``train_tokenizer``, or a released checkpoint; several for world models on other tokens.
+        world: output of ``train_world``, or ``ARCHITECTURE=FILE`` as released; one or several.
+        head: linear heads of the benchmarks, by name.
+        predictions: futures of video generators (``export-contexts``), by method name.
+        futures: of clips: CSV or Parquet of true futures, which adds mode coverage.
+        settings: as the flags of ``deltacache evaluate``, such as ``samples=20``.
+
+    Raises:
+        SettingsError: an unknown setting or a refused value.
+        DeltacacheError: models that do not belong together, incomplete data, or another evaluation in ``out``.
+
+    Example:
+        >>> results = deltacache.evaluate("results/", {"clips": "test-features/"}, tokenizer="tokenizer/")
+        >>> results.metrics.column_names[:3]
+        ['run', 'dataset', 'method']
+    """
+    from deltacache.chain.results import run_evaluation
+
+    asked = evaluation_settings(
+        out,
+        data,
+        tokenizer=tokenizer,
+        world=world,
+        head=head,
+        predictions=predictions,
+        backbone=backbone,
+        futures=futures,
+        **settings,
+    )
+    run_evaluation(asked, reporter or SilentReporter())
+    return Evaluated(asked.out)
+
+
+def evaluation_settings(
+    out: AnyPath,
+    data: Mapping[str, AnyPath],
+    *,
+    tokenizer: AnyPath | Sequence[AnyPath],
+    world: AnyPath | Sequence[AnyPath],
+    head: Mapping[str, AnyPath] | None,
+    predictions: Mapping[str, AnyPath] | None,
+    backbone: str | None,
+    futures: AnyPath | None,
+    **settings: Any,
+) -> "ClipEvaluation | BenchmarkEvaluation":
+    """Settings of ``evaluate`` from its arguments."""
+    from deltacache.evaluate.settings import BenchmarkEvaluation, evaluation
+
+    tokenizers = [Path(each) for each in _several(tokenizer)]
+    worlds = [_world_path(str(each)) for each in _several(world)]
+    return evaluation(
+        {name: str(path) for name, path in data.items()},
+        heads={name: str(path) for name, path in (head or {}).items()},
+        out=Path(out),
+        backbone=backbone_source(backbone or DEFAULT_BACKBONE),
+        tokenizer=tokenizers[0] if tokenizers else None,
+        more_tokenizers=tuple(tokenizers[1:]),
+        worlds=tuple(path for _, path in worlds),
+        architectures={str(path): name for name, path in worlds if name},
+        predictions={name: str(path) for name, path in (predictions or {}).items()},
+        futures=None if futures is None else Path(futures),
+        **fields_of(BenchmarkEvaluation, settings),
+    )
+
+
+def write_report(runs: AnyPath | Sequence[AnyPath], out: AnyPath | None = None) -> Path:
+    """Write one self-contained HTML page about an evaluation, or about several side by side.
+
+    Args:
+        runs: outputs of ``evaluate``.
+        out: the page; by default ``report.html`` in the run, or of several ``./report.html``.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        DatasetError: a folder is not the output of an evaluation, or a part of it is damaged.
+
+    Example:
+        >>> page = deltacache.write_report(["results/", "other-results/"], "comparison.html")
+    """
+    from deltacache.evaluate.report.page import write_page
+
+    return write_page([Path(each) for each in _several(runs)], None if out is None else Path(out))
+
+
+def load_backbone(
+    source: str = DEFAULT_BACKBONE,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    layers: Sequence[int] | None = None,
+    pca: AnyPath | None = None,
+) -> "Backbone":
+    """A frozen image encoder, in eval mode: ``backbone.patch_tokens(frames)``.
+
+    ``frames`` are (B, 3, H, W) uint8 RGB, the patch tokens (B, N, D) float32; ``backbone.grid(image_size)`` has the
+    rows and columns of patches, ``backbone.card`` says what it is.
+
+    Args:
+        source: hub id, Hugging Face folder, or ``tiny`` (built in, random weights).
+        precision: of the forward pass: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on GPUs.
+        layers: blocks whose outputs are joined, counted from 0; by default the last hidden state.
+        pca: output of ``fit-pca``, which reduces the tokens.
+
+    Raises:
+        CheckpointError: weights that are missing, gated, damaged or do not fit their config.
+
+    Example:
+        >>> backbone = deltacache.load_backbone("tiny", device="cpu")
+        >>> backbone.patch_tokens(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 16, 384])
+    """
+    from deltacache.models.backbone import load_backbone as load
+    from deltacache.models.devices import choose_device
+    from deltacache.pipeline.work.encoders import resolve_precision
+
+    where = choose_device(device)
+    chosen = resolve_precision(where, precision)  # pyright: ignore[reportArgumentType]
+    kept = None if layers is None else tuple(layers)
+    return load(backbone_source(source), chosen, kept, None if pca is None else Path(pca)).to(where)
+
+
+def load_tokenizer(path: AnyPath, *, device: str = "auto") -> "DeltaTok":
+    """A trained or released DeltaTok, frozen and in eval mode, float32.
+
+    ``encode(previous, current)`` gives delta tokens (B, D) of patch tokens (B, N, D); ``decode(delta, previous)`` gives
+    patch tokens back. ``grid=(rows, columns)`` is needed where the patches form no square. ``tokenizer.card`` says what
+    it was trained on.
+
+    Args:
+        path: output of ``train_tokenizer``, one of its checkpoints, or a released file.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of something else.
+
+    Example:
+        >>> tokenizer = deltacache.load_tokenizer("tokenizer/", device="cpu")
+        >>> tokenizer.encode(previous, current).shape
+        torch.Size([1, 384])
+    """
+    from deltacache.models import checkpoints
+
+    return _ready(checkpoints.load_tokenizer(Path(path)), device)
+
+
+def load_world(path: AnyPath, *, device: str = "auto", architecture: str | None = None) -> "WorldModel":
+    """A trained or released world model, frozen and in eval mode, float32.
+
+    ``rollout(context_tokens, timestamps_s, noise)`` gives futures (B, S, H, ...) after a context (B, C, ...), for times
+    (B, C+H) in seconds; ``draw_noise((B, S, H, world.noise_size), generator)`` gives the noise. ``world.card`` says
+    what it was trained on.
+
+    Args:
+        path: output of ``train_world``, one of its checkpoints, or a released file.
+        architecture: of a released file that is not a DeltaWorld, such as ``dino_world``.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of something else.
+
+    Example:
+        >>> world = deltacache.load_world("world/", device="cpu")
+        >>> noise = world.draw_noise((1, 20, 4, world.noise_size), torch.Generator().manual_seed(0))
+        >>> world.rollout(context, timestamps_s, noise).shape
+        torch.Size([1, 20, 4, 384])
+    """
+    from deltacache.models import checkpoints
+
+    return _ready(checkpoints.load_world(Path(path), architecture=architecture), device)
+
+
+def _ready(loaded: Any, device: str) -> Any:
+    from deltacache.models.devices import choose_device
+    from deltacache.models.weights import ModelCard
+
+    model = loaded.model.to(choose_device(device)).eval().requires_grad_(False)
+    model.card = ModelCard(loaded.fingerprint, loaded.metadata)
+    return model
+
+
+def _several(paths: AnyPath | Sequence[AnyPath]) -> list[AnyPath]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)
+
+
+def _world_path(text: str) -> tuple[str | None, Path]:
+    """Of ``[ARCHITECTURE=]PATH``."""
+    name, equals, path = text.partition("=")
+    if equals and name.isidentifier():
+        return name, Path(path).absolute()
+    return None, Path(text).absolute()
+
+
+def backbone_source(name: str) -> str:
+    """A folder by its absolute path, for workers of a cluster have other working directories; a hub id as it is."""
+    return place(name) if Path(name).is_dir() else name
+
+
+def place(source: AnyPath) -> str:
+    """A local path made absolute, for workers of a cluster have other working directories; a url as it is.
+
+    Raises:
+        DeltacacheError: a url with one slash or of chained protocols, which is no path either.
+    """
+    from deltacache.pipeline.storage.remote_files import refused_place
+
+    text = str(source)
+    if "://" in text:
+        return text
+    if refused := refused_place(text):
+        raise DeltacacheError(refused)
+    return str(Path(text).absolute())
