@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import deltacache
+import settings_page
 from deltacache.schemas.arguments import arguments_of
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import SettingsError
@@ -212,3 +214,32 @@ def test_example_of_futures(chain: dict[str, Path]) -> None:
     )
     assert "5 futures of clip0" in printed
     assert len(printed.splitlines()) == 2 + 4
+
+
+def test_the_page_of_settings_is_that_of_the_schemas() -> None:
+    """``python tests/settings_page.py > docs/settings.md`` writes it again."""
+    assert (EXAMPLES.parent / "docs" / "settings.md").read_text() == settings_page.page()
+
+
+def test_the_settings_of_a_command_are_shown_without_running_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deltacache", "show-config"]
+    flags = [
+        "train-world",
+        "deltas/",
+        str(tmp_path / "out"),
+        "--preset",
+        "tiny",
+        "--set",
+        "training.learning_rate=3e-4",
+    ]
+    shown = subprocess.run(
+        [*command, *flags, "--candidates", "7"], capture_output=True, text=True, check=True
+    )
+    config = WorldConfig.model_validate(yaml.safe_load(shown.stdout))
+    assert (config.candidates, config.training.learning_rate) == (7, 3e-4)
+    assert not (tmp_path / "out").exists()
+    refused = subprocess.run(
+        [*command, *flags, "--candidates", "0"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--candidates" in refused.stderr
