@@ -37,6 +37,7 @@ AnyPath = str | Path
 TrainerT = TypeVar("TrainerT", TokenizerConfig, WorldConfig, HeadConfig, RgbConfig, ForesightHeadConfig)
 _OF_FEATURES = {
     "store",
+    "precision",
     "changed_videos",
     "ray_address",
     "wait_for_nodes",
@@ -218,6 +219,7 @@ def train_tokenizer(
     ray_address: str | None = None,
     wait_for_nodes: float = WAIT_FOR_NODES_S,
     assignments: Sequence[str] = (),
+    dry_run: bool = False,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Path:
@@ -231,6 +233,7 @@ def train_tokenizer(
         continue_from: output whose weights, optimizer and step a cool-down starts with.
         workers: processes that train one model, through Ray.
         assignments: ``"training.learning_rate=3e-4"``: any key of the preset.
+        dry_run: only measure a few steps and tell ``reporter`` what the training would take here.
         changes: of the preset, as the flags of ``deltacache train-tokenizer``, such as ``steps=2000``.
 
     Returns:
@@ -267,6 +270,7 @@ def train_tokenizer(
         workers,
         ray_address,
         wait_for_nodes,
+        dry_run,
     )
 
 
@@ -290,6 +294,7 @@ def train_world(
     ray_address: str | None = None,
     wait_for_nodes: float = WAIT_FOR_NODES_S,
     assignments: Sequence[str] = (),
+    dry_run: bool = False,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Path:
@@ -335,6 +340,7 @@ def train_world(
         workers,
         ray_address,
         wait_for_nodes,
+        dry_run,
     )
 
 
@@ -394,13 +400,14 @@ def _launch(
     workers: int,
     ray_address: str | None,
     wait_for_nodes: float,
+    dry_run: bool,
 ) -> Path:
     from deltacache.train.setup import TrainingRequest
     from deltacache.train.workers.launch import launch
     from deltacache.train.workers.trainable import Workers
 
     before = None if start_from is None else Path(start_from)
-    request = TrainingRequest(place(data), Path(out), config, resume, device, before)
+    request = TrainingRequest(place(data), Path(out), config, resume, device, before, dry_run=dry_run)
     return launch(kind, request, reporter or SilentReporter(), Workers(workers, ray_address, wait_for_nodes))
 
 

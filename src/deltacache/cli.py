@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from deltacache import __version__, api
 from deltacache.cli_options import (
+    TrainingDryRunOpt,
     AccumulationOpt,
     AddressOpt,
     BackboneOpt,
@@ -162,6 +163,7 @@ def train_tokenizer(
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
+    dry_run: TrainingDryRunOpt = False,
     device: DeviceOpt = "auto",
     **changes: Any,
 ) -> None:
@@ -185,6 +187,7 @@ def train_tokenizer(
             ray_address=ray_address,
             wait_for_nodes=wait_for_nodes,
             assignments=assignments or (),
+            dry_run=dry_run,
             reporter=terminal_reporter(),
             **changes,
         )
@@ -239,6 +242,7 @@ def train_world(
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
+    dry_run: TrainingDryRunOpt = False,
     device: DeviceOpt = "auto",
     **changes: Any,
 ) -> None:
@@ -262,6 +266,7 @@ def train_world(
             ray_address=ray_address,
             wait_for_nodes=wait_for_nodes,
             assignments=assignments or (),
+            dry_run=dry_run,
             reporter=terminal_reporter(),
             **changes,
         )
@@ -414,6 +419,7 @@ def train_head(
         ),
     ] = None,
     precision: PrecisionOpt = Precision.auto,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
     **changes: Any,
@@ -437,7 +443,9 @@ def train_head(
     if head is HeadTarget.rgb and changes["split"] not in (None, "train"):
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
     source = api.backbone_source(backbone or DEFAULT_BACKBONE)
-    request = HeadRequest(root, out, source, resume, device, kitti_split, kitti_test)
+    request = HeadRequest(
+        root, out, source, resume, device, kitti_split, kitti_test, dry_run=dry_run
+    )
     base = rgb_preset(preset.value) if head is HeadTarget.rgb else head_preset(head.value, preset.value)
     seen = base.frames.model_copy(update={"precision": resolve_precision(device, precision.value)})
     with usage_errors():
@@ -518,6 +526,7 @@ def train_foresight_head(
     preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
     assignments: SetOpt = None,
     precision: PrecisionOpt = Precision.auto,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
     **changes: Any,
@@ -538,7 +547,8 @@ def train_foresight_head(
     with usage_errors():
         base = foresight_head(task.value, preset.value, build(FrameFeatureConfig, of_features), depth)
         config = api.trainer_settings(base, out, resume=resume, assignments=assignments or (), **changes)
-    train(root, out, config, resume=resume, device=device, reporter=terminal_reporter())
+    reporter = terminal_reporter()
+    train(root, out, config, resume=resume, device=device, reporter=reporter, dry_run=dry_run)
 
 
 @app.command("evaluate-foresight", rich_help_panel=EVALUATION)
@@ -661,6 +671,62 @@ def compare(
     from deltacache.evaluate.comparing.tables import print_comparison
 
     print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
+
+
+@app.command(rich_help_panel=TOOLS)
+def doctor(
+    output: Annotated[
+        str | None, typer.Option(help="Folder that commands would write, whose disk is looked at too.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure rates for at most a minute, and say how long the published chains would take here.",
+        ),
+    ] = False,
+    videos: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos that the hours are for. [default: Kinetics-700's 545,000]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Say what this machine has, what is missing and how to get it; run it first, and paste it into a report.
+
+    Exit code 1 if something is broken without which no command works. No passwords, tokens or user names of urls
+    are printed.
+
+    Example: deltacache doctor --measure --output /data/features
+    """
+    import json
+    from dataclasses import asdict
+
+    from deltacache.chain.doctor.facts import examine
+    from deltacache.chain.doctor.shown import examination_text, measurement_text
+
+    found = examine(output)
+    if not as_json:
+        typer.echo(examination_text(found))
+    measured = None
+    if measure:
+        from deltacache.chain.doctor.measured import KINETICS_VIDEOS
+        from deltacache.chain.doctor.measured import measure as measure_rates
+        from deltacache.models.devices import choose_device
+
+        folder = Path.cwd() if output is None or "://" in output else Path(output)
+        say = (lambda text: None) if as_json else (lambda text: typer.echo(f"\n{text}"))
+        measured = measure_rates(choose_device(device), folder, videos or KINETICS_VIDEOS, say)
+        if not as_json:
+            typer.echo(f"\n{measurement_text(measured)}")
+    if as_json:
+        problems = [asdict(each) for each in found.problems]
+        report = {**found.facts, "problems": problems, "healthy": found.healthy}
+        if measured is not None:
+            report["measured"] = measured.as_json()
+        typer.echo(json.dumps(report, indent=2))
+    if not found.healthy:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -787,7 +853,7 @@ def show_config(
 
 def _of_recipe(flags: dict[str, Any]) -> dict[str, Any]:
     """Of a trainer's flags, those that its settings depend on."""
-    elsewhere = ("device", "ray_address", "wait_for_nodes")
+    elsewhere = ("device", "ray_address", "wait_for_nodes", "dry_run")
     kept = {name: value for name, value in flags.items() if name not in elsewhere}
     return {**kept, "assignments": kept["assignments"] or ()}
 

@@ -18,7 +18,7 @@ def local_folder(folder: Path | None) -> Path | None:
 
 
 class Precision(StrEnum):
-    """What the backbone computes in."""
+    """What models compute in."""
 
     auto = "auto"
     float32 = "float32"
@@ -95,6 +95,12 @@ BackboneOpt = Annotated[
     str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
 ]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
+TrainingDryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Measure a few steps, say what the training would take here, and write nothing."
+    ),
+]
 AddressOpt = Annotated[
     str | None,
     typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray that starts by itself]"),
@@ -131,9 +137,12 @@ EvaluationWorkersOpt = Annotated[
     int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
 ]
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
-DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DeviceOpt = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or mps.")]
 PrecisionOpt = Annotated[
-    Precision, typer.Option(help="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.")
+    Precision,
+    typer.Option(
+        help="What backbone, tokenizer and world model compute products in; auto: bfloat16 on GPUs, else float32."
+    ),
 ]
 SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
 PresetOpt = Annotated[
