@@ -131,6 +131,12 @@ def test_another_size_than_the_tokenizers_is_said_by_who_makes_and_who_uses_it(
     wrong_way = "world was trained on features of 96 px, but these are of 64 px"
     assert wrong_way in " ".join(scored.stdout.split())
     assert wrong_way in (out / "notes.json").read_text()
+    assert "trained at 96 px" in scored.stdout
+    sizes = {
+        (row["method"], row["trained_image_size"])
+        for row in pq.read_table(out / "metrics.parquet").to_pylist()
+    }
+    assert {("deltaworld", "96"), ("deltatok", None), ("copy_last", None)} <= sizes
 
 
 def test_a_finished_command_has_nothing_to_do(deltacache, chain: Chain) -> None:
