@@ -296,8 +296,8 @@ NUMBERS = (
     Mutant(
         "normal instead of Student's t",
         "evaluate/intervals.py",
-        "stats.t.ppf((1 + CONFIDENCE) / 2, freedom)",
-        "stats.norm.ppf((1 + CONFIDENCE) / 2)",
+        "special.stdtrit(freedom, (1 + CONFIDENCE) / 2)",
+        "special.ndtri((1 + CONFIDENCE) / 2)",
         ("evaluate/test_intervals.py",),
     ),
     Mutant(

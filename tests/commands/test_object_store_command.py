@@ -40,6 +40,12 @@ server.serve_forever()
 FLAGS = ("--backbone", "tiny", "--image-size", "32", "--videos-per-shard", "2")
 
 
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """Processes of their own, and of their own Ray, find the store through their variables."""
+    return deltacache_process
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path, tmp_path: Path) -> Iterator[str]:
     """A bucket with three real videos, on a server of its own; found through the usual variables.

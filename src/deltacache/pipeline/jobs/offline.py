@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -142,12 +142,14 @@ class _Job:
         ):
             progress = JobProgress(stage, throughput, self.lock, attempts, clips)
             events = progress.events(Events(line=self.reporter.line))
-            for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
-                check_is_here(self.out, result)
-                progress.committed(result)
-                folding.committed(result.shard_id)
-                if budget is not None and budget.exceeded_by(len(progress.failed)):
-                    break  # the check of the whole dataset, in which these count too, says so
+            build_here = partial(build, placement.device)
+            with closing(run_shards(attempts, build_here, decode, placement, events)) as results:
+                for result in results:
+                    check_is_here(self.out, result)
+                    progress.committed(result)
+                    folding.committed(result.shard_id)
+                    if budget is not None and budget.exceeded_by(len(progress.failed)):
+                        break  # the check of the whole dataset, in which these count too, says so
         settle_commits(self.out, alone=True)
         return throughput
 
