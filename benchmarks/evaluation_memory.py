@@ -1,22 +1,35 @@
 """Peak memory of ``evaluate``, ``report`` and ``compare`` on a feature dataset of many clips.
 
     python benchmarks/evaluation_memory.py work/ --clips 100000
+    python benchmarks/evaluation_memory.py work/ --clips 2000 --sums 100000      minutes instead of hours
+    python benchmarks/evaluation_memory.py work/ --clips 100000 --no-models
 
 Draws tiny clips (7 frames of 4 patches of 16 numbers, a video each, or --views of one) and tiny models into ``work/``,
 evaluates them twice with other seeds, writes the page of one and compares both. Every step is a process of its own, so
 that its peak is its own. Goal: at most 1 GiB each at 100,000 clips.
+
+Nearly all the time goes into passes of the models, of which nothing stays but sums. With ``--sums N`` the tables of
+both evaluations are made again from the sums of N clips, each like one of those that were evaluated, by the code that
+``evaluate`` makes them with; ``--no-models`` reads and scores all clips, but only the copied frame and the truth.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
+from deltacache.evaluate.output import read_metrics, read_samples
+from deltacache.evaluate.pooling import TableWriter
+from deltacache.evaluate.rows import RunStamp
+from deltacache.evaluate.statistics import statistics_of
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
@@ -90,16 +103,45 @@ def draw(root: Path, clips: int, views: int) -> None:
     save_model(root / "world", DeltaWorld(HIDDEN, 2, 1), "world", {"tokenizer_fingerprint": fingerprint})
 
 
-def run(*command: str) -> float:
-    """Peak memory in GiB of a command of deltacache."""
+def multiply(small: Path, out: Path, clips: int) -> None:
+    """The evaluation ``small`` with the tables of ``clips`` sequences, each like one of its own."""
+    shutil.copytree(small, out)
+    first = read_metrics(small).to_pylist()[0]
+    columns = ("run_id", "dataset", "context", "seed", "backbone", "code_version", "created_at")
+    sizes = {"image_size": (first["image_size"], first["image_width"])}
+    stamp = RunStamp(**{name: first[name] for name in columns}, **sizes)
+    counted = set(read_samples(small)["num_samples"].to_pylist())
+    table = pq.read_table(small / "statistics.parquet")
+    own = len(set(table["sequence_id"].to_pylist()))
+    with TableWriter(out, lambda _: stamp, lambda _: max(counted)) as tables:
+        for start in range(0, clips, own):
+            kept = {f"video{number:07d}.mp4" for number in range(min(own, clips - start))}
+            for each in statistics_of(table):  # read again: held, they would be the largest part
+                if each.group in kept:
+                    names = {"sequence_id": f"{start}-{each.sequence_id}", "group": f"{start}-{each.group}"}
+                    fewer = counted if each.series.aggregation != "single" else {each.series.num_samples}
+                    tables.add(
+                        replace(each, series=replace(each.series, num_samples=count), **names)
+                        for count in fewer
+                    )
+    tables.finish(lambda _: 0)
+
+
+def peak_of(name: str, *command: str) -> float:
+    """Peak memory in GiB of a Python process with these arguments."""
     started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "deltacache", *command], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        sys.exit(f"deltacache {command[0]} failed")
+        sys.exit(f"{name} failed")
     peak = usage.ru_maxrss / 2**20
-    print(f"{command[0]:9} {peak:.2f} GiB at the most, {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{name:9} {peak:.2f} GiB at the most, {time.perf_counter() - started:.0f} s", flush=True)
     return peak
+
+
+def run(*command: str) -> float:
+    """The same of a command of deltacache."""
+    return peak_of(command[0], "-m", "deltacache", *command)
 
 
 def main() -> None:
@@ -111,18 +153,35 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100_000)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--sums", type=int, help="make the tables of so many clips")
+    parser.add_argument("--no-models", action="store_true")
+    parser.add_argument("--multiply", nargs=2, type=Path, metavar=("SMALL", "OUT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.multiply:
+        multiply(*asked.multiply, asked.sums)
+        return
     root = asked.work
     if not (root / "world").exists():
         root.mkdir(parents=True, exist_ok=True)
         draw(root, asked.clips, asked.views)
-    models = ("--tokenizer", str(root / "tokenizer"), "--world", str(root / "world"), "--device", "cpu")
+    models = ("--device", "cpu")
+    if not asked.no_models:
+        models += ("--tokenizer", str(root / "tokenizer"), "--world", str(root / "world"))
     data = ("--data", f"clips={root / 'features'}", "--samples", str(asked.samples), "--examples", "1")
     peaks = [
         run("evaluate", str(root / f"out{seed}"), *data, *models, "--seed", str(seed)) for seed in (0, 1)
     ]
-    peaks.append(run("report", str(root / "out0")))
-    peaks.append(run("compare", str(root / "out0"), str(root / "out1")))
+    outs = [str(root / f"out{seed}") for seed in (0, 1)]
+    if asked.sums:
+        larger = [str(root / f"sums{seed}") for seed in (0, 1)]
+        for small, large in zip(outs, larger, strict=True):
+            shutil.rmtree(large, ignore_errors=True)
+            peaks.append(
+                peak_of("tables", __file__, str(root), "--sums", str(asked.sums), "--multiply", small, large)
+            )
+        outs = larger
+    peaks.append(run("report", outs[0]))
+    peaks.append(run("compare", *outs))
     sys.exit(max(peaks) > MOST_GIB)
 
 

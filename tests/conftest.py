@@ -1,13 +1,19 @@
 """Where the golden numbers and real videos are found; everything else a test needs, it makes itself."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-# Two test processes share the cores: threads that wait for each other must sleep, not spin.
+if TYPE_CHECKING:
+    from shared_ray import SharedRay
+
+# Two test processes share the cores: threads that wait for each other must sleep, not spin. Torch reads it when it is
+# imported, so nothing above may import torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +62,29 @@ def mini_benchmarks() -> Path:
     """Miniature VSPW, Cityscapes and KITTI trees."""
     default = _beside_golden("mini")
     return _require(Path(os.environ.get("DELTACACHE_MINI", default)))
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator["SharedRay"]:
+    """A Ray that the tests of this process share."""
+    from shared_ray import SharedRay
+
+    ray = SharedRay()
+    yield ray
+    ray.stop()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The Ray that tests share ends with those of a folder: others fork this process, or start their own."""
+    if "ray" in sys.modules and (nextitem is None or nextitem.path.parent != item.path.parent):
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def no_ray(shared_ray: "SharedRay") -> None:
+    """For tests that start or join a Ray of their own in this process."""
+    shared_ray.stop()
 
 
 _SLOW_FIRST = ("commands", "train", "chain", "pipeline", "evaluate", "models")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 from ray.cluster_utils import Cluster
 
 KINDS = {"decode child": 2, "decode task": 2, "encoder": 2, "raylet": 1, "driver": 1}
@@ -34,7 +35,11 @@ def contents(root: Path) -> dict[str, str]:
 
 @contextmanager
 def nodes(count: int, **of_head: Any) -> Iterator["Nodes"]:
-    """A Ray of a head and ``count - 1`` other nodes; all its processes end with the block."""
+    """A Ray of a head and ``count - 1`` other nodes; all its processes end with the block.
+
+    This process may join it, so it leaves the Ray that its tests share.
+    """
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False, **of_head})
     started = Nodes(cluster, [cluster.add_node(**_NODE) for _ in range(count - 1)])
     try:

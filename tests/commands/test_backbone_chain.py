@@ -1,6 +1,6 @@
 """Every input convention through the whole chain, command by command, from lossless frames to the table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from chaos import nodes
-from deltacache.cli import app
+from conftest import Command
 from deltacache.models.backbone import load_backbone
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, by_hand
@@ -30,26 +28,14 @@ Run = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a command here, on a Ray that is started once: 4 of 5 seconds of a chain this small are Ray's start."""
-    with nodes(1) as cluster:
+def run(deltacache: Command) -> Run:
+    """Runs a command that is done."""
 
-        def command(name: str, *arguments: object) -> None:
-            where = (
-                "--ray-address",
-                cluster.address,
-                "--encoders",
-                1,
-                "--gpus-per-encoder",
-                0,
-                "--decoders",
-                2,
-            )
-            given = (*arguments, *(where if name in ("extract-features", "tokenize") else ()))
-            outcome = CliRunner().invoke(app, [name, *map(str, given)])
-            assert outcome.exit_code == 0, (name, outcome.exception, outcome.output)
+    def command(name: str, *arguments: object) -> None:
+        where = ("--gpus-per-encoder", 0) if name in ("extract-features", "tokenize") else ()
+        deltacache(name, *arguments, *where).done()
 
-        yield command
+    return command
 
 
 def draw_video(folder: Path, seed: int, size: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """Bad input: exit 1 or 2, one message with the value, the rule and the way out, nothing overwritten."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,28 @@ import torch
 from deltacache import cli
 
 TINY = ("--backbone", "tiny", "--image-size", "64")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "nowhere"],
+        ["--debug", "inspect", "nowhere"],
+        ["inspect"],
+        ["inspect", "--no-such-flag"],
+        ["--version"],
+    ],
+)
+def test_the_command_called_here_ends_like_the_installed_one(
+    deltacache, deltacache_process, arguments: list[str]
+) -> None:
+    """Most tests of commands rely on it."""
+    command = [Path(sys.executable).with_name("deltacache"), *arguments]
+    installed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    for outcome in (deltacache(*arguments), deltacache_process(*arguments)):
+        assert (outcome.code, outcome.stdout) == (installed.returncode, installed.stdout)
+        assert outcome.stderr.splitlines()[-1:] == installed.stderr.splitlines()[-1:]
+        assert outcome.stderr.count("Traceback") == installed.stderr.count("Traceback")
 
 
 def test_a_missing_folder(deltacache, tmp_path: Path) -> None:

@@ -11,9 +11,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import Command
 from golden_sizes import golden_sizes
 
 BENCHMARKS = ("vspw", "cityscapes", "kitti")
+
+
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """In processes of their own."""
+    return deltacache_process
 
 
 @pytest.fixture(scope="module")

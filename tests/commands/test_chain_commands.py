@@ -13,6 +13,9 @@ from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 SIZE = ("--backbone", "tiny", "--image-size", "64", "--spacing", "0.2", "0.3333")
+VIEWS = 40
+TOKENIZER = ("--preset", "tiny", "--steps", 200)
+WORLD = ("--preset", "tiny", "--steps", 40)
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,11 @@ def chain(deltacache, real_videos: Path, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("chain")
     names = ("features", "held-out", "tokenizer", "deltas", "world", "results")
     chain = Chain(real_videos / "fixture", *(root / name for name in names))
-    deltacache("extract-features", chain.videos, chain.features, *SIZE, "--views", 40).done()
+    deltacache("extract-features", chain.videos, chain.features, *SIZE, "--views", VIEWS).done()
     deltacache("extract-features", chain.videos, chain.held_out, *SIZE, "--views", 4, "--seed", 1).done()
-    deltacache(
-        "train-tokenizer", chain.features, chain.tokenizer, "--preset", "tiny", "--steps", 600, timeout=280
-    ).done()
+    deltacache("train-tokenizer", chain.features, chain.tokenizer, *TOKENIZER).done()
     deltacache("tokenize", chain.features, chain.deltas, "--tokenizer", chain.tokenizer).done()
-    deltacache(
-        "train-world", chain.deltas, chain.world, "--preset", "tiny", "--steps", 200, timeout=280
-    ).done()
+    deltacache("train-world", chain.deltas, chain.world, *WORLD).done()
     evaluate(deltacache, chain, chain.results)
     return chain
 
@@ -97,7 +96,7 @@ def test_the_same_seed_gives_the_same_table(deltacache, chain: Chain, tmp_path: 
 def test_tokenizing_videos_equals_tokenizing_their_features(deltacache, chain: Chain, tmp_path: Path) -> None:
     """Backbone, size and spacing are those of the tokenizer: none of them is given."""
     out = tmp_path / "deltas"
-    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, "--views", 40).done()
+    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, "--views", VIEWS).done()
     assert open_dataset(out).card.fingerprint == open_dataset(chain.deltas).card.fingerprint
     direct, stored = load_deltas(out), load_deltas(chain.deltas)
     assert direct.clip_ids == stored.clip_ids
@@ -131,17 +130,19 @@ def test_another_size_than_the_tokenizers_is_said_by_who_makes_and_who_uses_it(
     wrong_way = "world was trained on features of 96 px, but these are of 64 px"
     assert wrong_way in " ".join(scored.stdout.split())
     assert wrong_way in (out / "notes.json").read_text()
+    assert "trained at 96 px" in scored.stdout
+    sizes = {
+        (row["method"], row["trained_image_size"])
+        for row in pq.read_table(out / "metrics.parquet").to_pylist()
+    }
+    assert {("deltaworld", "96"), ("deltatok", None), ("copy_last", None)} <= sizes
 
 
 def test_a_finished_command_has_nothing_to_do(deltacache, chain: Chain) -> None:
     again = deltacache("tokenize", chain.features, chain.deltas, "--tokenizer", chain.tokenizer).done()
     assert "nothing to do" in again.stdout
-    deltacache("train-world", chain.deltas, chain.world, "--preset", "tiny", "--steps", 200).refused(
-        "--resume"
-    )
-    deltacache(
-        "train-world", chain.deltas, chain.world, "--preset", "tiny", "--steps", 200, "--resume"
-    ).done()
+    deltacache("train-world", chain.deltas, chain.world, *WORLD).refused("--resume")
+    deltacache("train-world", chain.deltas, chain.world, *WORLD, "--resume").done()
 
 
 def test_inspect_and_verify(deltacache, chain: Chain) -> None:

@@ -116,7 +116,7 @@ def videos(tmp_path: Path, real_videos: Path) -> Path:
 
 
 def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
-    deltacache: Command,
+    deltacache_process: Command,
     guarded: dict[str, str],
     videos: Path,
     tmp_path: Path,
@@ -126,9 +126,11 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
     monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")  # seconds that Ray itself tries, instead of 20
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("HOME", str(tmp_path))
-        deltacache("extract-features", videos, tmp_path / "out", *flags).refused("RAY_AUTH_MODE=token")
+        deltacache_process("extract-features", videos, tmp_path / "out", *flags).refused(
+            "RAY_AUTH_MODE=token"
+        )
     monkeypatch.setenv("HOME", guarded["HOME"])
-    done = deltacache("extract-features", videos, tmp_path / "out", *flags).done()
+    done = deltacache_process("extract-features", videos, tmp_path / "out", *flags).done()
     assert "2 clips of 2 videos" in done.stdout
     found = re.search(r"Ray cluster at (\S+): 1 nodes, 2 CPUs \(2 free\), 0 GPUs", done.stdout)
     assert found
@@ -137,14 +139,14 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
 
 
 def test_a_port_where_something_else_listens_is_refused_at_once(
-    deltacache: Command, videos: Path, tmp_path: Path
+    deltacache_process: Command, videos: Path, tmp_path: Path
 ) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         address = f"127.0.0.1:{server.server_port}"
-        asked = deltacache(
+        asked = deltacache_process(
             "extract-features", videos, tmp_path / "out", "--backbone", "tiny", "--ray-address", address,
             timeout=60,
         )  # fmt: skip
@@ -204,14 +206,14 @@ def test_an_output_that_the_nodes_do_not_share_is_refused_and_does_not_open(
 
 
 def test_nodes_from_zero_are_waited_for_up_to_a_limit(
-    deltacache: Command, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deltacache_process: Command, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with nodes(1, num_cpus=0) as cluster:
         address = cluster.address
         command = ["extract-features", videos, tmp_path / "out", "--backbone", "tiny", "--image-size", 32]
         # Two encoders and a decoder, for which one node of two CPUs is enough.
         command += ["--encoders", 2, "--decoders", 2, "--ray-address", address, "--wait-for-nodes"]
-        refused = deltacache(*command, 2)
+        refused = deltacache_process(*command, 2)
         refused.refused("leave none for decoding", "waited 2 s for nodes")
         assert "waiting for the cluster to grow, 0 of at most 2 s" in refused.stdout
         with pytest.raises(DeltacacheError, match="offer none"):
@@ -242,12 +244,12 @@ def test_nodes_from_zero_are_waited_for_up_to_a_limit(
 
 
 def test_as_many_videos_are_decoded_as_there_are_decoders(
-    deltacache: Command, real_videos: Path, tmp_path: Path
+    deltacache_process: Command, real_videos: Path, tmp_path: Path
 ) -> None:
     """16 of them for one encoder; two shards of four videos make eight groups, were there no others."""
     video, out = real_videos / "fixture" / "rabbit_vp8.webm", tmp_path / "out"
     with slow_source(video.read_bytes(), delay_s=3) as source:
         flags = ["--backbone", "tiny", "--image-size", 32, "--decoders", 16, "--encoders", 1]
         videos = source.write_list(tmp_path / "list.txt", 64)
-        deltacache("extract-features", videos, out, *flags, "--videos-per-shard", 4).done()
+        deltacache_process("extract-features", videos, out, *flags, "--videos-per-shard", 4).done()
     assert 15 <= source.most <= 16

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from conftest import Command
 from deltacache.chain.costs import CostRequest, count_costs
 from deltacache.chain.costs_shown import costs_text
 from deltacache.chain.costs_systems import chosen_systems, systems_of
@@ -22,6 +23,12 @@ systems:
     tokenizer: delta
     world: {preset: foresight-delta}
 """
+
+
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """In processes of their own."""
+    return deltacache_process
 
 
 def _rows(text: str, title: str) -> dict[str, list[str]]:

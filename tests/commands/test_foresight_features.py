@@ -1,6 +1,6 @@
 """Wide frames, several layers and a PCA through the whole chain, command by command, against tokens by hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from chaos import nodes
-from deltacache.cli import app
+from conftest import Command, Outcome
 from deltacache.models.pca import Pca, load_pca, save_pca
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, PREFIX, normalised
@@ -19,7 +17,7 @@ from drawn_encoders import FAMILIES, PREFIX, normalised
 VIDEOS, FRAMES, SPACING_S, SIZE, GRID = 4, 6, 0.1, (56, 112), (4, 8)
 WIDTH, LAYERS, COMPONENTS = 24, (0, 2, 3), 32
 TRAIN = ("--preset", "tiny", "--steps", 3, "--batch-size", 4)
-Run = Callable[..., Result]
+Run = Callable[..., Outcome]
 CLIPS = (
     "--precision", "float32", "--frames", FRAMES, "--spacing", SPACING_S, SPACING_S, "--no-augment",
     "--image-size", "56x112",
@@ -27,20 +25,16 @@ CLIPS = (
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a command here, on a Ray that is started once."""
-    with nodes(1) as cluster:
-        where = ("--ray-address", cluster.address, "--encoders", 1, "--gpus-per-encoder", 0, "--decoders", 2)
+def run(deltacache: Command) -> Run:
+    """Runs a command that ends with ``code``."""
 
-        def command(name: str, *arguments: object, code: int = 0) -> Result:
-            given = (*arguments, *(where if name in ("extract-features", "tokenize") else ()))
-            outcome = CliRunner().invoke(app, [name, *map(str, given)])
-            if code == 0:
-                assert outcome.exit_code == 0, (name, outcome.exception, outcome.output)
-            assert (outcome.exit_code == 0) == (code == 0), outcome.output
-            return outcome
+    def command(name: str, *arguments: object, code: int = 0) -> Outcome:
+        where = ("--gpus-per-encoder", 0) if name in ("extract-features", "tokenize") else ()
+        outcome = deltacache(name, *arguments, *where)
+        assert outcome.code == code, outcome
+        return outcome
 
-        yield command
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +90,7 @@ def test_the_whole_chain(run: Run, drawn, tmp_path: Path) -> None:
         found = torch.from_numpy(stored.read(place).patch_tokens.copy()).float()
         torch.testing.assert_close(found, wanted.half().float(), atol=4e-3, rtol=2e-3)
 
-    said = run("fit-pca", sample, pca, "--components", COMPONENTS).output
+    said = run("fit-pca", sample, pca, "--components", COMPONENTS).stdout
     fitted = load_pca(pca)
     assert f"{COMPONENTS} components of {3 * WIDTH} channels explain" in said.replace("\n", "")
     vectors = torch.stack(by_clip).flatten(0, 2).double()
@@ -113,7 +107,7 @@ def test_the_whole_chain(run: Run, drawn, tmp_path: Path) -> None:
     for place, wanted in enumerate(by_clip):
         found = torch.from_numpy(reduced.read(place).patch_tokens.copy()).float()
         assert (found - fitted.project(wanted)).abs().max() < 0.01
-    inspected = run("inspect", features, "--pictures", tmp_path / "sheet.png").output
+    inspected = run("inspect", features, "--pictures", tmp_path / "sheet.png").stdout
     assert f"encoder, layers 0,2,3, PCA {fitted.fingerprint}, 56x112 px, 4 x 8 patches, 32 wide" in inspected
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 100
@@ -141,23 +135,23 @@ def check_refusals(run: Run, drawn, tmp_path: Path) -> None:
     sample, pca, features, tokenizer = (tmp_path / name for name in "spft")
     taken = ("--backbone", encoder, *CLIPS, "--layers", "0,2,3")
     refused = run("tokenize", sample, tmp_path / "y", "--tokenizer", tokenizer, code=1)
-    assert "expects 32" in str(refused.exception)
+    assert "expects 32" in refused.stderr
     refused = run("tokenize", videos, tmp_path / "y", "--tokenizer", tokenizer, *taken, code=1)
-    assert "expects 32" in str(refused.exception)
+    assert "expects 32" in refused.stderr
     refused = run("extract-features", videos, tmp_path / "y", *taken[:-1], "0,1,2", "--pca", pca, code=1)
-    assert "was fitted on layers 0,2,3, 72 wide, but these tokens are layers 0,1,2" in str(refused.exception)
+    assert "was fitted on layers 0,2,3, 72 wide, but these tokens are layers 0,1,2" in refused.stderr
     refused = run("extract-features", videos, sample, *taken[:-1], "0,1,2", "--store", "zarr", code=1)
-    assert "backbone.layers is [0,2,3], asked for [0,1,2]" in str(refused.exception)
+    assert "backbone.layers is [0,2,3], asked for [0,1,2]" in refused.stderr
     fitted = load_pca(pca)
     other = Pca(fitted.mean + 1, fitted.std, fitted.components, fitted.explained_variance, fitted.metadata)
     save_pca(tmp_path / "other", other)
     refused = run("extract-features", videos, features, *taken, "--pca", tmp_path / "other", code=1)
     said = f'backbone.pca_fingerprint is "{fitted.fingerprint}", asked for "{other.fingerprint}"'
-    assert said in str(refused.exception)
-    assert str(refused.exception).endswith("Use its settings, or another output folder")
+    assert said in refused.stderr
+    assert refused.stderr.strip().endswith("Use its settings, or another output folder")
     refused = run("extract-features", videos, features, *taken, code=1)
-    assert "backbone.pca_fingerprint is" in str(refused.exception)
-    assert "hidden_size is 32, asked for 72" in str(refused.exception)
+    assert "backbone.pca_fingerprint is" in refused.stderr
+    assert "hidden_size is 32, asked for 72" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,8 +164,7 @@ def check_refusals(run: Run, drawn, tmp_path: Path) -> None:
 )
 def test_usage_errors(run: Run, drawn, tmp_path: Path, flags: tuple[str, str], words: str) -> None:
     outcome = run("extract-features", drawn[1], tmp_path / "y", *flags, code=2)
-    assert outcome.exit_code == 2
-    assert words in " ".join(outcome.output.replace("│", " ").split())
+    assert words in " ".join(outcome.stderr.replace("│", " ").split())
 
 
 def test_refused_by_the_backbone(run: Run, drawn, tmp_path: Path) -> None:
@@ -179,6 +172,6 @@ def test_refused_by_the_backbone(run: Run, drawn, tmp_path: Path) -> None:
     outcome = run(
         "extract-features", videos, tmp_path / "y", "--backbone", encoder, "--image-size", "56x100", code=1
     )
-    assert "image size 56 x 100 is not a multiple of the patch size 14" in str(outcome.exception)
+    assert "image size 56 x 100 is not a multiple of the patch size 14" in outcome.stderr
     outcome = run("extract-features", videos, tmp_path / "y", "--backbone", encoder, "--layers", "4", code=1)
-    assert "give block numbers from 0 to 3" in str(outcome.exception)
+    assert "give block numbers from 0 to 3" in outcome.stderr

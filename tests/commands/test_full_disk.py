@@ -16,6 +16,12 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """In processes of their own."""
+    return deltacache_process
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 500 KB."""

@@ -40,6 +40,12 @@ server.serve_forever()
 FLAGS = ("--backbone", "tiny", "--image-size", "32", "--videos-per-shard", "2")
 
 
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """Processes of their own, and of their own Ray, find the store through their variables."""
+    return deltacache_process
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path, tmp_path: Path) -> Iterator[str]:
     """A bucket with three real videos, on a server of its own; found through the usual variables.
@@ -95,7 +101,7 @@ def local_shards(deltacache: Command, real_videos: Path, folder: Path) -> dict[s
 def few_requests(folder: Path, most: int) -> Iterator[None]:
     """The server is asked for something, at most so often, and for no receipt.
 
-    The videos' own place does not count, nor does the lock, which is renewed every five seconds.
+    The videos' own place does not count, nor does the lock, which takes four and two every five seconds.
     """
     (folder / "asked").unlink(missing_ok=True)
     yield
@@ -119,7 +125,7 @@ def test_the_chain_reads_and_writes_an_object_store(
     assert "no damage" in deltacache("verify", features).done().stdout
     deltacache("train-tokenizer", features, tokenizer, "--preset", "tiny", "--steps", 2).done()
     deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
-    with few_requests(tmp_path, 20):  # of two datasets
+    with few_requests(tmp_path, 16):  # of two datasets; with four for the lock, 20
         again = deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
     assert "nothing to do" in again.stdout
     deltacache("train-world", deltas, tmp_path / "world", "--preset", "tiny", "--steps", 2).done()

@@ -28,6 +28,12 @@ SIGNED = (
 )
 
 
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """In processes of their own."""
+    return deltacache_process
+
+
 @pytest.fixture
 def web(real_videos: Path) -> Iterator[Web]:
     video = (real_videos / "fixture/rabbit_vp8.webm").read_bytes()

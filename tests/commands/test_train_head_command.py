@@ -12,11 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from conftest import Command
 from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import SegmentationHead, load_head
 from golden_sizes import golden_sizes
 
 STEPS = {"vspw": 100, "cityscapes": 300, "kitti": 300}
+
+
+@pytest.fixture(scope="module")
+def deltacache(deltacache_process: Command) -> Command:
+    """In processes of their own."""
+    return deltacache_process
 
 
 @pytest.fixture(scope="module")

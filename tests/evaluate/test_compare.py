@@ -23,7 +23,7 @@ from deltacache.evaluate.comparing.tables import print_comparison
 from deltacache.evaluate.rows import write_table
 from deltacache.schemas.errors import MismatchError, NotFiniteError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.schemas.tables import STATISTICS_SCHEMA
+from deltacache.schemas.tables import LATER_METRIC_COLUMNS, STATISTICS_SCHEMA
 
 Row = dict[str, Any]
 
@@ -105,6 +105,23 @@ def test_two_units_have_no_interval_and_no_verdict(benchmarks: tuple[Path, Path]
     assert difference.verdict == "undecided, 2 drives"
 
 
+def test_the_same_difference_in_every_unit_is_explained(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    """Losses of one value, and of another: no spread, so no interval and no verdict, for a reason."""
+
+    def constant(loss: float) -> Path:
+        rows = [
+            row | {"totals": [1.0, loss, loss, 0.5]}
+            for row in pq.read_table(clips[0] / "statistics.parquet").to_pylist()
+            if row["task"] == "features"
+        ]
+        return rewritten(clips[0], tmp_path / f"{loss}", "statistics.parquet", STATISTICS_SCHEMA, rows)
+
+    comparison = compare_runs(constant(0.25), constant(0.5))
+    difference = found(comparison, metric="smooth_l1", label="Copy of the last frame", horizon=3)
+    assert (difference.difference, difference.verdict) == (0.25, "undecided, no interval")
+    assert "the difference is the same whichever unit is left out" in shown(comparison)
+
+
 def test_sequences_of_one_video_are_one_unit(clips: tuple[Path, Path], tmp_path: Path) -> None:
     """Two views of every video: as many units as videos, and a sequence that moved to another video is refused."""
     tables = [pq.read_table(out / "statistics.parquet").to_pylist() for out in clips]
@@ -142,7 +159,7 @@ def test_an_older_evaluation_of_clips_is_refused_by_the_way_out(
     clips: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """It has no columns for units, and no sums of features."""
-    table = pq.read_table(clips[0] / "metrics.parquet").drop_columns(["image_width", "unit_kind", "n_units"])
+    table = pq.read_table(clips[0] / "metrics.parquet").drop_columns([*LATER_METRIC_COLUMNS])
     old = rewritten(clips[0], tmp_path / "old", "metrics.parquet", table.schema, table.to_pylist())
     with pytest.raises(
         MismatchError, match="clips: old is of an older version, which did not keep what video"
@@ -161,9 +178,8 @@ def test_parallel_of_the_first_version_is_compared_with_one_step(
         one_step = "deltatok_one_step", "deltatok_parallel"
         return [row | {"method": one_step[1]} if row["method"] == one_step[0] else row for row in kept]
 
-    later = ["image_width", "unit_kind", "n_units"]
     schema = pq.read_schema(benchmarks[0] / "metrics.parquet")
-    old_schema = pa.schema([field for field in schema if field.name not in later])
+    old_schema = pa.schema([field for field in schema if field.name not in LATER_METRIC_COLUMNS])
     old = rewritten(benchmarks[0], tmp_path / "old", "metrics.parquet", old_schema, before("metrics.parquet"))
     statistics = pa.Table.from_pylist(before("statistics.parquet"), schema=STATISTICS_SCHEMA)
     write_table(statistics, old / "statistics.parquet")

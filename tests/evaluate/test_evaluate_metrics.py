@@ -1,10 +1,12 @@
 """Feature metrics against numbers worked out by hand."""
 
 import numpy as np
+import pytest
 import torch
 
-from deltacache.evaluate.metrics import feature_metrics, token_distance
+from deltacache.evaluate.metrics import check_finite, feature_metrics, token_distance
 from deltacache.models.losses import smooth_l1
+from deltacache.schemas.errors import NotFiniteError
 
 
 def test_metrics_of_two_patches_by_hand() -> None:
@@ -39,3 +41,13 @@ def test_the_truth_itself_is_perfect() -> None:
 def test_token_distance_is_over_all_patches() -> None:
     zeros = torch.zeros(2, 2)
     assert token_distance(zeros, torch.tensor([[3.0, 0.0], [0.0, 4.0]])).item() == 5.0
+
+
+@pytest.mark.parametrize("values", [[1.0, torch.inf, 0.0], [0.5, 0.5, torch.nan]])
+def test_one_metric_that_is_not_finite_is_enough(values: list[float]) -> None:
+    """Numbers so large that their squares overflow have a smooth-L1, but no squared error."""
+    with pytest.raises(
+        NotFiniteError, match=r"world predicts values that are not finite .* clip-1, 3 steps ahead"
+    ):
+        check_finite(torch.tensor(values), "world", "clip-1", 3)
+    check_finite(torch.tensor([1.0, 2.0, 0.0]), "world", "clip-1", 3)

@@ -26,7 +26,9 @@ from deltacache.evaluate.benchmarks.labels import SegmentationScorer
 from deltacache.evaluate.clips import rollouts
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.metrics import naming
+from deltacache.evaluate.output import read_notes
 from deltacache.evaluate.report.page import write_report
+from deltacache.evaluate.report.tables import plain_text
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.heads import SegmentationHead
@@ -72,6 +74,20 @@ def test_tokenizer_of_another_patch_grid(drawn: DrawnWorld) -> None:
     other = save_tokenizer(drawn.root / "other", patch_grid=[4, 6])
     message = r"4 x 6 patches a frame, but .* has 2 x 3"
     refused(drawn, MismatchError, message, tokenizer=other, worlds=(), futures=None)
+
+
+def test_models_of_another_image_size_are_named_in_every_row(drawn: DrawnWorld) -> None:
+    """A recipe goes from one size to another; that a patch grid is of another size, the tokenizer must say."""
+    small = save_tokenizer(drawn.root / "small", patch_grid=[1, 2], image_size=[16, 32])
+    evaluate_clips(drawn.settings(tokenizer=small, worlds=(), futures=None), SilentReporter())
+    assert (
+        "small was trained on features of 16x32 px, but these are of 32 px"
+        in read_notes(drawn.root / "out")[0]
+    )
+    metrics = pq.read_table(drawn.root / "out" / "metrics.parquet")
+    sizes = {(row["method"], row["trained_image_size"]) for row in metrics.to_pylist()}
+    assert {("deltatok", "16x32"), ("deltatok_swapped", "16x32"), ("copy_last", None)} <= sizes
+    assert "DeltaTok, closed loop, trained at 16x32 px" in plain_text(metrics)
 
 
 def test_a_tokenizer_that_says_nothing_of_its_making_needs_the_width_alone(drawn: DrawnWorld) -> None:

@@ -23,6 +23,7 @@ from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.errors import CheckpointError
 from deltacache.schemas.progress import SilentReporter
+from golden_sizes import golden_sizes
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,13 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
     ),
     "a backbone": (
         lambda inputs: inputs.golden / "tiny" / "backbone",
-        ("a backbone, DINOv3ViTModel", "weights_sha256", " wide, of 16 px patches", "M parameters", " MB"),
+        (
+            "a backbone, DINOv3ViTModel",
+            "weights_sha256",
+            "{hidden} wide, of {patch} px",
+            "M parameters",
+            " MB",
+        ),
     ),
     "a PCA": (pca, ("a PCA, 3 components of 32 channels", "features_fingerprint", "drawn", " MB")),
     "a training that began": (training_begun, ("a training without a checkpoint yet", "MB")),
@@ -204,8 +211,9 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
 def test_what_it_is_where_it_came_from_and_how_large(inputs: Inputs, kind: str) -> None:
     make, told = KINDS[kind]
     text = describe_output(make(inputs))
+    side, patches, hidden = golden_sizes(inputs.golden)
     for words in told:
-        assert words in text
+        assert words.format(hidden=hidden, patch=side // patches) in text
 
 
 def test_origins_are_the_real_ones(inputs: Inputs) -> None:

@@ -12,11 +12,13 @@ from drawn_features import SCENES, DrawnWorld
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.ensembles import judge
+from deltacache.evaluate.clips.opening import open_run
 from deltacache.evaluate.clips.rollouts import best_samples
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.metrics import feature_metrics
-from deltacache.evaluate.output import read_samples
+from deltacache.evaluate.output import read_notes, read_samples
 from deltacache.evaluate.sample_sums import SampleSums, sample_counts
+from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.progress import SilentReporter
 
 Row = dict[str, Any]
@@ -90,13 +92,30 @@ def test_sums_over_chunks_are_those_of_all_samples() -> None:
 
 
 def test_too_many_samples_have_no_energy_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltacache.evaluate.sample_sums._ENERGY_NUMBERS", 7 * 2 * 6 * 8 - 1)
+    monkeypatch.setattr("deltacache.evaluate.sample_sums.ENERGY_NUMBERS", 7 * 2 * 6 * 8 - 1)
     samples = torch.randn(7, 2, 6, 8, generator=torch.Generator().manual_seed(1))
     sums = SampleSums(torch.zeros(2, 6, 8), 7)
     sums.add(samples)
     totals = sums.totals()
     assert totals[:, 1].isnan().all()
     assert totals[:, 2:].isfinite().all()
+
+
+def test_which_world_models_have_no_energy_score_is_said(
+    evaluated: DrawnWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 samples at 2 horizons are one frame too many; the world model of a single future has none anyway."""
+    settings = evaluated.settings(out="without-energy", examples=0, futures=None)
+    assert not [note for note in open_run(settings).notes if "energy" in note]
+    frame = open_dataset(settings.features).black_patch_tokens.size
+    monkeypatch.setattr("deltacache.evaluate.sample_sums.ENERGY_NUMBERS", 12 * frame - 1)
+    evaluate_clips(settings, SilentReporter())
+    (note,) = [note for note in read_notes(settings.out) if "energy" in note]
+    assert note.startswith("deltaworld (")
+    assert f"has no energy score: 6 samples of 2 frames of {frame} numbers" in note
+    metrics = {row["metric"] for row in pq.read_table(settings.out / "metrics.parquet").to_pylist()}
+    assert "energy_score" not in metrics
+    assert "spread_skill" in metrics
 
 
 def test_ranks_and_spread_of_clips_are_pooled_over_sequences(evaluated: DrawnWorld) -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from deltacache.evaluate.report.findings import findings
 from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
-from deltacache.evaluate.report.tables import plain_text, print_metrics
+from deltacache.evaluate.report.tables import intervals_text, plain_text, print_metrics
+from deltacache.schemas.tables import METRICS_SCHEMA
 
 
 def made_panel(*values: float) -> Panel:
@@ -62,6 +63,21 @@ def test_every_number_is_printed_within_80_columns(evaluated: DrawnWorld, termin
                 assert " ".join(panel.text(cell)) in text
     assert f"Over {2 * SCENES} sequences of {2 * SCENES} videos and {SCENES} scenes; in brackets 95 %" in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_what_the_intervals_of_older_tables_are(evaluated: DrawnWorld) -> None:
+    """Benchmarks were resampled by unit then, feature datasets by sequence."""
+    rows = [
+        row | {"unit_kind": None, "n_units": None}
+        for row in pq.read_table(evaluated.root / "out" / "metrics.parquet").to_pylist()
+    ]
+    clips = intervals_text(pa.Table.from_pylist(rows, schema=METRICS_SCHEMA))
+    benchmark = intervals_text(
+        pa.Table.from_pylist([row | {"dataset": "kitti"} for row in rows], schema=METRICS_SCHEMA)
+    )
+    assert clips.startswith(f"{benchmark}; of feature datasets they are over sequences")
+    assert "percentile bootstrap" in benchmark
+    assert "sequences" not in benchmark
 
 
 def test_two_models_of_one_kind_are_told_apart(evaluated: DrawnWorld) -> None:

@@ -1,16 +1,24 @@
 """Independent items on processes of a cluster: all done once, lost processes replaced, refusals passed on."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import ray
 
 from deltacache.pipeline.cluster import TaskWorker, run_tasks
 from deltacache.pipeline.work.placement import gpu_share
 from deltacache.schemas.errors import DeltacacheError
+from shared_ray import SLOTS, SharedRay
 
 ITEMS = list(range(9))
+
+
+@pytest.fixture(autouse=True)
+def _on_the_shared_ray(shared_ray: SharedRay) -> None:
+    shared_ray.start()
 
 
 def squares(folder: Path) -> Callable[[str], TaskWorker]:
@@ -48,6 +56,12 @@ def test_what_a_worker_refuses_ends_it(tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="-1 is negative"):
         list(run_tasks(squares(tmp_path), [0, -1, 2], 2))
     assert list(run_tasks(squares(tmp_path), [], 2)) == []
+    deadline = (
+        time.monotonic() + 60
+    )  # its processes end with it, and not with the Ray, which is somebody else's
+    while ray.available_resources().get("CPU") != SLOTS:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def dying(folder: Path, times: int) -> Callable[[str], TaskWorker]:

@@ -102,32 +102,64 @@ def test_they_are_rows_and_never_committed(tmp_path: Path) -> None:
 
 
 class NoDeltas:
-    """An encoder of features that gives nothing for the clips in ``BAD``."""
+    """An encoder of features that gives nothing for the clips in ``without``."""
 
     batch_clips = 4
 
+    def __init__(self, without: set[tuple[str, int]]) -> None:
+        self.without = without
+
     def encode_features(self, clips: Sequence[FeatureClip]) -> list[Any]:
-        bad = {f"{uri[0]}-v{view:03d}" for uri, view in BAD}
+        bad = {f"{uri[0]}-v{view:03d}" for uri, view in self.without}
         named = {f"{video.video_id}-v{view:03d}": (video, view) for video in VIDEOS for view in range(2)}
         return [
             None if clip.clip_id in bad else drawn_clip("deltas", *named[clip.clip_id]).clip for clip in clips
         ]
 
 
-def test_deltas_of_features_likewise(tmp_path: Path) -> None:
+def tokenized(features: UPath, deltas: UPath, kind: Kind, without: set[tuple[str, int]], *blamed: str) -> int:
+    """The work on the shard, with an encoder that gives nothing for some clips; how many are new."""
+    cards = small_card("features", "webdataset"), small_card("deltas", "webdataset")
+    encoder: Any = NoDeltas(without)
+    work = Work(kind, TASK, tuple((uri, "the encoder died") for uri in blamed))
+    return tokenize_shard((features, cards[0]), (deltas, cards[1]), work, encoder, lambda clips: None).clips
+
+
+@pytest.fixture
+def features_and_deltas(tmp_path: Path) -> tuple[UPath, UPath]:
     features, card = made(tmp_path / "features"), small_card("features", "webdataset")
     commit_shard(
         features, card, TASK.shard_id, ShardEncoding(DrawnEncoder(), decoded(VIDEOS, "c"), lambda clips: None)
     )
-    deltas, of_deltas = UPath(tmp_path / "deltas"), small_card("deltas", "webdataset")
-    prepare_dataset(deltas, of_deltas, BLACK)
-    encoder: Any = NoDeltas()
-    result = tokenize_shard(
-        (features, card), (deltas, of_deltas), Work(Kind.COMMIT, TASK), encoder, lambda clips: None
-    )
-    receipt = read_receipt(deltas, TASK.shard_id)
-    assert (result.clips, len(receipt.clips)) == (6, 6)
+    prepare_dataset(tmp_path / "deltas", small_card("deltas", "webdataset"), BLACK)
+    return features, UPath(tmp_path / "deltas")
+
+
+def test_deltas_of_features_likewise(features_and_deltas: tuple[UPath, UPath]) -> None:
+    assert tokenized(*features_and_deltas, Kind.COMMIT, BAD) == 6
+    receipt = read_receipt(features_and_deltas[1], TASK.shard_id)
+    assert len(receipt.clips) == 6
     assert {(row.video_uri, row.view) for row in receipt.failures} == {*BAD, ("c.mp4", None)}
+
+
+@pytest.mark.parametrize("blamed", [(), ("a.mp4", "d.mp4")])
+def test_a_shard_that_grows_keeps_its_clips_though_they_would_fail_now(
+    features_and_deltas: tuple[UPath, UPath], blamed: tuple[str, ...]
+) -> None:
+    deltas, other = features_and_deltas[1], ("d.mp4", 0)
+    tokenized(*features_and_deltas, Kind.COMMIT, BAD)
+    before = read_receipt(deltas, TASK.shard_id)
+    # One of the two succeeds now, and clips that were good before do not, or their video kills its worker.
+    assert tokenized(*features_and_deltas, Kind.RETRY, {other, ("a.mp4", 0), ("e.mp4", 1)}, *blamed) == 1
+    after = read_receipt(deltas, TASK.shard_id)
+    assert len(after.clips) == 7
+    assert all(after.arrays[clip_id] == crcs for clip_id, crcs in before.arrays.items())
+    assert {(row.video_uri, row.view) for row in after.failures} == {other, ("c.mp4", None)}
+    assert tokenized(*features_and_deltas, Kind.RETRY, set()) == 1
+    whole = UPath(deltas.parent / "whole")
+    prepare_dataset(whole, small_card("deltas", "webdataset"), BLACK)
+    assert tokenized(features_and_deltas[0], whole, Kind.COMMIT, set()) == 8
+    assert all_bytes(Path(whole)) == all_bytes(Path(deltas))
 
 
 def broken_vit() -> Any:

@@ -16,20 +16,23 @@ from object_stores import requests_at_the_server
 from small_datasets import BLACK, shard_of, small_card, sources_of
 from upath import UPath
 
+from deltacache.models.checkpoints import save_model
+from deltacache.models.deltatok import DeltaTok
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, open_dataset, write_shard
 from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import open_plan
+from deltacache.pipeline.datasets.preparation import is_dataset, read_card
 from deltacache.pipeline.jobs import offline
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.pipeline.work.attempts import Attempts
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
+from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import SilentReporter
 
 CARD = small_card("features", "webdataset")
-MOST = 14
-"""With six to take the lock and to give it back, 20; while a command runs, the lock is renewed every five seconds."""
+MOST = 16
+"""With four to take the lock and to give it back, 20; while a command runs, the lock is renewed every five seconds."""
 
 
 @contextmanager
@@ -52,13 +55,9 @@ class DrawnJob(offline._Job):
     def run(self, attempts: Attempts, *_: Any) -> None:
         while (work := attempts.next()) is not None:
             self.made.append(work.task.shard_id)
-            write_shard(
-                self.out,
-                CARD,
-                work.task.shard_id,
-                *shard_of("features", work.task),
-                sources_of(work.task),
-            )
+            card = read_card(self.out)
+            drawn = shard_of(card.kind, work.task)
+            write_shard(self.out, card, work.task.shard_id, *drawn, sources_of(work.task))
             attempts.done(work)
 
 
@@ -92,6 +91,24 @@ def test_requests_do_not_grow_with_the_shards(s3_root: UPath, tmp_path: Path) ->
             now.append(len(asked))
         counted.append(now)
     assert counted[0] == counted[1]
+
+
+def test_deltas_of_finished_features_are_known_in_as_few_requests(
+    s3_root: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "_Job", DrawnJob)
+    save_model(tmp_path / "tokenizer", DeltaTok(CARD.hidden_size, 1, 1, 1), "tokenizer", {})
+    videos_in(tmp_path / "videos", "a", "b", "c")
+    extract(s3_root / "features", tmp_path / "videos")
+    settings = TokenizeSettings(features=str(s3_root / "features"), tokenizer=tmp_path / "tokenizer")
+
+    def tokenize() -> None:
+        assert is_dataset(settings.features)  # as the command asks
+        assert offline.tokenize_features(settings, s3_root / "deltas", SilentReporter()).clips == 6
+
+    tokenize()
+    with few_requests():
+        tokenize()
 
 
 def test_a_second_run_is_noticed_in_as_few_requests(s3_root: UPath, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The models of an evaluation, checked against each other and against the features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.evaluate.rows import Method
-from deltacache.evaluate.settings import EvaluationSettings
+from deltacache.evaluate.settings import ClipEvaluation, EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.world_model import WorldModel
@@ -17,7 +17,7 @@ from deltacache.models.worlds import architecture_of
 from deltacache.pipeline.work.tokenize_work import check_made_for
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.schemas.images import size_text
+from deltacache.schemas.images import parse_size, size_text
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -62,11 +62,17 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What takes part besides the bounds, which need no model."""
+    """What takes part besides the bounds, which need no model.
+
+    Attributes:
+        trained_sizes: of those that were trained on features of another image size than these: that size, in pixels, by
+            fingerprint.
+    """
 
     tokenizers: tuple[Tokenizer, ...]
     worlds: tuple[World, ...]
     notes: tuple[str, ...] = ()
+    trained_sizes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,14 +105,28 @@ def load_models(
 ) -> Models:
     """Load what ``settings`` names, for the features that ``card`` describes and ``features`` names.
 
+    Models that were trained at another image size are used on feature datasets, where somebody chose the size when
+    these were made, and every row says so. Benchmarks, where the size may be the default, refuse them.
+
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
         MismatchError: models that belong to other features or to another tokenizer.
     """
+    any_size = isinstance(settings, ClipEvaluation)
+    notes: list[str] = []
+    trained_sizes: dict[str, str] = {}
+
+    def note_size(model: LoadedModel[Any], path: Path) -> None:
+        size = model.metadata.get("image_size")
+        if said := card.other_size(size, path):
+            notes.append(said)
+            trained_sizes[model.fingerprint] = size_text(parse_size(size))
+
     tokenizers: dict[Path, LoadedModel[DeltaTok]] = {}
     for path in settings.tokenizers:
         loaded = load_tokenizer(path)
-        check_tokenizer(loaded, card, path, features)
+        check_tokenizer(loaded, card, path, features, any_size=any_size)
+        note_size(loaded, path)
         for other, each in tokenizers.items():
             if each.fingerprint == loaded.fingerprint:
                 raise DeltacacheError(
@@ -117,21 +137,18 @@ def load_models(
     ready = {
         path: Tokenizer(_ready(each.model, device), each.fingerprint) for path, each in tokenizers.items()
     }
-    worlds, notes = (
-        [],
-        [card.other_size(each.metadata.get("image_size"), path) for path, each in tokenizers.items()],
-    )
+    worlds = []
     for path in settings.worlds:
         world = load_world(path, architecture=settings.architectures.get(str(path)))
-        notes.append(card.other_size(world.metadata.get("image_size"), path))
+        note_size(world, path)
         if world.model.trains_on == "features":
-            check_patch_world(world, path, card, features)
+            check_patch_world(world, path, card, features, any_size=any_size)
             own = None
         else:
             own = ready[_tokenizer_of(world, path, tokenizers)]
         worlds.append(_world_entry(world, own, settings.samples, device))
     _check_distinct(settings.worlds, worlds)
-    return Models(tuple(ready.values()), tuple(worlds), tuple(filter(None, notes)))
+    return Models(tuple(ready.values()), tuple(worlds), tuple(notes), trained_sizes)
 
 
 def _tokenizer_of(
@@ -155,11 +172,14 @@ def _tokenizer_of(
     return place
 
 
-def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: str) -> None:
+def check_tokenizer(
+    tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: str, *, any_size: bool = False
+) -> None:
     """Refuse a tokenizer of other features. A released checkpoint says its width only.
 
     Raises:
-        MismatchError: another width, patch grid or backbone.
+        MismatchError: another width, backbone or patch grid; not of the last with ``any_size``, if it says of which
+            image size.
     """
     width = tokenizer.model.hidden_size
     if width != card.hidden_size:
@@ -177,7 +197,8 @@ def check_tokenizer(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: P
         )
     check_made_for(tokenizer.metadata, card, path)
     grid = tokenizer.metadata.get("patch_grid")
-    if grid is not None and tuple(grid) != card.patch_grid:
+    another = any_size and card.other_size(tokenizer.metadata.get("image_size"), path)
+    if grid is not None and tuple(grid) != card.patch_grid and not another:
         raise MismatchError(
             f"the tokenizer {path} was trained on {_by(grid)} patches a frame, but {features} has "
             f"{_by(card.patch_grid)} ({size_text(card.image_size)} px): extract again at its image size or load the "
@@ -206,11 +227,14 @@ def check_world(
         )
 
 
-def check_patch_world(world: LoadedModel[WorldModel], path: Path, card: DatasetCard, features: str) -> None:
+def check_patch_world(
+    world: LoadedModel[WorldModel], path: Path, card: DatasetCard, features: str, *, any_size: bool = False
+) -> None:
     """Refuse a world model of other patch tokens. A released checkpoint says its width only.
 
     Raises:
-        MismatchError: another width or backbone.
+        MismatchError: another width, backbone or patch grid; not of the last with ``any_size``, if it says of which
+            image size.
     """
     if world.model.hidden_size != card.hidden_size:
         raise MismatchError(
@@ -225,7 +249,8 @@ def check_patch_world(world: LoadedModel[WorldModel], path: Path, card: DatasetC
         )
     check_made_for(world.metadata, card, path)
     grid = world.metadata.get("patch_grid")
-    if grid is not None and tuple(grid) != card.patch_grid:
+    another = any_size and card.other_size(world.metadata.get("image_size"), path)
+    if grid is not None and tuple(grid) != card.patch_grid and not another:
         raise MismatchError(
             f"the world model {path} was trained on {_by(grid)} patches a frame, but {features} has "
             f"{_by(card.patch_grid)}: extract again at its image size or load the matching world model"

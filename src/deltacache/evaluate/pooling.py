@@ -208,6 +208,8 @@ def _writer(stack: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter
 
 def _shared_columns(series: Series, stamp: RunStamp) -> Mapping[str, object]:
     """The columns that rows of a series have in both tables."""
+    models = (series.method.tokenizer or "", series.method.world or "")
+    other_sizes = dict.fromkeys(stamp.trained_sizes[each] for each in models if each in stamp.trained_sizes)
     return {
         "run_id": stamp.run_id,
         "method": series.method.name,
@@ -226,4 +228,5 @@ def _shared_columns(series: Series, stamp: RunStamp) -> Mapping[str, object]:
         "code_version": stamp.code_version,
         "created_at": stamp.created_at,
         "unit_kind": unit_kind(series.dataset, series.task),
+        "trained_image_size": ", ".join(other_sizes) or None,
     }

@@ -1,6 +1,7 @@
 """What rows of ``metrics.parquet`` and ``sequences.parquet`` say beside their numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,12 @@ def method_now(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunStamp:
-    """Columns that every row of a run shares. ``image_size``: height and width in pixels."""
+    """Columns that every row of a run shares.
+
+    Attributes:
+        image_size: height and width in pixels.
+        trained_sizes: see ``inputs.Models``.
+    """
 
     run_id: str
     dataset: str
@@ -45,6 +51,7 @@ class RunStamp:
     backbone: str
     code_version: str
     created_at: datetime
+    trained_sizes: Mapping[str, str] = field(default_factory=dict)
 
 
 def unit_kind(dataset: str, task: str) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from deltacache.evaluate.metrics import feature_metrics
 
-_ENERGY_NUMBERS = 2**26  # kept for distances between samples: 256 MiB in float32
+ENERGY_NUMBERS = 2**26
+"""Kept of a sequence for distances between its samples: 256 MiB in float32."""
 _ENERGY_PART = 2**22  # of these in float64 at a time: 32 MiB
 
 
@@ -34,7 +35,7 @@ class SampleSums:
         self._offsets = torch.zeros_like(truth, dtype=torch.float64)
         self._squares = torch.zeros_like(truth, dtype=torch.float64)
         self._below = torch.zeros_like(truth, dtype=torch.int32)
-        self._kept: list[Tensor] | None = [] if hold or truth.numel() * count <= _ENERGY_NUMBERS else None
+        self._kept: list[Tensor] | None = [] if hold or truth.numel() * count <= ENERGY_NUMBERS else None
         self.means: dict[int, Tensor] = {}
         """(K, 3) metrics of the mean of the first n samples, by n."""
 

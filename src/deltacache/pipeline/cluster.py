@@ -68,7 +68,7 @@ _DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
 
 @contextmanager
 def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text: None) -> Iterator[Placement]:
-    """Start a local Ray, or join the one at ``ray_address``; leave it afterwards.
+    """Start a local Ray, or use the one that runs; see ``ray_running``.
 
     Args:
         say: hears which cluster was found, what is waited for, and what was asked for and is not used.
@@ -77,16 +77,17 @@ def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text:
         DeltacacheError: no cluster answers, or it has no room for what was asked for within ``wait_for_nodes_s``.
     """
     started = time.perf_counter()
+    own = settings.ray_address is None and not ray.is_initialized()
     # On one machine the slots are counted in decoders: encoders share the cores with them.
     with ray_running(settings.ray_address, (settings.decoders or os.cpu_count() or 1) + 1, say):
         ray_start_s = time.perf_counter() - started
-        cores = os.cpu_count() if settings.ray_address is None else None
+        cores = os.cpu_count() if own else None
         gpus = settings.gpus_per_encoder or 0
         placement = when_there_is_room(
             lambda: place(settings, nodes(), cores=cores, ray_start_s=ray_start_s),
             [{"CPU": 1, **({"GPU": gpus} if gpus else {})}] * (settings.encoders or 1)
             + [{"CPU": 1}] * (settings.decoders or 1),
-            0 if settings.ray_address is None else settings.wait_for_nodes_s,
+            0 if own else settings.wait_for_nodes_s,
             say,
         )
         for remark in placement.remarks:
@@ -141,11 +142,23 @@ def ray_running(
 ) -> Iterator[None]:
     """Start a local Ray with this many CPU ``slots``, or join the one at ``ray_address``; leave it afterwards.
 
+    Without an address, a Ray that the program is connected to already is used, and left running.
+
     Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
 
     Raises:
-        DeltacacheError: no cluster answers, or a local Ray cannot start.
+        DeltacacheError: no cluster answers, a local Ray cannot start, or the process has a Ray and is to join another.
     """
+    if ray.is_initialized():
+        if ray_address is not None:
+            raise DeltacacheError(
+                f"this program is connected to a Ray already, so it cannot join {ray_address}: leave ray_address out "
+                "to use the Ray that it is connected to, or call ray.shutdown() first"
+            )
+        with native_log():
+            say(_found("this process"))
+            yield
+        return
     with native_log(), _authentication(), _clean_command_line():
         if ray_address is None:
             with _loopback_only():
@@ -343,7 +356,7 @@ def run_shards(
     decode: DecodePlan | None,
     placement: Placement,
     events: Events,
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Do all the work; yields a result as each shard is committed, in no fixed order.
 
     Raises:
@@ -968,7 +981,7 @@ def run_tasks(
     *,
     wait_s: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Do independent ``items`` on ``workers`` processes; yields (position, result) as each is done, in any order.
 
     The items of a process that is lost are given to another. Processes that find no room are not started.
@@ -985,9 +998,10 @@ def run_tasks(
     if not items:
         return
     workers = min(workers, len(items))
+    own = ray_address is None and not ray.is_initialized()
     with ray_running(ray_address, workers + 1, say):
         fitting, gpus = when_there_is_room(
-            lambda: place_tasks(workers, nodes()), [{"CPU": 1}] * workers, wait_s if ray_address else 0, say
+            lambda: place_tasks(workers, nodes()), [{"CPU": 1}] * workers, 0 if own else wait_s, say
         )
         if fitting < workers:
             say(

@@ -93,13 +93,15 @@ _METRIC_FIELDS = [
     ("image_width", pa.int32()),
     ("unit_kind", pa.string()),
     ("n_units", pa.int64()),
+    ("trained_image_size", pa.string()),
 ]
-LATER_METRIC_COLUMNS = ("image_width", "unit_kind", "n_units")
+LATER_METRIC_COLUMNS = ("image_width", "unit_kind", "n_units", "trained_image_size")
 """Evaluations of older versions lack them; they are null then."""
 
 METRICS_SCHEMA = pa.schema(_METRIC_FIELDS)
 """``metrics.parquet``: a row a number. ``image_size`` is the height in pixels; ``unit_kind`` is what an interval is
-over (video, scene, city or drive), and ``n_units`` how many of these there are."""
+over (video, scene, city or drive), and ``n_units`` how many of these there are; ``trained_image_size`` is that which
+the row's models were trained at where it is another one (``96``, ``256, 448x896``), else null."""
 
 SEQUENCES_SCHEMA = pa.schema(
     [("sequence_id", pa.string()), ("unit", pa.string())]

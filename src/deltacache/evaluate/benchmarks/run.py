@@ -98,6 +98,7 @@ class BenchmarkRun:
             backbone=f"{backbone.id}@{backbone.weights_sha256[:16]}",
             code_version=__version__,
             created_at=self.created_at,
+            trained_sizes=self.inputs.models.trained_sizes,
         )
 
 

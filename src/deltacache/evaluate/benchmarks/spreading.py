@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -51,9 +51,10 @@ def spread_out(
             wait_s=run.settings.wait_for_nodes_s,
             say=say,
         )
-        for position, result in tasks:
-            advance(len(items[position].sequences))
-            yield items[position], result
+        with closing(tasks):
+            for position, result in tasks:
+                advance(len(items[position].sequences))
+                yield items[position], result
         return
     worker = plan.worker(run.inputs, advance)
     try:

@@ -1,5 +1,6 @@
 """An evaluation's inputs, opened and checked before anything is computed or written."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from deltacache import __version__
+from deltacache.evaluate import sample_sums
 from deltacache.evaluate.clips.modes import find_scenes, read_futures
 from deltacache.evaluate.clips.scenes import CheckedScene, check_scenes
 from deltacache.evaluate.clips.sequences import SequenceList, choose_sequences
@@ -90,11 +92,24 @@ def open_run(settings: ClipEvaluation) -> Run:
         protocol=protocol,
         sequences=sequences,
         scenes=scenes,
-        notes=(*sequences.notes, *models.notes, *notes),
+        notes=(*sequences.notes, *models.notes, *notes, *_without_energy(models, protocol)),
         stamp=_stamp(settings, dataset, models),
         example_rows=frozenset(spread(tuple(scenes) or sequences.rows, settings.examples)),
         device=device,
     )
+
+
+def _without_energy(models: Models, protocol: Protocol) -> Iterator[str]:
+    """World models whose samples of a sequence are too many to be held together."""
+    frame, count = protocol.black.numel(), len(protocol.horizons)
+    for world in models.worlds:
+        numbers = world.samples * count * frame
+        if numbers > sample_sums.ENERGY_NUMBERS:
+            yield (
+                f"{world.method.name} ({world.method.world}) has no energy score: {world.samples} samples of {count} "
+                f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB a sequence, and at most "
+                f"{sample_sums.ENERGY_NUMBERS * 4 / 2**20:.0f} are held; give fewer samples or horizons"
+            )
 
 
 def _open_scenes(
@@ -143,4 +158,5 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
         backbone=card.backbone.name,
         code_version=__version__,
         created_at=datetime.now(UTC),
+        trained_sizes=models.trained_sizes,
     )

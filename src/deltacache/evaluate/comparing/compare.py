@@ -4,6 +4,7 @@ The sums in ``statistics.parquet`` are paired by sequence and added up by unit (
 left out in both runs alike, see ``intervals``.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Difference:
             return "equal"
         if self.groups < FEWEST_UNITS:
             return f"undecided, {units_text(self.groups, self.unit_kind)}"
+        if math.isnan(self.low):
+            return "undecided, no interval"
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         if self.metric in NEITHER_IS_BETTER:

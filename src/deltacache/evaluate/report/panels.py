@@ -200,6 +200,8 @@ def _names(row: Row, *, several: bool) -> dict[str, str]:
     method = str(row["method"])
     name = METHOD_LABELS.get(method, method)
     which = f" ({model_of(row)[:8]})" if several else ""
+    if row.get("trained_image_size"):
+        which += f", trained at {row['trained_image_size']} px"
     return {"model": name + which, "label": name + summary_of(row["aggregation"], row["num_samples"]) + which}
 
 

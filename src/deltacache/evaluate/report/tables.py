@@ -12,7 +12,7 @@ from rich.table import Table
 from deltacache.evaluate.intervals import FEWEST_UNITS
 from deltacache.evaluate.report.panels import PUBLISHED_MARK, Panel, panels
 from deltacache.evaluate.report.published import SOURCES, published_at
-from deltacache.evaluate.rows import UNIT_PLURALS, units_text
+from deltacache.evaluate.rows import UNIT_PLURALS, is_clips, units_text
 
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
@@ -104,5 +104,10 @@ def intervals_text(metrics: pa.Table) -> str:
     """What the intervals of a table are."""
     kinds = [UNIT_PLURALS[kind] for kind in metrics["unit_kind"].unique().to_pylist() if kind is not None]
     if not kinds:
-        return "95 % bootstrap intervals of an older version, too narrow where sequences share a video"
+        text = "95 % percentile bootstrap intervals of an older version, too narrow where there are few units"
+        if any(map(is_clips, metrics["dataset"].unique().to_pylist())):
+            text += (
+                "; of feature datasets they are over sequences, so too narrow also where these share a video"
+            )
+        return text
     return f"95 % intervals over {', '.join(kinds)} (none where there are fewer than {FEWEST_UNITS}, or all agree)"

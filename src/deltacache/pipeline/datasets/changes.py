@@ -228,18 +228,19 @@ class Lineage:
         return [*self.changed, *self.missing]
 
 
-def lineage(features: UPath, deltas: UPath) -> Lineage:
+def lineage(features: UPath, deltas: UPath, summaries: Sequence[TablesSummary] = ()) -> Lineage:
     """Compare finished deltas with the features that they are said to come from, by the contents of their videos.
 
     The SHA-256 of every video tells one feature dataset from another: it stays when a dataset grows, is copied or
     repaired, while the settings are the same for datasets of different videos.
 
-    Both have their tables. Two that have the same contents are known as such from ``tables.json`` alone.
+    Both have their tables. Two that have the same contents are known as such from ``tables.json`` alone; ``summaries``
+    are those of both, if they were read already.
 
     Raises:
         DatasetError: a table of one of them is damaged.
     """
-    summaries = [read_tables_summary(root) for root in (features, deltas)]
+    summaries = summaries or [read_tables_summary(root) for root in (features, deltas)]
     if len({summary.contents_sha256 for summary in summaries}) == 1:
         return Lineage(summaries[1].shards, [], [], [], None, ("", "", ""))
     of_features, _ = _contents(features)

@@ -20,6 +20,7 @@ from deltacache.pipeline.datasets.finishing import (
     INDEX_FILE,
     SOURCES_FILE,
     TABLES_FILE,
+    TablesSummary,
     finish_dataset,
     open_table,
     read_table,
@@ -282,8 +283,12 @@ class Dataset:
         )
 
 
-def open_dataset(root: AnyPath | str, kind: Literal["features", "deltas"] | None = None) -> Dataset:
-    """Open a finished dataset for reading.
+def open_dataset(
+    root: AnyPath | str,
+    kind: Literal["features", "deltas"] | None = None,
+    held: TablesSummary | None = None,
+) -> Dataset:
+    """Open a finished dataset for reading; ``held`` is its ``finished_summary``, if that is known already.
 
     Raises:
         DatasetError: not a dataset, not finished, damaged, or not of ``kind``.
@@ -291,18 +296,19 @@ def open_dataset(root: AnyPath | str, kind: Literal["features", "deltas"] | None
     """
     root = dataset_root(root)
     with readable_errors(root, "read"):
-        return _open(root, kind)
+        return _open(root, kind, held)
 
 
-def _open(root: AnyPath, kind: str | None) -> Dataset:
+def _open(root: AnyPath, kind: str | None, held: TablesSummary | None) -> Dataset:
     card = read_card(root)
     if kind is not None and card.kind != kind:
         command = "extract-features" if kind == "features" else "tokenize"
         raise DatasetError(
             f"{root} holds {card.kind}, but {kind} are needed: give a dataset made by deltacache {command}"
         )
-    _refuse_unfinished(root)
-    return Dataset(root, card, open_table(root / INDEX_FILE, INDEX_SCHEMA), read_black(root, card))
+    if held is None:
+        _refuse_unfinished(root)
+    return Dataset(root, card, open_table(root / INDEX_FILE, INDEX_SCHEMA, held), read_black(root, card))
 
 
 def _refuse_unfinished(root: AnyPath) -> None:

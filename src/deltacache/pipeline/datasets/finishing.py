@@ -9,7 +9,7 @@ Whatever takes a shard out of a dataset, or replaces it, removes ``tables.json``
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 
@@ -41,7 +41,7 @@ from deltacache.pipeline.storage.sealing import (
     sealed_table,
     unseal_json,
 )
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local, names_in
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local, names_in, sizes_in
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.fingerprints import canonical_json
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, SOURCES_SCHEMA
@@ -111,27 +111,31 @@ def finish_dataset(root: AnyPath | str, plan: Plan | None = None) -> TablesSumma
     return summary
 
 
-def finished_summary(root: AnyPath, plan: Plan) -> TablesSummary | None:
+def finished_summary(
+    root: AnyPath, plan: Plan, sizes: Mapping[str, int] | None = None
+) -> TablesSummary | None:
     """What a dataset holds, if all shards of its plan are finished and in the tables; else None.
 
     Of an object store ``tables.json`` is believed, which goes before any shard does; a local folder of receipts
-    is looked at too, since people remove some by hand. No receipt is read.
+    is looked at too, since people remove some by hand. No receipt is read. ``sizes`` are those of what is in the
+    dataset's folder, if they are known.
     """
-    summary = _summary_of(root, plan)
+    summary = _summary_of(root, plan, sizes)
     if summary is None or not summary.complete:
         return None
     return summary if not is_local(root) or finished_shards(root) == {*plan.shard_ids} else None
 
 
-def _summary_of(root: AnyPath, plan: Plan) -> TablesSummary | None:
+def _summary_of(root: AnyPath, plan: Plan, sizes: Mapping[str, int] | None = None) -> TablesSummary | None:
     """``tables.json`` if it is of this plan and of the tables that are there."""
     try:
         summary = read_tables_summary(root)
-        sizes = {name: (root / name).stat().st_size for name in TABLE_FILES}
-    except (DatasetError, FileNotFoundError):
+    except DatasetError:
         return None
-    recorded = {name: record.bytes for name, record in summary.files.items()}
-    return summary if summary.plan == plan.seal and sizes == recorded else None
+    if sizes is None:
+        sizes = sizes_in(root)
+    as_written = all(sizes.get(name) == summary.files[name].bytes for name in TABLE_FILES)
+    return summary if summary.plan == plan.seal and as_written else None
 
 
 def _merged(root: AnyPath, plan: Plan) -> TablesSummary:

@@ -71,20 +71,20 @@ def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: 
     root = dataset_root(root)
     _check_black(black_patch_tokens, card)
     with readable_errors(root):
-        exists = (root / CARD_FILE).exists()
-        if exists:
+        held = names_in(root)
+        if CARD_FILE in held:
             _check_same_settings(root, read_card(root), card)
         else:
-            _check_free(root, card)
+            _check_free(root, card, held)
         make_folder(root)
         if is_local(root):
             settle_commits(root, alone=False)
-        if not exists:
+        if CARD_FILE not in held:
             write_bytes(root / CARD_FILE, card_bytes(card))
         for folder in (root, root / SHARDS, root / RECEIPTS):
             make_folder(folder)
             remove_leftovers(folder)
-        if not (root / BLACK_FILE).exists():
+        if BLACK_FILE not in held:
             _check_same_black(root, card)
             write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
 
@@ -114,6 +114,16 @@ def read_card(root: AnyPath) -> DatasetCard:
     Raises:
         DatasetError: not there, damaged, changed by hand, or of another version of the format.
     """
+    card = existing_card(root)
+    if card is None:
+        raise DatasetError(
+            f"{root} is not a dataset, it has no {CARD_FILE}: give one made by extract-features or tokenize"
+        )
+    return card
+
+
+def existing_card(root: AnyPath) -> DatasetCard | None:
+    """``read_card``, or None where there is no ``dataset.json``."""
     path = root / CARD_FILE
     way_out = (
         f"restore it from a copy, or remove it (`deltacache verify {root} --repair` does) and {_MAKE_AGAIN}"
@@ -123,9 +133,7 @@ def read_card(root: AnyPath) -> DatasetCard:
         body = json.loads(content)
         fingerprint, parents = body.pop("fingerprint"), body.pop("parents")
     except FileNotFoundError:
-        raise DatasetError(
-            f"{root} is not a dataset, it has no {CARD_FILE}: give one made by extract-features or tokenize"
-        ) from None
+        return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error!r}): {way_out}") from error
     if body.get("format_version") != FORMAT_VERSION:
@@ -186,11 +194,11 @@ def _check_same_black(root: AnyPath, card: DatasetCard) -> None:
         )
 
 
-def _check_free(root: AnyPath, card: DatasetCard) -> None:
+def _check_free(root: AnyPath, card: DatasetCard, names: list[str]) -> None:
     """Refuse a folder that is neither empty nor this dataset without its ``dataset.json``."""
     if is_local(root) and root.exists() and not root.is_dir():
         raise DatasetError(f"{root} is a file: give a folder for the output")
-    held = [name for name in names_in(root) if not is_temporary(name) and name != LOCK_FILE]
+    held = [name for name in names if not is_temporary(name) and name != LOCK_FILE]
     if not held:
         return
     strange, shards = sorted(set(held) - DATASET_FILES), sorted(finished_shards(root))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from deltacache.pipeline.datasets.changes import (
     refuse_changed,
     same_videos,
 )
-from deltacache.pipeline.datasets.commits import checked_receipts, commits_under_way, settle_commits
+from deltacache.pipeline.datasets.commits import STAGING, checked_receipts, commits_under_way, settle_commits
 from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset
 from deltacache.pipeline.datasets.dropping import drop_durably, drop_under_way, settle
 from deltacache.pipeline.datasets.finishing import (
@@ -43,7 +43,7 @@ from deltacache.pipeline.datasets.plan import (
     grow_plan,
     open_plan,
 )
-from deltacache.pipeline.datasets.preparation import CARD_FILE, read_card
+from deltacache.pipeline.datasets.preparation import CARD_FILE, existing_card, read_card
 from deltacache.pipeline.datasets.receipts import finished_shards
 from deltacache.pipeline.decoding.work import DecodeSettings, group_bytes
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
@@ -62,7 +62,7 @@ from deltacache.pipeline.storage.atomic import readable_errors, write_if_changed
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.locking import DatasetLock, dataset_lock
 from deltacache.pipeline.storage.remote_files import set_patience
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, sizes_in
 from deltacache.pipeline.work.attempts import Attempts, Kind
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
@@ -142,12 +142,14 @@ class _Job:
         ):
             progress = JobProgress(stage, throughput, self.lock, attempts, clips)
             events = progress.events(Events(line=self.reporter.line))
-            for result in run_shards(attempts, partial(build, placement.device), decode, placement, events):
-                check_is_here(self.out, result)
-                progress.committed(result)
-                folding.committed(result.shard_id)
-                if budget is not None and budget.exceeded_by(len(progress.failed)):
-                    break  # the check of the whole dataset, in which these count too, says so
+            build_here = partial(build, placement.device)
+            with closing(run_shards(attempts, build_here, decode, placement, events)) as results:
+                for result in results:
+                    check_is_here(self.out, result)
+                    progress.committed(result)
+                    folding.committed(result.shard_id)
+                    if budget is not None and budget.exceeded_by(len(progress.failed)):
+                        break  # the check of the whole dataset, in which these count too, says so
         settle_commits(self.out, alone=True)
         return throughput
 
@@ -224,8 +226,8 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
             made for others, or another command is at work on ``out``.
     """
     root = dataset_root(settings.features)
-    _refuse_unfinished(root)
-    features = open_dataset(root, "features")
+    plan, held = _finished_features(root)
+    features = open_dataset(root, "features", held)
     tokenizer = load_tokenizer(settings.tokenizer)
     check_tokenizer_fits(tokenizer, features.card, settings.tokenizer)
     if said := features.card.other_size(tokenizer.metadata.get("image_size"), settings.tokenizer):
@@ -240,10 +242,11 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         settle(job.out)
-        grown, throughput = _follow_plan(settings, job.out), None
-        plan = open_plan(job.out)
-        tasks = _pending(job.out, plan)
+        done, grown = _follow_plan(settings, job.out, plan, held)
+        tasks = plan.only({*plan.shard_ids} - finished_shards(job.out) if done is None else ())
+        throughput = None
         if grown or len(tasks):
+            done = None
             _save(settings, job.out)
             build = partial(
                 feature_worker,
@@ -257,7 +260,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 throughput = job.run(Attempts(grown, Kind.RETRY), plan, clips, build, None)
             if len(tasks):
                 throughput = job.run(Attempts(tasks), plan, tasks.clips(), build, None)
-        return _finish(job, finish_dataset(job.out, plan), throughput)
+        return _finish(job, done or finish_dataset(job.out, plan), throughput)
 
 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
@@ -367,27 +370,30 @@ def _failed_tasks(out: UPath, plan: Plan, only: FailureReason | None) -> list[Sh
     return [task for task in tasks if task.videos]
 
 
-def _follow_plan(settings: TokenizeSettings, deltas: UPath) -> list[ShardTask]:
-    """Give the deltas the plan of their features; those of other features are refused.
+def _follow_plan(
+    settings: TokenizeSettings, deltas: UPath, plan: Plan, held: TablesSummary
+) -> tuple[TablesSummary | None, list[ShardTask]]:
+    """Give the deltas the plan of their features, which hold ``held``; those of other features are refused.
 
     Returns:
-        Finished shards whose features hold more clips now.
+        The ``finished_summary`` of the deltas, and finished shards whose features hold more clips now.
     """
-    features = dataset_root(settings.features)
-    plan, old = open_plan(features), open_plan(deltas)
-    grown: list[str] = []
+    features, old = dataset_root(settings.features), open_plan(deltas)
+    done, grown = finished_summary(deltas, old), list[str]()
     if old.videos:
-        finish_dataset(deltas)
-        found = lineage(features, deltas)
+        found = lineage(features, deltas, (held, done or finish_dataset(deltas, old)))
         found.check_known(features, deltas, adds=bool(found.grown) or plan.seal != old.seal)
         recompute = settings.changed_videos == "recompute"
-        dropped = found.to_drop(features, deltas, _made_of(deltas), recompute=recompute)
+        made_of = _made_of(deltas) if found.changed or found.missing else ""
+        dropped = found.to_drop(features, deltas, made_of, recompute=recompute)
         if dropped:
             drop_durably(deltas, dropped, {})
+            done = None
         grown = found.grown
     if plan.seal != old.seal:
         copy_plan(plan, deltas)
-    return list(plan.only({*grown}))
+        done = None
+    return done, list(plan.only({*grown}))
 
 
 def _made_of(deltas: UPath) -> str:
@@ -399,19 +405,25 @@ def _made_of(deltas: UPath) -> str:
         return "features that its config.yaml does not name"
 
 
-def _refuse_unfinished(features: UPath) -> None:
-    """An index that does not know all shards would give delta shards without their clips, for good."""
-    if not (features / CARD_FILE).exists():
-        return  # opening it says what it is
+def _finished_features(features: UPath) -> tuple[Plan, TablesSummary]:
+    """The plan of a feature dataset and what it holds. An unfinished one is refused: an index that does not know all
+    shards would give delta shards without their clips, for good.
+    """
+    with readable_errors(features, "read"):
+        sizes = sizes_in(features)
+    if CARD_FILE not in sizes:
+        read_card(features)  # says what it is
+    broken_off = STAGING in sizes and (bool(commits_under_way(features)) or drop_under_way(features))
     plan = open_plan(features)
-    broken_off = bool(commits_under_way(features)) or drop_under_way(features)
-    if broken_off or finished_summary(features, plan) is None:
+    held = finished_summary(features, plan, sizes)
+    if broken_off or held is None:
         missing = len(_pending(features, plan))
         what = f"{missing} planned shards are missing" if missing else "its tables do not hold all shards"
         what = "a command was broken off while it replaced shards" if broken_off else what
         raise DatasetError(
             f"{features} is not finished: {what}. Run extract-features on it again, then tokenize"
         )
+    return plan, held
 
 
 def _save(settings: Frozen, out: UPath) -> None:
@@ -467,8 +479,9 @@ def _precision(settings: ExtractionSettings, job: _Job) -> Precision:
     Raises:
         MismatchError: the dataset there was made in the bfloat16 of older versions.
     """
-    if (job.out / CARD_FILE).exists():
-        made = read_card(job.out).precision
+    card = existing_card(job.out)
+    if card is not None:
+        made = card.precision
         if made == "bfloat16" and settings.precision != "float32":
             raise MismatchError(
                 f"{job.out} was made with precision bfloat16 by an older version, which rounded the whole forward pass "

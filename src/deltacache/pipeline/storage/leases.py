@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
-from deltacache.pipeline.storage.atomic import is_alive, remove, this_host, write_bytes, write_new
+from deltacache.pipeline.storage.atomic import is_alive, this_host, write_bytes, write_new
 from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
 from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
-from deltacache.pipeline.storage.storage import AnyPath, is_local, names_in, put
+from deltacache.pipeline.storage.storage import AnyPath, is_local, names_in, put, remove_object
 from deltacache.schemas.errors import DatasetError
 
 _TAKEOVERS = 3
@@ -64,7 +64,7 @@ class Lease:
                 f"{self._path}: taking over from {parse_record(found)}, which does not renew its lock any more"
             )
             if self._read() == found:
-                remove(self._path)
+                self._remove()
             settle_s = self._times.renew_s  # another one may have decided the same, and remove ours
         raise self._refused(self._read())
 
@@ -91,7 +91,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost and self._is_ours(self._read()):
-            remove(self._path)
+            self._remove()
 
     def _keep(self) -> None:
         while not self._lost and not self._stop.wait(self._times.renew_s):
@@ -158,7 +158,7 @@ class Lease:
         if honoured:
             return created
         if created and self._is_ours(self._read()):
-            remove(self._path)
+            self._remove()
         raise DatasetError(
             f"{self._path.parent} cannot be locked: its store ignores the condition `If-None-Match: *`, by which an "
             "object is written only if there is none, so that two commands could write to one output at once. "
@@ -179,6 +179,12 @@ class Lease:
                 raise
             return self._read() != content
         return False
+
+    def _remove(self) -> None:
+        if is_local(self._path):
+            self._path.unlink(missing_ok=True)
+        else:
+            remove_object(self._path)  # remove() would look for objects below it first
 
     def _read(self) -> bytes | None:
         try:

@@ -104,6 +104,27 @@ def names_in(folder: AnyPath) -> list[str]:
     )
 
 
+def sizes_in(folder: AnyPath) -> dict[str, int]:
+    """Sizes of what is in ``folder`` now (of folders in it 0), by name; nothing if it does not exist.
+
+    Of a store by one request.
+    """
+    try:
+        if is_local(folder):
+            return {
+                entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in os.scandir(folder)
+            }
+        infos = retried(folder.fs.ls, folder.path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    start = folder.path.rstrip("/") + "/"
+    return {
+        name: info["size"] or 0
+        for info in infos
+        if (name := info["name"].rstrip("/").removeprefix(start)) and "/" not in name
+    }
+
+
 def read_many(paths: Iterable[AnyPath]) -> Iterator[bytes]:
     """The contents of files in one place, in order; from object stores many at once.
 

@@ -4,7 +4,7 @@ A shard is read by its receipt: a worker never holds the index, so its memory do
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -114,34 +114,44 @@ def tokenize_shard(
     """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
 
     Videos with which workers die become failures; a trial encodes its videos and writes nothing. A shard that is
-    finished already is replaced by one that holds its clips and more (``Kind.RETRY``), or stays.
+    finished already (``Kind.RETRY``) keeps its clips as they are, whatever encoding them would give now; those that it
+    lacks are encoded and join them.
     """
     started = time.perf_counter()
     shard_id, culprits = work.task.shard_id, dict(work.culprits)
     receipt = checked_receipt(features[0], shard_id, features[1])
     wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
-    clips = (clip for clip in stored_clips(*features, receipt) if clip.video_uri in wanted)
-    blamed = [
-        Failure(uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)
-        for uri, error in culprits.items()
-    ]
+    old = checked_receipt(deltas[0], shard_id, deltas[1]) if work.kind is Kind.RETRY else None
+    kept = {stored.clip.clip_id: stored for stored in stored_clips(*deltas, old)} if old else {}
+    with_kept = {stored.video_uri for stored in kept.values()}
+    lacking = [row for row in receipt.clips if row["clip_id"] not in kept]
+    blamed: list[Failure] = []
+    for uri, error in culprits.items():
+        views = [row["view"] for row in lacking if row["video_uri"] == uri] if uri in with_kept else [None]
+        reason = FailureReason.ENCODE_FAILED.value
+        blamed.extend(Failure(uri, view, "encode", reason, error) for view in views)
+    clips = (
+        stored
+        for stored in stored_clips(*features, receipt)
+        if stored.video_uri in wanted and stored.clip.clip_id not in kept
+    )
     failures = [*receipt.failures, *blamed]
     encoding = _Tokenizing(encoder, clips, failures, on_clips)
     count, written = 0, None
     if work.kind is Kind.TRY:
         for _ in encoding.clips():
             pass
-    elif work.kind is Kind.RETRY:
-        replaces = receipt_digest(deltas[0], shard_id)
-        written = old = checked_receipt(deltas[0], shard_id, deltas[1])
-        if not culprits.keys() & {row["video_uri"] for row in old.clips}:
-            written = write_shard(
-                *deltas, shard_id, encoding.clips(), failures, list(receipt.sources), replaces=replaces
-            )
-        count = len(written.clips) - len(old.clips)
     else:
-        written = write_shard(*deltas, shard_id, encoding.clips(), failures, list(receipt.sources))
-        count = len(written.clips)
+        order = [row["clip_id"] for row in receipt.clips]
+        written = write_shard(
+            *deltas,
+            shard_id,
+            _joined(order, kept, encoding.clips()),
+            failures,
+            list(receipt.sources),
+            replaces=receipt_digest(deltas[0], shard_id) if old else "",
+        )
+        count = len(written.clips) - len(kept)
     elsewhere = encoding.encode_s + encoding.read_s
     return ShardResult(
         shard_id=shard_id,
@@ -155,6 +165,19 @@ def tokenize_shard(
         wait_s=encoding.read_s,
         files=tuple(written.files) if written else (),
     )
+
+
+def _joined(
+    order: Iterable[str], kept: Mapping[str, StoredClip], new: Iterator[StoredClip]
+) -> Iterator[StoredClip]:
+    """The clips that a shard holds already and new ones, both in the order of these ids, which has more."""
+    coming = next(new, None)
+    for clip_id in order:
+        if clip_id in kept:
+            yield kept[clip_id]
+        elif coming is not None and coming.clip.clip_id == clip_id:
+            yield coming
+            coming = next(new, None)
 
 
 def measure_tokenizing(encoder: DeltaEncoder, card: DatasetCard, seconds: float = 1.0) -> float:

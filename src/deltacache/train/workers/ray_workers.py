@@ -65,6 +65,11 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
     def say(text: str) -> None:
         reporter.line(f"train {kind}: {text}")
 
+    if ray.is_initialized():
+        raise DeltacacheError(
+            f"train {kind}: this program is connected to a Ray already, but workers need one of their own, with which "
+            "they end: call ray.shutdown() first"
+        )
     with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1), say):
         scaling = when_there_is_room(
             lambda: _scaling(workers, request.device, nodes()),
