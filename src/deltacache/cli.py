@@ -77,6 +77,7 @@ from deltacache.cli_options import (
     StoreOpt,
     TemporaryShareOpt,
     TimeoutOpt,
+    TrainingPrecisionOpt,
     TrainingSplit,
     TrainSeedOpt,
     ViewsOpt,
@@ -230,6 +231,7 @@ def train_tokenizer(
     tokens_per_frame: Annotated[
         int | None, typer.Option(min=1, max=64, help="Delta tokens of a frame. [default: the preset's, 1]")
     ] = None,
+    precision: TrainingPrecisionOpt = None,
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
@@ -315,6 +317,7 @@ def tokenize(
             features=absolute(source),
             tokenizer=tokenizer.absolute(),
             store=store.value,
+            precision=precision.value,
             changed_videos=changed_videos.value,
             cluster=cluster_settings(flags),
         )
@@ -356,6 +359,7 @@ def train_world(
     init_from: InitFromOpt = None,
     continue_from: ContinueFromOpt = None,
     heads: HeadsOpt = None,
+    precision: TrainingPrecisionOpt = None,
     wandb: WandbOpt = None,
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
@@ -580,7 +584,7 @@ def train_head(
     asked = {"batch_size": batch_size, "seed": seed, "save_every": save_every, "log_every": log_every}
     if head is HeadTarget.rgb:
         decoder = rgb_preset(preset.value)
-        training = changed(scheduled(decoder.training, locals()), **asked)
+        training = changed(scheduled(decoder.training, locals()), precision=precision.value, **asked)
         decoder = changed(decoder, training=training, frames=changed(decoder.frames, **seen))
         train_rgb_decoder(request, decoder, terminal_reporter())
         return

@@ -32,7 +32,7 @@ class Dtype(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the backbone computes in."""
+    """What models compute in."""
 
     auto = "auto"
     float32 = "float32"
@@ -165,7 +165,17 @@ DtypeOpt = Annotated[
     Dtype, typer.Option(help="Stored precision; int8 has a scale per token and half the bytes.")
 ]
 PrecisionOpt = Annotated[
-    Precision, typer.Option(help="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.")
+    Precision,
+    typer.Option(
+        help="What backbone, tokenizer and world model compute products in; auto: bfloat16 on GPUs, else float32."
+    ),
+]
+TrainingPrecisionOpt = Annotated[
+    Precision | None,
+    typer.Option(
+        help="What products are computed in; bfloat16 also on CPUs that are fast in it. [default: the preset's, auto: "
+        "bfloat16 on GPUs, else float32]"
+    ),
 ]
 RetryOpt = Annotated[bool, typer.Option("--retry-failed", help="Try the videos again that were refused.")]
 ChangedOpt = Annotated[
@@ -304,7 +314,7 @@ EvaluationWorkersOpt = Annotated[
     int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
 ]
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
-DeviceOpt = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DeviceOpt = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or mps.")]
 TokenizerOpt = Annotated[
     Path | None, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")
 ]

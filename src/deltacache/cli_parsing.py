@@ -13,7 +13,7 @@ from deltacache.schemas.secrets import without_secrets
 
 def refuse_video_flags(context: typer.Context, source: str) -> None:
     """A feature dataset was sampled when it was made: flags about videos would do nothing."""
-    kept = {"source", "out", "tokenizer", "store", "changed_videos"}
+    kept = {"source", "out", "tokenizer", "store", "precision", "changed_videos"}
     kept |= {"ray_address", "wait_for_nodes", "encoders", "gpus_per_encoder", "decoders"}
     given = [
         f"--{name.replace('_', '-')}"
@@ -150,7 +150,10 @@ def training_settings(config: Any, flags: dict[str, Any]) -> Any:
     names = ("batch_size", "accumulation", "seed", "save_every", "keep", "log_every", "probe_every")
     start = "weights" if flags["init_from"] else "everything" if flags["continue_from"] else None
     wandb = flags["wandb"].value if flags["wandb"] else None
-    return changed(config, start=start, wandb=wandb, **{name: flags[name] for name in names})
+    precision = flags["precision"].value if flags["precision"] else None
+    return changed(
+        config, start=start, wandb=wandb, precision=precision, **{name: flags[name] for name in names}
+    )
 
 
 def scheduled(config: Any, flags: dict[str, Any]) -> Any:

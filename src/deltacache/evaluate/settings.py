@@ -52,6 +52,9 @@ class EvaluationSettings(Frozen):
     seed: int = Field(default=0, ge=0)
     examples: int = Field(default=4, ge=0, le=32, description="sequences kept for the report's pictures")
     device: str = "auto"
+    precision: AskedPrecision = Field(
+        default="auto", description="of backbone, tokenizers and world models; auto: bfloat16 on GPUs"
+    )
 
     @field_validator("horizons")
     @classmethod
@@ -59,6 +62,11 @@ class EvaluationSettings(Frozen):
         if min(horizons) < 1:
             raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
         return tuple(sorted(set(horizons)))
+
+    @property
+    def models_precision(self) -> dict[str, str]:
+        """For a run's id, once ``auto`` is resolved: nothing for float32, as before there was another precision."""
+        return {} if self.precision == "float32" else {"models_precision": self.precision}
 
     @property
     def tokenizers(self) -> tuple[Path, ...]:
@@ -100,7 +108,6 @@ class BenchmarkEvaluation(EvaluationSettings):
     clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
     backbone: str = DEFAULT_BACKBONE
     image_size: int = Field(default=512, ge=16, description="side of the square crops in pixels")
-    precision: AskedPrecision = Field(default="auto", description="of the backbone")
     predictions: dict[str, Path] = Field(
         default={}, description="futures of video generators, by method name"
     )

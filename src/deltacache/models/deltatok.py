@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltacache.models.blocks import SelfAttention, SelfAttentionBlock, check_heads, initialise, make_mlp
 from deltacache.models.losses import log_cosh
+from deltacache.models.precision import InPrecision, in_precision
 from deltacache.models.rope import Rotation, patch_rotation
 
 Grid = tuple[int, int]  # rows, columns of patches
@@ -24,7 +25,7 @@ class TokenizerLoss:
     reconstruction: Tensor
 
 
-class DeltaTok(nn.Module):
+class DeltaTok(InPrecision):
     """Encoder and decoder of delta tokens (method section 1).
 
     ``frame_compression`` is the ablation that encodes a frame alone: the decoder then starts from a
@@ -80,12 +81,14 @@ class DeltaTok(nn.Module):
         self.decoder_blocks = nn.ModuleList(self._block() for _ in range(decoder_layers))
         initialise(self)
 
+    @in_precision
     def encode(
         self, previous: Tensor, current: Tensor, grid: Grid, generator: torch.Generator | None = None
     ) -> Tensor:
         """Delta tokens (B, D) of the step from ``previous`` to ``current``, both (B, N, D)."""
         return self._encode(previous, current, self._rotation(current, grid, generator))
 
+    @in_precision
     def decode(
         self, delta: Tensor, previous: Tensor, grid: Grid, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.datasets import Frozen, TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.secrets import without_secrets
 from deltacache.schemas.yaml_files import load_config
@@ -77,6 +77,9 @@ class TrainingConfig(Frozen):
         default=None, ge=1, description="step at which a cosine after the warm-up reaches 0; null: constant"
     )
     weight_decay: float = Field(ge=0)
+    precision: TrainingPrecision = Field(
+        default="auto", description="of products; auto: bfloat16 under autocast on GPUs, else float32"
+    )
     gradient_clip: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=1000, ge=1)

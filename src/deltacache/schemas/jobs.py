@@ -62,7 +62,7 @@ class ExtractionSettings(Frozen):
     store: Literal["webdataset", "zarr"] = "webdataset"
     dtype: Literal["float16", "int8"] = Field(default="float16", description="of stored patch tokens")
     precision: AskedPrecision = Field(
-        default="auto", description="of the backbone's forward pass; auto: bfloat16 on GPUs"
+        default="auto", description="of the forward passes of backbone and tokenizer; auto: bfloat16 on GPUs"
     )
     videos_per_shard: int = Field(default=32, ge=1)
     exclude_list: Path | None = None
@@ -92,6 +92,9 @@ class TokenizeSettings(Frozen):
     features: str
     tokenizer: Path
     store: Literal["webdataset", "zarr"] = "webdataset"
+    precision: AskedPrecision = Field(
+        default="auto", description="of the tokenizer's forward pass; auto: bfloat16 on GPUs"
+    )
     changed_videos: Literal["refuse", "recompute"] = Field(
         default="refuse", description="what to do about shards whose features are of other videos now"
     )
