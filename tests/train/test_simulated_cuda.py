@@ -21,6 +21,7 @@ STEPS = {
     "tokenizer/released/256px:128": (57.1, 3854),
     "tokenizer/paper/256px:64": (21.2, 2523),
     "tokenizer/tiny/main": (0.43, 712),
+    "tokenizer/tiny/main@float32": (0.62, 480),
     "world/released": (12.7, 7601),
     "world/discriminative": (4.05, 1354),
     "world/dino-world:64": (49.5, 7210),
