@@ -1,10 +1,13 @@
-"""What bfloat16 costs in accuracy: patch tokens of a ViT-B against float32, and in time.
+"""What bfloat16 costs in accuracy, and in time: patch tokens of a ViT-B, then the models behind it and a training step.
 
 Relative error: norm of the difference over the norm of the float32 tokens, over noise images. "all bfloat16" casts the
 whole model, as older versions did; "autocast" is what deltacache computes. With outliers, some channels of the residual
 stream are scaled, as trained ViTs have a few that are far larger than the others.
 
-    python benchmarks/precision.py --images 8 --image-size 256
+The models are those of the released presets, untrained, with LayerScale 0.3; the step is one of the released tokenizer
+on ``--pairs`` pairs of 256 px, the fastest of three.
+
+    python benchmarks/precision.py --images 8 --image-size 256 --pairs 4
 """
 
 import argparse
@@ -14,7 +17,9 @@ import time
 import torch
 
 from deltacache.models.backbone import Backbone
+from deltacache.train.order import Part
 from encoder import backbone_named
+from gpu import Updates, agreement, one_pass, steps_of
 
 CHANNELS, SCALE = torch.arange(4) * 101 + 7, 20.0
 
@@ -76,14 +81,35 @@ def compare(images: int, size: int, outliers: bool) -> None:
         )
 
 
+def training_step(pairs: int) -> None:
+    """Print seconds a pair of the released tokenizer's step in both precisions."""
+    cpu = torch.device("cpu")
+    for precision in ("float32", "bfloat16"):
+        step = steps_of(cpu, "tokenizer", "released", "256px", 256, pairs)
+        training = step.config.training.model_copy(update={"precision": precision})
+        step = step._replace(config=step.config.model_copy(update={"training": training}))
+        updates, taken = Updates(step, cpu), list[float]()
+        for at in range(4):
+            start = time.perf_counter()
+            updates.update(one_pass(step, cpu, Part(at, 0, pairs)))
+            taken.append((time.perf_counter() - start) / pairs)
+        print(
+            f"tokenizer step, {pairs} pairs at 256 px, {precision}: {min(taken[1:]):.2f} s a pair", flush=True
+        )
+
+
 def main() -> None:
     """Compare with and without outlier channels."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=4)
     asked = parser.parse_args()
     for outliers in (False, True):
         compare(asked.images, asked.image_size, outliers)
+    for row in agreement(torch.device("cpu"), small=False):
+        print(f"{row.what}: {row.value} {row.about}", flush=True)
+    training_step(asked.pairs)
 
 
 if __name__ == "__main__":

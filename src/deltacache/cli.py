@@ -448,6 +448,8 @@ def train_head(
     )
     base = rgb_preset(preset.value) if head is HeadTarget.rgb else head_preset(head.value, preset.value)
     seen = base.frames.model_copy(update={"precision": resolve_precision(device, precision.value)})
+    if head is HeadTarget.rgb:  # linear heads stay in float32
+        changes["precision"] = precision.value
     with usage_errors():
         config = api.trainer_settings(
             cast("Any", base.model_copy(update={"frames": seen})),

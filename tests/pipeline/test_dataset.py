@@ -74,6 +74,20 @@ def test_dtype_and_precision_determine_the_fingerprint() -> None:
     assert deltas[0] == small_card("deltas", "zarr", code_version="1")
 
 
+def test_the_precision_of_a_tokenizer_determines_the_fingerprint_and_float32_is_not_written() -> None:
+    """What older versions made says nothing of it, and was made in float32."""
+    made_like = {"store": "zarr", "tokenizer": "0123456789abcdef", "code_version": "1"}
+    exact, fast = (FEATURES.deltas(**made_like, precision=each) for each in ("float32", "bfloat16_autocast"))
+    assert exact == FEATURES.deltas(**made_like)
+    assert "tokenizer_precision" not in exact.model_dump(mode="json")
+    assert DatasetCard.model_validate(exact.model_dump(mode="json")).tokenizer_precision == "float32"
+    assert fast.fingerprint != exact.fingerprint
+    assert fast.features_fingerprint == exact.features_fingerprint
+    assert DatasetCard.model_validate_json(fast.model_dump_json()) == fast
+    with pytest.raises(ValueError, match="tokenizer_precision is for deltas"):
+        small_card("features", "webdataset", tokenizer_precision="bfloat16_autocast")
+
+
 def test_deltas_are_float16_whatever_their_features_are() -> None:
     with pytest.raises(ValueError, match=r"dtype int8 is for features only: delta tokens .* stay float16"):
         small_card("deltas", "webdataset", dtype="int8")

@@ -22,6 +22,7 @@ from deltacache.pipeline.work.encoders import (
     resolve_precision,
 )
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
+from deltacache.schemas.datasets import Precision
 from deltacache.schemas.errors import DeltacacheError
 
 CPU, FRAMES, SIZE = torch.device("cpu"), 3, 64
@@ -51,9 +52,10 @@ def pixel_clip(number: int, frames: int = FRAMES, size: int = SIZE) -> PixelClip
     return PixelClip(f"clip-{number}", "v", 0, pixels, times, tuple(range(frames)), crop, False, "drawn", 0)
 
 
-def delta_encoder(backbone: Backbone, batch_clips: int) -> DeltaEncoder:
+def delta_encoder(backbone: Backbone, batch_clips: int, precision: Precision = "float32") -> DeltaEncoder:
     torch.manual_seed(1)
     tokenizer = DeltaTok(backbone.hidden_size, backbone.hidden_size // 16, 2, 1, layer_scale_init=0.3)
+    tokenizer.to_precision(precision)
     black = black_patch_tokens_of(backbone, SIZE)
     return DeltaEncoder(tokenizer, black, backbone.grid(SIZE), CPU, backbone, batch_clips)
 
@@ -141,6 +143,18 @@ def test_bfloat16_is_autocast_to_the_bit_with_its_weights_rounded_once() -> None
     assert load_backbone("tiny", "bfloat16_autocast").patch_tokens(frames).dtype == torch.float32
     with pytest.raises(ValueError, match="bfloat16 throughout is what older versions computed"):
         random_vit().to_precision("bfloat16")
+
+
+def test_a_tokenizer_in_bfloat16_gives_the_same_from_pixels_and_from_features() -> None:
+    backbone, clips = random_vit(), [pixel_clip(0), pixel_clip(1)]
+    exact, fast = (delta_encoder(backbone, 2, each) for each in ("float32", "bfloat16_autocast"))
+    features = FeatureEncoder(backbone, CPU, 2).encode(clips)
+    for whole, split, other in zip(
+        fast.encode(clips), fast.encode_features(features), exact.encode(clips), strict=True
+    ):
+        np.testing.assert_array_equal(whole.delta_tokens, split.delta_tokens)
+        error = np.abs(whole.delta_tokens.astype(np.float32) - other.delta_tokens.astype(np.float32))
+        assert 0 < error.max() < 0.1
 
 
 def test_normalising_leaves_the_pixels_alone() -> None:

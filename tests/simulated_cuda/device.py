@@ -1,6 +1,6 @@
 """A CUDA device without a GPU: shapes, dtypes and devices, but no numbers (``simulated_cuda.cpp`` has the hooks).
 
-Import this before torch, in a process of its own; ``build`` compiles the library first. Within ``simulated`` a step
+Import this before torch, in a process of its own; it compiles the hooks once and keeps them. In ``simulated`` a step
 runs on tensors of "cuda" as it would on a GPU. What depends on their numbers, and so would make the host wait for a
 GPU, is an error.
 
@@ -8,6 +8,7 @@ Not covered: streams and races of pinned memory, NCCL, kernels, generators on th
 """
 
 import ctypes
+import hashlib
 import os
 import subprocess
 import sys
@@ -25,11 +26,16 @@ FREE, TOTAL = 139 << 30, 141 << 30
 """Memory of an H200."""
 
 
-def build(folder: Path) -> Path:
-    """Compile the hooks, some 4 seconds; returns the library."""
-    library = folder / "libsimulated_cuda.so"
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", f"-I{_TORCH / 'include'}"]
-    subprocess.run(["g++", *flags, str(_SOURCE), "-o", str(library)], check=True)
+def build() -> Path:
+    """The compiled hooks: made once for each source and each torch, some 4 seconds, then kept."""
+    version = (_TORCH / "version.py").read_bytes()
+    name = hashlib.sha256(_SOURCE.read_bytes() + version).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"deltacache-simulated-cuda-{os.getuid()}-{name}.so"
+    if not library.exists():
+        new = library.with_suffix(f".{os.getpid()}")
+        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", f"-I{_TORCH / 'include'}"]
+        subprocess.run(["g++", *flags, str(_SOURCE), "-o", str(new)], check=True)
+        new.rename(library)
     return library
 
 
@@ -41,9 +47,7 @@ def _load(library: Path) -> None:
 
 if "torch" in sys.modules:
     raise ImportError("the simulated device must be imported before torch")
-_load(
-    Path(os.environ["SIMULATED_CUDA"]) if "SIMULATED_CUDA" in os.environ else build(Path(tempfile.mkdtemp()))
-)
+_load(build())
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +58,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda")
+_PRODUCTS = (
+    "aten.mm",
+    "aten.bmm",
+    "aten.addmm",
+    "aten.baddbmm",
+    "aten.conv",
+    "aten.linear",
+    "aten.matmul",
+    "aten._scaled_dot",
+)
+_SIZED_BY_NUMBERS = (
+    "aten.nonzero",
+    "aten.index.Tensor",
+    "aten.bincount",
+    "aten.masked_select",
+    "aten.unique",
+)
 _NO_KERNEL = ("aten.detach", "aten.empty", "aten.resize_", "aten.new_empty", "aten.set_", "aten.lift")
 
 
@@ -62,10 +83,10 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         launches: kernels by name of the operation; views and allocations are none.
-        waits: copies between host and device that the host would wait for: into pageable memory or out of it, or
-            blocking.
+        waits: what the host would wait for: copies into pageable memory or out of it, blocking ones, and results
+            whose size depends on numbers.
         live, peak: bytes of living storages on the device.
-        dtypes: of the inputs of matrix products, by name.
+        dtypes: of the inputs of matrix products and convolutions, by name.
     """
 
     def __init__(self) -> None:
@@ -82,6 +103,8 @@ class Watch(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
+        if not isinstance(size, int):  # as many as numbers say: not known here
+            return
         if key not in self._seen:
             self._seen.add(key)
             self.live += size
@@ -101,16 +124,21 @@ class Watch(TorchDispatchMode):
         if any(each.device.type == "cuda" for each in outputs):
             if not func.is_view and not name.startswith(_NO_KERNEL):
                 self.launches[name] += 1
-            if name.startswith(("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten._scaled_dot")):
+            if name.startswith(_PRODUCTS):
                 # The first of attention: others are sums that its backward pass keeps in float32.
-                self.dtypes[str(inputs[0 if "_scaled_dot" in name else -1].dtype)] += 1
-        if name.startswith(("aten._to_copy", "aten.copy_")) and devices == {"cpu", "cuda"}:
+                first = "_scaled_dot" in name or "conv" in name
+                self.dtypes[str(inputs[0 if first else -1].dtype)] += 1
+        if name.startswith(("aten._to_copy", "aten.copy_", "aten.to.")) and devices == {"cpu", "cuda"}:
             blocking = not (kwargs or {}).get("non_blocking", len(args) > 2 and args[2])
             host = [each for each in (*inputs, *outputs) if each.device.type == "cpu"]
             if blocking or not all(_pinned(each) for each in host):
                 self.waits.append(f"{name} {[tuple(each.shape) for each in inputs]}")
         if (kwargs or {}).get("pin_memory"):
             _PINNED.update(each.untyped_storage()._cdata for each in outputs)
+        if any(not isinstance(size, int) for each in outputs for size in each.shape) and name.startswith(
+            _SIZED_BY_NUMBERS
+        ):
+            self.waits.append(name)
         for each in outputs:
             self.follow(each)
         return out
@@ -156,6 +184,16 @@ def _attention(
     )[0]
 
 
+def _to(module: nn.Module, *asked: Any, **_: Any) -> nn.Module:
+    """Modules are built where they stay; another dtype is new weights."""
+    for dtype in (each for each in asked if isinstance(each, torch.dtype)):
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    part._parameters[name] = nn.Parameter(weight.detach().to(dtype), weight.requires_grad)
+    return module
+
+
 @contextmanager
 def simulated() -> Iterator[FakeTensorMode]:
     """Inside, "cuda" is there, and tensors have no numbers. Modules are built under ``torch.device("cuda")``."""
@@ -169,8 +207,8 @@ def simulated() -> Iterator[FakeTensorMode]:
     cuda.is_initialized = lambda: True
     cuda.max_memory_allocated = lambda *_, **__: 0
     autocast_mode._cuda_ok = True
-    nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor
-    nn.Module.to = lambda module, *_, **__: module
+    nn.init.trunc_normal_ = nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
+    nn.Module.to = _to
     nn.functional.scaled_dot_product_attention = _attention
     Tensor.pin_memory = lambda tensor, *_: _pin(tensor)
     Tensor.is_pinned = lambda tensor, *_: _pinned(tensor)

@@ -212,7 +212,10 @@ def test_a_head_that_does_not_fit_is_given_an_option_that_it_has() -> None:
 
     task = Head("world")
     batches = CutBatches(task, Split(8), range(1), CPU)
-    optimizer, run = torch.optim.SGD(task.model.parameters()), SimpleNamespace(group=Alone())
+    optimizer, run = (
+        torch.optim.SGD(task.model.parameters()),
+        SimpleNamespace(group=Alone(), config=SimpleNamespace(precision="auto")),
+    )
     with pytest.raises(DeltacacheError, match=r"give a smaller --batch-size, free memory on cpu"):
         _gradients(batches, 0, scarce, optimizer, Meter(0, 8), run)  # pyright: ignore[reportArgumentType]
 

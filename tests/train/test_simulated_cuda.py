@@ -1,7 +1,7 @@
-"""A training step of each recipe on a simulated CUDA device: devices, precision, waits, launches and memory.
+"""What runs on a GPU, on a simulated CUDA device: devices, precision, waits, launches and memory.
 
 Peaks are those of a second step, whose figures stand in docs/benchmarks.md. A step that waits for the device, computes
-a product in float32 or takes a tenth more than it did is a mistake that no CPU shows.
+a product in another precision than was asked for or takes a tenth more than it did is a mistake that no CPU shows.
 """
 
 import json
@@ -9,44 +9,67 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 _FOLDER = Path(__file__).resolve().parent.parent / "simulated_cuda"
-# name: (peak in GiB, launches of a pass with the update)
+# name: (peak in GiB, launches of a pass with the update); linear heads compute in float32 in any case
 STEPS = {
     "tokenizer/released/256px:128": (57.1, 3854),
     "tokenizer/paper/256px:64": (21.2, 2523),
     "tokenizer/tiny/main": (0.43, 712),
+    "tokenizer/tiny/main@float32": (0.62, 480),
     "world/released": (12.7, 7601),
     "world/discriminative": (4.05, 1354),
     "world/dino-world:64": (49.5, 7210),
     "world/best-of-many:64": (49.5, 11520),
+    "head/tiny/segmentation": (0.34, 687),
+    "head/tiny/depth": (0.08, 546),
+    "head/tiny/rgb": (0.01, 412),
+    "extract/256": (0.65, 425),
+    "tokenize/256": (1.36, 1040),
+    "features/256": (1.35, 608),
+    "evaluate/depth": (0.58, 1569),
 }
 
 
 @pytest.fixture(scope="module")
-def steps() -> dict[str, dict[str, Any]]:
-    """What each step did; all in one process, for it takes longest to import torch."""
+def ask() -> Callable[..., dict[str, dict[str, Any]]]:
+    """Ask the simulated device for several things; all in one process, for it takes longest to import torch."""
     if shutil.which("g++") is None:
         if os.environ.get("CI"):
             pytest.fail("the simulated CUDA device needs g++, and there is none")
         pytest.skip("the simulated CUDA device is compiled with g++, and there is none")
-    done = subprocess.run(
-        [sys.executable, _FOLDER / "steps.py", *STEPS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    def run(*names: str) -> dict[str, dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, _FOLDER / "steps.py", *names], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def steps(ask: Callable[..., dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What each of ``STEPS`` did."""
+    return ask(*STEPS)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_on_the_simulated_device(steps: dict[str, dict[str, Any]], name: str) -> None:
     step, (peak, launches) = steps[name], STEPS[name]
-    assert step["waits"] == []
-    assert set(step["products"]) == {"torch.bfloat16"}
-    assert step["state_dtypes"] == ["torch.float32"]
+    products = {"torch.float32"} if name.endswith("@float32") else {"torch.bfloat16"}
+    if name.startswith(("head", "evaluate")) and "rgb" not in name:
+        products |= {"torch.float32"}
+    assert set(step["products"]) == products
+    if not name.startswith("evaluate"):  # which waits for noise that is drawn on the host, labels and times
+        assert step["waits"] == []
+    assert step.get("state_dtypes", ["torch.float32"]) == ["torch.float32"]
     assert step["peak_gib"] <= 1.1 * peak
     assert step["launches"] <= 1.1 * launches
 
@@ -54,3 +77,24 @@ def test_a_step_on_the_simulated_device(steps: dict[str, dict[str, Any]], name: 
 def test_noise_takes_a_call_for_sixteen_positions(steps: dict[str, dict[str, Any]]) -> None:
     assert steps["world/released"]["samples"] == 1024
     assert steps["world/released"]["draws"] == 64
+
+
+def test_what_make_gpu_runs_ends_in_a_table(ask: Callable[..., dict[str, dict[str, Any]]]) -> None:
+    rows = ask("gpu/small")["gpu/small"]["rows"]
+    assert rows[:3] == [
+        "| what | value | about |",
+        "|---|---|---|",
+        "| card | simulated | 139 of 141 GiB free |",
+    ]
+    assert all(row.count(" | ") == 2 for row in rows[2:])
+    for what in (
+        *("products in bfloat16", "golden numbers", "resume, tokenizer `tiny`", "resume, world `tiny`"),
+        *(
+            "bfloat16, patch tokens",
+            "bfloat16, delta tokens",
+            "step, tokenizer `tiny` main",
+            "step, world `tiny`",
+        ),
+        *("extract-features, 64 px", "tokenize from videos, 64 px", "in all"),
+    ):
+        assert sum(row.startswith(f"| {what}") for row in rows) == 1, what

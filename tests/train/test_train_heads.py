@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,12 +17,14 @@ from cases import Lines
 from deltacache.models.backbone import load_backbone
 from deltacache.models.heads import load_head
 from deltacache.models.rgb_decoder import load_rgb_decoder
+from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.heads import FramesConfig, head_preset, rgb_preset
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train.heads import data as head_data
 from deltacache.train.heads.setup import HeadRequest
-from deltacache.train.heads.training import train_head, train_rgb_decoder
+from deltacache.train.heads.training import RgbTask, train_head, train_rgb_decoder
+from deltacache.train.order import Part
 
 TARGETS = ("vspw", "cityscapes", "kitti", "rgb")
 STEPS = 6
@@ -83,6 +87,57 @@ def test_features_that_do_not_fit_in_memory_train_the_same_weights(
     kept = weights(target, run(target, "kept"))
     monkeypatch.setattr(head_data, "memory_bytes", lambda: 0)
     assert_same(kept, weights(target, run(target, "streamed")))
+
+
+def test_pictures_of_any_shape_train_the_same_weights_in_passes_of_any_size(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square pictures are one crop and others two: a mean over crops would depend on who shares a pass with whom."""
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 40, 64, 3), np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for number, picture in enumerate(drawn):
+        shape = picture[:, : 64 if number % 2 else 40]
+        cv2.imwrite(str(tmp_path / f"pictures/{number}.png"), shape)
+    asked = {"root": tmp_path / "pictures", "batch_size": 4}
+    whole = weights("rgb", run("rgb", "whole", **asked))
+    original = RgbTask.training_loss
+
+    def scarce(self: RgbTask, batch: Any, part: Part) -> Any:
+        if part.step > 1 and part.stop - part.start > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, batch, part)
+
+    monkeypatch.setattr(RgbTask, "training_loss", scarce)
+    reporter = Lines()
+    halved = weights("rgb", run("rgb", "halved", reporter=reporter, **asked))
+    assert [line for line in reporter.said if "out of memory" in line] == [
+        f"train rgb_decoder: out of memory in step 3, now 4 (batch {size} x accumulation {4 // size} x workers 1)"
+        for size in (2, 1)
+    ]
+    for name, weight in whole.items():
+        torch.testing.assert_close(halved[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_that_runs_out_of_memory_gets_fewer_crops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = TrainingFrames(None, (), {}, ())
+    seen = head_data.HeadFrames(
+        frames, FramesConfig(image_size=32), load_backbone("tiny"), torch.device("cpu")
+    )
+    crops, sizes = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8), list[int]()
+    expected, features = seen._of_all(crops), head_data.HeadFrames._features
+
+    def scarce(self: head_data.HeadFrames, some: np.ndarray) -> torch.Tensor:
+        sizes.append(len(some))
+        if len(some) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return features(self, some)
+
+    monkeypatch.setattr(head_data.HeadFrames, "_features", scarce)
+    assert torch.equal(seen._of_all(crops), expected)
+    assert sizes == [64, 32, 16, 16, 16, 16, 6]
+    sizes.clear()
+    seen._of_all(crops)
+    assert sizes[0] == 16  # known from then on
 
 
 def test_mirrored_frames_train_other_weights(run: Run) -> None:

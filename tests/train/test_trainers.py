@@ -12,6 +12,7 @@ from cases import Case, Lines
 from drawn import drawn_card, drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
 
 from deltacache.models.checkpoints import load_tokenizer
+from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train import data, train_tokenizer, train_world
 
@@ -108,6 +109,24 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(case: Case, tmp_path: Path, s
     case.run(tmp_path / "resumed", steps=stopped)
     resumed = case.weights(case.run(tmp_path / "resumed", resume=True))
     assert_equal_weights(unbroken, resumed)
+
+
+def test_a_run_goes_on_in_its_precision_and_one_that_names_none_in_that_of_its_device(
+    case: Case, tmp_path: Path
+) -> None:
+    """Configs of older versions do not name one."""
+    out, exact = tmp_path / "out", case.weights(case.run(tmp_path / "exact", precision="float32"))
+    case.run(out, steps=4)
+    path = out / "checkpoints/step-00000004/config.json"
+    config = json.loads(path.read_text())
+    assert config["config"]["training"].pop("precision") == "auto"
+    path.write_text(json.dumps(config))
+    with pytest.raises(MismatchError, match=r"training\.precision was auto, now bfloat16"):
+        case.run(out, resume=True, precision="bfloat16")
+    assert_equal_weights(case.weights(case.run(out, resume=True)), exact)
+    fast = case.weights(case.run(tmp_path / "fast", precision="bfloat16"))
+    assert {weight.dtype for weight in fast.values()} == {torch.float32}
+    assert not all(torch.equal(fast[name], exact[name]) for name in exact)
 
 
 def test_curves_of_a_resumed_run_are_those_of_the_unbroken_one(case: Case, tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def run_chain(
         job = TokenizeSettings(
             features=str(features),
             tokenizer=paths.tokenizer,
+            precision=_models_precision(config),
             changed_videos=config.train_videos.changed_videos,
             cluster=config.train_videos.cluster,
         )
@@ -192,6 +193,11 @@ def run_chain(
     with _timed("evaluation", reporter):
         evaluate_clips(evaluation, reporter)
     return paths
+
+
+def _models_precision(config: ChainConfig) -> Literal["auto", "float32"]:
+    """Of tokenizer and world models: exact if the features are asked to be."""
+    return "float32" if config.train_videos.precision == "float32" else "auto"
 
 
 def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
@@ -236,6 +242,7 @@ def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:
         tokenizer=paths.tokenizer,
         worlds=tuple(paths.world(name) for name in config.worlds),
         device=config.device,
+        precision=_models_precision(config),
         **config.evaluation.model_dump(),
     )
 

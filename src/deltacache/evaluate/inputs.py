@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltacache.evaluate.rows import Method
 from deltacache.evaluate.settings import ClipEvaluation, EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.precision import InPrecision
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import architecture_of
+from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.pipeline.work.tokenize_work import check_made_for
-from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.datasets import DatasetCard, Precision
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.images import parse_size, size_text
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=InPrecision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ def load_models(
     Models that were trained at another image size are used on feature datasets, where somebody chose the size when
     these were made, and every row says so. Benchmarks, where the size may be the default, refuse them.
 
+    The models compute in the precision of ``settings``, ``auto`` as ``device`` has it.
+
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
         MismatchError: models that belong to other features or to another tokenizer.
@@ -122,6 +126,7 @@ def load_models(
             notes.append(said)
             trained_sizes[model.fingerprint] = size_text(parse_size(size))
 
+    precision = resolve_precision(device, settings.precision)
     tokenizers: dict[Path, LoadedModel[DeltaTok]] = {}
     for path in settings.tokenizers:
         loaded = load_tokenizer(path)
@@ -135,7 +140,8 @@ def load_models(
                 )
         tokenizers[path] = loaded
     ready = {
-        path: Tokenizer(_ready(each.model, device), each.fingerprint) for path, each in tokenizers.items()
+        path: Tokenizer(_ready(each.model, device, precision), each.fingerprint)
+        for path, each in tokenizers.items()
     }
     worlds = []
     for path in settings.worlds:
@@ -146,7 +152,7 @@ def load_models(
             own = None
         else:
             own = ready[_tokenizer_of(world, path, tokenizers)]
-        worlds.append(_world_entry(world, own, settings.samples, device))
+        worlds.append(_world_entry(world, own, settings.samples, device, precision))
     _check_distinct(settings.worlds, worlds)
     return Models(tuple(ready.values()), tuple(worlds), tuple(notes), trained_sizes)
 
@@ -262,11 +268,15 @@ def _by(grid: Sequence[int]) -> str:
 
 
 def _world_entry(
-    world: LoadedModel[WorldModel], tokenizer: Tokenizer | None, samples: int, device: torch.device
+    world: LoadedModel[WorldModel],
+    tokenizer: Tokenizer | None,
+    samples: int,
+    device: torch.device,
+    precision: Precision,
 ) -> World:
     fingerprint = None if tokenizer is None else tokenizer.fingerprint
     method = Method(world.model.label, tokenizer=fingerprint, world=world.fingerprint)
-    model = _ready(world.model, device)
+    model = _ready(world.model, device, precision)
     return World(model, method, samples if model.stochastic else 1, tokenizer)
 
 
@@ -281,5 +291,5 @@ def _check_distinct(paths: Sequence[Path], worlds: Sequence[World]) -> None:
         seen[world.method.world] = path
 
 
-def _ready(model: ModelT, device: torch.device) -> ModelT:
-    return model.to(device).eval().requires_grad_(False)
+def _ready(model: ModelT, device: torch.device, precision: Precision) -> ModelT:
+    return model.to(device).eval().requires_grad_(False).to_precision(precision)

@@ -58,7 +58,12 @@ class EvaluationSettings(Frozen):
     examples: Annotated[int, Flag()] = Field(
         default=4, ge=0, le=32, description="Sequences of each data set that are kept for pictures."
     )
-    device: Annotated[str, Flag()] = Field(default="auto", description="auto, cpu or cuda.")
+    device: Annotated[str, Flag()] = Field(default="auto", description="auto (CUDA if there is one), cpu, cuda or mps.")
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto",
+        description="What backbone, tokenizers and world models compute products in; auto: bfloat16 on GPUs, else "
+        "float32.",
+    )
 
     @field_validator("horizons")
     @classmethod
@@ -66,6 +71,11 @@ class EvaluationSettings(Frozen):
         if min(horizons) < 1:
             raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
         return tuple(sorted(set(horizons)))
+
+    @property
+    def models_precision(self) -> dict[str, str]:
+        """For a run's id, once ``auto`` is resolved: nothing for float32, as before there was another precision."""
+        return {} if self.precision == "float32" else {"models_precision": self.precision}
 
     @property
     def tokenizers(self) -> tuple[Path, ...]:
@@ -108,9 +118,6 @@ class BenchmarkEvaluation(EvaluationSettings):
     backbone: str = DEFAULT_BACKBONE
     image_size: Annotated[int, Flag()] = Field(
         default=512, ge=16, description="Side of the square crops in pixels."
-    )
-    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
-        default="auto", description="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs."
     )
     predictions: dict[str, Path] = Field(
         default={}, description="futures of video generators, by method name"

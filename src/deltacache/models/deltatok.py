@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltacache.models.blocks import SelfAttention, SelfAttentionBlock, check_heads, initialise, make_mlp
 from deltacache.models.losses import log_cosh
+from deltacache.models.precision import InPrecision, in_precision
 from deltacache.models.rope import Rotation, patch_rotation
 from deltacache.models.weights import ModelCard
 
@@ -26,7 +27,7 @@ class TokenizerLoss:
     reconstruction: Tensor
 
 
-class DeltaTok(nn.Module):
+class DeltaTok(InPrecision):
     """Encoder and decoder of delta tokens (method section 1).
 
     ``frame_compression`` is the ablation that encodes a frame alone: the decoder then starts from a
@@ -86,6 +87,7 @@ class DeltaTok(nn.Module):
         self.decoder_blocks = nn.ModuleList(self._block() for _ in range(decoder_layers))
         initialise(self)
 
+    @in_precision
     def encode(
         self,
         previous: Tensor,
@@ -99,6 +101,7 @@ class DeltaTok(nn.Module):
         """
         return self._encode(previous, current, self._rotation(current, grid, generator))
 
+    @in_precision
     def decode(
         self,
         delta: Tensor,

@@ -6,18 +6,23 @@ from pathlib import Path
 
 import torch
 
+from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or one of several such as ``cuda:1``.
+    """``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, one of several such as ``cuda:1``, or ``mps``.
 
     Raises:
-        DeltacacheError: another name, or no CUDA device here.
+        DeltacacheError: another name, or no such device here.
     """
     kind, _, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
-        raise DeltacacheError(f"device {name!r} is not known: give auto, cpu or cuda")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise DeltacacheError(f"device {name!r} is not known: give auto, cpu, cuda or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeltacacheError(
+            f"device {name!r} needs a Mac's GPU that PyTorch can use, and there is none: give auto or cpu"
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeltacacheError(
             f"device {name!r} needs a GPU that PyTorch can use, and there is none: give auto or cpu"
@@ -49,6 +54,21 @@ def processor_kind() -> dict[str, str]:
     return kind | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {})
 
 
-def forward_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is fast: on CUDA. Weights, gradients and optimizer stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def forward_precision(device: torch.device, asked: TrainingPrecision = "auto") -> torch.autocast:
+    """What training computes its products in: bfloat16 if it is asked for, or by itself on CUDA.
+
+    Weights, gradients and optimizer stay float32.
+    """
+    fast = asked == "bfloat16" or (asked == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether products of float32 that are left on CUDA may take TF32, whose mantissa is as long as float16's.
+
+    PyTorch has this switch for a whole process, and by default only convolutions take TF32. So importing this package
+    changes nothing; each command sets it once, where its device is known: off for ``float32``, else on.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed

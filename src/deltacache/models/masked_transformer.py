@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deltacache.models.blocks import initialise, split_heads
 from deltacache.models.losses import smooth_l1
+from deltacache.models.precision import in_precision
 from deltacache.models.selection import Selection
 from deltacache.models.world_model import IN_FULL, Grid, WorldLoss, WorldModel
 from deltacache.schemas.errors import MismatchError
@@ -157,6 +158,7 @@ class MaskedTransformer(WorldModel):
         winners = torch.zeros(targets.shape[:2], dtype=torch.long, device=targets.device)
         return WorldLoss(loss, predicted.view(tokens[:, self.context :].shape), winners)
 
+    @in_precision
     @torch.no_grad()
     def rollout(
         self,

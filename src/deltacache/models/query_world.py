@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltacache.models.blocks import check_heads, initialise
 from deltacache.models.losses import smooth_l1
+from deltacache.models.precision import in_precision
 from deltacache.models.predictor import Memory, Predictor, append, first_tokens, frame_positions, repeat_batch
 from deltacache.models.rope import Rotation
 from deltacache.models.selection import Selection, select_winners
@@ -113,6 +114,7 @@ class QueryWorld(WorldModel):
         loss = smooth_l1(prediction, targets, beta).mean()
         return WorldLoss(loss, prediction.view(tokens[:, 1:].shape), winners)
 
+    @in_precision
     @torch.no_grad()
     def rollout(
         self,

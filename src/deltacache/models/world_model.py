@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from deltacache.models.precision import InPrecision
 from deltacache.models.selection import Selection
 from deltacache.models.weights import ModelCard
 
@@ -37,7 +38,7 @@ class WorldLoss:
     winners: Tensor
 
 
-class WorldModel(nn.Module, ABC):
+class WorldModel(InPrecision, ABC):
     """Predicts the tokens of later frames from those of earlier ones.
 
     Tokens of a clip are (B, T, D) where a frame is one token, and (B, T, M, D) where it is M: delta tokens of a
@@ -74,7 +75,7 @@ class WorldModel(nn.Module, ABC):
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Noise of ``shape`` (..., Z), drawn where the generator lives, then moved to the model."""
         noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-        return (noise * self.noise_std).to(next(self.parameters()))
+        return (noise * self.noise_std).to(next(self.parameters()).device)
 
     @abstractmethod
     def training_loss(
@@ -108,6 +109,8 @@ class WorldModel(nn.Module, ABC):
         grid: Grid | None = None,
     ) -> Tensor:
         """Futures (B, S, H, ...) after a context (B, C, ...), for times (B, C+H) of all of it.
+
+        Marked with ``in_precision`` it computes in bfloat16 where an evaluation does, else always in float32.
 
         Args:
             noise: (B, S, H, Z), a vector for each sample and step; ``None``, and S = 1, where nothing is random.

@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from deltacache.schemas.arguments import Flag
-from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.datasets import Frozen, TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.secrets import without_secrets
 from deltacache.schemas.yaml_files import load_config
@@ -87,6 +87,11 @@ class TrainingConfig(Frozen):
         description="Step at which a cosine after the warm-up reaches 0; without it the rate is constant.",
     )
     weight_decay: float = Field(ge=0)
+    precision: Annotated[
+        TrainingPrecision, Flag(default="the preset's, auto: bfloat16 on GPUs, else float32")
+    ] = Field(
+        default="auto", description="What products are computed in; bfloat16 also on CPUs that are fast in it."
+    )
     gradient_clip: float | None = Field(default=None, gt=0)
     seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
     save_every: Annotated[int, Flag()] = Field(default=1000, ge=1, description="Steps between checkpoints.")

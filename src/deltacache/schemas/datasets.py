@@ -18,12 +18,14 @@ from deltacache.schemas.layers import Layers
 
 FORMAT_VERSION = 2
 Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
-"""Of a backbone's forward pass. ``bfloat16_autocast``: products in bfloat16, residual stream and norms in float32.
+"""Of a model's forward pass. ``bfloat16_autocast``: products in bfloat16, residual stream and norms in float32.
 
 ``bfloat16`` in a record is what older versions computed, all of it in bfloat16: it is read, never computed again.
 """
 AskedPrecision = Literal["auto", "float32", "bfloat16", "bfloat16_autocast"]
 """On a command line or in a config: ``bfloat16`` asks for ``bfloat16_autocast``."""
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+"""Of a training's products; ``bfloat16`` is that of autocast, ``auto`` takes it on CUDA."""
 
 
 class Frozen(BaseModel):
@@ -124,9 +126,12 @@ class DatasetCard(Frozen):
     kind: Literal["features", "deltas"]
     store: Literal["webdataset", "zarr"]
     dtype: Literal["float16", "int8"] = "float16"
-    precision: Precision = Field(default="float32", description="of the backbone's forward")
+    precision: Precision = Field(default="float32", description="of the backbone's forward pass")
     backbone: BackboneCard
     tokenizer_fingerprint: str | None = None
+    tokenizer_precision: Literal["float32", "bfloat16_autocast"] = Field(
+        default="float32", description="of deltas: of the tokenizer's forward pass"
+    )
     features_dtype: Literal["float16", "int8"] | None = Field(
         default=None, description="of deltas: dtype of the features they were made from, None meaning float16"
     )
@@ -142,6 +147,16 @@ class DatasetCard(Frozen):
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
     code_version: str
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A tokenizer in float32 as before there was another precision: older versions still read it."""
+        exact = self.tokenizer_precision == "float32"
+        return {
+            name: value
+            for name, value in serialise(self).items()
+            if name != "tokenizer_precision" or not exact
+        }
+
     @model_validator(mode="after")
     def _dtypes_fit_the_kind(self) -> Self:
         if self.kind == "deltas" and self.dtype != "float16":
@@ -151,6 +166,8 @@ class DatasetCard(Frozen):
             )
         if self.kind == "features" and self.features_dtype is not None:
             raise ValueError("features_dtype is for deltas: features say their dtype in dtype")
+        if self.kind == "features" and self.tokenizer_precision != "float32":
+            raise ValueError("tokenizer_precision is for deltas: features are made without a tokenizer")
         return self
 
     def deltas(
@@ -161,8 +178,9 @@ class DatasetCard(Frozen):
         code_version: str,
         tokens_per_frame: int = 1,
         tokenizer_image_size: Any = None,
+        precision: Precision = "float32",
     ) -> Self:
-        """The card of the deltas that the tokenizer of this fingerprint makes from these features."""
+        """The card of the deltas that the tokenizer of this fingerprint makes in ``precision`` from these features."""
         features_dtype = self.dtype if self.dtype != "float16" else None
         changes = {"kind": "deltas", "store": store, "dtype": "float16", "features_dtype": features_dtype}
         return type(self).model_validate(
@@ -173,6 +191,7 @@ class DatasetCard(Frozen):
                 "code_version": code_version,
                 "tokens_per_frame": tokens_per_frame,
                 "tokenizer_image_size": tokenizer_image_size,
+                "tokenizer_precision": precision,
             }
         )
 
@@ -208,9 +227,10 @@ class DatasetCard(Frozen):
         """What determines the numbers of this dataset."""
         if self.kind == "features":
             return self.features_fingerprint
-        return fingerprint_of(
-            {"features": self.features_fingerprint, "tokenizer": self.tokenizer_fingerprint}
-        )
+        made_from = {"features": self.features_fingerprint, "tokenizer": self.tokenizer_fingerprint}
+        if self.tokenizer_precision != "float32":  # fingerprints from before there was another stay
+            made_from["tokenizer_precision"] = self.tokenizer_precision
+        return fingerprint_of(made_from)
 
     @property
     def parents(self) -> dict[str, str]:

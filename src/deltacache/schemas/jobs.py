@@ -86,7 +86,7 @@ class ExtractionSettings(Frozen):
     )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
-        description="What the backbone computes in; auto: bfloat16 on GPUs, float32 on CPUs.",
+        description="What backbone and tokenizer compute products in; auto: bfloat16 on GPUs, else float32.",
     )
     videos_per_shard: Annotated[int, Flag()] = Field(
         default=32, ge=1, description="Videos that are committed together."
@@ -130,6 +130,10 @@ class TokenizeSettings(Frozen):
     tokenizer: Path
     store: Annotated[Literal["webdataset", "zarr"], Flag()] = Field(
         default="webdataset", description="Shard format."
+    )
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto",
+        description="What the tokenizer computes products in; auto: bfloat16 on GPUs, else float32.",
     )
     changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
         default="refuse", description="What to do about shards whose features are of other videos now."

@@ -158,7 +158,7 @@ def pair_batches(
     """
     with closing(prefetch(_pairs(source, black_patch_tokens, settings, parts, device), _AHEAD)) as batches:
         for pairs in batches:
-            previous, current = pairs.to(device, non_blocking=True).float()
+            previous, current = pairs.to(device, non_blocking=device.type == "cuda").float()
             yield PairBatch(previous, current)
 
 
@@ -186,16 +186,16 @@ def _pairs(
 class _Buffer:
     """Host memory for batches that go to ``device``.
 
-    On a CPU it is used again as long as the shape stays. For a GPU it is pinned and another one each time: copies
+    On a CPU it is used again as long as the shape stays. For a GPU it is another one each time, pinned for CUDA: copies
     are asynchronous, and PyTorch's allocator of pinned memory gives a block out again only when its copy has ended.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
+        self._pinned, self._again = device.type == "cuda", device.type == "cpu"
         self._tensor = torch.empty(0)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self._pinned or self._tensor.shape != shape:
+        if not self._again or self._tensor.shape != shape:
             self._tensor = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
         return self._tensor
 
@@ -286,9 +286,9 @@ def clip_batches(
     with closing(batches):
         for items, taken in batches:
             times = clips.timestamps_s[items]
-            seconds = _sent(times - times[:, :1], device)
+            seconds = sent(times - times[:, :1], device)
             # float16 travels, and nobody waits for it: a blocking copy would wait for all that the GPU has to do.
-            yield ClipBatch(taken.to(device, non_blocking=True).float(), seconds)
+            yield ClipBatch(taken.to(device, non_blocking=device.type == "cuda").float(), seconds)
 
 
 def _read(
@@ -310,11 +310,13 @@ def _gathered(
             rows = buffer.take((len(items), *tokens.shape[1:]), tokens.dtype)
             torch.index_select(tokens, 0, torch.from_numpy(items), out=rows)
         else:
-            rows = tokens.index_select(0, _sent(items, device))
+            rows = tokens.index_select(0, sent(items, device))
         yield items, rows
 
 
-def _sent(small: np.ndarray, device: torch.device) -> Tensor:
-    """``small`` on ``device``, by an asynchronous copy where that is a GPU."""
-    tensor = torch.from_numpy(small)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def sent(what: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """``what`` on ``device``; on CUDA by an asynchronous copy from pinned memory, which nobody waits for."""
+    tensor = torch.from_numpy(what) if isinstance(what, np.ndarray) else what
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

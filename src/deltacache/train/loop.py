@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind
-from deltacache.models.devices import forward_precision
+from deltacache.models.devices import allow_tf32, forward_precision
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter
@@ -108,6 +108,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     steps, done, stopped = range(run.first_step, config.steps), run.first_step, False
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     device = parameters[0].device
+    allow_tf32(device, config.precision != "float32")
     optimizer = make_optimizer(task.model, config, run.optimizer_state)
     guard = FiniteGuard(optimizer, device)
     for line in described(config, run.first_step):
@@ -159,7 +160,11 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> Sp
     split, cost = run.split, None
     if run.config.accumulation is None and task.divisible:
         cost = measure_passes(
-            task, split.effective_batch, device, moments_there=run.optimizer_state is not None
+            task,
+            split.effective_batch,
+            device,
+            run.config.precision,
+            moments_there=run.optimizer_state is not None,
         )
         split = fitting_split(cost, split, run.group, device)
         before = run.samples_per_pass
@@ -193,7 +198,7 @@ def _gradients(
             with meter.waiting():
                 batch = next(batches)
             with group.gathering(last=len(values) + 1 == split.accumulation):
-                with forward_precision(batches.device):
+                with forward_precision(batches.device, run.config.precision):
                     loss, scalars = training_loss(batch, part)
                 (loss / split.accumulation).backward()
             values.append({"loss": loss.detach(), **scalars})

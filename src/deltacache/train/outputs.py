@@ -33,6 +33,8 @@ FREE_ON_RESUME = frozenset(
     )
 )
 """What may change between a run and its continuation: none of these changes what a step has computed."""
+_BEFORE_THERE_WAS = {"training.precision": "auto"}
+"""What runs of older versions did, whose configs do not say it."""
 
 NOTHING_DONE = -1
 """In place of a step: there is no checkpoint."""
@@ -132,7 +134,7 @@ def _check_ours(out: Path) -> None:
 
 
 def _check_same_run(resumed: Resumed[ModelT], metadata: Mapping[str, Any]) -> None:
-    before, now = flatten(resumed.metadata["config"]), flatten(metadata["config"])
+    before, now = {**_BEFORE_THERE_WAS, **flatten(resumed.metadata["config"])}, flatten(metadata["config"])
     changed = [
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME)

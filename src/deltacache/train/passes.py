@@ -16,6 +16,7 @@ import torch
 
 from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.devices import forward_precision
+from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.order import Part, Split
 from deltacache.train.workers.group import Group
@@ -60,7 +61,12 @@ class PassCost:
 
 
 def measure_passes(
-    task: Any, effective_batch: int, device: torch.device, *, moments_there: bool = False
+    task: Any,
+    effective_batch: int,
+    device: torch.device,
+    precision: TrainingPrecision = "auto",
+    *,
+    moments_there: bool = False,
 ) -> PassCost:
     """Run passes of 1, 2, 4, … samples of the first step, backward included, and change nothing.
 
@@ -88,7 +94,7 @@ def measure_passes(
             begun = time.perf_counter()
             try:
                 with _peak(device) as peak:
-                    with forward_precision(device):
+                    with forward_precision(device, precision):
                         loss, _ = task.training_loss(batch, Part(0, 0, size))
                     loss.backward()
                     del loss

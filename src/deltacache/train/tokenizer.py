@@ -85,7 +85,7 @@ class TokenizerTask:
 
     def probes(self) -> dict[str, float]:
         """See ``TrainingTask`` and ``probe_tokenizer``."""
-        with forward_precision(self._device):
+        with forward_precision(self._device, self._config.training.precision):
             return probe_tokenizer(self.model, self._probe, self._grid, self._config.loss)
 
     @cached_property

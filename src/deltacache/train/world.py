@@ -101,7 +101,7 @@ class WorldTask:
             shape = (config.candidates, self.model.noise_size)
             noise = normal_draws("probe noise", seed, Part(0, 0, 1), 1, shape, self._device)[0]
             noise *= self.model.noise_std
-        with forward_precision(self._device):
+        with forward_precision(self._device, config.training.precision):
             return probe_world(self.model, batch, self._grid, noise, config.smooth_l1_beta)
 
 

@@ -18,7 +18,7 @@ from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import LoadedModel
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
@@ -64,6 +64,7 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
     """
     device = choose_device(device_name or settings.device)
     precision = resolve_precision(device, settings.precision)
+    allow_tf32(device, precision != "float32")
     backbone = load_backbone(settings.backbone, precision).to(device)
     grid = backbone.grid(settings.image_size)
     with torch.inference_mode():

@@ -156,6 +156,7 @@ def _run_id(
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
         **models.further,
         "worlds": models.world_ids,
+        **settings.models_precision,
         "data": {
             name: content_of(each, lambda one, used=name in settings.heads: [one.label] if used else [])
             for name, each in sequences.items()

@@ -92,8 +92,10 @@ class Sampler:
         most = max(1, _CHUNK_NUMBERS // batch.tokens[:, 0].numel())
         for start in range(0, len(later), most):
             order = later[start : start + most]
-            before = batch.tokens[:, [at - 1 for at in order]].flatten(0, 1)
-            after = batch.tokens[:, order].flatten(0, 1)
+            # A list as index would be a copy to the device, for which the host waits.
+            before, after = (
+                torch.stack([batch.tokens[:, at - back] for at in order], 1).flatten(0, 1) for back in (1, 0)
+            )
             with self._timing.part("encoder", self._device):
                 encoded = tokenizer.model.encode(before, after, self._protocol.grid)
             found.update(zip(order, encoded.unflatten(0, (-1, len(order))).unbind(1), strict=True))

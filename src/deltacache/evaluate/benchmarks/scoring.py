@@ -127,7 +127,7 @@ class BatchScorer:
             metrics = feature_metrics(tokens, batch.tokens[batch.first[at] : batch.first[at + 1], -1])
             sums = metrics.sum(0)
         check_finite(sums, method, loaded.sequence.sequence_id, horizon)
-        totals = {"features": torch.cat([sums.new_tensor([loaded.split.crops]), sums])}
+        totals = {"features": torch.cat([sums.new_full((1,), loaded.split.crops), sums])}
         if self._labels is None or label is None:
             return totals
         name = loaded.sequence.sequence_id

@@ -18,8 +18,9 @@ from deltacache.evaluate.model_record import ModelRecord
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
 from deltacache.evaluate.settings import ClipEvaluation
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
+from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.images import sides
 
@@ -32,6 +33,7 @@ _NOT_NUMBERS = {
     "architectures",
     "futures",
     "device",
+    "precision",  # see models_precision
 }
 
 
@@ -75,6 +77,8 @@ def open_run(settings: ClipEvaluation) -> Run:
     """Open what ``settings`` names; see ``evaluate_clips`` for what is refused."""
     dataset = open_dataset(settings.features, "features")
     device = choose_device(settings.device)
+    settings = settings.model_copy(update={"precision": resolve_precision(device, settings.precision)})
+    allow_tf32(device, settings.precision != "float32")
     models = load_models(settings, dataset.card, settings.features, device)
     protocol = Protocol(
         context=settings.context,
@@ -125,19 +129,7 @@ def _open_scenes(
 def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunStamp:
     """``run_id`` follows from the numbers that went in: not from paths, the device or the clock."""
     card = dataset.card
-    numbers = settings.model_dump(
-        mode="json",
-        exclude={
-            "out",
-            "features",
-            "tokenizer",
-            "more_tokenizers",
-            "architectures",
-            "worlds",
-            "futures",
-            "device",
-        },
-    )
+    numbers = settings.model_dump(mode="json", exclude=_NOT_NUMBERS)
     made_from = {
         "settings": numbers,
         "features": card.fingerprint,
@@ -145,6 +137,7 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
         "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
         **models.further,
         "worlds": models.world_ids,
+        **settings.models_precision,
         "futures": read_futures(settings.futures) if settings.futures else None,
         "code_version": __version__,
         "tables": TABLES_VERSION,

@@ -13,10 +13,12 @@ from deltacache.evaluate.model_record import ModelRecord, said_of_training
 from deltacache.evaluate.rows import Method
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.devices import allow_tf32
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES, SPACING_S, Task
+from deltacache.schemas.datasets import Precision
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightEvaluation
 
@@ -47,13 +49,16 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         MismatchError: models that do not belong together.
         DeltacacheError: a world model is named twice, or has many futures.
     """
+    allow_tf32(device, settings.features.precision != "float32")
     features = load_frame_features(settings.features, device)
     tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
     if tokenizer is not None:
         assert settings.tokenizer is not None  # loaded from there
         check_made_for(tokenizer, settings.tokenizer, "tokenizer", features)
-        tokenizer.model.to(device).requires_grad_(False)
-    worlds = [_world(path, tokenizer, features, device) for path in settings.worlds]
+        tokenizer.model.to(device).requires_grad_(False).to_precision(settings.features.precision)
+    worlds = [
+        _world(path, tokenizer, features, device, settings.features.precision) for path in settings.worlds
+    ]
     names = [method.world for method, _ in worlds]
     if len(set(names)) < len(names):
         raise DeltacacheError(
@@ -68,7 +73,9 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         context=settings.context,
         spacing_s=SPACING_S["cityscapes"],
     )
+    exact = settings.features.precision == "float32"
     fingerprints = {
+        **({} if exact else {"models_precision": settings.features.precision}),
         "features": features.metadata,
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
         "worlds": names,
@@ -113,7 +120,11 @@ def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: Fr
 
 
 def _world(
-    path: Path, tokenizer: LoadedModel[DeltaTok] | None, features: FrameFeatures, device: torch.device
+    path: Path,
+    tokenizer: LoadedModel[DeltaTok] | None,
+    features: FrameFeatures,
+    device: torch.device,
+    precision: Precision,
 ) -> tuple[Method, WorldModel]:
     loaded = load_world(path)
     model = loaded.model
@@ -134,7 +145,7 @@ def _world(
                 "load the tokenizer it was trained with"
             )
     method = Method(model.label, tokenizer=used, world=loaded.fingerprint)
-    return method, model.to(device).eval().requires_grad_(False)
+    return method, model.to(device).eval().requires_grad_(False).to_precision(precision)
 
 
 def _heads(

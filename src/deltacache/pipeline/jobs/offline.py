@@ -70,7 +70,7 @@ from deltacache.pipeline.work.shard_work import check_is_here
 from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
 from deltacache.pipeline.work.workers import ShardWorker
 from deltacache.schemas.configs import config_yaml
-from deltacache.schemas.datasets import DatasetCard, Frozen, Precision
+from deltacache.schemas.datasets import AskedPrecision, DatasetCard, Frozen, Precision
 from deltacache.schemas.errors import DatasetError, FailureReason, MismatchError
 from deltacache.schemas.jobs import (
     ClusterSettings,
@@ -210,6 +210,7 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
             code_version=deltacache.__version__,
             tokens_per_frame=tokenizer.model.tokens_per_frame,
             tokenizer_image_size=tokenizer.metadata.get("image_size"),
+            precision=_tokenizer_precision(videos.precision, job),
         )
         encoder = video_delta_encoder(videos, card, settings.tokenizer, black)
         return _encode_videos(job, _VideoJob(videos, settings, card, black, encoder))
@@ -239,6 +240,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
             code_version=deltacache.__version__,
             tokens_per_frame=tokenizer.model.tokens_per_frame,
             tokenizer_image_size=tokenizer.metadata.get("image_size"),
+            precision=_tokenizer_precision(settings.precision, job),
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         settle(job.out)
@@ -491,6 +493,27 @@ def _precision(settings: ExtractionSettings, job: _Job) -> Precision:
             )
         if settings.precision == "auto":
             return made
-    if settings.precision != "auto":
-        return resolve_precision("cpu", settings.precision)
+    return _on_this_device(settings.precision, job)
+
+
+def _tokenizer_precision(asked: AskedPrecision, job: _Job) -> Precision:
+    """The one asked for; else that of the delta tokens that are continued; else bfloat16 on GPUs.
+
+    Raises:
+        MismatchError: those there were made in another precision than the one asked for.
+    """
+    if not (job.out / CARD_FILE).exists():
+        return _on_this_device(asked, job)
+    made = read_card(job.out).tokenizer_precision
+    if asked != "auto" and resolve_precision("cpu", asked) != made:
+        raise MismatchError(
+            f"{job.out} holds delta tokens that the tokenizer made in {made}, and --precision {asked} asks for others: "
+            "one dataset must not mix the two. Leave --precision out to go on in theirs, or give another output folder"
+        )
+    return made
+
+
+def _on_this_device(asked: AskedPrecision, job: _Job) -> Precision:
+    if asked != "auto":
+        return resolve_precision("cpu", asked)
     return "bfloat16_autocast" if job.placement().device == "cuda" else "float32"

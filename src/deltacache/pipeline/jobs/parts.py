@@ -73,9 +73,15 @@ def video_delta_encoder(
 def _video_delta_encoder(
     tokenizer: Path, black: np.ndarray, card: DatasetCard, backbone: ChosenBackbone, device: str
 ) -> ClipEncoder:
-    frames, precision = card.sampling.frames, card.precision
     return build_delta_encoder(
-        tokenizer, black, card.patch_grid, device, backbone, frames=frames, precision=precision
+        tokenizer,
+        black,
+        card.patch_grid,
+        device,
+        backbone,
+        frames=card.sampling.frames,
+        precision=card.precision,
+        tokenizer_precision=card.tokenizer_precision,
     )
 
 
@@ -92,6 +98,14 @@ def feature_worker(
     device: str,
 ) -> FeatureShardWorker:
     """A worker that makes shards of deltas from those of features; runs where it will work."""
-    frames, grid = deltas[1].sampling.frames, deltas[1].patch_grid
-    encoder = build_delta_encoder(tokenizer, black, grid, device, None, frames=frames)
+    card = deltas[1]
+    encoder = build_delta_encoder(
+        tokenizer,
+        black,
+        card.patch_grid,
+        device,
+        None,
+        frames=card.sampling.frames,
+        tokenizer_precision=card.tokenizer_precision,
+    )
     return FeatureShardWorker(features, deltas, encoder)

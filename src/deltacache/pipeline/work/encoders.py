@@ -19,7 +19,7 @@ from torch import Tensor
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.pipeline.datasets.quantisation import dequantise_on_device, quantise
 from deltacache.pipeline.work.lanes import Lanes
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
@@ -119,7 +119,7 @@ class FeatureEncoder:
 
 
 class DeltaEncoder:
-    """Delta tokens from patch tokens, or from pixels through a frozen backbone. The tokenizer runs in float32."""
+    """Delta tokens from patch tokens, or from pixels through a frozen backbone."""
 
     def __init__(
         self,
@@ -225,6 +225,7 @@ def build_feature_encoder(
 ) -> FeatureEncoder:
     """Load what a worker needs to extract features of clips of ``frames`` frames."""
     chosen = choose_device(device)
+    allow_tf32(chosen, precision != "float32")
     size = batch_clips or default_batch_clips(chosen, frames)
     return FeatureEncoder(_load(backbone, precision), chosen, size, dtype)
 
@@ -238,12 +239,16 @@ def build_delta_encoder(
     *,
     frames: int,
     precision: Precision = "float32",
+    tokenizer_precision: Precision = "float32",
     batch_clips: int | None = None,
 ) -> DeltaEncoder:
-    """Load what a worker needs to tokenize; ``backbone`` only when it starts from pixels."""
+    """Load what a worker needs to tokenize; ``backbone``, in ``precision``, only when it starts from pixels."""
     chosen = choose_device(device)
+    allow_tf32(
+        chosen, "float32" not in ({tokenizer_precision, precision} if backbone else {tokenizer_precision})
+    )
     return DeltaEncoder(
-        load_tokenizer(tokenizer).model,
+        load_tokenizer(tokenizer).model.to_precision(tokenizer_precision),
         black_patch_tokens,
         grid,
         chosen,

@@ -19,11 +19,11 @@ from deltacache.models.backbone import Backbone
 from deltacache.pipeline.benchmarks.geometry import Split
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
 from deltacache.schemas.heads import FramesConfig
-from deltacache.train.data import RESIDENT_SHARE, memory_bytes
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes, sent
 from deltacache.train.order import Part, batch_items, step_rng
 from deltacache.train.prefetch import prefetch
 
-_BACKBONE_CROPS = 64  # of a forward on a GPU; on a CPU those of one frame, whatever else is in the batch
+_BACKBONE_CROPS = 64  # of a forward pass on a GPU; on a CPU those of one frame, whatever else is in the batch
 _THREADS = 8
 Key = tuple[int, bool]
 """Number of a frame, and whether it is mirrored."""
@@ -41,16 +41,24 @@ class LabelledCrops:
 
 @dataclass(frozen=True, slots=True)
 class HeadBatch:
-    """``features`` (M, D, h, w) float32; ``pictures`` (M, S, S, 3) uint8 if they are wanted; labelled ``frames``."""
+    """A pass, on the device.
+
+    Attributes:
+        features: (M, D, h, w) float32.
+        pictures: (M, S, S, 3) uint8 if they are wanted.
+        shares: (M,) of each crop in a mean over frames: a frame's crops share its weight; if pictures are wanted.
+        frames: those that are labelled.
+    """
 
     features: Tensor
     pictures: Tensor | None
+    shares: Tensor | None
     frames: tuple[LabelledCrops, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A frame with its features (C, N, D) float16."""
+    """A frame with its features (C, N, D) float16: on the CPU if they are kept, else on the device."""
 
     loaded: LoadedFrame
     features: Tensor
@@ -78,6 +86,7 @@ class HeadFrames:
         self._pictures = pictures
         self._known: dict[Key, _Known] = {}
         self._keep: bool | None = None  # decided at the first frame
+        self._crops_a_pass = _BACKBONE_CROPS
 
     def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[HeadBatch]:
         """The batches of ``parts``; pictures are read ahead in threads."""
@@ -111,15 +120,16 @@ class HeadFrames:
         for key in keys:
             each = found[key].loaded
             if each.label is not None:
-                label = torch.from_numpy(each.label).to(self._device)
+                label = sent(each.label, self._device)
                 labelled.append(LabelledCrops(start, start + each.split.crops, each.split, label))
             start += each.split.crops
-        tokens = torch.cat([found[key].features for key in keys]).to(self._device).float()
-        pictures = None
+        tokens = sent(torch.cat([found[key].features for key in keys]), self._device).float()
+        pictures = shares = None
         if self._pictures:
-            crops = np.concatenate([found[key].loaded.crops for key in keys])
-            pictures = torch.from_numpy(crops).to(self._device)
-        return HeadBatch(tokens.transpose(1, 2).unflatten(2, self._grid), pictures, tuple(labelled))
+            parts = [found[key].loaded.crops for key in keys]
+            weights = [np.full(len(part), 1 / (len(part) * len(keys)), np.float32) for part in parts]
+            pictures, shares = (sent(np.concatenate(each), self._device) for each in (parts, weights))
+        return HeadBatch(tokens.transpose(1, 2).unflatten(2, self._grid), pictures, shares, tuple(labelled))
 
     def _seen(self, loaded: dict[Key, LoadedFrame]) -> dict[Key, _Known]:
         """Features of new frames. On a CPU frame by frame, so that they do not depend on the batch."""
@@ -129,25 +139,35 @@ class HeadFrames:
         if self._device.type == "cpu":
             features = [self._features(each.crops) for each in frames]
         else:
-            crops = np.concatenate([each.crops for each in frames])
-            whole = [
-                self._features(crops[at : at + _BACKBONE_CROPS])
-                for at in range(0, len(crops), _BACKBONE_CROPS)
-            ]
-            features = list(torch.cat(whole).split([each.split.crops for each in frames]))
+            whole = self._of_all(np.concatenate([each.crops for each in frames]))
+            features = list(whole.split([each.split.crops for each in frames]))
         if self._keep is None:
             self._keep = self._fit(frames[0], features[0])
+        if self._keep:
+            features = [each.cpu() for each in features]  # waits for the device, once a frame
         if self._keep and not self._pictures:  # what is kept needs no pixels
             frames = [LoadedFrame(each.split, each.crops[:0], each.label) for each in frames]
         return {
             key: _Known(*each) for key, each in zip(loaded, zip(frames, features, strict=True), strict=True)
         }
 
-    @torch.inference_mode()
+    def _of_all(self, crops: np.ndarray) -> Tensor:
+        """``_features`` of any number of crops, in passes that are halved where they run out of memory."""
+        while True:
+            try:
+                size = self._crops_a_pass
+                return torch.cat([self._features(crops[at : at + size]) for at in range(0, len(crops), size)])
+            except torch.OutOfMemoryError:
+                if self._crops_a_pass == 1:
+                    raise
+                self._crops_a_pass //= 2
+            torch.cuda.empty_cache()  # outside, the traceback has let go of what the pass had computed
+
+    @torch.no_grad()
     def _features(self, crops: np.ndarray) -> Tensor:
-        """(C, N, D) float16 of crops (C, S, S, 3), on the CPU."""
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
-        return self._backbone.patch_tokens(pixels).half().cpu()
+        """(C, N, D) float16 of crops (C, S, S, 3), on the device."""
+        pixels = sent(np.ascontiguousarray(crops), self._device).permute(0, 3, 1, 2)
+        return self._backbone.patch_tokens(pixels).half()
 
     def _fit(self, frame: LoadedFrame, features: Tensor) -> bool:
         """Whether all frames take at most ``RESIDENT_SHARE`` of the memory, judged by the first."""

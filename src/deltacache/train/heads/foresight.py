@@ -29,7 +29,7 @@ from deltacache.schemas.configs import save_config
 from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import RESIDENT_SHARE, memory_bytes
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes, sent
 from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segmentation_loss_by_rows
 from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
 from deltacache.train.heads.tasks import LinearHead, LinearTask
@@ -54,7 +54,7 @@ class FrameBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A frame's tokens (N, D) float16 and its label, on the CPU."""
+    """A frame's tokens (N, D) float16, on the CPU if they are kept, else on the device; its label, on the CPU."""
 
     tokens: Tensor
     label: Tensor
@@ -83,8 +83,8 @@ class WholeFrames:
         numbers = batch_items(seed, part.step, effective_batch, len(self._frames))[part.positions]
         drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions] < self._config.flip
         seen = [self._seen(*key) for key in zip(numbers.tolist(), drawn.tolist(), strict=True)]
-        tokens = torch.stack([each.tokens for each in seen]).to(self._device).float()
-        labels = tuple(each.label.to(self._device) for each in seen)
+        tokens = torch.stack([sent(each.tokens, self._device) for each in seen]).float()
+        labels = tuple(sent(each.label, self._device) for each in seen)
         return FrameBatch(tokens.transpose(1, 2).unflatten(2, self._features.grid), labels)
 
     def _seen(self, number: int, flip: bool) -> _Seen:
@@ -94,12 +94,12 @@ class WholeFrames:
         picture, label = self._read(self._frames[number])
         if flip:
             picture, label = (np.ascontiguousarray(part[:, ::-1]) for part in (picture, label))
-        tokens = self._features.tokens([picture])[0].half().cpu()
-        seen = _Seen(tokens, torch.from_numpy(label))
+        tokens = self._features.tokens([picture])[0].half()
         size = tokens.nbytes + label.nbytes
-        if self._bytes + size <= RESIDENT_SHARE * memory_bytes():
-            self._known[number, flip] = seen
-            self._bytes += size
+        if self._bytes + size > RESIDENT_SHARE * memory_bytes():
+            return _Seen(tokens, torch.from_numpy(label))
+        seen = self._known[number, flip] = _Seen(tokens.cpu(), torch.from_numpy(label))
+        self._bytes += size
         return seen
 
     def _read(self, frame: TrainingFrame) -> tuple[np.ndarray, np.ndarray]:

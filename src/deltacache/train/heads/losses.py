@@ -51,37 +51,43 @@ def depth_losses(depths: Sequence[Tensor], labels: Sequence[Tensor]) -> DepthLos
     valid pixels, d = log difference. The second is MegaDepth's (Li and Snavely 2018): absolute differences of d
     between neighbours at strides 1, 2, 4 and 8.
     """
+    known = [label > 0 for label in labels]
+    # Sums over all pixels, those that are not known as zeros: to gather the others a GPU would have to be waited for.
+    count = torch.stack([each.sum() for each in known]).sum().clamp_min(1)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        masked = [torch.where(there, each, 0.0).sum() for there, each in zip(known, values, strict=True)]
+        return torch.stack(masked).sum() / count
+
     differences = [
-        torch.where(label > 0, (depth + _LOG_FLOOR).log() - (label + _LOG_FLOOR).log(), 0.0)
-        for depth, label in zip(depths, labels, strict=True)
+        torch.where(there, (depth + _LOG_FLOOR).log() - (label + _LOG_FLOOR).log(), 0.0)
+        for there, depth, label in zip(known, depths, labels, strict=True)
     ]
-    known = torch.cat([each[label > 0] for each, label in zip(differences, labels, strict=True)])
-    if len(known) == 0:
-        nothing = torch.stack([each.sum() for each in differences]).sum()
-        return DepthLosses(nothing, nothing, nothing)
-    mean = known.mean()
-    variance = (known - mean).square().mean()
-    silog = (variance + _MEAN_SHARE * mean.square() + 1e-12).sqrt()
+    average = mean(differences)
+    variance = mean([(each - average).square() for each in differences])
+    any_known = torch.stack([each.any() for each in known]).any()
+    silog = any_known * (variance + _MEAN_SHARE * average.square() + 1e-12).sqrt()
     sums = [
-        _neighbours(each[:, ::stride, ::stride], (label > 0)[:, ::stride, ::stride])
-        for each, label in zip(differences, labels, strict=True)
+        _neighbours(each[:, ::stride, ::stride], there[:, ::stride, ::stride])
+        for each, there in zip(differences, known, strict=True)
         for stride in _STRIDES
     ]
     totals, counts = (torch.stack(part).view(-1, len(_STRIDES)).sum(0) for part in zip(*sums, strict=True))
-    errors = [(depth - label)[label > 0] for depth, label in zip(depths, labels, strict=True)]
-    rmse = (torch.cat(errors).square().mean() + 1e-12).sqrt()
+    squares = [(depth - label).square() for depth, label in zip(depths, labels, strict=True)]
+    rmse = any_known * (mean(squares) + 1e-12).sqrt()
     return DepthLosses(silog, (totals / counts.clamp_min(1)).mean(), rmse)
 
 
 def picture_losses(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and gradient loss of pictures (B, 3, H, W): L1 of neighbour differences at scales 1, 1/2, 1/4, 1/8."""
+    """L1 and gradient loss (B,) of pictures (B, 3, H, W): L1 of neighbour differences at scales 1, 1/2, 1/4, 1/8."""
     error = pictures - truth
     steps: list[Tensor] = []
     for stride in _STRIDES:
         small = functional.avg_pool2d(error, stride) if min(error.shape[-2:]) >= 2 * stride else None
         if small is not None:
-            steps.append(small.diff(dim=-1).abs().mean() + small.diff(dim=-2).abs().mean())
-    return error.abs().mean(), torch.stack(steps).mean()
+            across, down = (small.diff(dim=dim).abs().flatten(1).mean(1) for dim in (-1, -2))
+            steps.append(across + down)
+    return error.abs().flatten(1).mean(1), torch.stack(steps).mean(0)
 
 
 class _Piece(NamedTuple):

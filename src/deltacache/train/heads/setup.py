@@ -87,8 +87,11 @@ class HeadSetup(Generic[ModelT]):
         """Begin: the resolved config is saved beside what follows."""
         with replacing(self.request.out / "config.yaml") as temporary:
             save_config(self.config, temporary)
-        step, state = (self.resumed.step, self.resumed.optimizer_state) if self.resumed else (0, None)
-        return Run(self.request.out, self.config.training, self.metadata, reporter, step, state)
+        out, training, resumed = self.request.out, self.config.training, self.resumed
+        if resumed is None:
+            return Run(out, training, self.metadata, reporter)
+        passes = resumed.metadata.get("samples_per_pass")
+        return Run(out, training, self.metadata, reporter, resumed.step, resumed.optimizer_state, passes)
 
 
 def open_head(

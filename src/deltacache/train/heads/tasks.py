@@ -46,7 +46,7 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
     """A head and its frames; see ``TrainingTask``."""
 
     kind: Kind = "head"
-    divisible = False  # BatchNorm sees a whole pass
+    divisible = False  # a linear head's BatchNorm sees a whole pass
 
     def __init__(self, model: ModelT, frames: Frames[BatchT], seed: int, effective_batch: int) -> None:
         self.model = model.train()

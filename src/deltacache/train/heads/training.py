@@ -42,9 +42,10 @@ class LinearHeadTask(LinearTask[HeadBatch]):
 
 
 class RgbTask(HeadTask[RgbDecoder, HeadBatch]):
-    """Pictures from features."""
+    """Pictures from features. A batch's loss is the mean over its pictures, however many crops each has."""
 
     kind: Kind = "rgb_decoder"
+    divisible = True
 
     def __init__(
         self, model: RgbDecoder, frames: HeadFrames, config: RgbConfig, effective_batch: int
@@ -55,8 +56,10 @@ class RgbTask(HeadTask[RgbDecoder, HeadBatch]):
     def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``: L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
         assert batch.pictures is not None  # asked for
+        assert batch.shares is not None
         truth = batch.pictures.permute(0, 3, 1, 2) / 255.0
-        absolute, gradient = picture_losses(self.model.unclamped(batch.features), truth)
+        losses = picture_losses(self.model.unclamped(batch.features), truth)
+        absolute, gradient = ((each * batch.shares).sum() for each in losses)
         loss = absolute + self._gradient_loss * gradient
         return loss, {"main_loss": absolute.detach(), "gradient_loss": gradient.detach()}
 
