@@ -13,7 +13,6 @@ from typer.main import get_command
 
 from deltacache import __version__, api
 from deltacache.cli_options import (
-    TrainingDryRunOpt,
     AccumulationOpt,
     AddressOpt,
     BackboneOpt,
@@ -42,6 +41,7 @@ from deltacache.cli_options import (
     SetOpt,
     SourceArg,
     StageOpt,
+    TrainingDryRunOpt,
     TrainSeedOpt,
     WaitOpt,
     WorkersOpt,
@@ -443,9 +443,7 @@ def train_head(
     if head is HeadTarget.rgb and changes["split"] not in (None, "train"):
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
     source = api.backbone_source(backbone or DEFAULT_BACKBONE)
-    request = HeadRequest(
-        root, out, source, resume, device, kitti_split, kitti_test, dry_run=dry_run
-    )
+    request = HeadRequest(root, out, source, resume, device, kitti_split, kitti_test, dry_run=dry_run)
     base = rgb_preset(preset.value) if head is HeadTarget.rgb else head_preset(head.value, preset.value)
     seen = base.frames.model_copy(update={"precision": resolve_precision(device, precision.value)})
     if head is HeadTarget.rgb:  # linear heads stay in float32

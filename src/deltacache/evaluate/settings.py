@@ -58,7 +58,9 @@ class EvaluationSettings(Frozen):
     examples: Annotated[int, Flag()] = Field(
         default=4, ge=0, le=32, description="Sequences of each data set that are kept for pictures."
     )
-    device: Annotated[str, Flag()] = Field(default="auto", description="auto (CUDA if there is one), cpu, cuda or mps.")
+    device: Annotated[str, Flag()] = Field(
+        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
+    )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
         description="What backbone, tokenizers and world models compute products in; auto: bfloat16 on GPUs, else "

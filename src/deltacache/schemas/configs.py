@@ -90,7 +90,8 @@ class TrainingConfig(Frozen):
     precision: Annotated[
         TrainingPrecision, Flag(default="the preset's, auto: bfloat16 on GPUs, else float32")
     ] = Field(
-        default="auto", description="What products are computed in; bfloat16 also on CPUs that are fast in it."
+        default="auto",
+        description="What products are computed in; bfloat16 also on CPUs that are fast in it.",
     )
     gradient_clip: float | None = Field(default=None, gt=0)
     seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")

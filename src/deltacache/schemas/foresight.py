@@ -86,7 +86,9 @@ class ForesightEvaluation(Frozen):
     examples: Annotated[int, Flag()] = Field(
         default=4, ge=0, le=32, description="Sequences that are kept for pictures."
     )
-    device: Annotated[str, Flag()] = Field(default="auto", description="auto (CUDA if there is one), cpu, cuda or mps.")
+    device: Annotated[str, Flag()] = Field(
+        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
+    )
 
     @field_validator("horizons")
     @classmethod
