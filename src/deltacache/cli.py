@@ -949,6 +949,62 @@ def demo(
 
 
 @app.command()
+def doctor(
+    output: Annotated[
+        str | None, typer.Option(help="Folder that commands would write, whose disk is looked at too.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure rates for at most a minute, and say how long the published chains would take here.",
+        ),
+    ] = False,
+    videos: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos that the hours are for. [default: Kinetics-700's 545,000]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Say what this machine has, what is missing and how to get it; run it first, and paste it into a report.
+
+    Exit code 1 if something is broken without which no command works. No passwords, tokens or user names of urls
+    are printed.
+
+    Example: deltacache doctor --measure --output /data/features
+    """
+    import json
+    from dataclasses import asdict
+
+    from deltacache.chain.doctor.facts import examine
+    from deltacache.chain.doctor.shown import examination_text, measurement_text
+
+    found = examine(output)
+    if not as_json:
+        typer.echo(examination_text(found))
+    measured = None
+    if measure:
+        from deltacache.chain.doctor.measured import KINETICS_VIDEOS
+        from deltacache.chain.doctor.measured import measure as measure_rates
+        from deltacache.models.devices import choose_device
+
+        folder = Path.cwd() if output is None or "://" in output else Path(output)
+        say = (lambda text: None) if as_json else (lambda text: typer.echo(f"\n{text}"))
+        measured = measure_rates(choose_device(device), folder, videos or KINETICS_VIDEOS, say)
+        if not as_json:
+            typer.echo(f"\n{measurement_text(measured)}")
+    if as_json:
+        problems = [asdict(each) for each in found.problems]
+        report = {**found.facts, "problems": problems, "healthy": found.healthy}
+        if measured is not None:
+            report["measured"] = measured.as_json()
+        typer.echo(json.dumps(report, indent=2))
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
 def flops(
     preset: Annotated[
         str,
