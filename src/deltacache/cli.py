@@ -77,6 +77,7 @@ from deltacache.cli_options import (
     StoreOpt,
     TemporaryShareOpt,
     TimeoutOpt,
+    TrainingDryRunOpt,
     TrainingPrecisionOpt,
     TrainingSplit,
     TrainSeedOpt,
@@ -236,6 +237,7 @@ def train_tokenizer(
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -253,7 +255,9 @@ def train_tokenizer(
     training = training_settings(config.training, locals())
     model = changed(config.model, num_heads=heads, tokens_per_frame=tokens_per_frame)
     config = changed(config, model=model, training=training, black_first_fraction=black_first_fraction)
-    request = TrainingRequest(absolute(features), out, config, resume, device, init_from or continue_from)
+    request = TrainingRequest(
+        absolute(features), out, config, resume, device, init_from or continue_from, dry_run=dry_run
+    )
     launch("tokenizer", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
 
 
@@ -364,6 +368,7 @@ def train_world(
     workers: WorkersOpt = 1,
     ray_address: AddressOpt = None,
     wait_for_nodes: WaitOpt = 600.0,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -387,7 +392,9 @@ def train_world(
         )
     model = changed(config.model, num_heads=heads, query=None if query is None else query.value)
     config = changed(config, training=training, model=model, candidates=candidates)
-    request = TrainingRequest(absolute(source), out, config, resume, device, init_from or continue_from)
+    request = TrainingRequest(
+        absolute(source), out, config, resume, device, init_from or continue_from, dry_run=dry_run
+    )
     launch("world", request, terminal_reporter(), Workers(workers, ray_address, wait_for_nodes))
 
 
@@ -553,6 +560,7 @@ def train_head(
     save_every: SaveOpt = None,
     log_every: LogOpt = None,
     precision: PrecisionOpt = Precision.auto,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -574,7 +582,8 @@ def train_head(
     if head is HeadTarget.rgb and split is not TrainingSplit.train:
         raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
     lists = (kitti_split, kitti_test)
-    request = HeadRequest(root, out, backbone_source(backbone or DEFAULT_BACKBONE), resume, device, *lists)
+    source = backbone_source(backbone or DEFAULT_BACKBONE)
+    request = HeadRequest(root, out, source, resume, device, *lists, dry_run=dry_run)
     seen = {
         "image_size": image_size,
         "split": split.value,
@@ -704,6 +713,7 @@ def train_foresight_head(
     save_every: SaveOpt = None,
     log_every: LogOpt = None,
     precision: PrecisionOpt = Precision.auto,
+    dry_run: TrainingDryRunOpt = False,
     resume: ResumeOpt = False,
     device: DeviceOpt = "auto",
 ) -> None:
@@ -725,7 +735,8 @@ def train_foresight_head(
         log_every=log_every,
     )
     config = changed(config, training=training, split=split.value)
-    train(root, out, config, resume=resume, device=device, reporter=terminal_reporter())
+    reporter = terminal_reporter()
+    train(root, out, config, resume=resume, device=device, reporter=reporter, dry_run=dry_run)
 
 
 @app.command("evaluate-foresight")

@@ -232,6 +232,12 @@ AllowSchemeOpt = Annotated[
     ),
 ]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
+TrainingDryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Measure a few steps, say what the training would take here, and write nothing."
+    ),
+]
 AddressOpt = Annotated[
     str | None,
     typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray that starts by itself]"),
