@@ -14,7 +14,7 @@ from deltacache.models.checkpoints import Kind
 from deltacache.models.devices import allow_tf32, forward_precision
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.progress import ProgressStage, Reporter
+from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
@@ -29,7 +29,7 @@ from deltacache.train.passes import (
     measure_passes,
     memory_for,
 )
-from deltacache.train.preview import preview
+from deltacache.train.preview import bfloat16_share, preview
 from deltacache.train.record import FolderRecord, NoRecord, Record
 from deltacache.train.schedules import described, rate_at
 from deltacache.train.trained import TrainedModel
@@ -38,6 +38,8 @@ from deltacache.train.workers.group import Alone, Group, Loss, OtherWorkerFailed
 BatchT = TypeVar("BatchT")
 _SHOW_S = 10.0
 """Between two movements of the bar without a row."""
+_WORTH_A_HINT_S = 300.0
+"""Of training, before a few passes are spent on what another precision would have saved."""
 
 
 class TrainingTask(Protocol[BatchT]):
@@ -146,10 +148,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         run.reporter.line(f"train {task.kind}: {line}")
     cost, split = _choose_split(task, run, device)
     if run.dry_run:
-        for line in preview(task, config, optimizer, cost, split, config.steps - run.first_step):
-            run.reporter.line(f"train {task.kind}: {line}")
-        run.reporter.line(f"train {task.kind}: this was a dry run, nothing was written to {run.out}")
-        return run.out
+        return _dry_run(task, run, optimizer, cost, split)
     meter = Meter(run.first_step, split.effective_batch)
     training_loss = group.shared(task.model, task.training_loss)
     with (
@@ -191,13 +190,34 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
             if stopped:
                 break
         record.finish()
-    run.reporter.line(f"train {task.kind}: {meter.summary()}")
+    run.reporter.line(f"train {task.kind}: {_summary(task, run, meter, device)}")
     if done < config.steps:
         run.reporter.line(
             f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; {run.hint}"
         )
         raise SystemExit(0)
     return checkpoint_folder(run.out, config.steps)
+
+
+def _dry_run(
+    task: TrainingTask[Any], run: Run, optimizer: torch.optim.Optimizer, cost: PassCost, split: Split
+) -> Path:
+    """Say what the training would take."""
+    for line in preview(task, run.config, optimizer, cost, split, run.config.steps - run.first_step):
+        run.reporter.line(f"train {task.kind}: {line}")
+    run.reporter.line(f"train {task.kind}: this was a dry run, nothing was written to {run.out}")
+    return run.out
+
+
+def _summary(task: TrainingTask[Any], run: Run, meter: Meter, device: torch.device) -> str:
+    """The last line: of a long training, also what another precision would have saved."""
+    said = meter.summary()
+    if run.group.rank > 0 or meter.total_s < _WORTH_A_HINT_S:
+        return said
+    share = bfloat16_share(task, run.config, device)
+    if share is None:
+        return said
+    return f"{said}; --precision bfloat16 would have taken about {duration(share * meter.total_s)} less on this CPU"
 
 
 def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tuple[PassCost, Split]:
