@@ -90,3 +90,26 @@ def test_of_a_head(target: str, mini_benchmarks: Path, tmp_path: Path) -> None:
     assert int(computed[1]) in {
         factor * int(listed[1] or listed[3]) for factor in (1, 2)
     }  # once, or twice mirrored
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_what_bfloat16_would_save(
+    asked: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that multiplies it faster: before a training, and after a long one."""
+    passes = {"auto": 2.0, "float32": 2.0, "bfloat16": 0.5}
+    monkeypatch.setattr("deltacache.train.preview.cpu_bfloat16_gain", lambda: 4.0)
+    monkeypatch.setattr(
+        "deltacache.train.preview._seconds_of_a_pass",
+        lambda task, precision, device, size, most=0: passes[precision],
+    )
+    monkeypatch.setattr("deltacache.train.loop._WORTH_A_HINT_S", 0.0)
+    build: Any = tokenizer_config if case.kind == "tokenizer" else world_config
+    config, reporter = build(steps=900, batch_size=8, precision=asked), Lines()
+    request = TrainingRequest(case.root, tmp_path / "dry", config, False, "cpu", dry_run=True)
+    launch("tokenizer" if case.kind == "tokenizer" else "world", request, reporter)
+    lines = [line for line in reporter.said if "--precision bfloat16 would take about" in line]
+    assert len(lines) == (asked == "auto")
+    reporter = Lines()
+    case.run(tmp_path / "run", reporter=reporter, steps=2, precision=asked)
+    assert ("--precision bfloat16 would have taken about" in reporter.said[-1]) == (asked == "auto")
