@@ -40,7 +40,10 @@ def preview(
     count = sum(weight.numel() for weight in parameters)
     yield f"parameters: {count / 1e6:.1f} M" if count >= 1e5 else f"parameters: {count:,}"
     weights = sum(weight.nbytes for weight in parameters)
-    peak = weights + cost.bytes_of(split.batch_size) + task.bytes_to_load(device)
+    moments = sum(
+        each.nbytes for kept in optimizer.state.values() for each in kept.values() if torch.is_tensor(each)
+    )
+    peak = weights + moments + cost.bytes_of(split.batch_size) + task.bytes_to_load(device)
     yield (
         f"memory at its peak: {peak / 2**30:.3g} GiB on {device.type}, with weights, gradients, the optimizer's moments"
         + (" and the data" if task.bytes_to_load(device) else "")
