@@ -36,7 +36,7 @@ from deltacache.train.trained import TrainedModel
 from deltacache.train.workers.group import Alone, Group, Loss, OtherWorkerFailedError
 
 BatchT = TypeVar("BatchT")
-_SHOW_S = 10.0
+_SHOW_S = 5.0
 """Between two movements of the bar without a row."""
 _WORTH_A_HINT_S = 300.0
 """Of training, before a few passes are spent on what another precision would have saved."""
