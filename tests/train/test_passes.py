@@ -16,6 +16,7 @@ from cases import Case, Lines
 
 from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.memory import free_bytes
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
@@ -28,7 +29,6 @@ from deltacache.train.passes import (
     describe_split,
     describe_time,
     fitting_split,
-    free_bytes,
     measure_passes,
 )
 from deltacache.train.tokenizer import TokenizerTask

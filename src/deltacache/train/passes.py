@@ -4,18 +4,17 @@ The effective batch belongs to the recipe, how it is cut to the machine. Gradien
 so every cut gives the same numbers to float32 rounding.
 """
 
-import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.devices import forward_precision
+from deltacache.models.memory import free_bytes
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import duration
@@ -28,16 +27,6 @@ _TRIED = (1, 2, 4, 8, 16)
 _ENOUGH_S = 8.0
 _SHARE = {"cuda": 0.9, "cpu": 0.7}
 """Of the free memory; an allocator leaves gaps, and other programs share a host's memory."""
-_CGROUPS = tuple(
-    (*(f"/sys/fs/cgroup/{name}" for name in files), cached)
-    for files, cached in (
-        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
-        (
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-            "total_inactive_file",
-        ),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,23 +247,3 @@ def _peak(device: torch.device, held: list[torch.Tensor]) -> Iterator[list[int]]
     with LivingStorages(held) as storages:
         yield peak
     peak.append(storages.peak - storages.held_bytes)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take: of the GPU, or of the host within its control group."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except OSError:  # not Linux
-        found = []
-    for limit, used, stat, cached in _CGROUPS:
-        try:
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
-            counts = dict(line.split() for line in Path(stat).read_text().splitlines())
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-        found.append(left + int(counts.get(cached, 0)))  # files that the kernel can drop
-    return min(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

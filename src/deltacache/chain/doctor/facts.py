@@ -25,9 +25,9 @@ import torch
 
 from deltacache import __version__
 from deltacache.models.costs.measuring import product_rate
+from deltacache.models.memory import free_bytes
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
 from deltacache.schemas.secrets import without_secrets
-from deltacache.train.passes import free_bytes
 
 Facts = dict[str, Any]
 
