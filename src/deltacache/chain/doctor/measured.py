@@ -8,7 +8,7 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,7 +35,6 @@ from deltacache.schemas.configs import (
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import VideoRefusedError
 from deltacache.schemas.yaml_files import read_yaml
-from deltacache.train.data import RESIDENT_SHARE, memory_bytes
 
 KINETICS_VIDEOS = 545_000
 """Of the training split of Kinetics-700-2020, as published."""
@@ -91,6 +90,10 @@ class Measurement:
     chains: dict[str, list[Stage]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     took_s: float = 0.0
+
+    def total_h(self, chain: str, precision: Precision) -> float:
+        """Hours of all stages of a chain, one after the other."""
+        return sum(each.hours(precision) for each in self.chains[chain])
 
     @property
     def precisions(self) -> list[Precision]:
@@ -372,6 +375,8 @@ def _world(config: WorldConfig) -> DeltaWorld:
 
 def _stages(name: str, found: Measurement, flops: _Flops) -> list[Stage]:
     """The stages of ``presets/NAME/chain.yaml``, without the evaluation, whose cost is that of its videos."""
+    from deltacache.train.data import RESIDENT_SHARE, memory_bytes
+
     chain, videos = read_yaml(PRESETS / name / "chain.yaml"), found.videos
     final = chain["train_videos"]["image_size"]
     reading = found.disk.get("read_bytes_per_s", float("inf"))
@@ -427,8 +432,3 @@ def _stages(name: str, found: Measurement, flops: _Flops) -> list[Stage]:
         clips = new_steps(place, [w.training for w in worlds]) * world.training.batch_size
         made.append(Stage(f"world model {each['name']}", computing(WORLD, flops.clip(world) * clips)))
     return made
-
-
-def totals(stages: Sequence[Stage], precision: Precision) -> float:
-    """Hours of all stages, one after the other."""
-    return sum(each.hours(precision) for each in stages)

@@ -1,9 +1,12 @@
 """What ``doctor`` found, as plain text to paste into a report."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from deltacache.chain.doctor.facts import Examination, Facts
-from deltacache.chain.doctor.measured import Measurement, totals
+
+if TYPE_CHECKING:
+    from deltacache.chain.doctor.measured import Measurement
 
 
 def examination_text(found: Examination) -> str:
@@ -111,7 +114,7 @@ def _ray(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "RAY_ADDRESS", f"{facts['RAY_ADDRESS']}, not read"
 
 
-def measurement_text(found: Measurement) -> str:
+def measurement_text(found: "Measurement") -> str:
     """Rates, then a table of hours for each chain."""
     lines = [
         ("products", ", ".join(f"{name} {_rate(rate)}" for name, rate in found.product_flop_per_s.items()))
@@ -148,7 +151,7 @@ def measurement_text(found: Measurement) -> str:
             table.append(f"  {each.name.ljust(column)}{hours}  {each.limit(found.precisions[-1])}")
         table.append(
             f"  {'all'.ljust(column)}"
-            + "".join(f"  {_hours(totals(stages, p)):>12}" for p in found.precisions)
+            + "".join(f"  {_hours(found.total_h(name, p)):>12}" for p in found.precisions)
         )
         blocks.append("\n".join(table))
     return "\n\n".join(blocks)
