@@ -39,7 +39,7 @@ from deltacache.schemas.yaml_files import read_yaml
 KINETICS_VIDEOS = 545_000
 """Of the training split of Kinetics-700-2020, as published."""
 CHAINS = ("released", "paper")
-_BUDGET_S = 30.0
+_BUDGET_S = 35.0
 """After which no model is run any more; what is left takes a few seconds."""
 FORWARD, TOKENIZER, WORLD = "forward pass of a ViT-B", "tokenizer step", "world-model step"
 _LAYERS = 2
@@ -134,6 +134,10 @@ def measure(device: torch.device, folder: Path, videos: int, say: Callable[[str]
     }
     found = Measurement(device.type, videos, rates)
     flops = _Flops()
+    for name in (
+        CHAINS
+    ):  # counts operations, which takes as long on a busy machine as all else: models get what is left
+        _stages(name, found, flops)
     _measure_decoding(found)
     _measure_disk(found, folder)
     _measure_models(found, device, started + _BUDGET_S, flops)
@@ -384,7 +388,7 @@ def _stages(name: str, found: Measurement, flops: _Flops) -> list[Stage]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def computing(part: str, flop: float) -> dict[Precision, float]:
-        return {p: flop / found.model_flop_per_s[p][part] / 3600 for p in found.precisions}
+        return {p: flop / found.model_flop_per_s.get(p, {}).get(part, 1.0) / 3600 for p in found.precisions}
 
     def frame_bytes(size: int) -> int:
         return (size // _PATCH) ** 2 * _WIDTH * _HALF_BYTES
