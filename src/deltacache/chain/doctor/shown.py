@@ -122,7 +122,10 @@ def measurement_text(found: "Measurement") -> str:
     for precision, reached in found.model_flop_per_s.items():
         rate = found.product_flop_per_s[precision]
         lines += [
-            (f"{name}, {precision}", f"{_rate(each)}, {each / rate:.0%} of the product rate")
+            (
+                f"{name}, {precision}",
+                _rate(each) + (f", {each / rate:.0%} of the product rate" if each <= rate else ""),
+            )
             for name, each in reached.items()
         ]
     for size, rate in found.decode_clips_per_s.items():
