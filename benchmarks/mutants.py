@@ -410,7 +410,7 @@ NUMBERS = (
         "pipeline/benchmarks/windows.py",
         "frames=each.frames[-count:]",
         "frames=each.frames[:count]",
-        ("pipeline/test_benchmark_layouts.py",),
+        ("pipeline/test_benchmark_layouts.py::test_a_sequence_is_cut_to_the_frames_before_its_label",),
     ),
     Mutant(
         "log-cosh without its constant",

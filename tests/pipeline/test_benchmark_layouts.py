@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from deltacache.pipeline.benchmarks.reading import (
     read_frame,
     read_label,
 )
-from deltacache.pipeline.benchmarks.windows import FrameCounts, frame_numbers
+from deltacache.pipeline.benchmarks.windows import FrameCounts, choose, frame_numbers
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError
 
@@ -74,6 +75,13 @@ def test_longer_sequences_only_where_there_are_frames(mini_benchmarks: Path) -> 
     only_long = benchmark_sequences("vspw", mini_benchmarks / "vspw", FrameCounts((14,)))
     assert len(only_long.sequences) == 2
     assert only_long.dropped == {"fewer than 14 frames up to the target": 3}
+
+
+def test_a_sequence_is_cut_to_the_frames_before_its_label(mini_benchmarks: Path) -> None:
+    """Of more frames than are used, the last ones: the label belongs to the last of all."""
+    (whole, *_) = benchmark_sequences("vspw", mini_benchmarks / "vspw", FrameCounts((7,))).sequences
+    (cut,) = choose([whole], FrameCounts((3,)), Counter()).sequences
+    assert cut.frames == whole.frames[-3:]
 
 
 def test_a_snippet_has_nineteen_frames_before_its_label(mini_benchmarks: Path) -> None:

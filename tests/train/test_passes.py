@@ -1,6 +1,9 @@
 """An effective batch is cut into the largest passes that fit, and into smaller ones when memory runs out."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ from cases import Case, Lines
 
 from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.memory import free_bytes
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
@@ -23,8 +27,8 @@ from deltacache.train.passes import (
     CutBatches,
     PassCost,
     describe_split,
+    describe_time,
     fitting_split,
-    free_bytes,
     measure_passes,
 )
 from deltacache.train.tokenizer import TokenizerTask
@@ -64,11 +68,12 @@ def test_the_largest_pass_that_fits(free: float, expected: tuple[int, int]) -> N
     split = fitting_split(cost, Split(1024), Alone(), CUDA)
     assert (split.batch_size, split.accumulation) == expected
     assert split.effective_batch == 1024
-    said = describe_split(cost, split, 100, CUDA)
+    said = describe_split(cost, split, CUDA)
     assert said.startswith(
         f"effective batch 1,024 (batch {expected[0]:,} x accumulation {expected[1]:,} x workers 1)"
     )
-    assert said.endswith(f"of the {free:.3g} GiB that are free on cuda; at most about 17.1 min for 100 steps")
+    assert said.endswith(f"of the {free:.3g} GiB that are free on cuda")
+    assert describe_time(1024, 100) == "at most about 17 min for 100 steps"
 
 
 def test_one_sample_that_does_not_fit_is_refused() -> None:
@@ -92,10 +97,7 @@ def test_workers_take_the_size_of_the_one_with_the_least_room() -> None:
 
 @pytest.mark.parametrize(("device", "size"), [(CPU, 16), (CUDA, 32)])
 def test_workers_on_one_cpu_share_its_memory(device: torch.device, size: int) -> None:
-    class OfThree(Alone):
-        on_this_node = 3
-
-    split = fitting_split(PassCost(0, GIB, 0.01, 70 * GIB), Split(32), OfThree(), device)
+    split = fitting_split(PassCost(0, GIB, 0.01, 70 * GIB), Split(32), Alone(3, on_this_node=3), device)
     assert split.batch_size == size
 
 
@@ -118,6 +120,11 @@ class Drawn:
             size = part.stop - part.start
             yield torch.randn(2, size, 64, 64) if self._kind == "tokenizer" else torch.randn(size, 8, 64)
 
+    trial_batches = batches
+
+    def bytes_to_load(self, device: torch.device) -> int:
+        return 0
+
     def training_loss(self, batch: Any, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
         if self._kind == "tokenizer":
@@ -134,13 +141,15 @@ def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
     assert all(weight.grad is None for weight in task.model.parameters())
     part = Part(0, 0, 96)
     batch = next(task.batches([part]))
-    with LivingStorages() as storages:
+    weights = sum(weight.nbytes for weight in task.model.parameters())
+    with LivingStorages([*task.model.parameters(), batch]) as storages:
         task.training_loss(batch, part)[0].backward()
-    moments = 2 * sum(weight.nbytes for weight in task.model.parameters())
+    peak, moments = storages.peak - weights, 2 * weights  # weights are there before
     there = measure_passes(task, 96, CPU, moments_there=True)  # of a resumed run: they are not free any more
     assert cost.fixed_bytes - there.fixed_bytes == pytest.approx(moments, rel=0.1)
-    assert storages.peak + moments <= 1.1 * cost.bytes_of(96)
-    assert storages.peak + moments >= 0.7 * cost.bytes_of(96)
+    assert 0.7 * cost.bytes_of(96) <= peak + moments <= 1.1 * cost.bytes_of(96)
+    # One sample: what it computes, gradients and moments, and no weights.
+    assert cost.bytes_of(1) < 0.1 * peak + weights + moments
 
 
 def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
@@ -190,7 +199,9 @@ def test_a_resumed_run_keeps_its_passes(case: Case, tmp_path: Path, monkeypatch:
 def test_passes_that_were_asked_for_are_kept(case: Case, tmp_path: Path) -> None:
     reporter = Lines()
     made = case.run(tmp_path / "run", reporter=reporter, steps=2, batch_size=4, accumulation=3)
-    assert f"train {case.kind}: effective batch 12 (batch 4 x accumulation 3 x workers 1)" in reporter.said
+    cut = f"train {case.kind}: effective batch 12 (batch 4 x accumulation 3 x workers 1): a pass takes "
+    (said,) = (line for line in reporter.said if line.startswith(cut))
+    assert said.endswith(" for 2 steps")
     assert passes_of(made) == 4
 
 
@@ -199,8 +210,111 @@ def test_no_room_for_one_sample(case: Case, tmp_path: Path, monkeypatch: pytest.
         limited(patched, most=0)
         with pytest.raises(DeltacacheError, match=r"not even a pass of one sample fits .* smaller model"):
             case.run(tmp_path / "measured", batch_size=4)
-        with pytest.raises(DeltacacheError, match=r"in step 1.*: free memory .*Tried to allocate 2.00 GiB"):
-            case.run(tmp_path / "given", batch_size=1, accumulation=4)
+    limited(monkeypatch, most=0, from_step=1)  # of which step 0, which is measured, knows nothing
+    with pytest.raises(DeltacacheError, match=r"in step 2.*: free memory .*Tried to allocate 2.00 GiB"):
+        case.run(tmp_path / "given", batch_size=1, accumulation=4)
+
+
+def test_memory_runs_out_in_an_update(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", scarce)
+    with pytest.raises(DeltacacheError, match=r"in the optimizer's update of step 1: free memory on cpu"):
+        case.run(tmp_path / "run", steps=2)
+
+
+def test_memory_runs_out_in_probes_and_the_run_goes_on(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"save_every": 50, "probe_every": 3}
+    whole = case.run(tmp_path / "whole", steps=5, **training)
+
+    def scarce(self: Any) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with monkeypatch.context() as patched:
+        for task in (TokenizerTask, WorldTask):
+            patched.setattr(task, "probes", scarce)
+        with pytest.raises(
+            DeltacacheError, match=r"health probes after step 3, whose state is saved: --resume"
+        ):
+            case.run(tmp_path / "run", steps=5, **training)
+    resumed = case.run(tmp_path / "run", steps=5, resume=True, **training)
+    for name, weight in case.weights(whole).items():
+        assert torch.equal(weight, case.weights(resumed)[name]), name
+
+
+REFUSES = """
+import sys, time
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from deltacache.schemas.configs import TrainingConfig
+from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.progress import SilentReporter
+from deltacache.train import loop
+from deltacache.train.stopping import stop_on_sigterm
+from deltacache.train.workers.distributed import Distributed
+from deltacache.train.workers.group import OtherWorkerFailedError
+
+rank, store, error = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+def measure(*given, **more):
+    if rank == 1:
+        raise DeltacacheError("no room") if error == "refused" else ValueError("a bug")
+    return None
+
+loop.measure_passes = measure
+config = TrainingConfig(steps=1, batch_size=2, learning_rate=1e-3, weight_decay=0.0)
+run = loop.Run(None, config, {}, SilentReporter(), group=Distributed(stop_on_sigterm, 2))
+try:
+    loop._choose_split(SimpleNamespace(kind="world", divisible=True), run, torch.device("cpu"))
+except (DeltacacheError, ValueError, OtherWorkerFailedError) as raised:
+    print(type(raised).__name__)
+"""
+
+
+@pytest.mark.parametrize("error", ["refused", "bug"])
+def test_a_worker_that_cannot_measure_leaves_no_other_waiting(error: str, tmp_path: Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", REFUSES, str(rank), str(tmp_path / "store"), error],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert said == ["OtherWorkerFailedError", "DeltacacheError" if error == "refused" else "ValueError"]
+
+
+def test_slow_passes_are_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, sizes = Drawn("world"), list[int]()
+    loss_of = task.training_loss
+
+    def slow(batch: Any, part: Part) -> Any:
+        sizes.append(part.stop)
+        time.sleep(0.2)
+        return loss_of(batch, part)
+
+    monkeypatch.setattr(task, "training_loss", slow)
+    monkeypatch.setattr("deltacache.train.passes._ENOUGH_S", 0.4)
+    cost = measure_passes(task, 96, CPU)
+    assert sizes == [1]  # two samples might take twice as long
+    assert cost.sample_seconds >= 0.2
+
+
+def test_the_bar_moves_between_rows(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltacache.train.loop._SHOW_S", 0.0)
+    reporter = Lines()
+    case.run(tmp_path / "run", reporter=reporter, steps=7, log_every=3, save_every=50)
+    assert [steps for steps, _ in reporter.advances] == [1] * 7
+    assert [bool(status) for _, status in reporter.advances] == [False, False, True, False, False, True, True]
 
 
 def test_a_head_that_does_not_fit_is_given_an_option_that_it_has() -> None:

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deltacache.schemas.progress import ProgressStage, Reporter
+from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.schemas.secrets import without_secrets
 
 _PLAIN_INTERVAL_S = 15.0
@@ -29,15 +29,6 @@ def _status_text(status: dict[str, float | str]) -> str:
         f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
         for name, value in status.items()
     )
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class _BarStage:

@@ -5,6 +5,18 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``, ``12 years``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 730 else f"{days / 365.25:,.0f} years"
+
+
 class ProgressStage(Protocol):
     """One running stage, counted in items."""
 

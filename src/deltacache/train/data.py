@@ -135,6 +135,14 @@ def tokens_bytes(dataset: Dataset) -> int:
     return len(dataset) * math.prod(token_shape(dataset.card)) * np.dtype(np.float16).itemsize
 
 
+def stored_bytes(dataset: Dataset) -> int:
+    """Size of all tokens in the shards."""
+    size = tokens_bytes(dataset)
+    if dataset.card.dtype != "int8":
+        return size
+    return size // 2 + 4 * size // (2 * dataset.card.hidden_size)  # and a scale in float32 for each token
+
+
 def fits_in_memory(dataset: Dataset, sharers: int = 1) -> bool:
     """Whether the patch tokens take at most ``RESIDENT_SHARE`` of the memory that ``sharers`` processes divide."""
     return tokens_bytes(dataset) <= RESIDENT_SHARE * memory_bytes() / sharers
@@ -248,24 +256,47 @@ def open_clips(
 
     ``sharers`` processes divide the memory. What a GPU cannot hold is pinned: half the time to send it there.
     """
-    if tokens_bytes(dataset) > DELTA_SHARE * memory_bytes() / sharers:
+    if not PendingClips(dataset, device, sharers).resident:
         return MappedClips.of(dataset)
     tokens = torch.from_numpy(dataset.read_all())
-    if device.type == "cuda" and not _fits_on(device, tokens):
+    if device.type == "cuda" and not _fits_on(device, tokens.nbytes):
         tokens = tokens.pin_memory()  # the pageable copy is freed here
     return ResidentClips(tokens.numpy(), dataset.timestamps_s)
 
 
-def _fits_on(device: torch.device, tokens: Tensor) -> bool:
+@dataclass(frozen=True, slots=True)
+class PendingClips:
+    """A dataset whose tokens are loaded when the training needs them; see ``open_clips``."""
+
+    dataset: Dataset
+    device: torch.device = _CPU
+    sharers: int = 1
+
+    @property
+    def resident(self) -> bool:
+        """Whether they will be loaded whole."""
+        return tokens_bytes(self.dataset) <= DELTA_SHARE * memory_bytes() / self.sharers
+
+    @property
+    def bytes_to_load(self) -> int:
+        """Of the memory that the model computes in."""
+        size = tokens_bytes(self.dataset)
+        there = self.device.type == "cpu" or _fits_on(self.device, size)
+        return size if self.resident and there else 0
+
+
+def _fits_on(device: torch.device, size: int) -> bool:
     """Whether they take at most half of the GPU's free memory."""
-    return 2 * tokens.nbytes < torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(device)[0]
 
 
 def place(tokens: Tensor, device: torch.device) -> Tensor:
     """Where tokens stay for a whole run: on a GPU if they take at most half of its free memory, else pinned."""
     if device.type != "cuda":
         return tokens
-    return tokens.to(device) if _fits_on(device, tokens) else tokens.pin_memory()  # itself if it is pinned
+    return (
+        tokens.to(device) if _fits_on(device, tokens.nbytes) else tokens.pin_memory()
+    )  # itself if it is pinned
 
 
 def clip_batches(

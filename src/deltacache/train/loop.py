@@ -1,5 +1,6 @@
 """The training loop, shared by the tokenizer and the world model."""
 
+import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,18 +14,32 @@ from deltacache.models.checkpoints import Kind
 from deltacache.models.devices import allow_tf32, forward_precision
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.progress import ProgressStage, Reporter
+from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.train.checkpoints import checkpoint_folder
 from deltacache.train.meter import Meter, NonFiniteError
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Part, Split
-from deltacache.train.passes import CutBatches, cut_into, describe_split, fitting_split, measure_passes
+from deltacache.train.passes import (
+    CutBatches,
+    PassCost,
+    cut_into,
+    describe_split,
+    describe_time,
+    fitting_split,
+    measure_passes,
+    memory_for,
+)
+from deltacache.train.preview import bfloat16_share, preview
 from deltacache.train.record import FolderRecord, NoRecord, Record
 from deltacache.train.schedules import described, rate_at
 from deltacache.train.trained import TrainedModel
-from deltacache.train.workers.group import Alone, Group, Loss
+from deltacache.train.workers.group import Alone, Group, Loss, OtherWorkerFailedError
 
 BatchT = TypeVar("BatchT")
+_SHOW_S = 5.0
+"""Between two movements of the bar without a row."""
+_WORTH_A_HINT_S = 300.0
+"""Of training, before a few passes are spent on what another precision would have saved."""
 
 
 class TrainingTask(Protocol[BatchT]):
@@ -49,6 +64,22 @@ class TrainingTask(Protocol[BatchT]):
         """The batches of these parts, in order."""
         ...
 
+    def trial_batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
+        """The same, for a few parts: data that ``batches`` loads whole are not loaded for them."""
+        ...
+
+    def bytes_to_load(self, device: torch.device) -> int:
+        """Of the device's memory (the host's, of a CPU), that data take when ``batches`` begins."""
+        ...
+
+    def bytes_to_read(self, samples: int) -> int:
+        """What a training of so many samples reads from the dataset."""
+        ...
+
+    def inputs_computed(self, samples: int) -> int:
+        """How many inputs of so many samples are computed while a pass waits; the others are at hand."""
+        ...
+
     def training_loss(self, batch: BatchT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend, and detached scalars to log beside it: means over the part."""
         ...
@@ -66,6 +97,7 @@ class Run:
         metadata: goes into every checkpoint's ``config.json``.
         first_step: how many steps are done; ``optimizer_state`` is the optimizer's after them.
         samples_per_pass: of the run that this one resumes.
+        dry_run: say what the training would take, and write nothing.
     """
 
     out: Path
@@ -77,6 +109,7 @@ class Run:
     samples_per_pass: int | None = None
     group: Group = field(default_factory=Alone)
     hint: str = "the same command with --resume goes on"
+    dry_run: bool = False
 
     @property
     def split(self) -> Split:
@@ -113,7 +146,9 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     guard = FiniteGuard(optimizer, device)
     for line in described(config, run.first_step):
         run.reporter.line(f"train {task.kind}: {line}")
-    split = _choose_split(task, run, device)
+    cost, split = _choose_split(task, run, device)
+    if run.dry_run:
+        return _dry_run(task, run, optimizer, cost, split)
     meter = Meter(run.first_step, split.effective_batch)
     training_loss = group.shared(task.model, task.training_loss)
     with (
@@ -122,31 +157,40 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         run.reporter.stage(f"train {task.kind}", config.steps, done=run.first_step) as stage,
         closing(CutBatches(task, split, steps, device)) as batches,
     ):
+        shown, shown_at = run.first_step, time.monotonic()
         for step in steps:
             while (values := _gradients(batches, step, training_loss, optimizer, meter, run)) is None:
                 batches.cut_smaller(step)  # outside, the traceback has let go of what the pass had computed
                 record.note_split(batches.split)
                 run.reporter.line(f"train {task.kind}: out of memory in step {step + 1}, now {batches.split}")
-            norm = clip_gradients(parameters, config.gradient_clip)
-            means = _means(values, group)
-            guard.look_at(means["loss"], norm)
-            rate = set_rate(optimizer, rate_at(step, config))
-            optimizer.step()  # does nothing from the first step on that is not finite
+            with memory_for(f"the optimizer's update of step {step + 1}", device):
+                norm = clip_gradients(parameters, config.gradient_clip)
+                means = _means(values, group)
+                guard.look_at(means["loss"], norm)
+                rate = set_rate(optimizer, rate_at(step, config))
+                optimizer.step()  # does nothing from the first step on that is not finite
             meter.add({**means, "gradient_norm": norm}, rate)
             done, stopped = step + 1, group.any(stop.asked)
             end = done == config.steps or stopped
             save, probe = end or done % config.save_every == 0, end or done % config.probe_every == 0
             if save or probe or done % config.log_every == 0:
                 row = _row(meter, task, optimizer, record)
-                _show(stage, meter, row, run.reporter)
-                record.add({**row, **(task.probes() if probe and group.rank == 0 else {})})
+                _show(stage, meter, row, done - shown, run.reporter)
+                probes = _probes(task, optimizer, record, done) if probe and group.rank == 0 else {}
+                record.add({**row, **probes})
                 if save:
                     record.save(task.model, optimizer, done)
                 meter.restart_clock()
+                shown, shown_at = done, time.monotonic()
+            elif (
+                time.monotonic() - shown_at > _SHOW_S
+            ):  # rows may be far apart; loss and speed come with them
+                stage.advance(done - shown)
+                shown, shown_at = done, time.monotonic()
             if stopped:
                 break
         record.finish()
-    run.reporter.line(f"train {task.kind}: {meter.summary()}")
+    run.reporter.line(f"train {task.kind}: {_summary(task, run, meter, device)}")
     if done < config.steps:
         run.reporter.line(
             f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; {run.hint}"
@@ -155,10 +199,37 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     return checkpoint_folder(run.out, config.steps)
 
 
-def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> Split:
-    """How steps are cut into passes: as the config says, as before, or the largest passes that fit; says which."""
-    split, cost = run.split, None
-    if run.config.accumulation is None and task.divisible:
+def _dry_run(
+    task: TrainingTask[Any], run: Run, optimizer: torch.optim.Optimizer, cost: PassCost, split: Split
+) -> Path:
+    """Say what the training would take."""
+    for line in preview(task, run.config, optimizer, cost, split, run.config.steps - run.first_step):
+        run.reporter.line(f"train {task.kind}: {line}")
+    run.reporter.line(f"train {task.kind}: this was a dry run, nothing was written to {run.out}")
+    return run.out
+
+
+def _summary(task: TrainingTask[Any], run: Run, meter: Meter, device: torch.device) -> str:
+    """The last line: of a long training, also what another precision would have saved."""
+    said = meter.summary()
+    if run.group.rank > 0 or meter.total_s < _WORTH_A_HINT_S:
+        return said
+    share = bfloat16_share(task, run.config, device)
+    if share is None:
+        return said
+    return f"{said}; --precision bfloat16 would have taken about {duration(share * meter.total_s)} less on this CPU"
+
+
+def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tuple[PassCost, Split]:
+    """How steps are cut into passes: as the config says, as before, or the largest passes that fit.
+
+    Says which, and how long the training will take.
+
+    Raises:
+        OtherWorkerFailedError: another worker cannot measure, and has said why.
+    """
+    split, failed = run.split, True
+    try:
         cost = measure_passes(
             task,
             split.effective_batch,
@@ -166,13 +237,26 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> Sp
             run.config.precision,
             moments_there=run.optimizer_state is not None,
         )
+        failed = False
+    finally:  # or those that measured would wait for this one
+        failed_somewhere = run.group.any(failed)
+    if failed_somewhere:
+        raise OtherWorkerFailedError("another worker could not measure its passes")
+    if run.config.accumulation is None and task.divisible:
         split = fitting_split(cost, split, run.group, device)
         before = run.samples_per_pass
         if before is not None and before < split.batch_size and run.split.batch_size % before == 0:
             split = cut_into(run.split, before)  # bitwise what an unbroken run would compute
     steps = run.config.steps - run.first_step
-    run.reporter.line(f"train {task.kind}: {describe_split(cost, split, steps, device)}")
-    return split
+    said = describe_split(cost, split, device)
+    if not run.dry_run:
+        samples = split.batch_size * split.accumulation * steps
+        seconds = samples * cost.sample_seconds + task.inputs_computed(samples) * cost.input_seconds
+        said += f"; {describe_time(seconds, steps)}"
+        if (size := task.bytes_to_load(device)) > 2**30:
+            said += f"; {size / 2**30:,.3g} GiB of tokens are loaded first"
+    run.reporter.line(f"train {task.kind}: {said}")
+    return cost, split
 
 
 def _gradients(
@@ -239,10 +323,30 @@ def _row(
         raise
 
 
-def _show(stage: ProgressStage, meter: Meter, row: Mapping[str, float], reporter: Reporter) -> None:
+def _probes(
+    task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: Record, done: int
+) -> dict[str, float]:
+    """The task's probes.
+
+    Raises:
+        DeltacacheError: they run out of memory; the state after ``done`` steps is saved before.
+    """
+    try:
+        return task.probes()
+    except torch.OutOfMemoryError as error:
+        record.save_now(task.model, optimizer, done)
+        raise DeltacacheError(
+            f"out of memory in the health probes after step {done}, whose state is saved: --resume goes on, with a "
+            f"larger --probe-every or a smaller training.probe_clips. PyTorch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _show(
+    stage: ProgressStage, meter: Meter, row: Mapping[str, float], steps: int, reporter: Reporter
+) -> None:
     """Move the bar to the row's step: loss, speed, how much of the time was waiting; the bar knows what is left."""
     stage.advance(
-        meter.interval_steps,
+        steps,
         loss=f"{row['loss']:.4g}",
         clips_per_s=f"{row['clips_per_s']:,.0f}",
         step=f"{1000 * row['step_time_s']:.1f} ms",

@@ -61,8 +61,8 @@ class Meter:
         self._step = first_step
         self._effective_batch = effective_batch
         self._watch = SpikeWatch()
-        self._total_steps = 0
-        self._total_s = 0.0
+        self.total_steps = 0
+        self.total_s = 0.0
         self._total_wait_s = 0.0
         self.spikes: list[str] = []  # of the last row
         self.restart_clock()
@@ -121,8 +121,8 @@ class Meter:
         columns = dict(zip(names, table.double().T.tolist(), strict=True))
         self.spikes = self._watch.found(self._step + 1, columns)
         self._step += steps
-        self._total_steps += steps
-        self._total_s += elapsed_s
+        self.total_steps += steps
+        self.total_s += elapsed_s
         wait_s = self._wait_s * steps / len(self._values)  # fewer steps than values where one was not finite
         self._total_wait_s += wait_s
         return {
@@ -139,8 +139,8 @@ class Meter:
 
     def summary(self) -> str:
         """All intervals in one line."""
-        seconds = max(self._total_s, 1e-9)
+        seconds = max(self.total_s, 1e-9)
         return (
-            f"{self._total_steps} steps, {self._effective_batch * self._total_steps / seconds:,.0f} clips/s, "
+            f"{self.total_steps} steps, {self._effective_batch * self.total_steps / seconds:,.0f} clips/s, "
             f"{100 * self._total_wait_s / seconds:.1f} % of the time waiting for data"
         )

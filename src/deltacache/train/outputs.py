@@ -46,15 +46,18 @@ ModelT = TypeVar("ModelT", bound=SavedModel)
 
 
 @contextmanager
-def holding_output(out: Path, command: str, *, resume: bool) -> Iterator[None]:
+def holding_output(out: Path, command: str, *, resume: bool, dry_run: bool = False) -> Iterator[None]:
     """Hold the lock of an output folder, so that a second command that would write there is refused.
 
-    With several workers, the command that started them holds it.
+    With several workers, the command that started them holds it. A dry run takes no lock: it writes nothing.
 
     Raises:
         DeltacacheError: the folder may not be written (see ``check_output``), or another command writes there.
     """
     check_output(out, resume=resume)  # before a lock is put there
+    if dry_run:
+        yield
+        return
     with dataset_lock(out, command):
         yield
 
@@ -66,6 +69,7 @@ def claim_output(
     metadata: Mapping[str, Any],
     *,
     resume: bool,
+    dry_run: bool = False,
 ) -> Resumed[ModelT] | None:
     """Make sure that ``out`` may be written, and return what to go on from (``None``: start at step 0).
 
@@ -77,9 +81,12 @@ def claim_output(
         MismatchError: the run there was of the other trainer, or had another config or other data.
     """
     check_output(out, resume=resume)
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)  # first, so that an interrupted start is known
-    for folder in (out, out / "checkpoints"):
-        remove_leftovers(folder)
+    if not dry_run:
+        (out / "checkpoints").mkdir(
+            parents=True, exist_ok=True
+        )  # first, so that an interrupted start is known
+        for folder in (out, out / "checkpoints"):
+            remove_leftovers(folder)
     resumed = load_newest(out, kind, load)
     if resumed is not None:
         _check_same_run(resumed, metadata)

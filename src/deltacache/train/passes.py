@@ -4,39 +4,29 @@ The effective batch belongs to the recipe, how it is cut to the machine. Gradien
 so every cut gives the same numbers to float32 rounding.
 """
 
-import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.devices import forward_precision
+from deltacache.models.memory import free_bytes
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.progress import duration
 from deltacache.train.order import Part, Split
 from deltacache.train.workers.group import Group
 
 BatchT = TypeVar("BatchT")
 _TRIED = (1, 2, 4, 8, 16)
 """Samples of the passes that are measured, as far as time and memory allow."""
-_ENOUGH_S = 10.0
+_ENOUGH_S = 8.0
 _SHARE = {"cuda": 0.9, "cpu": 0.7}
 """Of the free memory; an allocator leaves gaps, and other programs share a host's memory."""
-_CGROUPS = tuple(
-    (*(f"/sys/fs/cgroup/{name}" for name in files), cached)
-    for files, cached in (
-        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
-        (
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-            "total_inactive_file",
-        ),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +37,15 @@ class PassCost:
         fixed_bytes: gradients, the optimizer's moments, and what does not grow with the pass.
         sample_bytes: of each further sample.
         sample_seconds: measured in a small pass, so an upper bound where large passes are more efficient.
-        free_bytes: that could be taken before the first pass.
+        free_bytes: that could be taken before the first pass, less what the data will take.
+        input_seconds: of making one of those inputs that are computed while training.
     """
 
     fixed_bytes: int
     sample_bytes: int
     sample_seconds: float
     free_bytes: int
+    input_seconds: float = 0.0
 
     def bytes_of(self, samples: int) -> int:
         """Peak of a pass of so many samples."""
@@ -70,10 +62,11 @@ def measure_passes(
 ) -> PassCost:
     """Run passes of 1, 2, 4, … samples of the first step, backward included, and change nothing.
 
-    Everything that a pass draws depends on the step and the position alone, so training is not disturbed.
+    Everything that a pass draws depends on the step and the position alone, so training is not disturbed. Of a task
+    whose batches may not be cut, a GPU runs the whole one: the bits of features that it keeps depend on the batch.
 
     Args:
-        task: a ``TrainingTask`` whose batches may be cut.
+        task: a ``TrainingTask``.
         effective_batch: samples of a step.
         moments_there: the optimizer has its moments already, as that of a resumed run: they are not free any more.
 
@@ -82,18 +75,24 @@ def measure_passes(
     """
     weights = [weight for weight in task.model.parameters() if weight.requires_grad]
     sizes = [size for size in _TRIED if size <= effective_batch]
+    if not task.divisible and device.type != "cpu":
+        sizes = [effective_batch]
+    state = [(buffer, buffer.clone()) for buffer in task.model.buffers()]  # running means of BatchNorm
     measured: list[tuple[int, int, float]] = []  # samples, peak bytes, seconds
-    free, started = 0, time.perf_counter()
-    with closing(task.batches(Part(0, 0, size) for size in sizes)) as batches:
+    free, input_seconds, started = 0, 0.0, time.perf_counter()
+    with closing(task.trial_batches(Part(0, 0, size) for size in sizes)) as batches:
         for size, batch in zip(sizes, batches, strict=True):
-            free = free or free_bytes(device)  # after the data have taken their place
-            if len(measured) > 1:
+            if not free:
+                input_seconds = (time.perf_counter() - started) / size
+                free = free_bytes(device) - task.bytes_to_load(device)
+            if measured:
                 taken = time.perf_counter() - started
-                if taken + 2 * measured[-1][2] > _ENOUGH_S or _line(measured)[1] * size > free / 2:
+                large = len(measured) > 1 and _line(measured)[1] * size > free / 2
+                if large or taken + 2 * measured[-1][2] > _ENOUGH_S:
                     break
             begun = time.perf_counter()
             try:
-                with _peak(device) as peak:
+                with _peak(device, [*task.model.parameters(), *task.model.buffers()]) as peak:
                     with forward_precision(device, precision):
                         loss, _ = task.training_loss(batch, Part(0, 0, size))
                     loss.backward()
@@ -101,17 +100,21 @@ def measure_passes(
             except torch.OutOfMemoryError:
                 _forget_gradients(weights)
                 if not measured:
+                    smallest = "one sample" if size == 1 else f"{size} samples"
                     raise DeltacacheError(
-                        f"not even a pass of one sample fits in the {_gib(free)} that are free on {device}: free "
+                        f"not even a pass of {smallest} fits in the {_gib(free)} that are free on {device}: free "
                         "memory there, choose a smaller model or image size, or another device"
                     ) from None
                 break
             _forget_gradients(weights)
             measured.append((size, peak[0], time.perf_counter() - begun))
+    with torch.no_grad():
+        for buffer, before in state:
+            buffer.copy_(before)
     fixed, slope = _line(measured)
     moments = 0 if moments_there else 2 * sum(weight.nbytes for weight in weights)
     size, _, seconds = measured[-1]
-    return PassCost(fixed + moments, slope, seconds / size, free)
+    return PassCost(fixed + moments, slope, seconds / size, free, input_seconds)
 
 
 def _line(measured: list[tuple[int, int, float]]) -> tuple[int, int]:
@@ -191,23 +194,33 @@ class CutBatches(Generic[BatchT]):
         self._batches = self._task.batches(self.split.parts_of(range(step, self._end)))
 
 
-def describe_split(cost: PassCost | None, split: Split, steps: int, device: torch.device) -> str:
-    """One line: effective batch, passes, memory, and how long ``steps`` will take."""
-    if cost is None:
-        return f"effective batch {split}"
-    hours = cost.sample_seconds * split.batch_size * split.accumulation * steps / 3600
-    took = (
-        f"{hours:.1f} h"
-        if hours >= 1
-        else f"{60 * hours:.1f} min"
-        if hours > 1 / 60
-        else f"{3600 * hours:.0f} s"
-    )
-    most = "at most about" if device.type == "cuda" else "about"
+def describe_split(cost: PassCost, split: Split, device: torch.device) -> str:
+    """Effective batch, passes and memory."""
     return (
         f"effective batch {split}: a pass takes {_gib(cost.bytes_of(split.batch_size))} of the "
-        f"{_gib(cost.free_bytes)} that are free on {device.type}; {most} {took} for {steps:,} steps"
+        f"{_gib(cost.free_bytes)} that are free on {device.type}"
     )
+
+
+def describe_time(seconds: float, steps: int) -> str:
+    """How long ``steps`` will take, from passes of few samples, which take longer a sample than large ones."""
+    return f"at most about {duration(seconds)} for {steps:,} steps"
+
+
+@contextmanager
+def memory_for(what: str, device: torch.device) -> Iterator[None]:
+    """Name what ran out of memory inside, where smaller passes are no way out.
+
+    Raises:
+        DeltacacheError: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeltacacheError(
+            f"out of memory in {what}: free memory on {device}, give a smaller --batch-size or larger --accumulation, "
+            f"or choose a smaller model. PyTorch says: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _gib(size: int) -> str:
@@ -220,8 +233,8 @@ def _forget_gradients(weights: list[torch.nn.Parameter]) -> None:
 
 
 @contextmanager
-def _peak(device: torch.device) -> Iterator[list[int]]:
-    """The most bytes that were taken inside at once, beyond those before: one number, there at the end."""
+def _peak(device: torch.device, held: list[torch.Tensor]) -> Iterator[list[int]]:
+    """The most bytes that were taken inside at once, beyond those before (``held``): one number, there at the end."""
     peak: list[int] = []
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -231,26 +244,6 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
         torch.cuda.synchronize(device)
         peak.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    with LivingStorages() as storages:
+    with LivingStorages(held) as storages:
         yield peak
-    peak.append(storages.peak)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take: of the GPU, or of the host within its control group."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except OSError:  # not Linux
-        found = []
-    for limit, used, stat, cached in _CGROUPS:
-        try:
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
-            counts = dict(line.split() for line in Path(stat).read_text().splitlines())
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-        found.append(left + int(counts.get(cached, 0)))  # files that the kernel can drop
-    return min(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    peak.append(storages.peak - storages.held_bytes)

@@ -38,6 +38,7 @@ class TrainingRequest(Generic[ConfigT]):
         resume: go on from the newest checkpoint in ``out``, if there is one.
         start_from: output of the stage before, of which ``config.training.start`` says what is taken.
         hint: how a user goes on after SIGTERM.
+        dry_run: say what the training would take, and write nothing.
     """
 
     data: AnyPath | str
@@ -47,6 +48,7 @@ class TrainingRequest(Generic[ConfigT]):
     device: str
     start_from: Path | None = None
     hint: str = "the same command with --resume goes on"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Output(Generic[ModelT]):
     resumed: Resumed[ModelT] | None
     before: StageBefore[ModelT] | None
     group: Group
+    dry_run: bool
 
     @property
     def finished(self) -> Path | None:
@@ -127,7 +130,7 @@ class Output(Generic[ModelT]):
 
     def run(self, reporter: Reporter, hint: str) -> Run:
         """Begin: the resolved config is saved beside what follows."""
-        if self.group.rank == 0:
+        if self.group.rank == 0 and not self.dry_run:
             with replacing(self.out / "config.yaml") as temporary:
                 save_config(self.config, temporary)
         begun = self.resumed or self.before
@@ -143,6 +146,7 @@ class Output(Generic[ModelT]):
             samples_per_pass=passes,
             group=self.group,
             hint=hint,
+            dry_run=self.dry_run,
         )
 
 
@@ -191,12 +195,13 @@ def open_output(
         if resumed is not None:
             check_same_start(resumed.metadata, start_from)
         record = before.record if before else (resumed.metadata if resumed else {}).get("started_from")
-        return Output(out, config, {**metadata, "started_from": record}, resumed, before, group)
+        metadata_now = {**metadata, "started_from": record}
+        return Output(out, config, metadata_now, resumed, before, group, request.dry_run)
 
     def first() -> tuple[Output[ModelT], int]:
         goes_on = request.resume and finished_checkpoints(out)
         before = None if goes_on else stage_before()  # before anything is written
-        resumed = claim_output(out, kind, load, metadata, resume=request.resume)
+        resumed = claim_output(out, kind, load, metadata, resume=request.resume, dry_run=request.dry_run)
         return output(before, resumed), NOTHING_DONE if resumed is None else resumed.step
 
     def others(step: int) -> Output[ModelT]:

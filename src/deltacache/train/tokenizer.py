@@ -15,7 +15,17 @@ from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import PairBatch, PairSettings, PairSource, open_pairs, pair_batches
+from deltacache.train.data import (
+    PairBatch,
+    PairSettings,
+    PairSource,
+    StreamedFeatures,
+    fits_in_memory,
+    open_pairs,
+    pair_batches,
+    stored_bytes,
+    tokens_bytes,
+)
 from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
 from deltacache.train.outputs import holding_output
@@ -70,6 +80,27 @@ class TokenizerTask:
         """See ``TrainingTask``."""
         black = self._dataset.black_patch_tokens
         return pair_batches(self._source, black, self._settings, parts, self._device)
+
+    def trial_batches(self, parts: Iterable[Part]) -> Generator[PairBatch]:
+        """See ``TrainingTask``."""
+        source, black = StreamedFeatures(self._dataset), self._dataset.black_patch_tokens
+        return pair_batches(source, black, self._settings, parts, self._device)
+
+    def bytes_to_load(self, device: torch.device) -> int:
+        """See ``TrainingTask``: features that fit are kept in the host's memory."""
+        loads = device.type == "cpu" and fits_in_memory(self._dataset, self._sharers)
+        return tokens_bytes(self._dataset) if loads else 0
+
+    def bytes_to_read(self, samples: int) -> int:
+        """See ``TrainingTask``."""
+        once = stored_bytes(self._dataset)
+        if fits_in_memory(self._dataset, self._sharers):
+            return once
+        return samples * 2 * once // (len(self._dataset) * self._settings.frames)
+
+    def inputs_computed(self, samples: int) -> int:
+        """See ``TrainingTask``: none, pairs are read ahead."""
+        return 0
 
     def training_loss(self, batch: PairBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``; ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess.

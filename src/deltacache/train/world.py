@@ -1,6 +1,7 @@
 """``train-world``: a world model on the tokens of whole clips, delta tokens or patch tokens (method section 1)."""
 
 from collections.abc import Callable, Generator, Iterable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,15 @@ from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import ClipBatch, MappedClips, ResidentClips, clip_batches, open_clips
+from deltacache.train.data import (
+    ClipBatch,
+    MappedClips,
+    PendingClips,
+    ResidentClips,
+    clip_batches,
+    open_clips,
+    stored_bytes,
+)
 from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
 from deltacache.train.outputs import holding_output
@@ -40,7 +49,7 @@ class WorldTask:
     def __init__(
         self,
         model: WorldModel,
-        arrays: ResidentClips | MappedClips,
+        arrays: ResidentClips | MappedClips | PendingClips,
         grid: tuple[int, int],
         config: WorldConfig,
         device: torch.device,
@@ -49,15 +58,46 @@ class WorldTask:
         training = config.training
         split = split or Split(training.batch_size, training.accumulation or 1)
         self.model = model.to(device).train()
-        self._arrays, self._grid = arrays, grid
+        self._given, self._grid = arrays, grid
         self._config = config
         self._device = device
         self._effective_batch = split.effective_batch
+
+    @cached_property
+    def _arrays(self) -> ResidentClips | MappedClips:
+        given = self._given
+        return (
+            open_clips(given.dataset, given.device, given.sharers)
+            if isinstance(given, PendingClips)
+            else given
+        )
 
     def batches(self, parts: Iterable[Part]) -> Generator[ClipBatch]:
         """See ``TrainingTask``."""
         seed = self._config.training.seed
         return clip_batches(self._arrays, self._effective_batch, seed, parts, self._device)
+
+    def trial_batches(self, parts: Iterable[Part]) -> Generator[ClipBatch]:
+        """See ``TrainingTask``."""
+        given, seed = self._given, self._config.training.seed
+        clips = MappedClips.of(given.dataset) if isinstance(given, PendingClips) else given
+        return clip_batches(clips, self._effective_batch, seed, parts, self._device)
+
+    def bytes_to_load(self, device: torch.device) -> int:
+        """See ``TrainingTask``."""
+        return self._given.bytes_to_load if isinstance(self._given, PendingClips) else 0
+
+    def bytes_to_read(self, samples: int) -> int:
+        """See ``TrainingTask``."""
+        given = self._given
+        if not isinstance(given, PendingClips):
+            return 0
+        once = stored_bytes(given.dataset)
+        return once if given.resident else samples * once // len(given.dataset)
+
+    def inputs_computed(self, samples: int) -> int:
+        """See ``TrainingTask``: none."""
+        return 0
 
     def training_loss(self, batch: ClipBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``; the noise of a clip is that of its step and position."""
@@ -143,7 +183,7 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
 
     def run() -> Path:
         split = split_of(config.training, group)
-        arrays = open_clips(dataset, target, group.on_this_node)
+        arrays = PendingClips(dataset, target, group.on_this_node)
         task = WorldTask(output.model(build), arrays, dataset.card.patch_grid, config, target, split)
         return train(task, output.run(reporter, request.hint))
 

@@ -112,6 +112,38 @@ def futures_cost(system: System, encoder: InputConvention, setting: Setting, dev
     return _measured(roll_out, lambda: [*(w for each in modules for w in each.parameters()), pixels], device)
 
 
+def product_rate(device: torch.device, dtype: torch.dtype, seconds: float, side: int | None = None) -> float:
+    """FLOP a second of square matrix products, the fastest of those that ``seconds`` allow, and of at least five."""
+    side = side or (1024 if device.type == "cpu" else 8192)
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    shortest, started = float("inf"), time.perf_counter()
+
+    def product() -> float:
+        begun = time.perf_counter()
+        result = left @ right
+        if device.type != "cpu":
+            result[0, 0].item()  # waits for it
+        return time.perf_counter() - begun
+
+    product()
+    runs = 0
+    while runs < 5 or time.perf_counter() - started < seconds:
+        shortest, runs = min(shortest, product()), runs + 1
+    return 2 * side**3 / shortest
+
+
+def cpu_bfloat16_gain() -> float:
+    """How many times as fast one core of this CPU multiplies in bfloat16 as in float32; below 1 where it converts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several would wait for each other
+    try:
+        cpu = torch.device("cpu")
+        single, half = (product_rate(cpu, dtype, 0.3, 512) for dtype in (torch.float32, torch.bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+    return half / single
+
+
 def _measured(run: Callable[[], Any], held: Callable[[], Iterable[Tensor]], device: torch.device) -> Cost:
     run()  # kernels are chosen and moments made
     peak = _peak_on_cuda(run, device) if device.type == "cuda" else _peak_of_tensors(run, held())
@@ -146,6 +178,7 @@ class LivingStorages(TorchDispatchMode):
 
     Attributes:
         peak: the most bytes at once, those of ``held`` included.
+        held_bytes: those of ``held``.
     """
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
@@ -154,6 +187,7 @@ class LivingStorages(TorchDispatchMode):
         self._live = self.peak = 0
         for tensor in held:
             self._follow(tensor)
+        self.held_bytes = self._live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -472,7 +472,7 @@ def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None
         text += f"; refused {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"
     if throughput is None:
         return text + "; already complete, nothing to do"
-    return text + f"; {throughput.line()}"
+    return text + f"; {throughput.line()}{throughput.bfloat16_hint(read_card(out))}"
 
 
 def _precision(settings: ExtractionSettings, job: _Job) -> Precision:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,6 +65,15 @@ class _Known:
     features: Tensor
 
 
+def mean_file_bytes(frames: TrainingFrames, most: int = 256) -> float:
+    """Bytes of a frame's files with its label's, on average over the first ``most`` frames."""
+    some = frames.frames[:most]
+    sizes = [
+        Path(path).stat().st_size for each in some for path in (each.frame, each.label) if path is not None
+    ]
+    return sum(sizes) / len(some)
+
+
 class HeadFrames:
     """The frames of a training, seen through a frozen backbone.
 
@@ -96,6 +106,16 @@ class HeadFrames:
         ):
             for keys, loaded in read:
                 yield self._batch(keys, loaded)
+
+    def computed(self, samples: int) -> int:
+        """How many of so many frames go through the backbone, once it is known whether they are kept."""
+        variants = 2 if 0 < self._config.flip < 1 else 1
+        return min(samples, variants * len(self._frames.frames)) if self._keep else samples
+
+    @property
+    def frame_bytes(self) -> float:
+        """Of the files of a frame, on average over the first ones."""
+        return mean_file_bytes(self._frames)
 
     def _read(
         self, seed: int, effective_batch: int, parts: Iterable[Part], pool: ThreadPoolExecutor

@@ -30,6 +30,7 @@ from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, sent
+from deltacache.train.heads.data import mean_file_bytes
 from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segmentation_loss_by_rows
 from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
 from deltacache.train.heads.tasks import LinearHead, LinearTask
@@ -71,6 +72,7 @@ class WholeFrames:
         device: torch.device,
     ) -> None:
         self._frames, self._config = frames.frames, config
+        self._listed = frames
         self._features, self._device = features, device
         self._known: OrderedDict[tuple[int, bool], _Seen] = OrderedDict()
         self._bytes = 0
@@ -78,6 +80,18 @@ class WholeFrames:
     def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[FrameBatch]:
         """The batches of ``parts``: frames epoch by epoch, some of them mirrored."""
         return prefetch((self._batch(seed, effective_batch, part) for part in parts), _AHEAD)
+
+    def computed(self, samples: int) -> int:
+        """How many of so many frames go through the backbone: those beyond what memory keeps come again."""
+        variants = 2 if 0 < self._config.flip < 1 else 1
+        whole, seen = variants * len(self._frames), max(1, len(self._known))
+        kept = min(whole, int(RESIDENT_SHARE * memory_bytes() / max(1, self._bytes / seen)))
+        return min(samples, whole) if kept == whole else samples
+
+    @property
+    def frame_bytes(self) -> float:
+        """Of the files of a frame, on average over the first ones."""
+        return mean_file_bytes(self._listed)
 
     def _batch(self, seed: int, effective_batch: int, part: Part) -> FrameBatch:
         numbers = batch_items(seed, part.step, effective_batch, len(self._frames))[part.positions]
@@ -129,7 +143,14 @@ class WholeFrameHeadTask(LinearTask[FrameBatch]):
 
 
 def train_foresight_head(
-    root: Path, out: Path, config: ForesightHeadConfig, *, resume: bool, device: str, reporter: Reporter
+    root: Path,
+    out: Path,
+    config: ForesightHeadConfig,
+    *,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
+    dry_run: bool = False,
 ) -> Path:
     """Train a head on the labelled frames below ``root`` and return the last checkpoint.
 
@@ -138,12 +159,18 @@ def train_foresight_head(
         MismatchError: ``resume`` with another config, backbone or other frames.
         DeltacacheError: ``out`` holds something else, or the loss became non-finite.
     """
-    with holding_output(out, "train-foresight-head", resume=resume):
-        return _train(root, out, config, resume=resume, device=device, reporter=reporter)
+    with holding_output(out, "train-foresight-head", resume=resume, dry_run=dry_run):
+        return _train(root, out, config, resume, device, reporter, dry_run)
 
 
 def _train(
-    root: Path, out: Path, config: ForesightHeadConfig, *, resume: bool, device: str, reporter: Reporter
+    root: Path,
+    out: Path,
+    config: ForesightHeadConfig,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
+    dry_run: bool,
 ) -> Path:
     frames = _frames(root, config)
     reporter.line(f"train head: {len(frames.frames):,} whole frames of cityscapes, for {config.task}")
@@ -157,7 +184,7 @@ def _train(
         loaded = load_head(path, config.task)
         return LoadedModel(loaded.model, loaded.fingerprint, loaded.metadata)
 
-    resumed = claim_output(out, "head", load, metadata, resume=resume)
+    resumed = claim_output(out, "head", load, metadata, resume=resume, dry_run=dry_run)
     step, state = (resumed.step, resumed.optimizer_state) if resumed else (0, None)
     if resumed is not None and step >= config.training.steps:
         reporter.line(f"train head: {resumed.folder} has all its steps, nothing to do")
@@ -166,9 +193,10 @@ def _train(
     seen = WholeFrames(frames, config, features, chosen)
     weights = config.gradient_loss, config.rmse_loss
     task = WholeFrameHeadTask(model.to(chosen), seen, config.training.seed, effective_batch, weights)
-    with replacing(out / "config.yaml") as temporary:
-        save_config(config, temporary)
-    return train(task, Run(out, config.training, metadata, reporter, step, state))
+    if not dry_run:
+        with replacing(out / "config.yaml") as temporary:
+            save_config(config, temporary)
+    return train(task, Run(out, config.training, metadata, reporter, step, state, dry_run=dry_run))
 
 
 def _builder(config: ForesightHeadConfig, features: FrameFeatures) -> Callable[[], LinearHead]:

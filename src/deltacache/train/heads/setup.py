@@ -1,7 +1,7 @@
 """What training a head does before the loop: backbone, device, checks, output folder, seeded weights."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +38,7 @@ class HeadRequest:
         resume: go on from the newest checkpoint in ``out``, if there is one.
         kitti_split: list of KITTI's training frames, instead of its folders.
         kitti_test: list of KITTI's test frames, if it is not in the root.
+        dry_run: say what the training would take, and write nothing.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class HeadRequest:
     device: str
     kitti_split: Path | None = None
     kitti_test: Path | None = None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,16 @@ class HeadSetup(Generic[ModelT]):
 
     def run(self, reporter: Reporter) -> Run:
         """Begin: the resolved config is saved beside what follows."""
-        with replacing(self.request.out / "config.yaml") as temporary:
-            save_config(self.config, temporary)
         out, training, resumed = self.request.out, self.config.training, self.resumed
+        if not self.request.dry_run:
+            with replacing(out / "config.yaml") as temporary:
+                save_config(self.config, temporary)
+        run = Run(out, training, self.metadata, reporter, dry_run=self.request.dry_run)
         if resumed is None:
-            return Run(out, training, self.metadata, reporter)
+            return run
         passes = resumed.metadata.get("samples_per_pass")
-        return Run(out, training, self.metadata, reporter, resumed.step, resumed.optimizer_state, passes)
+        state = resumed.optimizer_state
+        return replace(run, first_step=resumed.step, optimizer_state=state, samples_per_pass=passes)
 
 
 def open_head(
@@ -115,7 +120,12 @@ def open_head(
         "code_version": __version__,
     }
     resumed = claim_output(
-        request.out, kind, lambda path: load(path, backbone), metadata, resume=request.resume
+        request.out,
+        kind,
+        lambda path: load(path, backbone),
+        metadata,
+        resume=request.resume,
+        dry_run=request.dry_run,
     )
     return HeadSetup(request, config, frames, backbone, device, metadata, resumed)
 

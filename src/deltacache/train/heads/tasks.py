@@ -37,6 +37,15 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 class Frames(Protocol[BatchT_co]):
     """Frames that come in batches."""
 
+    def computed(self, samples: int) -> int:
+        """How many of so many frames go through the backbone; the others are kept."""
+        ...
+
+    @property
+    def frame_bytes(self) -> float:
+        """Of the files of a frame, on average."""
+        ...
+
     def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[BatchT_co]:
         """The batches of ``parts``, in order."""
         ...
@@ -55,6 +64,20 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
     def batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
         """See ``TrainingTask``."""
         return self._frames.batches(self._seed, self._effective_batch, parts)
+
+    trial_batches = batches
+
+    def bytes_to_load(self, device: torch.device) -> int:
+        """See ``TrainingTask``: none at the beginning."""
+        return 0
+
+    def bytes_to_read(self, samples: int) -> int:
+        """See ``TrainingTask``."""
+        return int(self._frames.computed(samples) * self._frames.frame_bytes)
+
+    def inputs_computed(self, samples: int) -> int:
+        """See ``TrainingTask``: frames go through the backbone when they come up."""
+        return self._frames.computed(samples)
 
     @abstractmethod
     def training_loss(self, batch: BatchT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:

@@ -73,7 +73,7 @@ def train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) -> 
         CheckpointError: no such backbone, or a damaged checkpoint.
         DeltacacheError: ``out`` holds something else, or the loss became non-finite.
     """
-    with holding_output(request.out, "train-head", resume=request.resume):
+    with holding_output(request.out, "train-head", resume=request.resume, dry_run=request.dry_run):
         return _train_head(request, config, reporter)
 
 
@@ -106,7 +106,7 @@ def _train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) ->
 
 def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
     """Train an RGB decoder on the pictures below ``request.root``; see ``train_head``."""
-    with holding_output(request.out, "train-head", resume=request.resume):
+    with holding_output(request.out, "train-head", resume=request.resume, dry_run=request.dry_run):
         return _train_rgb_decoder(request, config, reporter)
 
 

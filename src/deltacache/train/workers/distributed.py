@@ -11,14 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deltacache.train.order import Part
 from deltacache.train.stopping import Stop
-from deltacache.train.workers.group import Loss
+from deltacache.train.workers.group import Loss, OtherWorkerFailedError
 
 ResultT = TypeVar("ResultT")
 _FAILED = -(2**62)
-
-
-class FirstWorkerFailedError(RuntimeError):
-    """The first worker has said why; this one only ends."""
 
 
 class Distributed:
@@ -61,13 +57,13 @@ class Distributed:
         """See ``Group``.
 
         Raises:
-            FirstWorkerFailedError: on the others, when the first one failed.
+            OtherWorkerFailedError: on the others, when the first one failed.
         """
         told = torch.tensor(_FAILED)
         if self.rank > 0:
             dist.broadcast(told, src=0)
             if told == _FAILED:
-                raise FirstWorkerFailedError("the first worker could not begin")
+                raise OtherWorkerFailedError("the first worker could not begin")
             return others(int(told))
         try:
             result, number = first()

@@ -14,6 +14,10 @@ Loss = Callable[[Any, Part], tuple[Tensor, dict[str, Tensor]]]
 """A task's ``training_loss``: of a batch and its part."""
 
 
+class OtherWorkerFailedError(RuntimeError):
+    """Another worker has said why; this one only ends."""
+
+
 class Group(Protocol):
     """The seam for several workers: the loop, the order and the draws know no more of them than this."""
 
@@ -63,11 +67,17 @@ class Group(Protocol):
 
 
 class Alone:
-    """One worker, in the process of the command."""
+    """One worker, in the process of the command.
 
-    workers = 1
+    Args:
+        workers: more for a preview of the first one of so many.
+        on_this_node: how many of them share this machine.
+    """
+
     rank = 0
-    on_this_node = 1
+
+    def __init__(self, workers: int = 1, on_this_node: int = 1) -> None:
+        self.workers, self.on_this_node = workers, on_this_node
 
     def shared(self, model: nn.Module, loss: Loss) -> Loss:
         """See ``Group``."""

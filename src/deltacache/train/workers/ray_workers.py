@@ -38,7 +38,8 @@ from deltacache.train.meter import NonFiniteError
 from deltacache.train.outputs import RAY_FOLDER, check_output
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.stopping import Stop, stop_on_sigterm
-from deltacache.train.workers.distributed import Distributed, FirstWorkerFailedError
+from deltacache.train.workers.distributed import Distributed
+from deltacache.train.workers.group import OtherWorkerFailedError
 from deltacache.train.workers.relay import Relay, RelayReporter, Replay, Standing
 from deltacache.train.workers.trainable import OPEN, PREPARE, Workers
 
@@ -279,7 +280,7 @@ def _work(settings: Mapping[str, Any]) -> None:
         ray.get(relay.call.remote("refuse", str(error), settled=group.rank == 0))
     except DeltacacheError as error:
         ray.get(relay.call.remote("refuse", str(error), settled=True))
-    except FirstWorkerFailedError:
+    except OtherWorkerFailedError:
         return
     except SystemExit:  # after SIGTERM
         if group.rank == 0:
