@@ -150,7 +150,7 @@ class _Job:
                     folding.committed(result.shard_id)
                     if budget is not None and budget.exceeded_by(len(progress.failed)):
                         break  # the check of the whole dataset, in which these count too, says so
-        settle_commits(self.out, alone=True)
+        settle_commits(self.out, alone=True, lock=self.lock.token)
         return throughput
 
 
@@ -256,6 +256,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 (job.out, card),
                 settings.tokenizer,
                 features.black_patch_tokens,
+                job.lock.token,
             )
             if grown:
                 clips = {task.shard_id: clips_of([task]) for task in grown}
@@ -311,7 +312,7 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     decode = DecodePlan(
         DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views
     )
-    build = partial(video_worker, out, work.card, work.encoder)
+    build = partial(video_worker, out, work.card, work.encoder, job.lock.token)
     throughput = None
     if retried:
         _save(work.resolved, out)

@@ -85,9 +85,11 @@ def _video_delta_encoder(
     )
 
 
-def video_worker(out: UPath, card: DatasetCard, encoder: BuildEncoder, device: str) -> VideoShardWorker:
-    """A worker that makes shards of ``out`` from videos; runs where it will work."""
-    return VideoShardWorker(out, card, encoder(device))
+def video_worker(
+    out: UPath, card: DatasetCard, encoder: BuildEncoder, lock: str, device: str
+) -> VideoShardWorker:
+    """A worker that makes shards of ``out`` from videos, while ``lock`` is held; runs where it will work."""
+    return VideoShardWorker(out, card, encoder(device), lock)
 
 
 def feature_worker(
@@ -95,9 +97,10 @@ def feature_worker(
     deltas: tuple[UPath, DatasetCard],
     tokenizer: Path,
     black: np.ndarray,
+    lock: str,
     device: str,
 ) -> FeatureShardWorker:
-    """A worker that makes shards of deltas from those of features; runs where it will work."""
+    """A worker that makes shards of deltas from those of features, while ``lock`` is held; runs where it will work."""
     card = deltas[1]
     encoder = build_delta_encoder(
         tokenizer,
@@ -108,4 +111,4 @@ def feature_worker(
         frames=card.sampling.frames,
         tokenizer_precision=card.tokenizer_precision,
     )
-    return FeatureShardWorker(features, deltas, encoder)
+    return FeatureShardWorker(features, deltas, encoder, lock)

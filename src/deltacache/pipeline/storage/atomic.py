@@ -5,6 +5,7 @@ Temporary names carry the host and process of the attempt, so that leftovers of 
 what somebody is writing now; nothing of that gets into a file.
 """
 
+import errno
 import filecmp
 import os
 import re
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}-.+", re.DOTALL)
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES, errno.EINVAL)
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
@@ -196,18 +198,11 @@ def write_bytes(final: AnyPath, content: bytes) -> None:
 def write_new(final: AnyPath, content: bytes) -> bool:
     """Write ``final`` unless something is there; whether it holds ``content`` then.
 
-    On a local disk, who reads it while it is written, or after a crash, may find the beginning of ``content``.
+    On a local disk without hard links, who reads it while it is written, or after a crash, may find the beginning of
+    ``content``.
     """
     if is_local(final):
-        try:
-            with final.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            return False
-        sync(final.parent)
-        return True
+        return _created(final, content)
     try:
         put(final, content, exclusive=True)
     except Exception as error:
@@ -221,6 +216,31 @@ def write_new(final: AnyPath, content: bytes) -> bool:
             if isinstance(error, FileExistsError):
                 return False  # and is gone again
             raise error from None
+    return True
+
+
+def _created(final: Path, content: bytes) -> bool:
+    """Make a local file unless something is there; whether it was made."""
+    temporary = temporary_path(final)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        final.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            with final.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+    finally:
+        remove(temporary)
+    sync(final.parent)
     return True
 
 
