@@ -58,7 +58,7 @@ from deltacache.pipeline.storage.atomic import (
 from deltacache.pipeline.storage.checksums import crc32c_of_file
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.lock_records import LOCK_FILE, held_by
-from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in
+from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in, size_of
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DatasetError, MismatchError
 
@@ -108,7 +108,7 @@ def write_shard(
     """
     from deltacache.models.devices import processor_kind  # torch is imported only where something is written
 
-    if not replaces and receipt_path(root, shard_id).exists():
+    if not replaces and size_of(receipt_path(root, shard_id)) is not None:
         return checked_receipt(root, shard_id, card)
     with _errors_of_the_work(), readable_errors(root / SHARDS / f"shard-{shard_id}"):
         staged = _new_folder(root, shard_id)
@@ -173,7 +173,7 @@ def _publish(root: AnyPath, shard_id: str, staged: AnyPath, replaces: str, lock:
     """
     content = json.dumps({"attempt": staged.name, "replaces": replaces, "lock": lock}).encode() + b"\n"
     number, unreadable = 0, 0
-    while (digest := receipt_digest(root, shard_id)) == replaces and (staged / _RECEIPT).exists():
+    while (digest := receipt_digest(root, shard_id)) == replaces and size_of(staged / _RECEIPT) is not None:
         commit = _commit_path(root, shard_id, replaces, number)
         held = content if write_new(commit, content) else _content_of(commit)
         if lock:
@@ -270,7 +270,7 @@ def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> N
         forget_tables(root, [shard_id])
     make_folder(root / SHARDS)
     in_a_group = any(not name.endswith(".tar") for name in receipt.files)
-    if in_a_group and not (root / SHARDS / _GROUP).exists():
+    if in_a_group and size_of(root / SHARDS / _GROUP) is None:
         move(staged / _GROUP, root / SHARDS / _GROUP)
     for path, name in files.items():
         move(path, root / name)
@@ -281,9 +281,9 @@ def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> N
 
 def _is_there(staged: AnyPath, final: AnyPath, record: FileRecord) -> bool:
     """Whether a file waits to be moved, or has been moved."""
-    if staged.exists():
+    if size_of(staged) is not None:
         return True
-    return final.exists() and final.stat().st_size == record.bytes and crc32c_of_file(final) == record.crc32c
+    return size_of(final) == record.bytes and crc32c_of_file(final) == record.crc32c
 
 
 def forget_tables(root: AnyPath, shard_ids: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from upath import UPath
 import deltacache
 from deltacache.models.backbone import Backbone
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.work.encoders import (
     ChosenBackbone,
     ClipEncoder,
@@ -86,9 +87,10 @@ def _video_delta_encoder(
 
 
 def video_worker(
-    out: UPath, card: DatasetCard, encoder: BuildEncoder, lock: str, device: str
+    out: UPath, card: DatasetCard, encoder: BuildEncoder, lock: str, retry_s: float, device: str
 ) -> VideoShardWorker:
     """A worker that makes shards of ``out`` from videos, while ``lock`` is held; runs where it will work."""
+    set_patience(retry_s)
     return VideoShardWorker(out, card, encoder(device), lock)
 
 
@@ -98,9 +100,11 @@ def feature_worker(
     tokenizer: Path,
     black: np.ndarray,
     lock: str,
+    retry_s: float,
     device: str,
 ) -> FeatureShardWorker:
     """A worker that makes shards of deltas from those of features, while ``lock`` is held; runs where it will work."""
+    set_patience(retry_s)
     card = deltas[1]
     encoder = build_delta_encoder(
         tokenizer,

@@ -147,6 +147,7 @@ def _try(
             card,
             feature_encoder(settings, precision),
             "",
+            settings.limits.retry_s,
             placement.device,
         )
         rate, groups = probe(build, videos, decode, placement)

@@ -28,6 +28,8 @@ from deltacache.pipeline.storage.storage import (
     objects_below,
     put,
     remove_object,
+    retried,
+    size_of,
     upload,
 )
 
@@ -87,7 +89,7 @@ def remove(path: AnyPath) -> None:
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        retried(path.unlink, missing_ok=True)
 
 
 @contextmanager
@@ -191,6 +193,10 @@ def write_bytes(final: AnyPath, content: bytes) -> None:
     if not is_local(final):
         put(final, content)
         return
+    retried(_replace_bytes, final, content)  # as a whole: what was not synced may be lost
+
+
+def _replace_bytes(final: Path, content: bytes) -> None:
     with replacing(final) as temporary:
         temporary.write_bytes(content)
 
@@ -202,7 +208,7 @@ def write_new(final: AnyPath, content: bytes) -> bool:
     ``content``.
     """
     if is_local(final):
-        return _created(final, content)
+        return retried(_created, final, content)
     try:
         put(final, content, exclusive=True)
     except Exception as error:
@@ -220,14 +226,14 @@ def write_new(final: AnyPath, content: bytes) -> bool:
 
 
 def _created(final: Path, content: bytes) -> bool:
-    """Make a local file unless something is there; whether it was made."""
+    """Make a local file unless something is there; whether it holds ``content`` then."""
     temporary = temporary_path(final)
     try:
         temporary.write_bytes(content)
         sync(temporary)
         final.hardlink_to(temporary)
     except FileExistsError:
-        return False
+        return final.read_bytes() == content  # an earlier try made it, and failed then
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -252,8 +258,8 @@ def move(source: AnyPath, final: AnyPath) -> None:
     with suppress(FileNotFoundError):
         if is_local(source):
             make_folder(final.parent)
-            source.replace(str(final))
-            sync(Path(str(final)).parent)
+            retried(source.replace, str(final))
+            retried(sync, Path(str(final)).parent)
         elif not is_local(final):
             copy_object(source, final)
             remove_object(source)
@@ -261,7 +267,7 @@ def move(source: AnyPath, final: AnyPath) -> None:
 
 def write_if_changed(final: AnyPath, content: bytes) -> None:
     """Write ``final`` whole or not at all, unless it holds ``content`` already."""
-    if not final.is_file() or final.stat().st_size != len(content) or final.read_bytes() != content:
+    if size_of(final) != len(content) or read_file(final) != content:
         write_bytes(final, content)
 
 

@@ -73,13 +73,21 @@ class DatasetLock:
         """Drawn for this one lock."""
         return self._record.token
 
+    def check(self) -> None:
+        """Refuse to go on without the lock.
+
+        Raises:
+            DatasetError: it was lost to another command.
+        """
+        self._hold.check()
+
     def update(self, status: Mapping[str, Any]) -> None:
         """Publish JSON values for ``read_lock``, once a second at most (a lease: with its next renewal).
 
         Raises:
             DatasetError: the lock was lost to another command.
         """
-        self._hold.check()
+        self.check()
         self._record.status = dict(status)
         self._hold.publish()
 

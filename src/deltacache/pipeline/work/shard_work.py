@@ -17,6 +17,7 @@ from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.decoding.work import DecodedGroup
 from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
@@ -155,7 +156,7 @@ def check_is_here(root: UPath, result: ShardResult) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     for path in (*(root / name for name in result.files), receipt_path(root, result.shard_id)):
         with readable_errors(path, "read"):
-            while not path.exists():
+            while size_of(path) is None:
                 if time.monotonic() > deadline:
                     raise DatasetError(
                         f"shard {result.shard_id} was committed on {result.host}, but {path} is not there on "
