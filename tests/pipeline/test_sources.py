@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import find_videos, video_id_of
 from deltacache.pipeline.inputs.video_names import frames_among
 from deltacache.schemas.clips import check_id
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 
 
 def make(root: Path, *names: str) -> Path:
@@ -228,10 +229,17 @@ def test_archives_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert "sub/UCF101.rar" in notes[0]
 
 
-def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_one_failed_video(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "b/c.mp4")
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"v")
-    with pytest.raises(DeltacacheError, match="is not UTF-8"):
-        find_videos(str(tmp_path), None)
+    (tmp_path / os.fsdecode(b"d\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"d\xff") / "e.mp4").write_bytes(b"v")
+    videos = find_videos(str(tmp_path), None)
+    assert [video.video_uri for video in videos] == ["a.mp4", "b/c.mp4", "caf\\xe9.mp4", "d\\xff/e.mp4"]
+    for video in videos[2:]:
+        with pytest.raises(VideoRefusedError, match="unreadable: its name is not UTF-8"):
+            content_sha256(video.path)
+    assert find_videos(str(tmp_path), None) == videos
 
 
 def test_real_videos_are_all_found(real_videos: Path) -> None:

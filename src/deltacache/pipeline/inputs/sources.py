@@ -20,6 +20,7 @@ from deltacache.pipeline.inputs.locations import PlainFile
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
     is_video,
+    readable_name,
     suffix_of,
     video_id_of,
 )
@@ -148,7 +149,9 @@ def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = 
     videos, unread = list[VideoSource](), list[str]()
     for folder in folders:
         videos += videos_of(folder)
-        unread += [folder.uri_of(name) for name in folder.files if suffix_of(name) in (".rar", ".7z")]
+        unread += [
+            readable_name(folder.uri_of(name)) for name in folder.files if suffix_of(name) in (".rar", ".7z")
+        ]
     if tell is not None and unread:
         more = ", ..." if len(unread) > 3 else ""
         tell(

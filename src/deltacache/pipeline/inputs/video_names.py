@@ -18,6 +18,11 @@ _FRAME = re.compile(
 )
 
 
+def readable_name(name: str) -> str:
+    r"""A name of a file with what is not UTF-8 as ``\xff``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def video_id_of(video_uri: str) -> str:
     """A slug of the stem (at most 40 characters) and ten hex digits of the SHA-256 of the uri."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(video_uri).stem).strip("-")[:40].strip("-")
