@@ -105,6 +105,12 @@ def test_a_file_elsewhere_does_not_stand_in_for_a_missing_one(videos: Path) -> N
         uris(videos / "l.txt")
 
 
+def test_lists_of_ffmpegs_concat_name_files(videos: Path) -> None:
+    text = "ffconcat version 1.0\nfile 'sub/a.mp4'\nduration 3\n# x\nfile b\\ c.mp4\nfile 'it'\\''s.mp4'\n"
+    (videos / "l.txt").write_text(text)
+    assert uris(videos / "l.txt") == ["b c.mp4", "it's.mp4", "sub/a.mp4"]
+
+
 def test_a_column_can_be_forced(videos: Path) -> None:
     (videos / "l.csv").write_text("path,second\nsub/a.mp4,b c.mp4\n")
     assert uris(videos / "l.csv") == ["sub/a.mp4"]
@@ -200,7 +206,7 @@ def test_videos_inside_a_parquet_are_read(
 
 
 @pytest.mark.parametrize("layout", ["{label}/", "", "train/{label}/", "{label_}/"])
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "json by id"])
 def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path: Path) -> None:
     rows = [("eating cake", "-a_b", 3, 13), ("eating cake", "gone", 0, 10), ("yoga", "cc", 1000, 1010)]
     names = []
@@ -218,11 +224,22 @@ def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path:
         pq.write_table(pa.Table.from_pylist(table), tmp_path / "l.parquet")
     elif suffix == "json":
         (tmp_path / "l.json").write_text(json.dumps(table))
+    elif suffix == "json by id":  # Kinetics-700
+        held = {
+            video: {
+                "annotations": {"label": label, "segment": [float(start), float(end)]},
+                "duration": 10.0,
+                "subset": "train",
+                "url": f"https://www.youtube.com/watch?v={video}",
+            }
+            for label, video, start, end in rows
+        }
+        (tmp_path / "l.json").write_text(json.dumps(held))
     else:
         lines = [",".join(map(str, row.values())) for row in table]
         (tmp_path / "l.csv").write_text("\n".join([",".join(table[0]), *lines]))
     notes = list[str]()
-    assert uris(tmp_path / f"l.{suffix}", notes=notes) == sorted(names)
+    assert uris(tmp_path / f"l.{suffix.split(maxsplit=1)[0]}", notes=notes) == sorted(names)
     assert "3 entries of column 'youtube_id_time_start_time_end', which name files below" in notes[0]
 
 

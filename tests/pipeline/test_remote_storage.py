@@ -37,7 +37,9 @@ from deltacache.pipeline.datasets.dataset import (
 )
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipts
+from deltacache.pipeline.storage import sealing
 from deltacache.pipeline.storage.atomic import (
+    is_temporary,
     move,
     readable_errors,
     remove,
@@ -535,6 +537,23 @@ def test_a_disk_is_tried_again_where_that_helps(tmp_path: Path, monkeypatch: pyt
             write_bytes(tmp_path / "d", b"4")
         assert len(errors) == 1
     assert all_bytes(tmp_path) == {"b": b"2", "c": b"1"}
+
+
+def test_a_table_that_is_fetched_lies_where_leftovers_are_removed(
+    memory_root: UPath, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(memory_root, "features", "webdataset", "a")
+    plain, places = sealing.fetch_file, list[str]()
+
+    def fetch_file(path: UPath, local: Path) -> None:
+        places.append(str(local.relative_to(spool)))
+        plain(path, local)
+
+    monkeypatch.setattr(sealing, "fetch_file", fetch_file)
+    assert len(open_dataset(memory_root)) == 2
+    assert places
+    assert all(is_temporary(place.partition("/")[0]) for place in places)
+    assert list(spool.iterdir()) == []
 
 
 def test_local_paths_in_every_form_are_local(tmp_path: Path) -> None:

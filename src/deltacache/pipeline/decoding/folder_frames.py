@@ -38,7 +38,8 @@ class FolderSource:
         if not named:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES,
-                "the folder holds no frames: pictures must be named <anything>_<seconds>.jpg, or all by a number alone",
+                "the folder holds no frames: pictures must be named <anything>_<seconds>.jpg, or "
+                "all count (0001.jpg, frame0001.jpg)",
             )
         timed = sorted((float(number), file) for number, file in named)
         self.decoder, rate = "frames", 1.0

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,11 @@ _PATHS_OF_STRUCTS = ("path", *(name for name in _USUAL if name != "path"))
 _SEPARATORS = (",", ";", "\t", "|")
 _RATES = frozenset({"frames_per_second", "fps", "frame_rate"})
 _SAMPLE = 16
+# Lists of FFmpeg's concat demuxer
+_CONCAT_FILE = re.compile(r"\s*file\s+\S")
+_CONCAT = re.compile(
+    r"\s*(?:#|(?:ffconcat|file|duration|inpoint|outpoint|option|stream|exact_stream_id|chapter|file_packet_\w+)\s)"
+)
 _URL = 0.5
 
 Tell = Callable[[str], None]
@@ -332,6 +338,10 @@ def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
     lines = [
         line for line in text.splitlines() if line.strip() and not (suffix == ".txt" and line.startswith("#"))
     ]
+    if any(_CONCAT_FILE.match(line) for line in lines) and all(map(_CONCAT.match, lines)):
+        files = [shlex.split(line)[1] for line in lines if _CONCAT_FILE.match(line)]
+        yield [Column("file", files)]
+        return
     first = {".csv": ",", ".tsv": "\t"}.get(suffix)
     separators = [first, *(each for each in _SEPARATORS if each != first)] if first else list(_SEPARATORS)
     fields = [each for each in separators if each and any(each in line for line in lines[:_SAMPLE])]
@@ -462,7 +472,14 @@ def _of_rows(content: Sequence[Any]) -> list[Column]:
 
 
 def _keyed(held: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": key, **(value if isinstance(value, dict) else {})} for key, value in held.items()]
+    """Rows of an object's keys and what they hold; of Kinetics-700 also label and stretch, as its CSV has them."""
+    rows = list[dict[str, Any]]()
+    for key, value in held.items():
+        rows.append({"id": key, **(value if isinstance(value, dict) else {})})
+        about = rows[-1].get("annotations")
+        if isinstance(about, dict) and len(segment := about.get("segment") or ()) == 2:
+            rows[-1] |= {"label": about.get("label"), **dict(zip(_KINETICS, (key, *segment), strict=True))}
+    return rows
 
 
 def _text(value: Any) -> str:

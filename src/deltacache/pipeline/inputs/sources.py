@@ -88,7 +88,7 @@ def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
 def _without_counted(videos: list[VideoSource], source: str, tell: Tell | None) -> list[VideoSource]:
     counted = [video.video_uri for video in videos if video.is_counted]
     names = f"{', '.join(counted[:3])}{', ...' if len(counted) > 3 else ''}"
-    about = f"{source}: {len(counted)} folders of pictures that are named by a number alone ({names})"
+    about = f"{source}: {len(counted)} folders of pictures whose names only count them ({names})"
     way_out = "if they are frames of videos, give --frames-per-second (1000 for milliseconds), or a list of the folders"
     if counted and len(counted) == len(videos):
         raise DeltacacheError(f"{about} and no other video: {way_out} with a column frames_per_second")
