@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.AvifImagePlugin  # these two would only be looked for when a picture is none of the common kinds
+import PIL.AvifImagePlugin  # Pillow looks for these two only when a picture is of no common kind
 import PIL.WebPImagePlugin  # noqa: F401
 from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -313,7 +313,7 @@ def _named_files(base: str, columns: Sequence[Column], least: float) -> tuple[Co
 
 
 def _parent(path: str, label: str) -> tuple[str, str]:
-    """The folder of a file above that of its class, and how that is named: "" there is none, " " as the class is,
+    """The folder of a file above that of its class, and how that is named: "" for no such folder, " " as the class is,
     "_" with underscores.
     """
     parent, _, name = path.rpartition("/")[0].rpartition("/")

@@ -352,7 +352,7 @@ def _settle_changes(
         refuse_changed(job.out, changed)
     elif changed:
         shards = drop_changed(job.out, changed)
-        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made anew")
+        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made again")
     return bool(changed)
 
 

@@ -172,7 +172,7 @@ class Lease:
             self._remove()
         raise DatasetError(
             f"{self._path.parent} cannot be locked: its store ignores the condition `If-None-Match: *`, by which an "
-            "object is written only if there is none, so that two commands could write to one output at once. "
+            "object is written only if it does not exist, so that two commands could write to one output at once. "
             "Write to a store that honours it (AWS S3, Google Cloud Storage, Azure, MinIO, R2), or to a local folder, "
             "and copy that"
         )
