@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py ../shared/videos/fixture --sizes 128 256 512
 
-The stretch is the first ``--seconds`` of each clip, cut out without encoding it anew, so that any view's frames lie
+The stretch is the first ``--seconds`` of each clip, cut out without encoding it again, so that any view's frames lie
 within the same few groups of pictures. Best of ``--repeats``, one thread.
 
 probe    reading all packets

@@ -1,4 +1,4 @@
-"""How often do 95 % intervals hold the true value, and how often does ``compare`` see a difference where there is none?
+"""How often do 95 % intervals hold the true value, and how often does ``compare`` see a difference between equals?
 
     python benchmarks/interval_coverage.py                     all of it, about ten minutes
     python benchmarks/interval_coverage.py --repeats 500 --units 4 6 --cases miou scenes

@@ -39,6 +39,7 @@ _OF_FEATURES = {
     "store",
     "precision",
     "changed_videos",
+    "retry_for",
     "ray_address",
     "wait_for_nodes",
     "encoders",
@@ -115,10 +116,15 @@ def extract_features(
         >>> len(features)
         12
     """
+    run_extraction(source, out, reporter or SilentReporter(), settings)
+    return open_dataset(out, "features")
+
+
+def run_extraction(source: AnyPath, out: AnyPath, reporter: Reporter, settings: Mapping[str, Any]) -> None:
+    """``extract_features`` without opening what it made, which a store is asked for."""
     from deltacache.pipeline.jobs import offline
 
-    offline.extract_features(extraction_settings(source, settings), place(out), reporter or SilentReporter())
-    return open_dataset(out, "features")
+    offline.extract_features(extraction_settings(source, settings), place(out), reporter)
 
 
 def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> ExtractionSettings:
@@ -155,15 +161,21 @@ def tokenize(
         >>> deltas.read(0).delta_tokens.shape
         (8, 384)
     """
+    run_tokenize(source, out, tokenizer, reporter or SilentReporter(), settings)
+    return open_dataset(out, "deltas")
+
+
+def run_tokenize(
+    source: AnyPath, out: AnyPath, tokenizer: AnyPath, reporter: Reporter, settings: Mapping[str, Any]
+) -> None:
+    """``tokenize`` without opening what it made, which a store is asked for."""
     from deltacache.pipeline.jobs import offline
 
-    reporter = reporter or SilentReporter()
     job = tokenize_settings(source, tokenizer, settings)
     if isinstance(job, TokenizeSettings):
         offline.tokenize_features(job, place(out), reporter)
     else:
         offline.tokenize_videos(job, place(out), reporter)
-    return open_dataset(out, "deltas")
 
 
 def tokenize_settings(

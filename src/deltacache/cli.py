@@ -126,7 +126,7 @@ def extract_features(
 
         reporter.line(preview_extraction(job, api.place(out), reporter.line))
         return
-    api.extract_features(source, out, reporter=reporter, **settings)
+    api.run_extraction(source, out, reporter, settings)
 
 
 @app.command("fit-pca", rich_help_panel=PIPELINE)
@@ -220,7 +220,7 @@ def tokenize(
     from deltacache.chain.terminal import terminal_reporter
 
     with usage_errors():
-        api.tokenize(source, out, tokenizer, reporter=terminal_reporter(), **settings)
+        api.run_tokenize(source, out, tokenizer, terminal_reporter(), settings)
 
 
 @app.command("train-world", rich_help_panel=TRAINING)

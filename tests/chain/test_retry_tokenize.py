@@ -36,7 +36,13 @@ def _lose_a_video(features: UPath, out: UPath, tokenizer: Path) -> str:
     cards = open_dataset(features), open_dataset(out)
     drop_shards(out, [task.shard_id])
     worker = feature_worker(
-        (features, cards[0].card), (out, cards[1].card), tokenizer, cards[0].black_patch_tokens, "cpu"
+        (features, cards[0].card),
+        (out, cards[1].card),
+        tokenizer,
+        cards[0].black_patch_tokens,
+        "",
+        300.0,
+        "cpu",
     )
     blamed = task.videos[0].video_uri
     work = Work(Kind.COMMIT, task, culprits=((blamed, "the encoder died"),))

@@ -1,5 +1,6 @@
 """Faults of workers, through a real Ray: processes that die, errors that come again, workers that do not start."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, p
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.decoding.work import DecodeSettings
 from deltacache.pipeline.inputs.sources import find_videos
+from deltacache.pipeline.storage import atomic
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
 from deltacache.pipeline.work.placement import DecodeShare, Placement
 from deltacache.pipeline.work.shard_work import ShardResult
@@ -66,6 +69,22 @@ class StubEncoder:
 
 def build(root: UPath, card: DatasetCard, encoder: StubEncoder) -> ShardWorker:
     return VideoShardWorker(root, card, encoder)
+
+
+def build_on_a_failing_disk(root: UPath, card: DatasetCard, errors: Path) -> ShardWorker:
+    """The first ten shards that are flushed are lost, in whatever process: as with a network disk that is away."""
+    plain = atomic.sync
+
+    def sync(path: Path) -> None:
+        number = len(list(errors.iterdir()))
+        if path.name.endswith(".tar") and number < 10:
+            (errors / f"{number}-{os.getpid()}").touch()
+            raise OSError(errno.EIO, "Input/output error")
+        plain(path)
+
+    atomic.sync = sync
+    set_patience(2)
+    return build(root, card, StubEncoder())
 
 
 def build_nothing() -> ShardWorker:
@@ -152,6 +171,17 @@ def test_workers_that_die_by_chance_cost_nothing(run: Run, tmp_path: Path) -> No
     assert dataset.failures.num_rows == 0
     assert list(marks.iterdir())
     assert any("was lost" in line for line in run.lines)
+
+
+def test_shards_that_a_disk_does_not_take_for_a_while_are_made_again(run: Run, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    errors.mkdir()
+    set_patience(100)
+    run(lambda root, card: partial(build_on_a_failing_disk, root, card, errors))
+    assert len(list(errors.iterdir())) >= 10
+    assert len(open_dataset(run.out)) == 12
+    assert open_dataset(run.out).failures.num_rows == 0
+    assert any("is tried again" in line and "Input/output error" in line for line in run.lines)
 
 
 def test_what_a_worker_refuses_ends_the_job_with_its_message(run: Run) -> None:

@@ -6,6 +6,7 @@ is: none of its clean-up happens, as after SIGKILL.
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +27,21 @@ from deltacache.pipeline.datasets.dataset import (
     read_plan,
     write_plan,
 )
-from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks
+from deltacache.pipeline.datasets.finishing import finished_summary
+from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, open_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import Receipt, StoredClip, read_receipt
 from deltacache.pipeline.datasets.repair import repair_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.storage import atomic
+from deltacache.pipeline.storage.atomic import write_bytes
 from deltacache.pipeline.storage.checksums import crc32c_of_file
+from deltacache.pipeline.storage.lock_records import LOCK_FILE, LockRecord
 from deltacache.pipeline.storage.storage import AnyPath, objects_below
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.errors import DeltacacheError
 
 both_stores = pytest.mark.parametrize("store", ["webdataset", "zarr"])
-STEPS = ("move", "write_new", "remove", "read_file", "write_bytes")  # in commits.py
+STEPS = ("move", "write_new", "remove", "read_file", "write_bytes", "held_by")  # in commits.py
 REMOTE_STEPS = ("copy_object", "remove_object")  # in atomic.py: of which a move consists in an object store
 
 
@@ -128,10 +132,17 @@ def _marked(clip: Any, mark: int) -> FeatureClip:
 
 
 def attempt(
-    root: AnyPath, store: str, task: ShardTask, mark: int, replaces: str = ""
+    root: AnyPath, store: str, task: ShardTask, mark: int, replaces: str = "", lock: str = ""
 ) -> Callable[[], Receipt]:
     card, clips = small_card("features", store), clips_of(task, mark)
-    return lambda: write_shard(root, card, task.shard_id, clips, [], sources_of(task), replaces=replaces)
+    return lambda: write_shard(
+        root, card, task.shard_id, clips, [], sources_of(task), replaces=replaces, lock=lock
+    )
+
+
+def taken(root: AnyPath, token: str) -> None:
+    """A command takes the lock."""
+    write_bytes(root / LOCK_FILE, LockRecord("extract-features", "lease", token=token).to_bytes())
 
 
 def marks_of(root: AnyPath, receipt: Receipt) -> set[int]:
@@ -240,10 +251,12 @@ def test_what_the_next_command_removes_of_a_late_attempt_is_not_committed_in_par
         if kind == "replacement":
             attempt(root, store, task, 9)()
             old = receipt_digest(root, task.shard_id)
-        attempts.start(f"late {seed}", attempt(root, store, task, 2, old))
+        taken(root, "first")
+        attempts.start(f"late {seed}", attempt(root, store, task, 2, old, "first"))
         for _ in range(rng.randrange(5)):
             if attempts.living:
                 attempts.step(f"late {seed}")
+        taken(root, "next")
         attempts.start(f"next {seed}", lambda root=root: settle_commits(root, alone=True))
         while attempts.living:
             attempts.step(rng.choice(attempts.living))
@@ -253,6 +266,48 @@ def test_what_the_next_command_removes_of_a_late_attempt_is_not_committed_in_par
         assert not _files(root / STAGING)
         ends |= marks
     assert ends == ({2, 9} if old else {0, 2})
+
+
+@both_stores
+def test_a_late_replacement_of_an_earlier_command_does_not_count(
+    place: Callable[[int], UPath], store: str, attempts: Attempts
+) -> None:
+    """Its driver was killed; the next command settles, merges the tables and ends, whatever the attempt does then."""
+    ends = Counter[int]()
+    for steps in range(100):
+        root, late = place(steps), f"late {steps}"
+        task = planned(root, store)
+        attempt(root, store, task, 8)()
+        taken(root, "first")
+        attempts.start(late, attempt(root, store, task, 2, receipt_digest(root, task.shard_id), "first"))
+        for _ in range(steps):
+            if attempts.living:
+                attempts.step(late)
+        in_time = not attempts.living
+        taken(root, "next")
+        settle_commits(root, alone=True)
+        finish_dataset(root)
+        before = receipt_digest(root, task.shard_id)
+        while attempts.living:
+            attempts.step(late)
+        assert receipt_digest(root, task.shard_id) == before
+        if (root / "tables.json").exists():  # removed by one that had begun to move its files in time
+            assert finished_summary(root, open_plan(root)) is not None
+        else:
+            assert late in attempts.results
+        settle_commits(root, alone=True, lock="next")
+        finish_dataset(root)
+        assert not _files(root / STAGING)
+        assert [
+            each for each in verify_dataset(root) if STAGING not in each.file
+        ] == []  # empty folders of the store
+        receipt = read_receipt(root, task.shard_id)
+        assert late in attempts.errors or attempts.results[late] == receipt
+        ends.update(marks_of(root, receipt))
+        if in_time:
+            assert ends[8] >= 3 <= ends[2]
+            return
+    raise AssertionError("the late attempt never ended")
 
 
 @both_stores

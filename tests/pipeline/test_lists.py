@@ -1,15 +1,20 @@
 """Lists of videos as people have them: which column is taken, what is said of it, what leaves videos out."""
 
+import hashlib
+import io
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from upath import UPath
 
+from deltacache.pipeline.inputs.fetching import content_sha256, fetched
 from deltacache.pipeline.inputs.lists import read_list
 from deltacache.pipeline.inputs.sources import find_videos
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 
 NAMES = ("b c.mp4", "sub/a.mp4", "x,y.mp4")
 
@@ -100,6 +105,12 @@ def test_a_file_elsewhere_does_not_stand_in_for_a_missing_one(videos: Path) -> N
         uris(videos / "l.txt")
 
 
+def test_lists_of_ffmpegs_concat_name_files(videos: Path) -> None:
+    text = "ffconcat version 1.0\nfile 'sub/a.mp4'\nduration 3\n# x\nfile b\\ c.mp4\nfile 'it'\\''s.mp4'\n"
+    (videos / "l.txt").write_text(text)
+    assert uris(videos / "l.txt") == ["b c.mp4", "it's.mp4", "sub/a.mp4"]
+
+
 def test_a_column_can_be_forced(videos: Path) -> None:
     (videos / "l.csv").write_text("path,second\nsub/a.mp4,b c.mp4\n")
     assert uris(videos / "l.csv") == ["sub/a.mp4"]
@@ -144,27 +155,58 @@ def test_strings_of_parquet_of_any_kind(kind: str, videos: Path) -> None:
         uris(videos / "l.parquet", "n")
 
 
-def test_videos_inside_a_parquet_are_refused_with_the_way_out(videos: Path) -> None:
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_videos_inside_a_parquet_are_read(
+    place: str, tmp_path: Path, memory_root: UPath, videos: Path
+) -> None:
+    """As Hugging Face datasets write them, with paths that lead nowhere or without; two row groups."""
+    folder = videos if place == "local" else memory_root
     kind = pa.schema(
-        {"video": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "caption": pa.string()}
+        {"caption": pa.string(), "video": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
     )
 
-    def write(path: str | None) -> None:
-        rows = [{"video": {"bytes": b"...", "path": path}, "caption": "x"}]
-        pq.write_table(pa.Table.from_pylist(rows, kind), videos / "l.parquet")
+    def write(contents: list[bytes | None], *paths: str | None) -> None:
+        rows = [
+            {"video": {"bytes": content, "path": path}, "caption": "x"}
+            for content, path in zip(contents, paths, strict=True)
+        ]
+        stream = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, kind), stream, row_group_size=2)
+        (folder / "l.parquet").write_bytes(stream.getvalue())
 
-    for path in ("1.mp4", None):
-        write(path)
-        with pytest.raises(
-            DeltacacheError, match=r"the videos themselves, as bytes of column 'video'.*: write each"
-        ):
-            uris(videos / "l.parquet")
-    write("sub/a.mp4")
-    assert uris(videos / "l.parquet") == ["sub/a.mp4"]
+    contents: list[bytes | None] = [bytes([number]) * 100_000 for number in range(4)]
+    write(contents, "/data/1.mp4", None, "clips\\2.webm", None)
+    notes = list[str]()
+    found = find_videos(str(folder / "l.parquet"), None, None, notes.append)
+    assert "column 'video', which holds the videos themselves" in notes[0]
+    names = ["l.parquet/0/1.mp4", "l.parquet/1", "l.parquet/2/2.webm", "l.parquet/3"]
+    assert [video.video_uri for video in found] == names
+    for video, content in zip(found, contents, strict=True):
+        with fetched(video.path, tmp_path) as got:
+            assert Path(got.path).read_bytes() == content
+            assert Path(got.path).suffix == Path(video.video_uri).suffix
+            assert (got.size_bytes, got.version) == (video.size_bytes, video.version)
+            assert got.sha256 == content_sha256(video.path) == hashlib.sha256(content or b"").hexdigest()
+    (tmp_path / "without.txt").write_text("2.webm\nl.parquet/3\n")
+    left = find_videos(str(folder / "l.parquet"), UPath(tmp_path / "without.txt"), None)
+    assert [video.video_uri for video in left] == names[:2]
+    time.sleep(0.01)
+    if place == "local":  # files that are there go before, if they are all
+        write(contents[:2], "sub/a.mp4", "b c.mp4")
+        assert uris(folder / "l.parquet") == ["b c.mp4", "sub/a.mp4"]
+        write(contents[:2], "sub/a.mp4", None)
+        assert uris(folder / "l.parquet") == ["l.parquet/0/a.mp4", "l.parquet/1"]
+    write([b"other", *contents[1:3], None], "1.mp4", None, "2.webm", None)
+    again = find_videos(str(folder / "l.parquet"), None, None)
+    assert [video.video_uri for video in again] == names
+    assert not {video.version for video in again} & {video.version for video in found}
+    assert content_sha256(again[0].path) != content_sha256(found[1].path)
+    with pytest.raises(VideoRefusedError, match="its row holds no bytes"):
+        content_sha256(again[3].path)
 
 
 @pytest.mark.parametrize("layout", ["{label}/", "", "train/{label}/", "{label_}/"])
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "json by id"])
 def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path: Path) -> None:
     rows = [("eating cake", "-a_b", 3, 13), ("eating cake", "gone", 0, 10), ("yoga", "cc", 1000, 1010)]
     names = []
@@ -182,11 +224,22 @@ def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path:
         pq.write_table(pa.Table.from_pylist(table), tmp_path / "l.parquet")
     elif suffix == "json":
         (tmp_path / "l.json").write_text(json.dumps(table))
+    elif suffix == "json by id":  # Kinetics-700
+        held = {
+            video: {
+                "annotations": {"label": label, "segment": [float(start), float(end)]},
+                "duration": 10.0,
+                "subset": "train",
+                "url": f"https://www.youtube.com/watch?v={video}",
+            }
+            for label, video, start, end in rows
+        }
+        (tmp_path / "l.json").write_text(json.dumps(held))
     else:
         lines = [",".join(map(str, row.values())) for row in table]
         (tmp_path / "l.csv").write_text("\n".join([",".join(table[0]), *lines]))
     notes = list[str]()
-    assert uris(tmp_path / f"l.{suffix}", notes=notes) == sorted(names)
+    assert uris(tmp_path / f"l.{suffix.split(maxsplit=1)[0]}", notes=notes) == sorted(names)
     assert "3 entries of column 'youtube_id_time_start_time_end', which name files below" in notes[0]
 
 

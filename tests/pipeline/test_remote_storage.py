@@ -1,5 +1,6 @@
 """Datasets in object stores: byte for byte the local ones, and nothing half-written counts."""
 
+import errno
 import os
 import pickle
 import signal
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 from upath import UPath
@@ -34,7 +37,10 @@ from deltacache.pipeline.datasets.dataset import (
 )
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipts
+from deltacache.pipeline.storage import sealing
 from deltacache.pipeline.storage.atomic import (
+    is_temporary,
+    move,
     readable_errors,
     remove,
     replacing,
@@ -42,8 +48,10 @@ from deltacache.pipeline.storage.atomic import (
     temporary_path,
     write_bytes,
     write_if_changed,
+    write_new,
 )
 from deltacache.pipeline.storage.mapped import MappedFiles
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.storage.storage import dataset_root, names_in, objects_below, read_many
 from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
@@ -454,6 +462,98 @@ def test_broken_connections_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     Unreliable._falter = lambda self: (_ for _ in ()).throw(ConnectionResetError(104, "Connection reset"))
     with pytest.raises(StorageError, match="The store does not answer"), readable_errors(root / "c"):
         write_bytes(root / "c", b"7")
+
+
+class AnswerError(Exception):
+    """As clients of web servers raise it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP status {status}")
+        self.status = status
+
+
+def _botocore_error(status: int) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+    )
+
+
+def test_outputs_are_tried_for_as_long_as_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For seconds here; it was a second at most, whatever ``--retry-for`` said, and none for S3's own errors."""
+    fsspec.register_implementation("unreliable", Unreliable, clobber=True)
+    with warnings.catch_warnings(action="ignore"):  # that UPath does not know it
+        root = UPath("unreliable://x/z")
+    set_patience(30)
+    passing = [
+        AnswerError(503),
+        AnswerError(429),
+        TimeoutError(),
+        _botocore_error(503),
+        OSError(errno.ESTALE, "stale"),
+    ]
+    started, tried = time.monotonic(), []
+
+    def falter(self: Unreliable) -> None:
+        if time.monotonic() - started < 2:
+            tried.append(passing[len(tried) % len(passing)])
+            raise tried[-1]
+
+    monkeypatch.setattr(Unreliable, "_falter", falter)
+    write_bytes(root / "a", b"1")
+    assert (root / "a").read_bytes() == b"1"
+    assert len(tried) >= 4
+    for final in (
+        AnswerError(501),
+        AnswerError(403),
+        PermissionError(errno.EACCES, "denied"),
+        OSError(errno.ENOSPC, "full"),
+    ):
+        passing[:], tried[:], started = [final], [], time.monotonic()
+        with pytest.raises(type(final)):
+            write_bytes(root / "b", b"2")
+        assert len(tried) == 1
+
+
+def test_a_disk_is_tried_again_where_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_patience(30)
+    plain, errors = os.fsync, [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
+
+    def fsync(descriptor: int) -> None:
+        if errors:
+            raise OSError(errors.pop(0), "from fsync")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes(tmp_path / "a", b"1")
+    errors[:] = [errno.EIO]
+    assert write_new(tmp_path / "b", b"2")
+    assert not write_new(tmp_path / "b", b"3")
+    errors[:] = [errno.EIO]
+    move(tmp_path / "a", tmp_path / "c")
+    assert all_bytes(tmp_path) == {"b": b"2", "c": b"1"}
+    for final in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        errors[:] = [final, final]
+        with pytest.raises(StorageError, match="cannot be written"), readable_errors(tmp_path):
+            write_bytes(tmp_path / "d", b"4")
+        assert len(errors) == 1
+    assert all_bytes(tmp_path) == {"b": b"2", "c": b"1"}
+
+
+def test_a_table_that_is_fetched_lies_where_leftovers_are_removed(
+    memory_root: UPath, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(memory_root, "features", "webdataset", "a")
+    plain, places = sealing.fetch_file, list[str]()
+
+    def fetch_file(path: UPath, local: Path) -> None:
+        places.append(str(local.relative_to(spool)))
+        plain(path, local)
+
+    monkeypatch.setattr(sealing, "fetch_file", fetch_file)
+    assert len(open_dataset(memory_root)) == 2
+    assert places
+    assert all(is_temporary(place.partition("/")[0]) for place in places)
+    assert list(spool.iterdir()) == []
 
 
 def test_local_paths_in_every_form_are_local(tmp_path: Path) -> None:

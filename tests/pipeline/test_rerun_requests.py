@@ -4,16 +4,18 @@ The jobs are the real ones up to the work itself, which is drawn; Ray is not sta
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from object_stores import requests_at_the_server
-from small_datasets import BLACK, shard_of, small_card, sources_of
+from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of
 from upath import UPath
 
 from deltacache.models.checkpoints import save_model
@@ -57,7 +59,10 @@ class DrawnJob(offline._Job):
             self.made.append(work.task.shard_id)
             card = read_card(self.out)
             drawn = shard_of(card.kind, work.task)
-            write_shard(self.out, card, work.task.shard_id, *drawn, sources_of(work.task))
+            sources = sources_of(work.task)
+            if self.out.name == "others":
+                sources = [replace(source, sha256="0" * 64) for source in sources]
+            write_shard(self.out, card, work.task.shard_id, *drawn, sources)
             attempts.done(work)
 
 
@@ -109,6 +114,26 @@ def test_deltas_of_finished_features_are_known_in_as_few_requests(
     tokenize()
     with few_requests():
         tokenize()
+
+
+def test_the_command_refuses_other_features_and_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "_Job", DrawnJob)
+    save_model(tmp_path / "tokenizer", DeltaTok(CARD.hidden_size, 1, 1, 1), "tokenizer", {})
+    videos_in(tmp_path / "videos", "a", "b")
+    for name in ("features", "others"):  # of other contents under the same names
+        extract(UPath(tmp_path / name), tmp_path / "videos")
+    settings = TokenizeSettings(features=str(tmp_path / "features"), tokenizer=tmp_path / "tokenizer")
+    offline.tokenize_features(settings, tmp_path / "deltas", SilentReporter())
+    before = all_bytes(tmp_path / "deltas")
+    command = [sys.executable, "-m", "deltacache", "tokenize", tmp_path / "others", tmp_path / "deltas"]
+    command += ["--tokenizer", tmp_path / "tokenizer"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}/others is another feature dataset than the one of these deltas" in done.stderr
+    assert f"{tmp_path}/deltas was made of {tmp_path}/features" in done.stderr
+    assert all_bytes(tmp_path / "deltas") == before
 
 
 def test_a_second_run_is_noticed_in_as_few_requests(s3_root: UPath, tmp_path: Path) -> None:

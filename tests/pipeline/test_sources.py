@@ -1,6 +1,7 @@
 """Finding videos: folders, globs, lists, folders of frames, and what is refused."""
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import find_videos, video_id_of
-from deltacache.pipeline.inputs.video_names import frames_among
+from deltacache.pipeline.inputs.video_names import are_numbers_alone, frames_among, spooled_frame_name
 from deltacache.schemas.clips import check_id
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 
 
 def make(root: Path, *names: str) -> Path:
@@ -94,10 +96,21 @@ def test_frame_names_end_in_numbers() -> None:
         (["00001.jpg"], False),
         (["1.jpg", "2.jpg", "cover.jpg"], False),
         (["1.0.png", "2.0.png"], False),
+        (["frame1.jpg", "frame02.jpg", "notes.txt"], True),
+        (["my_img-0001.webp", "my_img-0002.webp"], True),
+        (["left1.jpg", "right2.jpg"], False),
+        (["frame1.jpg"], False),
+        (["frame1.jpg", "2.jpg"], False),
     ],
 )
-def test_names_that_are_numbers_alone(names: list[str], are_frames: bool) -> None:
-    assert frames_among(names) == ({"00001.jpg": "00001", "00002.JPG": "00002"} if are_frames else {})
+def test_names_that_only_count(names: list[str], are_frames: bool) -> None:
+    pictures = [name for name in names if name[0] != "." and name[-4:] != ".txt"]
+    found = frames_among(names)
+    assert list(found) == (pictures if are_frames else [])
+    assert [int(number) for number in found.values()] == [1, 2][: len(found)]
+    assert not found or are_numbers_alone(found)
+    for name in found:
+        assert re.fullmatch(r"0000007_0*[12]\.(jpg|webp)", spooled_frame_name(7, name))
 
 
 def test_numbered_pictures_are_videos_where_a_rate_is_given(tmp_path: Path) -> None:
@@ -111,7 +124,7 @@ def test_numbered_pictures_are_videos_where_a_rate_is_given(tmp_path: Path) -> N
     lines: list[str] = []
     videos = find_videos(str(tmp_path / "d"), None, tell=lines.append)
     assert [video.video_uri for video in videos] == ["x/clip.mp4"]
-    assert "2 folders of pictures that are named by a number alone (bear, z.zip/in) are not read" in lines[0]
+    assert "2 folders of pictures whose names only count them (bear, z.zip/in) are not read" in lines[0]
     for source in ("d/bear", "d/z.zip", "d/b*"):
         with pytest.raises(DeltacacheError, match=r"and no other video: .* give --frames-per-second"):
             find_videos(str(tmp_path / source), None)
@@ -228,10 +241,17 @@ def test_archives_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert "sub/UCF101.rar" in notes[0]
 
 
-def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_one_failed_video(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "b/c.mp4")
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"v")
-    with pytest.raises(DeltacacheError, match="is not UTF-8"):
-        find_videos(str(tmp_path), None)
+    (tmp_path / os.fsdecode(b"d\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"d\xff") / "e.mp4").write_bytes(b"v")
+    videos = find_videos(str(tmp_path), None)
+    assert [video.video_uri for video in videos] == ["a.mp4", "b/c.mp4", "caf\\xe9.mp4", "d\\xff/e.mp4"]
+    for video in videos[2:]:
+        with pytest.raises(VideoRefusedError, match="unreadable: its name is not UTF-8"):
+            content_sha256(video.path)
+    assert find_videos(str(tmp_path), None) == videos
 
 
 def test_real_videos_are_all_found(real_videos: Path) -> None:

@@ -141,8 +141,8 @@ def _differences(costs: Costs) -> Iterator[str]:
             yield f"- the paper's convention counts the attention of predictors twice: {added}"
             break
     yield (
-        "- both let each step of each future see its whole context anew; this package keeps keys and values, and those "
-        "of the context serve all samples"
+        "- both let each step of each future see its whole context again; this package keeps keys and values, and "
+        "those of the context serve all samples"
     )
     if any(row.flops.step.here < row.flops.step.plain for row in costs.rows):
         yield (

@@ -42,7 +42,7 @@ from deltacache.pipeline.decoding.work import (
     groups_of,
     warm_up,
 )
-from deltacache.pipeline.storage.remote_files import may_pass
+from deltacache.pipeline.storage.remote_files import patience_s
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
 from deltacache.pipeline.work.placement import DecodeShare, Node, NoRoomError, Placement, place, place_tasks
 from deltacache.pipeline.work.shard_work import ShardResult
@@ -52,7 +52,7 @@ from deltacache.schemas.jobs import ClusterSettings
 from deltacache.schemas.secrets import without_secrets
 
 SHARDS_AT_ONCE = 2
-"""Of an encoder: one is written while the other is in the forward."""
+"""Of an encoder: one is written while the other is in the forward pass."""
 _POLL_S = 0.5
 _SAY_S = 120.0  # between two lines about the same wait
 _LONGEST_TEMP_DIR = 107 - len("/session_2026-11-30_06-51-58_123456_1234567/sockets/plasma_store") - 4
@@ -63,6 +63,7 @@ _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTI
 _WARM_UP_S = 30.0  # decoders that take longer start with their first video
 _START_PATIENCE_S = 120.0  # for encoders that find no room; then those that did begin
 _MOST_STARTS = 5  # of one encoder without any work done in between
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a shard that a disk did not take is made again
 _DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
 
 
@@ -491,6 +492,7 @@ class _Encoder:
 
             torch.set_num_threads(1)
         self._build = build
+        self._pause_s = _FIRST_PAUSE_S
         self._ahead = _Ahead(*decoding) if decoding else None
         self._worker: ShardWorker | None = None
         self._counters = WorkCounters()
@@ -532,7 +534,9 @@ class _Encoder:
 
         try:
             with self._counters.work() as count:
-                return {"result": asdict(self._loaded().run(work, decode, count))}
+                result = asdict(self._loaded().run(work, decode, count))
+            self._pause_s = _FIRST_PAUSE_S
+            return {"result": result}
         except RayTaskError as error:
             if isinstance(error.cause, DeltacacheError):  # Ray's own text of it is a traceback
                 return {"refused": str(error.cause)}
@@ -540,8 +544,11 @@ class _Encoder:
         except RayError as error:  # decoders were lost, again and again
             return {"lost": f"{type(error).__name__} while decoding"}
         except StorageError as error:
-            passing = error.__cause__ is not None and may_pass(error.__cause__)
-            return {"lost" if passing else "refused": str(error)}
+            if not error.passing:  # else what was written may be gone: all of it is made again
+                return {"refused": str(error)}
+            self._pause_s = min(2 * self._pause_s, patience_s() / 4, _LONGEST_PAUSE_S)
+            time.sleep(self._pause_s)
+            return {"again": str(error)}
         except DeltacacheError as error:
             return {"refused": str(error)}
         finally:
@@ -612,6 +619,7 @@ class _Pool:
     held: Work | None = None  # waits for an encoder with room
     tickets: int = 0  # works that were handed out
     lost: int = 0  # encoders that died, or were ended after an error
+    failing_since: dict[str, float] = field(default_factory=dict)  # of shards that a disk does not take
     patient_until: float = 0.0
     placed_at: float = 0.0  # when an encoder last had a process
     moved_at: float = 0.0  # when something last came out of an encoder
@@ -842,6 +850,14 @@ class _Pool:
             self.events.line(f"{shard} is tried again ({answer['lost']})")
             attempts.failed(work, answer["lost"], lost=True)
             return None
+        if "again" in answer:
+            since = self.failing_since.setdefault(work.task.shard_id, time.monotonic())
+            if time.monotonic() - since > patience_s():
+                raise DeltacacheError(f"{answer['again']} (it was tried again for {patience_s():g} s)")
+            self.events.line(f"{shard} is tried again ({answer['again']})")
+            attempts.put_back(work)
+            return None
+        self.failing_since.pop(work.task.shard_id, None)
         attempts.done(work)
         member.starts = 0
         return None if work.kind is Kind.TRY else ShardResult(**answer["result"])

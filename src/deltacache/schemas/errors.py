@@ -28,7 +28,13 @@ class OtherEvaluationError(DatasetError):
 
 
 class StorageError(DatasetError):
-    """A disk or an object store refuses or does not answer; what lies there may be well."""
+    """A disk or an object store refuses or does not answer; what lies there may be well.
+
+    Attributes:
+        passing: what a local disk said may pass, and whoever writes the file again may succeed.
+    """
+
+    passing = False
 
 
 class CheckpointError(DeltacacheError):

@@ -138,6 +138,11 @@ class TokenizeSettings(Frozen):
     changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
         default="refuse", description="What to do about shards whose features are of other videos now."
     )
+    retry_s: Annotated[float, Flag("retry_for")] = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds for which errors of disks and stores that may pass are retried, with pauses.",
+    )
     cluster: ClusterSettings = ClusterSettings()
 
 

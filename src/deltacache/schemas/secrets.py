@@ -7,14 +7,19 @@ Credentials themselves come from the list, the command line or the environment e
 import re
 from urllib.parse import unquote
 
-# user:password@, also a password with an unescaped slash in it; host:port/ is neither. A url that was taken for a path
-# has one slash.
+# user:password@, also a password with an unescaped slash in it; host:port/ is neither, unless the name has no dot and
+# what follows an @ is a host. A url that was taken for a path has one slash.
 _USER = re.compile(
     r"(?P<scheme>\b(?:[a-z][a-z0-9+.-]*://|(?:https?|s?ftps?|s3a?|gc?s|abfss?|az|ray):/))"
-    r"(?:[^\s/?#\"<>]*@|[^\s/?#@:'\"<>\[]*:(?!\d+[/?#])[^\s@'\"<>]*@)",
+    r"(?:[^\s/?#\"<>]*@|[^\s/?#@:'\"<>\[]*:(?!\d{1,5}[/?#])[^\s@'\"<>]*@"
+    r"|(?!localhost:)[^\s/?#@:'\"<>\[.]*:\d+/[^\s@'\"<>]*@(?=(?:[a-z0-9-]+\.)+[a-z0-9-]+(?::\d+)?/))",
     re.IGNORECASE,
 )
-_QUERY = re.compile(r"(?P<mark>[?#])(?P<pairs>[^\s#'\"<>`]+?)(?=[).,:;]*(?:[\s#'\"<>`]|$))")
+# A quote ends a url, unless the url goes on behind it.
+_QUERY = re.compile(
+    r"(?P<mark>[?#])(?P<pairs>(?:[^\s#'\"<>`]|['\"`](?=[\w%&=+/~-]))+?)"
+    r"(?=[).,:;]*(?:[\s#<>]|['\"`](?![\w%&=+/~-])|$))"
+)
 _CONTAINER = re.compile(
     r"(?:abfss?|adl|wasbs?|az):/{1,2}[^\s/?#@:]+@", re.IGNORECASE
 )  # container@account of Azure

@@ -210,7 +210,7 @@ def continued_schedule(
         before = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())["config"]["training"]
         done, warmup, decay = steps_of(checkpoints[-1]), before["warmup_steps"], before.get("decay_steps")
     except (IndexError, OSError, ValueError, KeyError, TypeError):
-        return training  # there is none, or it is damaged, which reading it will say
+        return training  # no checkpoint yet, or a damaged one: reading it says so
     changes = {} if warmup_given else {"warmup_steps": warmup}
     if not decay_given and (decay is None or done > warmup):
         if decay is not None and training.steps > decay and done < training.steps:

@@ -1,7 +1,7 @@
 """From the patch tokens of a few sequences to their sums, for every method and horizon.
 
 A horizon h sees ``context`` frames and predicts h steps; its target is always the last frame, which is the
-labelled one. So every horizon has its own context, and its own roll-out.
+labelled one. So every horizon has its own context, and its own rollout.
 
 Shapes: B sequences, X crops of all of them, C crops of one, T frames, S samples, h steps, N patches, D hidden.
 """

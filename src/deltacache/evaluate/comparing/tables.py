@@ -105,7 +105,7 @@ def _caption(shown: Iterable[Difference]) -> str:
     counts = dict.fromkeys(_counts(shown))
     return (
         f"\nOver {', '.join(counts)}. Intervals: 95 % of the paired difference, by units that are left out in both "
-        "alike, since sequences of one unit are not independent. Undecided: the interval holds 0, or there is none: "
+        "alike, since sequences of one unit are not independent. Undecided: the interval holds 0, or none is given: "
         f"with fewer than {FEWEST_UNITS} units, where the difference is the same whichever unit is left out (no spread "
         "to judge it by), or where the metric does not exist without one of them."
     )

@@ -25,7 +25,7 @@ class Flops:
 
     Attributes:
         total: of all products.
-        attention: those of queries with keys and of weights with values, in the forward; part of ``total``.
+        attention: those of queries with keys and of weights with values, in the forward pass; part of ``total``.
     """
 
     total: int

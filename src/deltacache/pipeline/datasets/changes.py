@@ -136,7 +136,7 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
         raise DatasetError(
             f"{len(changed)} videos have another content than when {root} was made of them: {names}. Put the old "
             "files back, give the new ones other names, or say --changed-videos recompute, which makes their "
-            "shards anew. Nothing was changed"
+            "shards again. Nothing was changed"
         )
 
 

@@ -1,22 +1,29 @@
 """Committing shards: the files first, the receipt last, and both of one attempt.
 
 Several attempts of a shard may run at once, for one that was given up as dead may live. Each writes to a folder of
-its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>``, which names its folder and the receipt
-that it is to replace, if any: one attempt at a time can. Then the files move to ``shards``, the receipt to
-``receipts``, and the commit is removed. Whoever finds a commit that another began carries it out first; a step that
-was done already finds nothing to move. A commit is void, and its attempt with it, when the receipt is another than
-the one that it is to replace, or when files of the attempt are gone. What a command removes of attempts that it takes
-for dead goes under a void commit, so that one that lives does not commit what is left of it.
+its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>-<receipt>-<number>``, which names its folder,
+the receipt that it is to replace, if any, and the lock of the command that it belongs to. Then the files move to
+``shards``, the receipt to ``receipts``, and the commit is removed. Whoever finds a commit that another attempt of the
+same command began carries it out first; a step that was done already finds nothing to move. Only if the receipt is
+still the same then is the commit void, as when files of its attempt are gone, and the next number is free. A commit
+is removed when its receipt was replaced, or by the next command: so none is ever in the place of another.
+
+The lock is looked at when the commit is there. A command that takes the lock carries out the commits that it finds;
+one that is made later by an attempt of an earlier command is of another lock than the one held, and does not count.
 
 ::
 
-    attempt a    write a/   commit a   move files, receipt   remove commit
+    attempt a    write a/   commit a   lock?   move files, receipt   remove commit
     attempt b    write b/              (finds commit a: moves the rest)      (finds a receipt: removes b/)
+    attempt c, late    write c/   commit c   (another lock: removes c/)
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,16 +57,22 @@ from deltacache.pipeline.storage.atomic import (
 )
 from deltacache.pipeline.storage.checksums import crc32c_of_file
 from deltacache.pipeline.storage.errors import read_file
-from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in
+from deltacache.pipeline.storage.lock_records import LOCK_FILE, held_by
+from deltacache.pipeline.storage.storage import AnyPath, is_local, make_folder, names_in, size_of
 from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import DatasetError, MismatchError
 
 STAGING = ".staging"
 TABLES_FILE = "tables.json"
 _COMMIT = "commit-"
+_COMMIT_NAME = re.compile(
+    rf"{_COMMIT}(?P<shard_id>{SHARD_ID.pattern})(-.*)?"
+)  # older versions: no more than the id
 _RECEIPT = "receipt.json"
 _GROUP = "zarr.json"
-_VOID = "nothing"  # what no receipt has for a digest
+_UNREADABLE = 100
+_PATIENCE_S = 10.0
+"""A network file system may show a file to other machines only after some seconds."""
 
 
 def write_shard(
@@ -71,6 +84,7 @@ def write_shard(
     sources: Sequence[SourceRecord],
     *,
     replaces: str = "",
+    lock: str = "",
 ) -> Receipt:
     """Commit one shard: its files, whole and durable, then the receipt.
 
@@ -79,17 +93,22 @@ def write_shard(
     clips only the receipt is written. ``clips`` are taken one by one and not kept; ``failures`` and ``sources`` are
     read when the last clip was taken.
 
+    Args:
+        lock: the token of the lock (``DatasetLock.token``) of the command that this attempt belongs to: it commits
+            only while that is held. Empty: nobody asks for a lock.
+
     Returns:
         The receipt that the shard has now, which may be that of another attempt.
 
     Raises:
         StorageError: the output cannot be written, such as for want of space or permission.
         MismatchError: the shard was finished for a dataset of another fingerprint.
-        ValueError: a clip does not have the shape that ``card`` says.
+        DatasetError: ``lock`` is not held any more.
+        ValueError: a clip does not have the shape that ``card`` says, or a replacement lacks clips that the shard has.
     """
     from deltacache.models.devices import processor_kind  # torch is imported only where something is written
 
-    if not replaces and receipt_path(root, shard_id).exists():
+    if not replaces and size_of(receipt_path(root, shard_id)) is not None:
         return checked_receipt(root, shard_id, card)
     with _errors_of_the_work(), readable_errors(root / SHARDS / f"shard-{shard_id}"):
         staged = _new_folder(root, shard_id)
@@ -112,12 +131,16 @@ def write_shard(
                 made_on=processor_kind(),
             )
             content = receipt_bytes(receipt)
+            if replaces and not receipt.arrays.keys() >= read_receipt(root, shard_id).arrays.keys():
+                raise ValueError(f"what is to replace shard {shard_id} lacks clips that it has")
             write_bytes(staged / _RECEIPT, content)
+            if lock:
+                _check_lock(root, lock, shard_id)
         except BaseException:
             _let_go(staged)
             raise
         # From here on a commit may need what lies there, whatever fails.
-        digest = _publish(root, shard_id, staged, replaces)
+        digest = _publish(root, shard_id, staged, replaces, lock)
         _let_go(staged)
     ours = digest == hashlib.sha256(content).hexdigest()
     return receipt if ours else checked_receipt(root, shard_id, card)
@@ -142,14 +165,82 @@ def _let_go(staged: AnyPath) -> None:
             staged.parent.rmdir()
 
 
-def _publish(root: AnyPath, shard_id: str, staged: AnyPath, replaces: str) -> str:
-    """Make what lies in ``staged`` the shard, unless another attempt was first; the digest of its receipt then."""
-    commit = root / STAGING / f"{_COMMIT}{shard_id}"
-    content = json.dumps({"attempt": staged.name, "replaces": replaces}).encode() + b"\n"
-    while (digest := receipt_digest(root, shard_id)) == replaces and (staged / _RECEIPT).exists():
-        write_new(commit, content)
-        _carry_out(root, shard_id)
+def _publish(root: AnyPath, shard_id: str, staged: AnyPath, replaces: str, lock: str) -> str:
+    """Make what lies in ``staged`` the shard, unless another attempt was first; the digest of its receipt then.
+
+    Raises:
+        DatasetError: ``lock`` is not held any more.
+    """
+    content = json.dumps({"attempt": staged.name, "replaces": replaces, "lock": lock}).encode() + b"\n"
+    number, unreadable = 0, 0
+    while (digest := receipt_digest(root, shard_id)) == replaces and size_of(staged / _RECEIPT) is not None:
+        commit = _commit_path(root, shard_id, replaces, number)
+        held = content if write_new(commit, content) else _content_of(commit)
+        if lock:
+            _check_lock(root, lock, shard_id)  # after the commit is there, before anything moves
+        if held is None:
+            continue  # it was carried out
+        body = _parsed(held)
+        if (
+            body is None and unreadable < _UNREADABLE
+        ):  # on a file system without links, it is just being written
+            unreadable += 1
+            time.sleep(0.05)
+            continue
+        if body is not None and (not lock or body.get("lock", "") in ("", lock)):
+            _carry_out(root, shard_id, body)
+        if receipt_digest(root, shard_id) == replaces:
+            number += 1
+    if digest != replaces:
+        for each in range(number + 1):
+            remove(_commit_path(root, shard_id, replaces, each))
     return digest
+
+
+def _commit_path(root: AnyPath, shard_id: str, replaces: str, number: int) -> AnyPath:
+    return root / STAGING / f"{_COMMIT}{shard_id}-{replaces[:16] or 'new'}-{number}"
+
+
+def _content_of(commit: AnyPath) -> bytes | None:
+    try:
+        return read_file(commit)
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(content: bytes) -> dict[str, str] | None:
+    """What a commit says; None if its writer died while it wrote it: nothing has moved."""
+    with suppress(ValueError, KeyError, TypeError):
+        body = json.loads(content)
+        if is_temporary(body["attempt"]) and isinstance(body["replaces"], str):
+            return body
+    return None
+
+
+def _check_lock(root: AnyPath, lock: str, shard_id: str) -> None:
+    """Refuse to commit for a command that does not hold the lock.
+
+    Raises:
+        DatasetError: another one does, or there is no lock.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        record = held_by(root)
+        if record is not None and record.token == lock:
+            return
+        if record is not None:
+            raise DatasetError(
+                f"shard {shard_id} was not committed: {root} is being written by {record} now, and what attempts of an "
+                "earlier command make does not count any more"
+            )
+        if time.monotonic() > deadline:
+            raise DatasetError(
+                f"shard {shard_id} was not committed: {root / LOCK_FILE} is not there on {socket.gethostname()}. "
+                "Either the command that makes the dataset has ended, or that node does not see its output: all nodes "
+                "and the next command must see one output folder. Give a folder that they share under the same path, "
+                "such as one of a network file system, or an object store"
+            )
+        time.sleep(0.2)
 
 
 def receipt_digest(root: AnyPath, shard_id: str) -> str:
@@ -160,23 +251,11 @@ def receipt_digest(root: AnyPath, shard_id: str) -> str:
         return ""
 
 
-def _carry_out(root: AnyPath, shard_id: str) -> None:
-    """Do what is left of the commit of this shard, whoever began it, and remove it."""
-    commit = root / STAGING / f"{_COMMIT}{shard_id}"
-    try:
-        content = read_file(commit)
-    except FileNotFoundError:
-        return
-    with suppress(ValueError, KeyError, TypeError):  # its writer died while it wrote it: nothing has moved
-        body = json.loads(content)
-        staged = root / STAGING / str(body["attempt"])
-        if is_temporary(staged.name):
-            if receipt_digest(root, shard_id) == body["replaces"]:
-                _move(root, staged, shard_id, replaced=bool(body["replaces"]))
-            remove(staged)
-    with suppress(FileNotFoundError):
-        if read_file(commit) == content:
-            remove(commit)
+def _carry_out(root: AnyPath, shard_id: str, body: Mapping[str, str]) -> None:
+    """Do what is left of a commit of this shard, whoever began it."""
+    staged = root / STAGING / body["attempt"]
+    if receipt_digest(root, shard_id) == body["replaces"]:
+        _move(root, staged, shard_id, replaced=bool(body["replaces"]))
 
 
 def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> None:
@@ -191,7 +270,7 @@ def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> N
         forget_tables(root, [shard_id])
     make_folder(root / SHARDS)
     in_a_group = any(not name.endswith(".tar") for name in receipt.files)
-    if in_a_group and not (root / SHARDS / _GROUP).exists():
+    if in_a_group and size_of(root / SHARDS / _GROUP) is None:
         move(staged / _GROUP, root / SHARDS / _GROUP)
     for path, name in files.items():
         move(path, root / name)
@@ -202,9 +281,9 @@ def _move(root: AnyPath, staged: AnyPath, shard_id: str, *, replaced: bool) -> N
 
 def _is_there(staged: AnyPath, final: AnyPath, record: FileRecord) -> bool:
     """Whether a file waits to be moved, or has been moved."""
-    if staged.exists():
+    if size_of(staged) is not None:
         return True
-    return final.exists() and final.stat().st_size == record.bytes and crc32c_of_file(final) == record.crc32c
+    return size_of(final) == record.bytes and crc32c_of_file(final) == record.crc32c
 
 
 def forget_tables(root: AnyPath, shard_ids: Iterable[str]) -> None:
@@ -215,44 +294,49 @@ def forget_tables(root: AnyPath, shard_ids: Iterable[str]) -> None:
     drop_parts(root, shard_ids)
 
 
-def settle_commits(root: AnyPath, *, alone: bool) -> None:
+def settle_commits(root: AnyPath, *, alone: bool, lock: str = "") -> None:
     """Carry out the commits that dead attempts began, and remove what others of them left.
 
     Args:
         alone: this command holds the lock of the dataset, and none of its attempts is under way: all that is
             there was left by dead ones. Else what dead processes of this machine left is removed.
+        lock: the token of the lock that these attempts had: commits of others were begun late, and do not count.
+            Empty: all count, as when a command begins; unless ``alone``, those of whoever holds the lock.
     """
     staging = root / STAGING
     with readable_errors(staging):
         names = names_in(staging)
-        for name in names:
-            if name.startswith(_COMMIT):
-                _carry_out(root, name.removeprefix(_COMMIT))
-        if is_local(staging) and staging.is_dir():
-            remove_leftovers(staging)
-        for name in names:
-            if is_temporary(name) and (alone or left_by_the_dead(name)):
-                _end(root, name)
+        dead = [name for name in names if is_temporary(name) and (alone or left_by_the_dead(name))]
+        commits = [
+            match
+            for name in (names_in(staging) if dead else names)
+            if (match := _COMMIT_NAME.fullmatch(name))
+        ]
+        if commits and not alone and not lock:
+            holder = held_by(root)
+            lock = holder.token if holder else ""
+        for match in commits:
+            content = _content_of(staging / match[0])
+            if content is None:
+                continue
+            body = _parsed(content)
+            if body is not None and (not lock or body.get("lock", "") in ("", lock)):
+                _carry_out(root, match["shard_id"], body)
+            if alone or (body is not None and receipt_digest(root, match["shard_id"]) != body["replaces"]):
+                remove(staging / match[0])
+        for name in dead:
+            remove(staging / name)
         if is_local(staging):
-            with suppress(OSError):  # there is none, or others work there
+            if staging.is_dir():
+                remove_leftovers(staging)  # of other hosts, after a day
+            with suppress(OSError):  # there is no such folder, or others work there
                 staging.rmdir()
-
-
-def _end(root: AnyPath, name: str) -> None:
-    """Remove what an attempt left in ``.staging``; if it lives, it cannot begin a commit meanwhile."""
-    shard_id = name.split("-", 4)[-1]
-    if not SHARD_ID.fullmatch(shard_id):
-        remove(root / STAGING / name)  # a file that was being written
-        return
-    content = json.dumps({"attempt": name, "replaces": _VOID}).encode() + b"\n"
-    while not write_new(root / STAGING / f"{_COMMIT}{shard_id}", content):
-        _carry_out(root, shard_id)
-    _carry_out(root, shard_id)
 
 
 def commits_under_way(root: AnyPath) -> list[str]:
     """Shards of which a commit was begun and not ended."""
-    return [name.removeprefix(_COMMIT) for name in names_in(root / STAGING) if name.startswith(_COMMIT)]
+    matches = map(_COMMIT_NAME.fullmatch, names_in(root / STAGING))
+    return sorted({match["shard_id"] for match in matches if match})
 
 
 class _WorkError(Exception):

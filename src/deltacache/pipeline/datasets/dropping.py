@@ -1,4 +1,4 @@
-"""Taking finished shards out of a dataset, so that the next run makes them anew."""
+"""Taking finished shards out of a dataset, so that the next run makes them again."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -105,7 +105,7 @@ def fold(
 ) -> Iterator[pa.Table]:
     """What the finished ones of the shards ``planned`` hold: tables of ``PART_SCHEMA``, in the plan's order.
 
-    Parts that are there are read, and receipts are where there is none; ``write``: then a part is written.
+    Parts are read; where one is missing, receipts are read instead, and with ``write`` the part is written.
     """
     held = frozenset(names_in(root / PARTS))
     for name, shards in by_part(planned):

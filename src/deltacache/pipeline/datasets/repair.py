@@ -1,4 +1,4 @@
-"""Taking out of a dataset exactly what is damaged, so that the command that made it makes just that anew."""
+"""Taking out of a dataset exactly what is damaged, so that the command that made it makes just that again."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

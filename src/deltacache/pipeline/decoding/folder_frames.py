@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.AvifImagePlugin  # these two would only be looked for when a picture is none of the common kinds
+import PIL.AvifImagePlugin  # Pillow looks for these two only when a picture is of no common kind
 import PIL.WebPImagePlugin  # noqa: F401
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -38,7 +38,8 @@ class FolderSource:
         if not named:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES,
-                "the folder holds no frames: pictures must be named <anything>_<seconds>.jpg, or all by a number alone",
+                "the folder holds no frames: pictures must be named <anything>_<seconds>.jpg, or "
+                "all count (0001.jpg, frame0001.jpg)",
             )
         timed = sorted((float(number), file) for number, file in named)
         self.decoder, rate = "frames", 1.0

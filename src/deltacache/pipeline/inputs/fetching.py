@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,9 +35,11 @@ from deltacache.pipeline.inputs.archives import (
     read_member,
     zip_version,
 )
+from deltacache.pipeline.inputs.lists import open_rows
 from deltacache.pipeline.inputs.locations import (
     FrameObjects,
     Location,
+    ParquetVideo,
     PlainFile,
     RatedFrames,
     Refused,
@@ -142,6 +145,8 @@ def _host(location: Location) -> str:
     match location:
         case PlainFile(place) | FrameObjects(place) | ZipVideo(place) | ZipFrames(place) | TarVideo(place):
             return host_of(place)
+        case ParquetVideo(place):
+            return host_of(place)
         case RatedFrames(inner):
             return _host(parse_location(inner))
         case Refused():
@@ -200,6 +205,8 @@ def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:
             return _zip_member(location, copies)
         case TarVideo():
             return _tar_member(location, copies)
+        case ParquetVideo():
+            return _parquet_row(location, copies)
         case RatedFrames(inner, rate):
             video = _fetch(parse_location(inner), copies)
             sha256 = hashlib.sha256(f"{video.sha256} at {rate!r} frames/s".encode()).hexdigest()
@@ -357,6 +364,26 @@ def _tar_chunks(location: TarVideo) -> Iterator[bytes]:
                 raise VideoRefusedError(FailureReason.TRUNCATED, "its archive ends before it does")
             left -= len(data)
             yield data
+
+
+def _parquet_row(location: ParquetVideo, copies: _Copies | None) -> FetchedVideo:
+    """Rows of its group are passed over one by one, so that no more than a page of them is held."""
+    version = f"{archive_stamp(location.file)}@{location.group}.{location.row}"
+    with open_rows(location.file) as file:
+        if location.group >= file.metadata.num_row_groups:
+            raise VideoRefusedError(FailureReason.UNREADABLE, "its Parquet file has fewer rows now")
+        rows = file.iter_batches(1, row_groups=[location.group], columns=[location.column])
+        batch = next(islice(rows, location.row, None), None)
+        value = None if batch is None else batch.column(0)[0].as_py()
+    for _ in location.column.split(".")[1:]:
+        value = next(iter(value.values()), None) if isinstance(value, dict) else None
+    if not isinstance(value, bytes) or not value:
+        raise VideoRefusedError(FailureReason.EMPTY_FILE, "its row holds no bytes")
+    _check_size(len(value))
+    target = _target(copies, location.suffix)
+    chunks = (value[start : start + _LOCAL_CHUNK_BYTES] for start in range(0, len(value), _LOCAL_CHUNK_BYTES))
+    digest, _ = _copy(chunks, target, copies)
+    return FetchedVideo(target or location.file, location.size, version, digest)
 
 
 def _check_size(size: int) -> None:

@@ -7,10 +7,16 @@ from pathlib import PurePosixPath
 from deltacache.pipeline.inputs.archive_parts import archives_among, looks_like_archive
 from deltacache.pipeline.inputs.archives import videos_in_archive
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder
-from deltacache.pipeline.inputs.locations import FrameObjects, Location, PlainFile, location_text
-from deltacache.pipeline.inputs.video_names import are_numbers_alone, frames_among, is_video, video_id_of
+from deltacache.pipeline.inputs.locations import FrameObjects, Location, PlainFile, Refused, location_text
+from deltacache.pipeline.inputs.video_names import (
+    are_numbers_alone,
+    frames_among,
+    is_video,
+    readable_name,
+    video_id_of,
+)
 from deltacache.pipeline.storage.remote_files import frames_version, is_remote
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import FailureReason
 from deltacache.schemas.secrets import without_secrets
 
 
@@ -80,9 +86,13 @@ def videos_of_archives(folder: ListedFolder, wanted: set[str] | None) -> Iterato
 
 
 def source_of(uri: str, location: Location, file: ListedFile) -> VideoSource:
-    """One video, its uri checked and without credentials."""
+    """One video, its uri without credentials; one whose name is not UTF-8, which tables need, is refused."""
     uri = without_secrets(uri) if is_remote(uri) else uri
     try:
         return VideoSource(video_id_of(uri), uri, location_text(location), file.size_bytes, file.version)
     except UnicodeEncodeError:
-        raise DeltacacheError(f"the name {uri!r} is not UTF-8, which tables need: rename it") from None
+        uri = readable_name(uri)
+        refused = Refused(
+            FailureReason.UNREADABLE.value, "its name is not UTF-8, which tables need: rename it"
+        )
+        return VideoSource(video_id_of(uri), uri, location_text(refused), 0, "")

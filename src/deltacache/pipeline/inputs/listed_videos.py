@@ -8,11 +8,13 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
+from deltacache.pipeline.inputs.fetching import archive_stamp
 from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
 from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
 from deltacache.pipeline.inputs.lists import Entry, Tell, read_list
 from deltacache.pipeline.inputs.locations import (
     FrameObjects,
+    ParquetVideo,
     PlainFile,
     RatedFrames,
     Refused,
@@ -56,6 +58,7 @@ class _Entry:
         parent, name, query: place of the file, folder or archive.
         refused: why it is not opened, or "".
         frames_per_second: that the list tells of its frames.
+        rows: of a Parquet file that holds the videos themselves.
     """
 
     uri: str
@@ -64,6 +67,7 @@ class _Entry:
     query: str = ""
     refused: str = ""
     frames_per_second: float | None = None
+    rows: ParquetVideo | None = None
 
     @property
     def place(self) -> str:
@@ -108,6 +112,8 @@ def listed_videos(
 
 
 def _entry(line: str, base: str, schemes: Collection[str]) -> _Entry:
+    if isinstance(line, Entry) and line.rows is not None:
+        return _Entry(str(line), base, line.rows.file, rows=line.rows)
     if refused := refused_place(line, schemes):
         return _Entry(without_secrets(line), "", line, refused=refused)
     remote = is_remote(line)
@@ -179,6 +185,8 @@ class _Looking:
     def videos_of(self, entries: Sequence[_Entry]) -> list[VideoSource]:
         """The videos of entries in one folder, each of which may be refused."""
         first = entries[0]
+        if first.rows is not None:
+            return self._in_rows(entries, first)
         if first.refused:
             return [self._refused(entry, FailureReason.UNREADABLE, entry.refused) for entry in entries]
         names = {entry.name for entry in entries}
@@ -227,6 +235,19 @@ class _Looking:
             self.missing.append(entry.place)
         file = folder.files.get(entry.name, ListedFile(0, ""))
         return [frames or source_of(entry.uri, PlainFile(entry.place), file)]
+
+    def _in_rows(self, entries: Sequence[_Entry], first: _Entry) -> list[VideoSource]:
+        """The rows of one Parquet file; its stamp and their places are their versions."""
+        stamp = self._asked(first, lambda: archive_stamp(first.name))
+        return [
+            source_of(
+                entry.uri,
+                entry.rows,
+                ListedFile(entry.rows.size, f"{stamp}@{entry.rows.group}.{entry.rows.row}"),
+            )
+            for entry in entries
+            if entry.rows is not None
+        ]
 
     def _archived(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
         inside = _INSIDE.fullmatch(entry.uri)

@@ -11,12 +11,14 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 
 from deltacache.pipeline.inputs.archive_parts import looks_like_archive
 from deltacache.pipeline.inputs.folders import local_folders, remote_folders
+from deltacache.pipeline.inputs.locations import ParquetVideo
 from deltacache.pipeline.inputs.video_names import PICTURE_SUFFIXES, is_video, suffix_of
 from deltacache.pipeline.storage.remote_files import (
     client_errors,
@@ -49,6 +52,11 @@ _PATHS_OF_STRUCTS = ("path", *(name for name in _USUAL if name != "path"))
 _SEPARATORS = (",", ";", "\t", "|")
 _RATES = frozenset({"frames_per_second", "fps", "frame_rate"})
 _SAMPLE = 16
+# Lists of FFmpeg's concat demuxer
+_CONCAT_FILE = re.compile(r"\s*file\s+\S")
+_CONCAT = re.compile(
+    r"\s*(?:#|(?:ffconcat|file|duration|inpoint|outpoint|option|stream|exact_stream_id|chapter|file_packet_\w+)\s)"
+)
 _URL = 0.5
 
 Tell = Callable[[str], None]
@@ -56,9 +64,13 @@ Tell = Callable[[str], None]
 
 
 class Entry(str):
-    """An entry of a list, with the frame rate that another column of its row tells, if one does."""
+    """An entry of a list, with the frame rate that another column of its row tells, if one does.
+
+    Of a Parquet file that holds the videos themselves: ``rows`` says where, and the entry is the row's place and name.
+    """
 
     frames_per_second: float | None = None
+    rows: ParquetVideo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +81,13 @@ class Column:
         name: of its header; of one without: "column 2", "the whole line".
         entries: as they stand there, without empty ones.
         labels: of Kinetics' annotations the class of each entry, else empty.
-        has_bytes: whether the videos themselves lie beside their paths.
+        paths: where the videos themselves lie beside their paths, those of all rows.
     """
 
     name: str
     entries: list[str]
     labels: tuple[str, ...] = ()
-    has_bytes: bool = False
+    paths: tuple[str | None, ...] = ()
 
     def share(self, measure: Callable[[str], float]) -> float:
         """Mean of ``measure`` over a few entries that are spread over the list."""
@@ -101,8 +113,8 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     columns = list[Column]()
     chosen: tuple[float, Column] | None = None
     try:
-        for group in _groups(suffix_of(split_query(path)[0]), _content(path), column):
-            columns += [each for each in group if each.entries or each.has_bytes]
+        for group in _groups(path, column):
+            columns += [each for each in group if each.entries or each.paths]
             if group and not columns:
                 break  # a header and nothing else
             chosen = _choose(columns, there, column)
@@ -127,15 +139,46 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
         named = _named_files(base, [each for each in candidates if each.share(is_remote) < 0.5], share)
         if named is not None:
             taken, entries, how = named
-    if taken.has_bytes and share <= 0.1 and not how:
-        raise DeltacacheError(
-            f"{path} holds the videos themselves, as bytes of {_shown(taken.name)}, which are not read: write each to "
-            "a file, such as Path(row['path']).write_bytes(row['bytes']), and give their folder"
-        )
+    held = taken if column is not None else next((each for each in columns if each.paths), taken)
+    if held.paths and not how and (share <= 0.1 or (held is taken and None in held.paths)):
+        taken, entries, how = held, _rows_of(path, held), ", which holds the videos themselves"
     others = [name for name in names if name != taken.name]
     if tell is not None and (others or how):
         also = f"; not taken: {', '.join(others[:_SAMPLE])} (--column NAME)" if others else ""
         tell(f"{path}: {len(entries)} entries of {_shown(taken.name)}{how}{also}")
+    return entries
+
+
+@contextmanager
+def open_rows(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file here or on a store, for reading parts of it."""
+    with ExitStack() as stack:
+        source: Any = path
+        if is_remote(path):
+            fs, place = filesystem_of(path)
+            source = stack.enter_context(retried(lambda: fs.open(place, "rb")))
+        yield stack.enter_context(pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20))
+
+
+def _rows_of(path: str, column: Column) -> list[str]:
+    """The rows of a Parquet file as videos, named ``<file>/<row>`` or ``<file>/<row>/<name>``."""
+    entries, names = list[str](), iter(column.paths)
+    with open_rows(path) as file:
+        metadata = file.metadata
+        for group in range(metadata.num_row_groups):
+            held = metadata.row_group(group)
+            chunks = [held.column(place) for place in range(held.num_columns)]
+            size = sum(
+                each.total_compressed_size for each in chunks if each.path_in_schema == f"{column.name}.bytes"
+            )
+            for row in range(held.num_rows):
+                name = PurePosixPath((next(names) or "").replace("\\", "/")).name
+                place = f"{split_query(path)[0].rpartition('/')[2]}/{len(entries)}"
+                entry = Entry(f"{place}/{name}" if name else place)
+                entry.rows = ParquetVideo(
+                    path, f"{column.name}.bytes", group, row, size // held.num_rows, suffix_of(name)
+                )
+                entries.append(entry)
     return entries
 
 
@@ -270,7 +313,7 @@ def _named_files(base: str, columns: Sequence[Column], least: float) -> tuple[Co
 
 
 def _parent(path: str, label: str) -> tuple[str, str]:
-    """The folder of a file above that of its class, and how that is named: "" there is none, " " as the class is,
+    """The folder of a file above that of its class, and how that is named: "" for no such folder, " " as the class is,
     "_" with underscores.
     """
     parent, _, name = path.rpartition("/")[0].rpartition("/")
@@ -283,17 +326,22 @@ def _parent(path: str, label: str) -> tuple[str, str]:
 # --- kinds of files -----------------------------------------------------------------------------------------
 
 
-def _groups(suffix: str, content: bytes, forced: str | None) -> Iterator[list[Column]]:
+def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
+    suffix = suffix_of(split_query(path)[0])
     if suffix in _PARQUET:
-        yield _of_parquet(content, forced)
+        yield _of_parquet(path, forced)
         return
-    text = decoded(content)
+    text = decoded(_content(path))
     if suffix in _JSON:
         yield _of_json(text)
         return
     lines = [
         line for line in text.splitlines() if line.strip() and not (suffix == ".txt" and line.startswith("#"))
     ]
+    if any(_CONCAT_FILE.match(line) for line in lines) and all(map(_CONCAT.match, lines)):
+        files = [shlex.split(line)[1] for line in lines if _CONCAT_FILE.match(line)]
+        yield [Column("file", files)]
+        return
     first = {".csv": ",", ".tsv": "\t"}.get(suffix)
     separators = [first, *(each for each in _SEPARATORS if each != first)] if first else list(_SEPARATORS)
     fields = [each for each in separators if each and any(each in line for line in lines[:_SAMPLE])]
@@ -424,7 +472,14 @@ def _of_rows(content: Sequence[Any]) -> list[Column]:
 
 
 def _keyed(held: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": key, **(value if isinstance(value, dict) else {})} for key, value in held.items()]
+    """Rows of an object's keys and what they hold; of Kinetics-700 also label and stretch, as its CSV has them."""
+    rows = list[dict[str, Any]]()
+    for key, value in held.items():
+        rows.append({"id": key, **(value if isinstance(value, dict) else {})})
+        about = rows[-1].get("annotations")
+        if isinstance(about, dict) and len(segment := about.get("segment") or ()) == 2:
+            rows[-1] |= {"label": about.get("label"), **dict(zip(_KINETICS, (key, *segment), strict=True))}
+    return rows
 
 
 def _text(value: Any) -> str:
@@ -434,11 +489,11 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
-def _of_parquet(content: bytes, forced: str | None) -> list[Column]:
+def _of_parquet(path: str, forced: str | None) -> list[Column]:
     """Columns of strings, also dictionary-encoded, large and view ones, and the paths of structs of path and bytes."""
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
+    with open_rows(path) as file:
         schema: Any = file.schema_arrow
-        leaves = {name: path for name in schema.names if (path := _leaf(name, schema.field(name).type))}
+        leaves = {name: leaf for name in schema.names if (leaf := _leaf(name, schema.field(name).type))}
         if not leaves or (forced in schema.names and forced not in leaves):
             name = forced or (schema.names[0] if schema.names else "")
             kind = schema.field(name).type if name else "nothing"
@@ -448,9 +503,7 @@ def _of_parquet(content: bytes, forced: str | None) -> list[Column]:
         rate = next((name for name in schema.names if _key(name) in _RATES), None)
         rates = file.read([rate]).column(0).to_pylist() if rate else []
         columns = [
-            Column(name, _strings(file, path, rates), (), path != name and _has_bytes(file, name))
-            for name, path in leaves.items()
-            if name != rate
+            Column(name, *_strings(file, name, leaf, rates)) for name, leaf in leaves.items() if name != rate
         ]
         if set(_KINETICS) <= {_key(name) for name in schema.names}:
             names = [name for name in schema.names if _key(name) in (*_KINETICS, "label")]
@@ -473,19 +526,33 @@ def _leaf(name: str, kind: Any) -> str | None:
     return None if inner is None else f"{name}.{inner}"
 
 
-def _has_bytes(file: Any, name: str) -> bool:
-    first = next(file.iter_batches(batch_size=1, columns=[name]), None)
-    row = None if first is None else first.column(0)[0].as_py()
-    return isinstance(row, dict) and any(isinstance(value, bytes) and value for value in row.values())
-
-
-def _strings(file: Any, path: str, rates: Sequence[Any]) -> list[str]:
-    column = file.read([path]).column(0)
+def _strings(
+    file: Any, name: str, leaf: str, rates: Sequence[Any]
+) -> tuple[list[str], tuple[str, ...], tuple[str | None, ...]]:
+    """Entries of a column of strings, no labels, and the paths of all rows where it holds bytes too."""
     values = [
-        value if not isinstance(value, dict) else next(iter(value.values())) for value in column.to_pylist()
+        value if not isinstance(value, dict) else next(iter(value.values()))
+        for value in file.read([leaf]).column(0).to_pylist()
     ]
-    return [
+    entries = [
         _rated(value.strip(), rates[place] if rates else None)
         for place, value in enumerate(values)
         if value and value.strip()
     ]
+    kind = file.schema_arrow.field(name).type
+    has_bytes = leaf == f"{name}.path" and kind.get_field_index("bytes") >= 0
+    return entries, (), tuple(values) if has_bytes and _has_bytes(file, name) else ()
+
+
+def _has_bytes(file: Any, name: str) -> bool:
+    """Whether a row has some, by the statistics of its row groups, without reading any."""
+    for group in range(file.metadata.num_row_groups):
+        held = file.metadata.row_group(group)
+        for place in range(held.num_columns):
+            chunk = held.column(place)
+            if chunk.path_in_schema == f"{name}.bytes":
+                known = chunk.statistics
+                empty = known.null_count if known is not None and known.has_null_count else 0
+                if chunk.num_values > empty:
+                    return True
+    return False

@@ -59,6 +59,26 @@ class TarVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class ParquetVideo:
+    """Bytes in a row of a Parquet file.
+
+    Attributes:
+        column: dotted path of the bytes, such as ``video.bytes``.
+        group, row: the row group, and the place in it.
+        size: the mean of the rows of this group, as the file takes it; what each has itself is not known before it is
+            read.
+        suffix: that of the video's name, if it has one.
+    """
+
+    file: str
+    column: str
+    group: int
+    row: int
+    size: int
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
 class RatedFrames:
     """Frames that a list gives a rate: ``location`` is the text of where they lie."""
 
@@ -79,13 +99,15 @@ class Refused:
         return FailureReason(self.reason)
 
 
-Location: TypeAlias = PlainFile | FrameObjects | ZipVideo | ZipFrames | TarVideo | RatedFrames | Refused
+_Inside: TypeAlias = FrameObjects | ZipVideo | ZipFrames | TarVideo | ParquetVideo | RatedFrames | Refused
+Location: TypeAlias = PlainFile | _Inside
 
-_KINDS: dict[str, type[FrameObjects | ZipVideo | ZipFrames | TarVideo | RatedFrames | Refused]] = {
+_KINDS: dict[str, type[_Inside]] = {
     "frames": FrameObjects,
     "zip-video": ZipVideo,
     "zip-frames": ZipFrames,
     "tar": TarVideo,
+    "parquet": ParquetVideo,
     "rated": RatedFrames,
     "refused": Refused,
 }

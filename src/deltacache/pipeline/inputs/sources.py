@@ -20,6 +20,7 @@ from deltacache.pipeline.inputs.locations import PlainFile
 from deltacache.pipeline.inputs.video_names import (
     VIDEO_SUFFIXES,
     is_video,
+    readable_name,
     suffix_of,
     video_id_of,
 )
@@ -87,7 +88,7 @@ def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
 def _without_counted(videos: list[VideoSource], source: str, tell: Tell | None) -> list[VideoSource]:
     counted = [video.video_uri for video in videos if video.is_counted]
     names = f"{', '.join(counted[:3])}{', ...' if len(counted) > 3 else ''}"
-    about = f"{source}: {len(counted)} folders of pictures that are named by a number alone ({names})"
+    about = f"{source}: {len(counted)} folders of pictures whose names only count them ({names})"
     way_out = "if they are frames of videos, give --frames-per-second (1000 for milliseconds), or a list of the folders"
     if counted and len(counted) == len(videos):
         raise DeltacacheError(f"{about} and no other video: {way_out} with a column frames_per_second")
@@ -148,7 +149,9 @@ def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = 
     videos, unread = list[VideoSource](), list[str]()
     for folder in folders:
         videos += videos_of(folder)
-        unread += [folder.uri_of(name) for name in folder.files if suffix_of(name) in (".rar", ".7z")]
+        unread += [
+            readable_name(folder.uri_of(name)) for name in folder.files if suffix_of(name) in (".rar", ".7z")
+        ]
     if tell is not None and unread:
         more = ", ..." if len(unread) > 3 else ""
         tell(

@@ -16,6 +16,15 @@ _FRAME = re.compile(
     r"(?!\.)(?P<before>.*_)?(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<suffix>\.(?:jpe?g|png|webp|bmp|avif))",
     re.IGNORECASE | re.DOTALL,
 )
+_COUNTER = re.compile(
+    r"(?!\.)(?P<before>.*[^0-9_.])(?P<number>[0-9]+)(?P<suffix>\.(?:jpe?g|png|webp|bmp|avif))",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def readable_name(name: str) -> str:
+    r"""A name of a file with what is not UTF-8 as ``\xff``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def video_id_of(video_uri: str) -> str:
@@ -40,21 +49,26 @@ def frames_among(names: Collection[str]) -> dict[str, str]:
     """The frames among the files of one folder, by name, and the number of each as it stands in its name.
 
     They are named ``<anything>_<number>.jpg``. Where none is, they are named by a whole number alone
-    (``00001.jpg``), if every picture is, and there are several: a few pictures are no video.
+    (``00001.jpg``), or behind the same beginning (``frame00001.jpg``, ``img-00001.jpg``), if every picture is, and
+    there are several: a few pictures are no video.
 
     Hidden files are none: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
     """
     matches = {name: match for name in names if (match := _FRAME.fullmatch(name))}
     if named := {name: match["number"] for name, match in matches.items() if match["before"]}:
         return named
-    counted = {name: match["number"] for name, match in matches.items() if "." not in match["number"]}
     pictures = sum(suffix_of(name) in PICTURE_SUFFIXES and not name.startswith(".") for name in names)
+    counted = {name: match["number"] for name, match in matches.items() if "." not in match["number"]}
+    if not counted:
+        behind = {name: match for name in names if (match := _COUNTER.fullmatch(name))}
+        if len({match["before"] for match in behind.values()}) == 1:
+            counted = {name: match["number"] for name, match in behind.items()}
     return counted if len(counted) == pictures > 1 else {}
 
 
 def are_numbers_alone(frames: Iterable[str]) -> bool:
-    """Whether frames are named by nothing but numbers, as pictures of any kind are, too."""
-    return not any("_" in name for name in frames)
+    """Whether frames have no ``_`` before their numbers: pictures of any kind are named so, too."""
+    return not any((match := _FRAME.fullmatch(name)) and match["before"] for name in frames)
 
 
 def spooled_frame_name(number: int, name: str) -> str:
@@ -63,7 +77,7 @@ def spooled_frame_name(number: int, name: str) -> str:
     Raises:
         ValueError: it is no name of a frame.
     """
-    match = _FRAME.fullmatch(name)
+    match = _FRAME.fullmatch(name) or _COUNTER.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not named <anything>_<number>.jpg or <number>.jpg")
     return f"{number:07d}_{match['number']}{match['suffix'].lower()}"

@@ -150,7 +150,8 @@ class _Job:
                     folding.committed(result.shard_id)
                     if budget is not None and budget.exceeded_by(len(progress.failed)):
                         break  # the check of the whole dataset, in which these count too, says so
-        settle_commits(self.out, alone=True)
+        self.lock.check()
+        settle_commits(self.out, alone=True, lock=self.lock.token)
         return throughput
 
 
@@ -179,6 +180,7 @@ def extract_features(settings: ExtractionSettings, out: AnyPath | str, reporter:
         DeltacacheError: bad input, settings that differ from the dataset's, videos that were replaced, another
             command at work on ``out``, or too many failed videos.
     """
+    set_patience(settings.limits.retry_s)
     with _job("extract-features", out, settings.cluster, reporter) as job:
         precision = _precision(settings, job)
         backbone = chosen_backbone(settings).load()
@@ -195,6 +197,7 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
         DeltacacheError: as for features, or a tokenizer made for other features.
     """
     videos = settings.videos
+    set_patience(videos.limits.retry_s)
     with _job("tokenize", out, videos.cluster, reporter) as job:
         precision = _precision(videos, job)
         backbone = chosen_backbone(videos).load()
@@ -226,6 +229,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
         DeltacacheError: the features are not finished or not those that ``out`` was made of, the tokenizer was
             made for others, or another command is at work on ``out``.
     """
+    set_patience(settings.retry_s)
     root = dataset_root(settings.features)
     plan, held = _finished_features(root)
     features = open_dataset(root, "features", held)
@@ -256,6 +260,8 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
                 (job.out, card),
                 settings.tokenizer,
                 features.black_patch_tokens,
+                job.lock.token,
+                settings.retry_s,
             )
             if grown:
                 clips = {task.shard_id: clips_of([task]) for task in grown}
@@ -268,7 +274,6 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     settings, out = work.settings, job.out
     job.reporter.line(f"looking for videos in {settings.source}")
-    set_patience(settings.limits.retry_s)
     sources = find_videos(
         settings.source,
         settings.exclude_list,
@@ -311,7 +316,7 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     decode = DecodePlan(
         DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views
     )
-    build = partial(video_worker, out, work.card, work.encoder)
+    build = partial(video_worker, out, work.card, work.encoder, job.lock.token, settings.limits.retry_s)
     throughput = None
     if retried:
         _save(work.resolved, out)
@@ -347,7 +352,7 @@ def _settle_changes(
         refuse_changed(job.out, changed)
     elif changed:
         shards = drop_changed(job.out, changed)
-        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made anew")
+        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made again")
     return bool(changed)
 
 

@@ -10,6 +10,7 @@ from upath import UPath
 import deltacache
 from deltacache.models.backbone import Backbone
 from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.remote_files import set_patience
 from deltacache.pipeline.work.encoders import (
     ChosenBackbone,
     ClipEncoder,
@@ -85,9 +86,12 @@ def _video_delta_encoder(
     )
 
 
-def video_worker(out: UPath, card: DatasetCard, encoder: BuildEncoder, device: str) -> VideoShardWorker:
-    """A worker that makes shards of ``out`` from videos; runs where it will work."""
-    return VideoShardWorker(out, card, encoder(device))
+def video_worker(
+    out: UPath, card: DatasetCard, encoder: BuildEncoder, lock: str, retry_s: float, device: str
+) -> VideoShardWorker:
+    """A worker that makes shards of ``out`` from videos, while ``lock`` is held; runs where it will work."""
+    set_patience(retry_s)
+    return VideoShardWorker(out, card, encoder(device), lock)
 
 
 def feature_worker(
@@ -95,9 +99,12 @@ def feature_worker(
     deltas: tuple[UPath, DatasetCard],
     tokenizer: Path,
     black: np.ndarray,
+    lock: str,
+    retry_s: float,
     device: str,
 ) -> FeatureShardWorker:
-    """A worker that makes shards of deltas from those of features; runs where it will work."""
+    """A worker that makes shards of deltas from those of features, while ``lock`` is held; runs where it will work."""
+    set_patience(retry_s)
     card = deltas[1]
     encoder = build_delta_encoder(
         tokenizer,
@@ -108,4 +115,4 @@ def feature_worker(
         frames=card.sampling.frames,
         tokenizer_precision=card.tokenizer_precision,
     )
-    return FeatureShardWorker(features, deltas, encoder)
+    return FeatureShardWorker(features, deltas, encoder, lock)

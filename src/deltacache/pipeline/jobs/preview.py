@@ -142,7 +142,13 @@ def _try(
         asked = fast if settings.precision == "auto" else settings.precision
         precision = resolve_precision("cpu", asked)
         build = partial(
-            video_worker, dataset_root("unused"), card, feature_encoder(settings, precision), placement.device
+            video_worker,
+            dataset_root("unused"),
+            card,
+            feature_encoder(settings, precision),
+            "",
+            settings.limits.retry_s,
+            placement.device,
         )
         rate, groups = probe(build, videos, decode, placement)
     return _estimate(rate, groups, len(sources), settings.views, placement), len(sample)

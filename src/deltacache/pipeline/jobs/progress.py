@@ -35,7 +35,7 @@ class FailureBudget:
             raise DeltacacheError(
                 f"{failed} of {self.videos} videos were refused ({said}), more than --max-failed-fraction "
                 f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} says why. "
-                "Raise --max-failed-fraction to go on without them; mend them and run again with "
+                "Raise --max-failed-fraction to go on without them; repair them and run again with "
                 "--retry-failed; or name them in --exclude-list and use a new folder"
             )
 

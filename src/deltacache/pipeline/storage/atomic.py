@@ -5,6 +5,7 @@ Temporary names carry the host and process of the attempt, so that leftovers of 
 what somebody is writing now; nothing of that gets into a file.
 """
 
+import errno
 import filecmp
 import os
 import re
@@ -27,6 +28,8 @@ from deltacache.pipeline.storage.storage import (
     objects_below,
     put,
     remove_object,
+    retried,
+    size_of,
     upload,
 )
 
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}-.+", re.DOTALL)
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES, errno.EINVAL)
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
@@ -85,7 +89,7 @@ def remove(path: AnyPath) -> None:
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        retried(path.unlink, missing_ok=True)
 
 
 @contextmanager
@@ -189,6 +193,10 @@ def write_bytes(final: AnyPath, content: bytes) -> None:
     if not is_local(final):
         put(final, content)
         return
+    retried(_replace_bytes, final, content)  # as a whole: what was not synced may be lost
+
+
+def _replace_bytes(final: Path, content: bytes) -> None:
     with replacing(final) as temporary:
         temporary.write_bytes(content)
 
@@ -196,18 +204,11 @@ def write_bytes(final: AnyPath, content: bytes) -> None:
 def write_new(final: AnyPath, content: bytes) -> bool:
     """Write ``final`` unless something is there; whether it holds ``content`` then.
 
-    On a local disk, who reads it while it is written, or after a crash, may find the beginning of ``content``.
+    On a local disk without hard links, who reads it while it is written, or after a crash, may find the beginning of
+    ``content``.
     """
     if is_local(final):
-        try:
-            with final.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            return False
-        sync(final.parent)
-        return True
+        return retried(_created, final, content)
     try:
         put(final, content, exclusive=True)
     except Exception as error:
@@ -224,6 +225,31 @@ def write_new(final: AnyPath, content: bytes) -> bool:
     return True
 
 
+def _created(final: Path, content: bytes) -> bool:
+    """Make a local file unless something is there; whether it holds ``content`` then."""
+    temporary = temporary_path(final)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        final.hardlink_to(temporary)
+    except FileExistsError:
+        return final.read_bytes() == content  # an earlier try made it, and failed then
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            with final.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+    finally:
+        remove(temporary)
+    sync(final.parent)
+    return True
+
+
 def move(source: AnyPath, final: AnyPath) -> None:
     """Give a file, flushed, another name in the same place, whatever had it; nothing if ``source`` is not there.
 
@@ -232,8 +258,8 @@ def move(source: AnyPath, final: AnyPath) -> None:
     with suppress(FileNotFoundError):
         if is_local(source):
             make_folder(final.parent)
-            source.replace(str(final))
-            sync(Path(str(final)).parent)
+            retried(source.replace, str(final))
+            retried(sync, Path(str(final)).parent)
         elif not is_local(final):
             copy_object(source, final)
             remove_object(source)
@@ -241,7 +267,7 @@ def move(source: AnyPath, final: AnyPath) -> None:
 
 def write_if_changed(final: AnyPath, content: bytes) -> None:
     """Write ``final`` whole or not at all, unless it holds ``content`` already."""
-    if not final.is_file() or final.stat().st_size != len(content) or final.read_bytes() != content:
+    if size_of(final) != len(content) or read_file(final) != content:
         write_bytes(final, content)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from upath import UPath
 
+from deltacache.pipeline.storage.remote_files import may_pass
 from deltacache.pipeline.storage.storage import AnyPath, fetch, is_local, read_many
 from deltacache.schemas.errors import StorageError
 
@@ -35,9 +36,9 @@ def readable_errors(target: AnyPath, doing: Literal["written", "read"] = "writte
             raise
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         kept = "what was finished is kept. " if doing == "written" else ""
-        raise StorageError(
-            f"{target} cannot be {doing} ({said.strip()}): {kept}{way_out(error, target)}"
-        ) from error
+        refused = StorageError(f"{target} cannot be {doing} ({said.strip()}): {kept}{way_out(error, target)}")
+        refused.passing = is_local(target) and may_pass(error)
+        raise refused from error
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -12,8 +12,9 @@ from threading import Event, Lock, Thread
 from deltacache.pipeline.storage.atomic import is_alive, this_host, write_bytes, write_new
 from deltacache.pipeline.storage.errors import is_refusal, read_file, readable_errors
 from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
+from deltacache.pipeline.storage.remote_files import patience_of_at_most, patience_s
 from deltacache.pipeline.storage.storage import AnyPath, is_local, names_in, put, remove_object
-from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.errors import DatasetError, StorageError
 
 _TAKEOVERS = 3
 _NO_CONDITIONS = (errno.ENOSYS, errno.EOPNOTSUPP)
@@ -49,7 +50,9 @@ class Lease:
         """
         settle_s = 0.0
         for _ in range(_TAKEOVERS):
-            if self._create():
+            with patience_of_at_most(self._times.renew_s):
+                created = self._create()
+            if created:
                 if settle_s:
                     time.sleep(settle_s)
                     self._check_ours()
@@ -75,11 +78,20 @@ class Lease:
         """Refuse to go on without the lease.
 
         Raises:
-            DatasetError: it was taken over, or could not be renewed for the time of grace.
+            DatasetError: it was taken over.
+            StorageError: the store does not say so, for as long as what may pass is tried again.
         """
         if not self._lost and time.monotonic() - self._renewed > self._times.grace_s:
-            with readable_errors(self._path):
-                self._renew()  # the machine slept, or the store does not answer
+            deadline = time.monotonic() + patience_s()
+            while True:  # the machine slept, or the store does not answer
+                try:
+                    with readable_errors(self._path):
+                        self._renew()
+                    break
+                except StorageError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(self._times.renew_s)
         if self._lost:
             raise DatasetError(
                 f"{self._path} was lost: {self._lost}. What was finished is kept; run the command again when no "
@@ -99,9 +111,7 @@ class Lease:
                 self._renew()
             except Exception as error:
                 if not is_refusal(error) and not isinstance(error, DatasetError):
-                    raise
-                if time.monotonic() - self._renewed > self._times.grace_s:
-                    self._lost = f"it could not be renewed for {self._times.grace_s:g} s ({error})"
+                    raise  # else the store does not answer: nobody is known to have taken over
 
     def _renew(self) -> None:
         with self._writing:
@@ -109,7 +119,8 @@ class Lease:
             if not self._is_ours(held):
                 self._lost = f"it belongs to {parse_record(held)} now" if held else "it was removed"
                 return
-            write_bytes(self._path, self._record.to_bytes())
+            with patience_of_at_most(self._times.renew_s):
+                write_bytes(self._path, self._record.to_bytes())
             self._renewed = time.monotonic()
 
     def _refuse_living(self, found: bytes) -> None:
@@ -161,7 +172,7 @@ class Lease:
             self._remove()
         raise DatasetError(
             f"{self._path.parent} cannot be locked: its store ignores the condition `If-None-Match: *`, by which an "
-            "object is written only if there is none, so that two commands could write to one output at once. "
+            "object is written only if it does not exist, so that two commands could write to one output at once. "
             "Write to a store that honours it (AWS S3, Google Cloud Storage, Azure, MinIO, R2), or to a local folder, "
             "and copy that"
         )
@@ -181,13 +192,15 @@ class Lease:
         return False
 
     def _remove(self) -> None:
-        if is_local(self._path):
-            self._path.unlink(missing_ok=True)
-        else:
-            remove_object(self._path)  # remove() would look for objects below it first
+        with patience_of_at_most(self._times.renew_s):
+            if is_local(self._path):
+                self._path.unlink(missing_ok=True)
+            else:
+                remove_object(self._path)  # remove() would look for objects below it first
 
     def _read(self) -> bytes | None:
         try:
-            return read_file(self._path)
+            with patience_of_at_most(self._times.renew_s):
+                return read_file(self._path)
         except FileNotFoundError:
             return None

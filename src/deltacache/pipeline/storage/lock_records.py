@@ -4,14 +4,19 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from deltacache.pipeline.storage.atomic import this_host
+from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.errors import DatasetError
+
+LOCK_FILE = ".lock"
+_WRITTEN_AFTER = 5  # looks
 
 
 @dataclass(slots=True)
@@ -61,6 +66,23 @@ def parse_record(content: bytes | None) -> LockRecord | None:
     except (ValueError, TypeError):
         return None
     return record
+
+
+def held_by(root: AnyPath) -> LockRecord | None:
+    """Who holds the lock of the dataset at ``root``, or did when it died; None where no lock is to be seen.
+
+    Raises:
+        StorageError: the store refuses or does not answer.
+    """
+    for _ in range(_WRITTEN_AFTER):
+        try:
+            record = parse_record(read_file(root / LOCK_FILE))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if record is not None:
+            return record
+        time.sleep(0.02)  # it is just being written
+    return None
 
 
 def refused(path: AnyPath, holder: LockRecord | None) -> DatasetError:

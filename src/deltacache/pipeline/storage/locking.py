@@ -19,11 +19,10 @@ from typing import Any, Protocol
 from deltacache.pipeline.storage.atomic import is_alive, this_host
 from deltacache.pipeline.storage.errors import read_file, readable_errors
 from deltacache.pipeline.storage.leases import Lease, LeaseTimes
-from deltacache.pipeline.storage.lock_records import LockRecord, parse_record, refused
+from deltacache.pipeline.storage.lock_records import LOCK_FILE, LockRecord, held_by, parse_record, refused
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, is_local, make_folder
 from deltacache.schemas.errors import DatasetError
 
-LOCK_FILE = ".lock"
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _PUBLISH_S = 1.0
 _PATIENCE_S = 0.5
@@ -69,13 +68,26 @@ class DatasetLock:
         self._record = record
         self._hold = hold
 
+    @property
+    def token(self) -> str:
+        """Drawn for this one lock."""
+        return self._record.token
+
+    def check(self) -> None:
+        """Refuse to go on without the lock.
+
+        Raises:
+            DatasetError: it was lost to another command.
+        """
+        self._hold.check()
+
     def update(self, status: Mapping[str, Any]) -> None:
         """Publish JSON values for ``read_lock``, once a second at most (a lease: with its next renewal).
 
         Raises:
             DatasetError: the lock was lost to another command.
         """
-        self._hold.check()
+        self.check()
         self._record.status = dict(status)
         self._hold.publish()
 
@@ -146,6 +158,8 @@ class _Flock:
         self._descriptor = _locked(path)
         self._published = 0.0
         self._write()
+        with suppress(OSError):
+            os.fsync(self._descriptor)  # or other nodes of a network file system would not see it
 
     def publish(self) -> None:
         now = time.monotonic()
@@ -194,16 +208,8 @@ def read_lock(root: AnyPath | str) -> LockInfo | None:
     Raises:
         StorageError: ``root`` cannot be read.
     """
-    path = dataset_root(root) / LOCK_FILE
-    record = None
-    for _ in range(5):
-        try:
-            record = parse_record(read_file(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if record is not None:
-            break
-        time.sleep(0.02)  # it is just being written
+    root = dataset_root(root)
+    path, record = root / LOCK_FILE, held_by(root)
     if record is None:
         return None
     started, updated = (datetime.fromisoformat(text) for text in (record.started_at, record.updated_at))

@@ -8,12 +8,15 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity.wait import wait_base
 
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 from deltacache.schemas.secrets import has_secrets, without_secrets
@@ -61,11 +64,32 @@ class _Patience:
 
 
 _failing: set[str] = set()
+_at_most: ContextVar[float] = ContextVar("at_most", default=float("inf"))
 
 
 def set_patience(seconds: float) -> None:
     """For how long errors that may pass are tried again from now on; see ``DecodeLimits.retry_s``."""
     _Patience.seconds = seconds
+
+
+def patience_s() -> float:
+    """For how many seconds errors that may pass are tried again here."""
+    return min(_Patience.seconds, _at_most.get())
+
+
+@contextmanager
+def patience_of_at_most(seconds: float) -> Iterator[None]:
+    """Within the block, and in this thread, errors that may pass are not tried again for longer."""
+    token = _at_most.set(seconds)
+    try:
+        yield
+    finally:
+        _at_most.reset(token)
+
+
+def growing_pauses(seconds: float) -> wait_base:
+    """Pauses between tries that go on for ``seconds``."""
+    return wait_random_exponential(multiplier=0.2, max=min(_LONGEST_WAIT_S, seconds / 4))
 
 
 def is_remote(place: str) -> bool:
@@ -236,11 +260,11 @@ def retried(call: Callable[[], _T], host: str = "") -> _T:
 
     A ``host`` that failed for so long is asked once, until it answers: a thousand videos of it must not wait each.
     """
-    seconds = 0.0 if host in _failing else _Patience.seconds
+    seconds = 0.0 if host in _failing else patience_s()
     retrying = Retrying(
         retry=retry_if_exception(may_pass),
         stop=stop_after_delay(seconds),
-        wait=wait_random_exponential(multiplier=0.2, max=min(_LONGEST_WAIT_S, seconds / 4)),
+        wait=growing_pauses(seconds),
         reraise=True,
     )
     try:

@@ -7,7 +7,6 @@ metadata of the footer, computed with its own eight digits as zeros; any reader 
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.atomic import replacing, spool_folder
 from deltacache.pipeline.storage.errors import fetch_file
 from deltacache.pipeline.storage.storage import AnyPath, is_local
 
@@ -183,13 +182,9 @@ def open_parquet(path: AnyPath, schema: pa.Schema) -> pq.ParquetFile:
     if is_local(path):
         file = pa.OSFile(str(path))
     else:
-        descriptor, name = tempfile.mkstemp(prefix="deltacache-")
-        os.close(descriptor)
-        try:
-            fetch_file(path, Path(name))
-            file = pa.OSFile(name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with spool_folder() as folder:  # what a killed process leaves there, the next one removes
+            fetch_file(path, folder / "fetched.parquet")
+            file = pa.OSFile(str(folder / "fetched.parquet"))
     start, stop = _seal_in(file)
     file.seek(start)
     if file.read(stop - start) != f"{_crc_of(file):08x}".encode():

@@ -2,12 +2,13 @@
 
 Local places are ``pathlib.Path``; all others are fsspec's (``s3://``, ``gs://``, ``memory://`` ...), where an object
 is there whole or not at all, nothing can be renamed, and folders do not exist. fsspec remembers listings; here it
-is told not to, for other processes write into the same place. What may pass by itself is tried again a few
-times; botocore does so on its own.
+is told not to, for other processes write into the same place. What may pass by itself (EIO, ESTALE, time-outs,
+connections, HTTP 429 and 5xx) is tried again with growing pauses, as long as ``set_patience`` says.
 """
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -15,11 +16,17 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import fsspec.config
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 from typing_extensions import TypeIs
 from upath import UPath
 
-from deltacache.pipeline.storage.remote_files import is_remote, may_pass, refused_place
+from deltacache.pipeline.storage.remote_files import (
+    growing_pauses,
+    is_remote,
+    may_pass,
+    patience_s,
+    refused_place,
+)
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.secrets import has_secrets, without_secrets
 
@@ -27,7 +34,7 @@ AnyPath: TypeAlias = Path | UPath
 Result = TypeVar("Result")
 
 _AT_ONCE = 64
-_ATTEMPTS = 4
+_SAID_AFTER_S = 5.0
 _S3_UPLOAD = {"chunksize": 1 << 24, "max_concurrency": 4}
 """At most 64 MiB of a file in memory; s3fs would take 500."""
 
@@ -69,32 +76,46 @@ def is_local(path: AnyPath) -> TypeIs[Path]:
 
 
 def retried(call: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-    """Call until it succeeds, a few times at most, as long as what it raises may pass by itself."""
+    """Call until it succeeds, as long as what it raises may pass by itself and ``set_patience`` says."""
+    seconds, said = patience_s(), False
+
+    def say(state: RetryCallState) -> None:
+        nonlocal said
+        if not said and (state.seconds_since_start or 0) > _SAID_AFTER_S and state.outcome is not None:
+            said = True
+            error = state.outcome.exception()
+            text = f"the output does not answer ({error}): trying again for up to {seconds:g} s"
+            print(without_secrets(text), file=sys.stderr, flush=True)
+
     attempts = Retrying(
-        retry=retry_if_exception(_may_pass),
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
+        retry=retry_if_exception(may_pass),
+        stop=stop_after_delay(seconds),
+        wait=growing_pauses(seconds),
+        before_sleep=say,
         reraise=True,
     )
     return attempts(call, *arguments, **options)
 
 
-def _may_pass(error: BaseException) -> bool:
-    tried = type(error.__cause__ or error).__module__.startswith(("botocore", "aiobotocore"))
-    return not tried and may_pass(error)
-
-
 def make_folder(folder: AnyPath) -> None:
     """Make a local folder and those above it; elsewhere nothing, least of all a bucket."""
     if is_local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        retried(folder.mkdir, parents=True, exist_ok=True)
+
+
+def size_of(path: AnyPath) -> int | None:
+    """Size of a file as it is now; None if it is not there."""
+    try:
+        return retried(path.stat).st_size if is_local(path) else retried(path.fs.info, path.path)["size"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def names_in(folder: AnyPath) -> list[str]:
     """Sorted names of what is in ``folder`` now; none if it does not exist."""
     try:
         if is_local(folder):
-            return sorted(entry.name for entry in os.scandir(folder))
+            return retried(lambda: sorted(entry.name for entry in os.scandir(folder)))
         paths = retried(folder.fs.ls, folder.path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -135,7 +156,7 @@ def read_many(paths: Iterable[AnyPath]) -> Iterator[bytes]:
     while batch := list(islice(rest, _AT_ONCE)):
         first = batch[0]
         if is_local(first):
-            yield from (path.read_bytes() for path in batch)
+            yield from (retried(path.read_bytes) for path in batch if is_local(path))
             continue
         fs: Any = first.fs
         names = [path.path for path in batch if not is_local(path)]

@@ -17,6 +17,7 @@ from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord
 from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.decoding.work import DecodedGroup
 from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import DatasetCard
@@ -34,7 +35,7 @@ class ShardResult:
         files: the shard's, relative to the dataset's folder.
         host: the machine that did the work.
         decode_s: seconds of all decoders together; ``encode_s``, ``write_s``, ``wait_s`` are those of the
-            encoder: in the forward, writing, and waiting for pixels (or reading tokens).
+            encoder: in the forward pass, writing, and waiting for pixels (or reading tokens).
     """
 
     shard_id: str
@@ -123,10 +124,14 @@ class ShardEncoding:
         )
 
 
-def commit_shard(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
-    """Encode a shard as its groups arrive, and commit it."""
+def commit_shard(
+    root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding, lock: str = ""
+) -> ShardResult:
+    """Encode a shard as its groups arrive, and commit it, while ``lock`` is held; see ``write_shard``."""
     started = time.perf_counter()
-    receipt = write_shard(root, card, shard_id, encoding.clips(), encoding.failures, encoding.sources)
+    receipt = write_shard(
+        root, card, shard_id, encoding.clips(), encoding.failures, encoding.sources, lock=lock
+    )
     return encoding.result(shard_id, started, receipt, len(receipt.clips))
 
 
@@ -151,7 +156,7 @@ def check_is_here(root: UPath, result: ShardResult) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     for path in (*(root / name for name in result.files), receipt_path(root, result.shard_id)):
         with readable_errors(path, "read"):
-            while not path.exists():
+            while size_of(path) is None:
                 if time.monotonic() > deadline:
                     raise DatasetError(
                         f"shard {result.shard_id} was committed on {result.host}, but {path} is not there on "
@@ -173,7 +178,9 @@ class _UnchangedError(Exception):
     """The retried videos are as they were: nothing is written."""
 
 
-def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding) -> ShardResult:
+def retry_failures(
+    root: UPath, card: DatasetCard, shard_id: str, encoding: ShardEncoding, lock: str = ""
+) -> ShardResult:
     """Try the refused videos of a finished shard again; what succeeds is merged into the shard.
 
     Nothing changes when all are refused again and are the same files. Otherwise the shard is written aside with
@@ -187,7 +194,7 @@ def retry_failures(root: UPath, card: DatasetCard, shard_id: str, encoding: Shar
     sources: list[SourceRecord] = []
     clips = _merged(root, card, receipt, encoding, failures, sources)
     try:
-        renewed = write_shard(root, card, shard_id, clips, failures, sources, replaces=replaces)
+        renewed = write_shard(root, card, shard_id, clips, failures, sources, replaces=replaces, lock=lock)
     except _UnchangedError:
         return encoding.result(shard_id, started, None, 0)
     return encoding.result(shard_id, started, renewed, len(renewed.clips) - len(receipt.clips))

@@ -110,18 +110,20 @@ def tokenize_shard(
     work: Work,
     encoder: DeltaEncoder,
     on_clips: Callable[[int], None],
+    lock: str = "",
 ) -> ShardResult:
     """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
 
     Videos with which workers die become failures; a trial encodes its videos and writes nothing. A shard that is
     finished already (``Kind.RETRY``) keeps its clips as they are, whatever encoding them would give now; those that it
-    lacks are encoded and join them.
+    lacks are encoded and join them. Shards are committed while ``lock`` is held; see ``write_shard``.
     """
     started = time.perf_counter()
     shard_id, culprits = work.task.shard_id, dict(work.culprits)
     receipt = checked_receipt(features[0], shard_id, features[1])
     wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
-    old = checked_receipt(deltas[0], shard_id, deltas[1]) if work.kind is Kind.RETRY else None
+    replaces = receipt_digest(deltas[0], shard_id) if work.kind is Kind.RETRY else ""
+    old = checked_receipt(deltas[0], shard_id, deltas[1]) if replaces else None
     kept = {stored.clip.clip_id: stored for stored in stored_clips(*deltas, old)} if old else {}
     with_kept = {stored.video_uri for stored in kept.values()}
     lacking = [row for row in receipt.clips if row["clip_id"] not in kept]
@@ -149,7 +151,8 @@ def tokenize_shard(
             _joined(order, kept, encoding.clips()),
             failures,
             list(receipt.sources),
-            replaces=receipt_digest(deltas[0], shard_id) if old else "",
+            replaces=replaces,
+            lock=lock,
         )
         count = len(written.clips) - len(kept)
     elsewhere = encoding.encode_s + encoding.read_s

@@ -1,6 +1,6 @@
 """What an encoder process does, free of Ray: it holds a model and works on one shard after the other.
 
-Two shards may be worked on at once by two threads, so that one is written while the other is in the forward.
+Two shards may be worked on at once by two threads, so that one is written while the other is in the forward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,6 +48,7 @@ class VideoShardWorker:
     root: UPath
     card: DatasetCard
     encoder: ClipEncoder
+    lock: str = ""
 
     def measure(self) -> float:
         """See ``ShardWorker``."""
@@ -59,8 +60,8 @@ class VideoShardWorker:
         if work.kind is Kind.TRY:
             return try_videos(shard_id, encoding)
         if work.kind is Kind.RETRY:
-            return retry_failures(self.root, self.card, shard_id, encoding)
-        return commit_shard(self.root, self.card, shard_id, encoding)
+            return retry_failures(self.root, self.card, shard_id, encoding, self.lock)
+        return commit_shard(self.root, self.card, shard_id, encoding, self.lock)
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class FeatureShardWorker:
     features: tuple[UPath, DatasetCard]
     deltas: tuple[UPath, DatasetCard]
     encoder: DeltaEncoder
+    lock: str = ""
 
     def measure(self) -> float:
         """See ``ShardWorker``."""
@@ -77,7 +79,7 @@ class FeatureShardWorker:
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
         """See ``ShardWorker``; nothing is decoded."""
-        return tokenize_shard(self.features, self.deltas, work, self.encoder, on_clips)
+        return tokenize_shard(self.features, self.deltas, work, self.encoder, on_clips, self.lock)
 
 
 class WorkCounters:
