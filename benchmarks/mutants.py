@@ -678,8 +678,8 @@ TRAINING = (
     Mutant(
         "times from the start of the video",
         "train/data.py",
-        "_sent(times - times[:, :1], device)",
-        "_sent(times, device)",
+        "sent(times - times[:, :1], device)",
+        "sent(times, device)",
         ("train/test_train_data.py::test_delta_batches_hold_whole_clips_and_seconds_from_the_first_frame",),
     ),
     Mutant(
