@@ -311,6 +311,39 @@ def test_a_late_replacement_of_an_earlier_command_does_not_count(
 
 
 @both_stores
+@pytest.mark.parametrize("kind", ["commit", "replacement"])
+def test_an_attempt_of_an_earlier_command_that_begins_late_is_refused(
+    place: Callable[[int], UPath], store: str, kind: str, attempts: Attempts
+) -> None:
+    """Its worker outlived the driver, and takes up its next shard when another command is at work."""
+    for steps in (
+        0,
+        100,
+    ):  # the next command takes the lock before it begins, or before it has looked at the lock twice
+        root = place(steps)
+        task = planned(root, store)
+        if kind == "replacement":
+            attempt(root, store, task, 8)()
+        finish_dataset(root)
+        before = receipt_digest(root, task.shard_id)
+        taken(root, "next" if steps == 0 else "first")
+        late = f"late {steps}"
+        attempts.start(late, attempt(root, store, task, 2, before, "first"))
+        if steps:
+            while not any("commit-" in path.name for path in _files(root / STAGING)):
+                attempts.step(late)
+            taken(root, "next")
+        while attempts.living:
+            attempts.step(late)
+        assert "is being written by `extract-features`" in str(attempts.errors[late])
+        assert receipt_digest(root, task.shard_id) == before
+        assert kind == "commit" or (root / "tables.json").exists()
+        settle_commits(root, alone=True, lock="next")
+        assert receipt_digest(root, task.shard_id) == before
+        assert not _files(root / STAGING)
+
+
+@both_stores
 def test_of_two_replacements_of_one_receipt_one_takes_place(
     place: Callable[[int], UPath], store: str, attempts: Attempts
 ) -> None:
