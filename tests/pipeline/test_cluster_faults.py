@@ -95,7 +95,9 @@ def build_nothing() -> ShardWorker:
 def placement(shared_ray: SharedRay) -> Iterator[Placement]:
     shared_ray.stop()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers build the stub
+        # Workers import this file, which builds the stub, and what it imports.
+        folders = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"
+        patch.setenv("PYTHONPATH", folders, prepend=os.pathsep)
         with cluster(ClusterSettings(decoders=2, encoders=2)) as placement:
             yield placement
 
