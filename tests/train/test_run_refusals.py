@@ -181,7 +181,7 @@ def test_the_only_checkpoint_damaged_says_that_training_starts_again(features: P
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(DeltacacheError, match="'tpu' is not known: give auto, cpu or cuda"):
+    with pytest.raises(DeltacacheError, match="'tpu' is not known: give auto, cpu, cuda or mps"):
         choose_device("tpu")
 
 
