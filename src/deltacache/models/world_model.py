@@ -75,7 +75,10 @@ class WorldModel(InPrecision, ABC):
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Noise of ``shape`` (..., Z), drawn where the generator lives, then moved to the model."""
         noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-        return (noise * self.noise_std).to(next(self.parameters()).device)
+        weights = next(self.parameters())
+        # Weights that were rounded for products in bfloat16 say nothing of what the noise is added to.
+        dtype = weights.dtype if self._products is None else torch.float32
+        return (noise * self.noise_std).to(weights.device, dtype)
 
     @abstractmethod
     def training_loss(
