@@ -14,6 +14,7 @@ from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, p
 from deltacache.pipeline.datasets.plan import copy_plan, open_plan, read_plan, shard_tasks
 from deltacache.pipeline.jobs.offline import tokenize_features
 from deltacache.pipeline.jobs.parts import feature_worker
+from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.jobs import TokenizeSettings
@@ -36,9 +37,11 @@ def test_deltas_go_on_in_the_precision_that_they_were_made_in(features: Path, tm
         prepare_dataset(out, card, parent.black_patch_tokens)
         copy_plan(open_plan(UPath(features)), out)
         places = (UPath(features), parent.card), (out, card)
-        worker = feature_worker(*places, tmp_path / "tokenizer", parent.black_patch_tokens, "cpu")
-        for task in shard_tasks(read_plan(out)):
-            worker.run(Work(Kind.COMMIT, task), lambda _: iter(()), lambda _: None)
+        with dataset_lock(out, "tokenize") as lock:
+            black = parent.black_patch_tokens
+            worker = feature_worker(*places, tmp_path / "tokenizer", black, lock.token, 1.0, "cpu")
+            for task in shard_tasks(read_plan(out)):
+                worker.run(Work(Kind.COMMIT, task), lambda _: iter(()), lambda _: None)
         finish_dataset(out)
         tokens.append(open_dataset(out, "deltas").read_all().astype(np.float32))
     assert 0 < np.abs(tokens[0] - tokens[1]).max() < 0.1
