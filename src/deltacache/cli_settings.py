@@ -68,7 +68,7 @@ def _parameter(argument: Argument, defaults: str | Mapping[str, str]) -> inspect
 
 
 def _text(argument: Argument) -> str:
-    """The schema's default as a command line writes it; nothing where there is none."""
+    """The schema's default as a command line writes it; empty without one."""
     value = argument.default
     if value is None or value is False or value == ():
         return ""

@@ -1,7 +1,7 @@
 """Settings of Table D's evaluation and heads: whole frames of Cityscapes, features of several layers, a PCA."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
 from deltacache.schemas.datasets import Frozen, Precision
 from deltacache.schemas.heads import HeadConfig, HeadPreset
 from deltacache.schemas.images import Horizons, ImageSize
+from deltacache.schemas.layers import Layers
 
 DINOV2 = "facebook/dinov2-with-registers-base"
 DATASET = "foresight"
@@ -24,7 +25,7 @@ class FrameFeatureConfig(Frozen):
     backbone: Annotated[str, Flag(default="DINOv2 ViT-B/14 with registers")] = Field(
         default=DINOV2, description="Hub id, Hugging Face directory, or 'tiny'."
     )
-    layers: Annotated[tuple[int, ...] | None, Flag(default="the last hidden state")] = Field(
+    layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
     pca: Annotated[Path | None, Flag()] = Field(
@@ -34,12 +35,6 @@ class FrameFeatureConfig(Frozen):
         default=PAPER_SIZE, description="Height x width of whole frames in pixels."
     )
     precision: Precision = Field(default="float32", description="of the backbone")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_as_text(cls, layers: Any) -> Any:
-        """``2,5,8,11``."""
-        return layers.split(",") if isinstance(layers, str) else layers
 
 
 class ForesightHeadConfig(Frozen):

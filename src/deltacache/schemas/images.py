@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from deltacache.schemas.layers import parse_numbers
+
 Size = int | tuple[int, int]
 """Side of a square, or height and width, in pixels. A square is always one number: equal sizes are equal."""
 
@@ -37,19 +39,8 @@ ImageSize = Annotated[Size, BeforeValidator(parse_size)]
 
 
 def parse_horizons(value: Any) -> Any:
-    """``"1,3"`` as numbers; anything else as it is.
-
-    Raises:
-        ValueError: text that is no list of numbers.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise ValueError(
-            f"horizons {value!r} are no numbers of steps: give them with commas, such as 1,3"
-        ) from None
+    """Steps from text, see ``parse_numbers``."""
+    return parse_numbers(value, "horizons", "numbers of steps: give them with commas, such as 1,3")
 
 
 Horizons = Annotated[tuple[int, ...], BeforeValidator(parse_horizons)]

@@ -1,8 +1,8 @@
 """Where datasets lie: local folders and object stores, behind the same few calls.
 
 Local places are ``pathlib.Path``; all others are fsspec's (``s3://``, ``gs://``, ``memory://`` ...), where an object
-is there whole or not at all, nothing can be renamed, and folders do not exist. fsspec remembers listings; here it
-is told not to, for other processes write into the same place. What may pass by itself (EIO, ESTALE, time-outs,
+is there whole or not at all, nothing can be renamed, and folders do not exist. fsspec's cache of listings
+is off, for other processes write into the same place. What may pass by itself (EIO, ESTALE, time-outs,
 connections, HTTP 429 and 5xx) is tried again with growing pauses, as long as ``set_patience`` says.
 """
 
