@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 
-from conftest import Command, Outcome
+from conftest import Outcome
 
 PLANTED = re.compile("planted", re.IGNORECASE)
 
@@ -49,13 +49,20 @@ def gated_hub() -> Iterator[int]:
         thread.join()
 
 
+def doctor(*arguments: object, python: Path | str = sys.executable) -> Outcome:
+    """In a process of its own: the hub's package reads the environment while it is imported."""
+    command = [str(each) for each in (python, "-m", "deltacache", "doctor", *arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 def problems_of(report: dict) -> str:
     return "\n".join(f"{each['what']} -> {each['way_out']}" for each in report["problems"])
 
 
 @pytest.mark.timeout(400)
 def test_a_measured_report_has_no_secrets(
-    deltacache: Command, gated_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gated_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
         "HF_HOME": str(tmp_path / "hub"),
@@ -71,7 +78,7 @@ def test_a_measured_report_has_no_secrets(
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    said = deltacache("doctor", "--measure", "--json", "--output", tmp_path / "new" / "out").done()
+    said = doctor("--measure", "--json", "--output", tmp_path / "new" / "out").done()
     assert not PLANTED.search(said.stdout + said.stderr), said
     report = json.loads(said.stdout)
     assert report["healthy"]
@@ -110,16 +117,14 @@ def test_a_measured_report_has_no_secrets(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_hub_that_never_answers_is_given_up(
-    deltacache: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://planteduser:planted@127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(tmp_path))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         began = time.monotonic()
-        said = deltacache("doctor", "--output", "s3://planted:planted@bucket/out").done()
+        said = doctor("--output", "s3://planted:planted@bucket/out").done()
     assert time.monotonic() - began < 100
     assert not PLANTED.search(said.stdout + said.stderr), said
     assert "the hub does not answer" in said.stdout
@@ -142,14 +147,8 @@ def test_a_machine_with_torch_and_transformers_only(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
-    def doctor(*hidden: str) -> Outcome:
-        python = bare_python(tmp_path / "-".join(hidden), *hidden)
-        done = subprocess.run(
-            [python, "-m", "deltacache", "doctor"], capture_output=True, text=True, check=False
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
-
-    said = doctor("ray", "decord", "decord2", "av", "zarr", "webdataset").done().stdout
+    bare = "ray", "decord", "decord2", "av", "zarr", "webdataset"
+    said = doctor(python=bare_python(tmp_path / "bare", *bare)).done().stdout
     for distribution in ("ray", "decord2", "av", "zarr", "webdataset"):
         assert re.search(rf"- {distribution} is not installed: .* will not work\n  -> pip install", said), (
             said
@@ -157,7 +156,7 @@ def test_a_machine_with_torch_and_transformers_only(tmp_path: Path, monkeypatch:
     assert re.search(r"^  ray +none$", said, re.MULTILINE)
     assert "not tried: offline mode" in said
     assert "offline mode (HF_HUB_OFFLINE), and facebook/dinov3" in said
-    broken = doctor("crc32c", "ray")
+    broken = doctor(python=bare_python(tmp_path / "broken", "crc32c", "ray"))
     assert broken.code == 1
     assert "- crc32c is not installed\n  -> pip install" in broken.stdout
     assert sys.executable not in said
