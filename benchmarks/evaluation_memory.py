@@ -26,10 +26,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from deltacache.evaluate.output import read_metrics, read_samples
-from deltacache.evaluate.pooling import TableWriter
-from deltacache.evaluate.rows import RunStamp
-from deltacache.evaluate.statistics import statistics_of
+from deltacache.evaluate.output import RunStamp, read_metrics, read_samples
+from deltacache.evaluate.statistics import TableWriter, statistics_of
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
@@ -37,7 +35,7 @@ from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 

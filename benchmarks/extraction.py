@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from deltacache.chain.terminal import terminal_reporter
 from deltacache.models.backbone import load_backbone
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.decoding.work import DecodeSettings, decode_group, groups_of
@@ -31,6 +30,7 @@ from deltacache.pipeline.work.encoders import build_feature_encoder
 from deltacache.pipeline.work.shard_work import measure_forward
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.jobs import DecodeLimits, ExtractionSettings
+from deltacache.terminal import terminal_reporter
 
 CORES = os.cpu_count() or 1
 

@@ -28,12 +28,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from deltacache.pipeline.datasets.changes import changed_videos, same_videos
-from deltacache.pipeline.datasets.commits import checked_receipts
+from deltacache.pipeline.datasets.changes import changed_videos, describe, same_videos
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset
-from deltacache.pipeline.datasets.finishing import finished_summary
-from deltacache.pipeline.datasets.folding import PARTS, SHARDS_A_PART, Folding, part_name
-from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import PlannedShards, ShardTask, grow_plan, open_plan
 from deltacache.pipeline.datasets.receipts import (
     RECEIPTS,
@@ -44,9 +40,16 @@ from deltacache.pipeline.datasets.receipts import (
     receipt_bytes,
     receipt_path,
 )
+from deltacache.pipeline.datasets.writing import (
+    PARTS,
+    SHARDS_A_PART,
+    Folding,
+    checked_receipts,
+    finished_summary,
+    part_name,
+)
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
-from deltacache.pipeline.storage.sealing import sealed_table
+from deltacache.pipeline.storage.files import crc32c_of_npy, sealed_table
 from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deltacache.evaluate.metrics import feature_metrics
-from deltacache.pipeline.datasets.quantisation import dequantise_on_device, quantise
+from deltacache.pipeline.datasets.dataset import dequantise_on_device, quantise
 from deltacache.pipeline.decoding.decode import VideoJob, decode_video
 from deltacache.pipeline.work.encoders import FeatureEncoder
 from deltacache.schemas.clips import PixelClip

@@ -27,9 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltacache.evaluate.comparing.compare import Difference
-from deltacache.evaluate.intervals import intervals, paired_intervals
-from deltacache.evaluate.pooled import group_sums, metrics_of
+from deltacache.evaluate.comparing import Difference
+from deltacache.evaluate.metrics import group_sums, intervals, metrics_of, paired_intervals
 
 COVERAGE, FALSE = (0.92, 0.98), 0.06
 CLASSES = 8

@@ -21,11 +21,10 @@ from deltacache.models.devices import forward_precision
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import WorldConfig, world_preset
 from deltacache.train.data import ResidentClips
-from deltacache.train.logs import RunLog
-from deltacache.train.meter import Meter
+from deltacache.train.logs import CheckpointWriter, RunLog
+from deltacache.train.loop import Meter
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import Split
-from deltacache.train.saving import CheckpointWriter
 from deltacache.train.world import WorldTask
 
 HIDDEN, FRAMES, CLIPS = 768, 8, 2048

@@ -33,10 +33,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from deltacache.models.blocks import time_rotation
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device, forward_precision
 from deltacache.models.optimizer_groups import decay_groups
-from deltacache.models.rope import time_rotation
 from deltacache.models.selection import FoldedPredictor, selection_for
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.work.encoders import DeltaEncoder, default_batch_clips, resolve_precision

@@ -2,9 +2,8 @@
 
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.schemas.arguments import Argument, arguments_of
-from deltacache.schemas.configs import TokenizerConfig, WorldConfig
+from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig
-from deltacache.schemas.heads import HeadConfig
 from deltacache.schemas.jobs import ExtractionSettings
 
 KINDS = {

@@ -25,8 +25,8 @@ _CONTEXT.set_forkserver_preload(
         "ray",
         "ray.train.torch",
         "deltacache.cli",
-        "deltacache.chain.described",
-        "deltacache.chain.terminal",
+        "deltacache.descriptions",
+        "deltacache.terminal",
     ]
 )
 

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deltacache.schemas.arguments import arguments_of, build, changed_by, fields_of, takes
-from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
+from deltacache.schemas.configs import (
+    HeadConfig,
+    RgbConfig,
+    TokenizerConfig,
+    WorldConfig,
+    tokenizer_preset,
+    world_preset,
+)
 from deltacache.schemas.errors import DeltacacheError, SettingsError
 from deltacache.schemas.foresight import ForesightHeadConfig
-from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.jobs import (
     DEFAULT_BACKBONE,
     WAIT_FOR_NODES_S,
@@ -183,8 +189,8 @@ def tokenize_settings(
 ) -> TokenizeSettings | TokenizeVideosSettings:
     """Settings of ``tokenize`` from its arguments."""
     from deltacache.models.checkpoints import recorded_config
-    from deltacache.pipeline.datasets.preparation import is_dataset
-    from deltacache.schemas.images import parse_size, size_text
+    from deltacache.pipeline.datasets.writing import is_dataset
+    from deltacache.schemas.datasets import parse_size, size_text
 
     where, tokenizer = place(source), Path(tokenizer).absolute()
     given = {name: value for name, value in settings.items() if value is not None}
@@ -381,7 +387,7 @@ def trainer_settings(
     **changes: Any,
 ) -> TrainerT:
     """A preset with what is asked of its schedule, its other arguments, and any of its keys (``assignments``)."""
-    from deltacache.train.outputs import continued_schedule
+    from deltacache.train.setup import continued_schedule
 
     if init_from and continue_from:
         raise SettingsError("give --init-from or --continue-from, not both")
@@ -457,7 +463,7 @@ def evaluate(
         >>> results.metrics.column_names[:3]
         ['run', 'dataset', 'method']
     """
-    from deltacache.chain.results import run_evaluation
+    from deltacache.evaluate.results import run_evaluation
 
     asked = evaluation_settings(
         out,
@@ -644,7 +650,7 @@ def place(source: AnyPath) -> str:
     Raises:
         DeltacacheError: a url with one slash or of chained protocols, which is no path either.
     """
-    from deltacache.pipeline.storage.remote_files import refused_place
+    from deltacache.pipeline.storage.storage import refused_place
 
     text = str(source)
     if "://" in text:

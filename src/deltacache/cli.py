@@ -45,15 +45,17 @@ from deltacache.cli_options import (
     TrainSeedOpt,
     WaitOpt,
     WorkersOpt,
+    flags_of,
+    named_paths,
+    parsed_horizons,
+    usage_errors,
+    with_name,
 )
-from deltacache.cli_parsing import named_paths, parsed_horizons, with_name
-from deltacache.cli_settings import flags_of, usage_errors
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.schemas.arguments import arguments_of, build, changed_by
-from deltacache.schemas.configs import TokenizerConfig, WorldConfig
+from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig, FrameFeatureConfig
-from deltacache.schemas.heads import HeadConfig
 from deltacache.schemas.jobs import DEFAULT_BACKBONE, ExtractionSettings
 from deltacache.schemas.secrets import without_secrets
 
@@ -116,7 +118,7 @@ def extract_features(
 
     Example: deltacache extract-features videos/ features/ --backbone tiny --image-size 256 --views 2
     """
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.terminal import terminal_reporter
 
     reporter = terminal_reporter()
     with usage_errors():
@@ -143,8 +145,8 @@ def fit_pca(
 
     Example: deltacache fit-pca features/ pca/ --components 1152
     """
-    from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline.jobs import pca_fit
+    from deltacache.terminal import terminal_reporter
 
     pca_fit.fit_pca(api.place(features), out, components, terminal_reporter(), frames=frames, device=device)
 
@@ -171,7 +173,7 @@ def train_tokenizer(
 
     Example: deltacache train-tokenizer features/ tokenizer/ --preset tiny --steps 2000
     """
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.terminal import terminal_reporter
 
     with usage_errors():
         api.train_tokenizer(
@@ -217,7 +219,7 @@ def tokenize(
 
     Example: deltacache tokenize features/ deltas/ --tokenizer tokenizer/
     """
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.terminal import terminal_reporter
 
     with usage_errors():
         api.run_tokenize(source, out, tokenizer, terminal_reporter(), settings)
@@ -250,7 +252,7 @@ def train_world(
 
     Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
     """
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.terminal import terminal_reporter
 
     with usage_errors():
         api.train_world(
@@ -293,9 +295,9 @@ def train_systems(
 
     Example: deltacache train-systems features/ systems/ --preset tiny-table2
     """
-    from deltacache.chain.systems import systems_preset
-    from deltacache.chain.systems import train_systems as train
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.systems.training import systems_preset
+    from deltacache.systems.training import train_systems as train
+    from deltacache.terminal import terminal_reporter
     from deltacache.train.workers.trainable import Workers
 
     config = systems_preset(preset).changed(seed, accumulation)
@@ -354,13 +356,13 @@ def compare_systems(
 
     Example: deltacache compare-systems systems/ features/ --data clips=test-features/
     """
-    from deltacache.chain.systems import open_systems
-    from deltacache.chain.systems_costs import CostPlan
-    from deltacache.chain.systems_table import compare_systems as compare
-    from deltacache.chain.terminal import terminal_reporter
     from deltacache.evaluate.settings import CLIPS
     from deltacache.evaluate.settings import evaluation as evaluation_settings
     from deltacache.pipeline.datasets.dataset import open_dataset
+    from deltacache.systems.table import CostPlan
+    from deltacache.systems.table import compare_systems as compare
+    from deltacache.systems.training import open_systems
+    from deltacache.terminal import terminal_reporter
 
     config, paths = open_systems(out)
     card = open_dataset(api.place(features), "features").card
@@ -430,9 +432,9 @@ def train_head(
 
     Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
     """
-    from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline.work.encoders import resolve_precision
-    from deltacache.schemas.heads import head_preset, rgb_preset
+    from deltacache.schemas.configs import head_preset, rgb_preset
+    from deltacache.terminal import terminal_reporter
     from deltacache.train.heads.setup import HeadRequest
     from deltacache.train.heads.training import train_head as train_linear_head
     from deltacache.train.heads.training import train_rgb_decoder
@@ -498,8 +500,8 @@ def evaluate(
 
     Example: deltacache evaluate results/ --data vspw=VSPW/ --head vspw=head.bin --tokenizer tokenizer/ --world world/
     """
-    from deltacache.chain.results import show_results
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.evaluate.results import show_results
+    from deltacache.terminal import terminal_reporter
 
     reporter = terminal_reporter()
     with usage_errors():
@@ -535,9 +537,9 @@ def train_foresight_head(
 
     Example: deltacache train-foresight-head segmentation Cityscapes/ head/ --layers 2,5,8,11 --pca pca/
     """
-    from deltacache.chain.terminal import terminal_reporter
     from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.schemas.foresight import foresight_head
+    from deltacache.terminal import terminal_reporter
     from deltacache.train.heads.foresight import train_foresight_head as train
 
     of_features = {name: changes.pop(name) for name in arguments_of(FrameFeatureConfig)}
@@ -572,9 +574,9 @@ def evaluate_foresight(
 
     Example: deltacache evaluate-foresight Cityscapes/ results/ --layers 2,5,8,11 --pca pca/ --world world/ --head head/
     """
-    from deltacache.chain.results import evaluate_and_show
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.evaluate.results import evaluate_and_show
     from deltacache.pipeline.work.encoders import resolve_precision
+    from deltacache.terminal import terminal_reporter
 
     if settings["backbone"] is not None:
         settings["backbone"] = api.backbone_source(settings["backbone"])
@@ -620,8 +622,8 @@ def export_contexts(
 
     Example: deltacache export-contexts contexts/ --data vspw=VSPW/ --padding cosmos --format mp4
     """
-    from deltacache.chain.terminal import terminal_reporter
-    from deltacache.evaluate.generators import export
+    from deltacache.evaluate import generators as export
+    from deltacache.terminal import terminal_reporter
 
     wanted = export.context_export(
         named_paths("--data", data),
@@ -667,8 +669,7 @@ def compare(
     """
     from rich.console import Console
 
-    from deltacache.evaluate.comparing.compare import compare_runs
-    from deltacache.evaluate.comparing.tables import print_comparison
+    from deltacache.evaluate.comparing import compare_runs, print_comparison
 
     print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
 
@@ -702,16 +703,16 @@ def doctor(
     import json
     from dataclasses import asdict
 
-    from deltacache.chain.doctor.facts import examine
-    from deltacache.chain.doctor.shown import examination_text, measurement_text
+    from deltacache.doctor.facts import examine
+    from deltacache.doctor.shown import examination_text, measurement_text
 
     found = examine(output)
     if not as_json:
         typer.echo(examination_text(found))
     measured = None
     if measure:
-        from deltacache.chain.doctor.measured import KINETICS_VIDEOS
-        from deltacache.chain.doctor.measured import measure as measure_rates
+        from deltacache.doctor.measured import KINETICS_VIDEOS
+        from deltacache.doctor.measured import measure as measure_rates
         from deltacache.models.devices import choose_device
 
         folder = Path.cwd() if output is None or "://" in output else Path(output)
@@ -741,7 +742,7 @@ def inspect(
 
     Example: deltacache inspect features/ --pictures sheet.png
     """
-    from deltacache.chain.described import describe_output, write_pictures
+    from deltacache.descriptions import describe_output, write_pictures
 
     typer.echo(describe_output(path))
     if pictures is not None:
@@ -760,9 +761,8 @@ def verify(
 
     Example: deltacache verify features/
     """
-    from deltacache.chain.terminal import terminal_reporter
-    from deltacache.pipeline.datasets.repair import repair_dataset
-    from deltacache.pipeline.datasets.verification import verify_dataset
+    from deltacache.pipeline.datasets.verification import repair_dataset, verify_dataset
+    from deltacache.terminal import terminal_reporter
 
     reporter = terminal_reporter()
     if repair:
@@ -792,10 +792,10 @@ def run(
 
     Example: deltacache run chain.yaml out/
     """
-    from deltacache.chain.results import show_results
-    from deltacache.chain.run import ChainConfig, run_chain
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.chain import ChainConfig, run_chain
+    from deltacache.evaluate.results import show_results
     from deltacache.schemas.configs import load_config
+    from deltacache.terminal import terminal_reporter
 
     reporter = terminal_reporter()
     paths = run_chain(
@@ -813,8 +813,8 @@ def demo(
 
     Example: deltacache demo demo-output/
     """
-    from deltacache.chain.demo import run_demo
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.demo.demo import run_demo
+    from deltacache.terminal import terminal_reporter
 
     run_demo(out, seed, terminal_reporter())
 
@@ -911,9 +911,8 @@ def flops(
 
     Example: deltacache flops --preset released --image-size 256 --candidates 16
     """
-    from deltacache.chain.costs import CostRequest, count_costs
-    from deltacache.chain.costs_shown import costs_text
-    from deltacache.chain.terminal import terminal_reporter
+    from deltacache.costs import CostRequest, costs_text, count_costs
+    from deltacache.terminal import terminal_reporter
 
     with usage_errors():
         request = build(

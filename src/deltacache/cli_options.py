@@ -1,12 +1,19 @@
 """Options and arguments of the commands, by the names that several share."""
 
+import inspect
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
+from pydantic import BaseModel
 
+from deltacache.schemas.arguments import Argument, arguments_of, plain_type
+from deltacache.schemas.datasets import parse_horizons
+from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.secrets import without_secrets
 
 
@@ -160,3 +167,133 @@ WorkersOpt = Annotated[
 DepthMapsOpt = Annotated[
     Path | None, typer.Option(help="Folder of depth maps, <split>/<city>/<frame>..., see docs/foresight.md.")
 ]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Values of flags that are no settings: ``NAME=PATH`` of flags that may be repeated, and horizons.
+# ----------------------------------------------------------------------------------------------------
+
+
+def with_name(text: str) -> str:
+    return text if "=" in text else f"external={text}"
+
+
+def named_paths(flag: str, texts: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` of a flag that may be repeated."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(
+                f"{flag} {text}: give NAME=PATH, such as {_with_guessed_name(flag, text)}"
+            )
+        if name in named:
+            raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
+        named[name] = path
+    return named
+
+
+def _with_guessed_name(flag: str, text: str) -> str:
+    """``/data/VSPW`` as ``vspw=/data/VSPW``; what one cannot tell is VSPW, or of a generator ``external``."""
+    from deltacache.schemas.benchmarks import BENCHMARKS
+
+    name, equals, path = text.partition("=")
+    path = path if equals else name
+    if equals and name:
+        return f"{name}=PATH"
+    if flag == "--predictions":
+        return f"external={path or 'PATH'}"
+    known = ("clips", *BENCHMARKS) if flag == "--data" else BENCHMARKS
+    if text in known:
+        return f"{text}=PATH"
+    guessed = next((each for each in known if each in Path(path).name.lower()), "vspw")
+    return f"{guessed}={path or 'PATH'}"
+
+
+def parsed_horizons(text: str) -> tuple[int, ...]:
+    """``1,3`` as numbers."""
+    try:
+        return parse_horizons(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--horizons: {error}") from None
+
+
+# ----------------------------------------------------------------------------------------------------
+# Flags of a command from the schema of its settings: name, type, bounds, default and help text stand
+# there alone.
+# ----------------------------------------------------------------------------------------------------
+
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def flags_of(
+    kind: type[BaseModel], *, defaults: str | Mapping[str, str] = "", without: tuple[str, ...] = ()
+) -> Callable[[FunctionT], FunctionT]:
+    """Give a command that ends in ``**settings`` a flag for every argument of ``kind``.
+
+    A flag that is not given is ``None``: the schema has the defaults, and the help text shows them.
+
+    Args:
+        defaults: what the help text shows instead of the schema's defaults: for all flags, or for some by name.
+        without: arguments of ``kind`` that the command does not have.
+    """
+
+    def decorate(command: FunctionT) -> FunctionT:
+        own = list(inspect.signature(command).parameters.values())
+        own = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = {each.name for each in own} | {*without}
+        added = [_parameter(each, defaults) for each in arguments_of(kind).values() if each.name not in names]
+        given = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        required = [each for each in given if each.default is inspect.Parameter.empty]
+        optional = [each for each in given if each.default is not inspect.Parameter.empty]
+        parameters = [*required, *added, *optional]
+        target = cast("Any", command)
+        target.__signature__ = inspect.Signature(parameters)
+        target.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(argument: Argument, defaults: str | Mapping[str, str]) -> inspect.Parameter:
+    """An option of typer, ``None`` unless it is given."""
+    value = plain_type(argument.annotation)
+    dashed = f"--{argument.name.replace('_', '-')}"
+    if isinstance(defaults, str):
+        shown = argument.flag.default or defaults or _text(argument)
+    else:
+        shown = defaults.get(argument.name) or argument.flag.default or _text(argument)
+    option = typer.Option(
+        f"{dashed}/{argument.flag.off}" if argument.flag.off else dashed,
+        help=f"{argument.help} [default: {shown}]" if shown else argument.help,
+        min=argument.least if value in (int, float) else None,
+        max=argument.most if value in (int, float) else None,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        argument.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[value | None, option],
+    )
+
+
+def _text(argument: Argument) -> str:
+    """The schema's default as a command line writes it; empty without one."""
+    value = argument.default
+    if value is None or value is False or value == ():
+        return ""
+    if argument.flag.off and isinstance(value, bool):
+        return argument.name.replace("_", "-")
+    return " ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Settings that are refused are wrong usage: exit code 2."""
+    try:
+        yield
+    except SettingsError as error:
+        flag = re.sub(r"^[a-z_]+(?=: )", lambda name: f"--{name[0].replace('_', '-')}", str(error))
+        raise typer.BadParameter(flag) from error

@@ -4,11 +4,11 @@ import pytest
 import yaml
 from trained_systems import TrainedSystems
 
-from deltacache.chain.demo import demo_config
-from deltacache.chain.junction import draw_world
-from deltacache.chain.systems import SystemsConfig, systems_preset, train_systems
+from deltacache.demo.demo import demo_config
+from deltacache.demo.world import draw_world
 from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.progress import SilentReporter
+from deltacache.systems.training import SystemsConfig, systems_preset, train_systems
 from deltacache.train.workers.trainable import Workers
 
 STEPS = {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3}

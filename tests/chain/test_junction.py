@@ -9,8 +9,17 @@ import av
 import numpy as np
 import pytest
 
-from deltacache.chain.junction import FRAMES_PER_SECOND, draw_world, encode_mp4
-from deltacache.chain.scenes import CONTEXT_FRAMES, FRAMES, Outcome, Scene, draw_scene, draw_video
+from deltacache.demo.world import (
+    CONTEXT_FRAMES,
+    FRAMES,
+    FRAMES_PER_SECOND,
+    Outcome,
+    Scene,
+    draw_scene,
+    draw_video,
+    draw_world,
+    encode_mp4,
+)
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 SIZE = 64

@@ -8,8 +8,8 @@ from trained_systems import TrainedSystems
 from upath import UPath
 
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset
-from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.plan import read_plan, shard_tasks
+from deltacache.pipeline.datasets.writing import drop_shards
 from deltacache.pipeline.jobs.offline import tokenize_features
 from deltacache.pipeline.jobs.parts import feature_worker
 from deltacache.pipeline.work.attempts import Kind, Work

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deltacache.chain.demo import demo_config, run_demo
-from deltacache.chain.run import ChainConfig, run_chain
+from deltacache.chain import ChainConfig, run_chain
+from deltacache.demo.demo import demo_config, run_demo
 from deltacache.schemas.configs import load_config, save_config
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch.nn.functional import smooth_l1_loss
 from trained_systems import TrainedSystems
 
-from deltacache.chain.systems import SystemPaths, SystemsConfig, open_systems, systems_preset, train_systems
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import read_metrics
@@ -21,6 +20,13 @@ from deltacache.models.futures import decode_future
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
+from deltacache.systems.training import (
+    SystemPaths,
+    SystemsConfig,
+    open_systems,
+    systems_preset,
+    train_systems,
+)
 from deltacache.train.workers.trainable import Workers
 
 CONTEXT, HORIZONS, SAMPLES, SEED = 4, (1, 3), 3, 7

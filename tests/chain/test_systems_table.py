@@ -10,21 +10,26 @@ import pytest
 from trained_systems import TrainedSystems
 from typer.testing import CliRunner
 
-from deltacache.chain.demo import demo_config
-from deltacache.chain.systems import SystemPaths
-from deltacache.chain.systems_costs import CostPlan, backbone_of
-from deltacache.chain.systems_shown import shown_table
-from deltacache.chain.systems_table import check_trained_on, compare_systems, load_systems
 from deltacache.cli import app
+from deltacache.demo.demo import demo_config
 from deltacache.evaluate.output import read_metrics
 from deltacache.evaluate.settings import CLIPS, evaluation
-from deltacache.models.backbones.tiny import tiny_encoder
+from deltacache.models.backbone import tiny_encoder
 from deltacache.models.checkpoints import load_world
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
+from deltacache.systems.table import (
+    CostPlan,
+    backbone_of,
+    check_trained_on,
+    compare_systems,
+    load_systems,
+    shown_table,
+)
+from deltacache.systems.training import SystemPaths
 
 CONTEXT, HORIZONS, SAMPLES, SEED = 4, (1, 3), 3, 7
 COSTS = ("futures_gflops", "step_gflops", "step_seconds", "step_gib")
@@ -327,7 +332,7 @@ def test_the_command_passes_on_what_evaluate_takes(
 ) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        "deltacache.chain.systems_table.compare_systems",
+        "deltacache.systems.table.compare_systems",
         lambda out, features, settings, plan, _: seen.update(out=out, settings=settings, plan=plan),
     )
     lists = ("--kitti-split", tmp_path / "list.txt", "--cache", tmp_path / "cache")

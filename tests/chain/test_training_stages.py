@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from deltacache.chain.demo import demo_config
-from deltacache.chain.described import describe_output
-from deltacache.chain.junction import draw_world
-from deltacache.chain.run import ChainConfig, ChainPaths, run_chain
+from deltacache.chain import ChainConfig, ChainPaths, run_chain
+from deltacache.demo.demo import demo_config
+from deltacache.demo.world import draw_world
+from deltacache.descriptions import describe_output
 from deltacache.schemas.configs import (
     PRESETS,
     load_config,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltacache.chain.systems import SystemPaths, SystemsConfig
+from deltacache.systems.training import SystemPaths, SystemsConfig
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ import re
 import pytest
 
 from conftest import Command
-from deltacache.chain.costs import CostRequest, count_costs
-from deltacache.chain.costs_shown import costs_text
-from deltacache.chain.costs_systems import chosen_systems, systems_of
+from deltacache.costs import CostRequest, chosen_systems, costs_text, count_costs, systems_of
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.schemas.errors import MismatchError
 

@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from deltacache.cli_parsing import named_paths
+from deltacache.cli_options import named_paths
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.generators.clips import (
+from deltacache.evaluate.generators import (
     ClipFormat,
+    ContextEntry,
+    ContextExport,
+    Padding,
+    context_export,
+    export_contexts,
+    padded,
+    placement_of,
     read_frame_at,
+    read_manifest,
     samples_in,
+    unpadded,
     write_clip,
 )
-from deltacache.evaluate.generators.export import ContextExport, context_export, export_contexts
-from deltacache.evaluate.generators.manifest import ContextEntry, read_manifest
-from deltacache.evaluate.generators.padding import Padding, padded, placement_of, unpadded
 from deltacache.evaluate.output import read_metrics
 from deltacache.evaluate.settings import benchmark_evaluation
+from deltacache.pipeline.benchmarks.frames import read_frame
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import read_frame
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError, DeltacacheError

@@ -14,7 +14,8 @@ import torch
 from benchmark_runs import Lines, mini_settings, same_tables, saved_decoder, table
 from drawn_features import draw_clips, write_features
 
-from deltacache.evaluate.benchmarks import blocks, worker
+from deltacache.evaluate.benchmarks import run as blocks
+from deltacache.evaluate.benchmarks import worker
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import Ahead
 from deltacache.evaluate.benchmarks.sampling import SequenceBatch

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
-from deltacache.evaluate.pooled import pooled_metrics
-from deltacache.pipeline.benchmarks.geometry import (
+from deltacache.evaluate.benchmarks.labels import depth_totals, segmentation_totals
+from deltacache.evaluate.metrics import pooled_metrics
+from deltacache.pipeline.benchmarks.frames import (
     Split,
     crop_frames,
     label_halves,
     resize_frame,
     split_of,
+    upsample,
 )
-from deltacache.pipeline.benchmarks.upsampling import upsample
 from deltacache.schemas.benchmarks import IGNORE, MAX_DEPTH_M, MIN_DEPTH_M
 
 CASES = range(5)

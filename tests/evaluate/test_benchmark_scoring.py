@@ -8,15 +8,16 @@ import pytest
 import torch
 from benchmark_runs import SAMPLES, mini_settings, table
 
-from deltacache.evaluate.benchmarks import ensembles, labels
+from deltacache.evaluate.benchmarks import labels
+from deltacache.evaluate.benchmarks import sampling as ensembles
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.models.heads import load_head
+from deltacache.pipeline.benchmarks.frames import upsample
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.upsampling import upsample
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, IGNORE, BenchmarkName
 from deltacache.schemas.progress import SilentReporter

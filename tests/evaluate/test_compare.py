@@ -18,9 +18,8 @@ from scipy import stats
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.clips.run import evaluate_clips
-from deltacache.evaluate.comparing.compare import Comparison, Difference, compare_runs
-from deltacache.evaluate.comparing.tables import print_comparison
-from deltacache.evaluate.rows import write_table
+from deltacache.evaluate.comparing import Comparison, Difference, compare_runs, print_comparison
+from deltacache.evaluate.output import write_table
 from deltacache.schemas.errors import MismatchError, NotFiniteError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import LATER_METRIC_COLUMNS, STATISTICS_SCHEMA

@@ -11,7 +11,7 @@ from drawn_features import FRAMES, GRID, DrawnWorld, draw_clips, write_features
 from PIL import Image
 
 from deltacache.evaluate.report.contact_sheet import write_contact_sheet
-from deltacache.evaluate.report.pictures import fit_projection, gap_of
+from deltacache.evaluate.report.strips import fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deltacache.evaluate.benchmarks.content import content_of
+from deltacache.evaluate.benchmarks.run import content_of
 from deltacache.schemas.benchmarks import LabelledSequence
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from drawn_features import DrawnWorld, save_tokenizer
 
-from deltacache.chain.described import describe_output, write_pictures
+from deltacache.descriptions import describe_output, write_pictures
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import DeltacacheError

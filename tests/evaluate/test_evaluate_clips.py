@@ -32,8 +32,8 @@ from deltacache.evaluate.clips.sequences import ClipBatch, _partners
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import Protocol, reconstructions
+from deltacache.models.blocks import smooth_l1
 from deltacache.models.checkpoints import load_tokenizer, load_world
-from deltacache.models.losses import smooth_l1
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA

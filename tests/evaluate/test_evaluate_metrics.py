@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deltacache.evaluate.metrics import check_finite, feature_metrics, token_distance
-from deltacache.models.losses import smooth_l1
+from deltacache.models.blocks import smooth_l1
 from deltacache.schemas.errors import NotFiniteError
 
 

@@ -32,8 +32,7 @@ from deltacache.evaluate.report.tables import plain_text
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.heads import SegmentationHead
-from deltacache.pipeline.benchmarks.full_frames import read_depth_map
-from deltacache.pipeline.benchmarks.geometry import Split
+from deltacache.pipeline.benchmarks.frames import Split, read_depth_map
 from deltacache.schemas.errors import (
     CheckpointError,
     DatasetError,

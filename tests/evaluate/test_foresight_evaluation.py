@@ -14,15 +14,15 @@ from foresight_runs import GRID, SIZE, WIDTH, lively, save_models, whole_setting
 from PIL import Image
 from torch import Tensor, nn
 
-from deltacache.chain.described import describe_output
-from deltacache.evaluate.comparing.compare import compare_runs
+from deltacache.descriptions import describe_output
+from deltacache.evaluate.comparing import compare_runs
 from deltacache.evaluate.examples import load_examples, load_frames
-from deltacache.evaluate.foresight.metrics import movable_totals
 from deltacache.evaluate.foresight.pictures import kept_size, principal_axes
+from deltacache.evaluate.foresight.predictions import movable_totals
 from deltacache.evaluate.foresight.run import evaluate_foresight
 from deltacache.evaluate.report.page import write_page, write_report
 from deltacache.evaluate.report.panels import PUBLISHED_MARK
-from deltacache.evaluate.report.pictures import fit_projection
+from deltacache.evaluate.report.strips import fit_projection
 from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
 from deltacache.models.deltatok import DeltaTok
@@ -30,8 +30,8 @@ from deltacache.models.heads import SegmentationHead, load_head
 from deltacache.models.pca import Pca, save_pca
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.models.worlds.foresight import Foresight
+from deltacache.pipeline.benchmarks.frames import read_label
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import read_label
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.foresight import FrameFeatureConfig

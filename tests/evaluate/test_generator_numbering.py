@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from deltacache.evaluate.generators.clips import read_frame_at
-from deltacache.evaluate.generators.futures import GeneratedFutures
-from deltacache.evaluate.generators.manifest import ContextEntry
-from deltacache.evaluate.generators.numbering import numbered_pictures
-from deltacache.evaluate.generators.padding import placement_of
+from deltacache.evaluate.generators import (
+    ContextEntry,
+    GeneratedFutures,
+    numbered_pictures,
+    placement_of,
+    read_frame_at,
+)
 from deltacache.schemas.benchmarks import LabelledSequence
 from deltacache.schemas.errors import DatasetError
 

@@ -11,10 +11,9 @@ import torch
 from benchmark_runs import mini_settings, saved_decoder
 from drawn_features import DrawnWorld
 
-from deltacache.chain.described import describe_output
-from deltacache.chain.systems import SystemPaths, systems_preset
+from deltacache.descriptions import describe_output
 from deltacache.evaluate.benchmarks import engine
-from deltacache.evaluate.generators.export import ContextExport, export_contexts
+from deltacache.evaluate.generators import ContextExport, export_contexts
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.heads import load_head
 from deltacache.pipeline.datasets.dataset import open_dataset
@@ -23,6 +22,7 @@ from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.errors import CheckpointError
 from deltacache.schemas.progress import SilentReporter
+from deltacache.systems.training import SystemPaths, systems_preset
 from golden_sizes import golden_sizes
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deltacache.evaluate.intervals import intervals, paired_intervals
-from deltacache.evaluate.pooled import group_sums, metrics_of
+from deltacache.evaluate.metrics import group_sums, intervals, metrics_of, paired_intervals
 
 
 def losses(values: np.ndarray) -> np.ndarray:

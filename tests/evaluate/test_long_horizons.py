@@ -12,12 +12,13 @@ from benchmark_runs import mini_settings, same_tables, table
 from drawn_features import DrawnClip, drawn_card, save_tokenizer, save_world, write_features
 from torch.nn.functional import smooth_l1_loss
 
-from deltacache.evaluate.benchmarks import blocks, sampling
+from deltacache.evaluate.benchmarks import run as blocks
+from deltacache.evaluate.benchmarks import sampling
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
 from deltacache.evaluate.benchmarks.opening import load_inputs
 from deltacache.evaluate.clips.run import evaluate_clips
-from deltacache.evaluate.report.drift import drift_of
+from deltacache.evaluate.report.charts import drift_of
 from deltacache.evaluate.report.page import write_report
 from deltacache.evaluate.report.panels import panels
 from deltacache.evaluate.report.runs import open_runs
@@ -229,7 +230,7 @@ def test_long_clips_are_encoded_a_few_at_a_time(
         return encode(self, tokens, *rest)
 
     monkeypatch.setattr(DeltaTok, "encode_clip", counting)
-    monkeypatch.setattr("deltacache.evaluate.clips.scoring._CHUNK_NUMBERS", 2 * 24 * 6 * 32)
+    monkeypatch.setattr("deltacache.evaluate.clips.run._CHUNK_NUMBERS", 2 * 24 * 6 * 32)
     evaluate_clips(settings.model_copy(update={"out": tmp_path / "out"}), SilentReporter())
     assert most == [2]
     one, many = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmark_runs import Lines, mini_settings, saved_decoder, table
 
-from deltacache.chain.described import describe_output
+from deltacache.descriptions import describe_output
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.examples import load_examples
 from deltacache.evaluate.report.page import write_report

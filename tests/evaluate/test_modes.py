@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltacache.evaluate.clips.modes import (
+from deltacache.evaluate.clips.scenes import (
     balance,
     coverage,
     find_scenes,

@@ -8,7 +8,7 @@ from benchmark_runs import mini_settings
 from drawn_features import DrawnWorld, save_tokenizer, save_world
 from foresight_runs import save_models, whole_settings
 
-from deltacache.chain.described import describe_output
+from deltacache.descriptions import describe_output
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.foresight.run import evaluate_foresight

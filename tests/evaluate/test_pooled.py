@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
-from deltacache.evaluate.pooled import group_sums, metrics_of, pooled_metrics
-from deltacache.evaluate.sample_sums import SampleSums, energy_score
+from deltacache.evaluate.benchmarks.labels import depth_totals, segmentation_totals
+from deltacache.evaluate.metrics import SampleSums, energy_score, group_sums, metrics_of, pooled_metrics
 from deltacache.schemas.benchmarks import IGNORE
 
 CLASSES = 5

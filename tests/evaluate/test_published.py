@@ -12,8 +12,7 @@ from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.report.page import write_report
-from deltacache.evaluate.report.panels import PUBLISHED_MARK, panels
-from deltacache.evaluate.report.published import is_published, published_rows, references
+from deltacache.evaluate.report.panels import PUBLISHED_MARK, is_published, panels, published_rows, references
 from deltacache.evaluate.report.tables import print_metrics
 from deltacache.schemas.benchmarks import BENCHMARK_TASK
 from deltacache.schemas.progress import SilentReporter

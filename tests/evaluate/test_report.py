@@ -18,7 +18,7 @@ from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples
 from deltacache.evaluate.output import find_curves, keep_curves
 from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
-from deltacache.evaluate.report.pictures import change_picture, fit_projection, gap_of
+from deltacache.evaluate.report.strips import change_picture, fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 

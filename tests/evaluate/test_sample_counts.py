@@ -11,13 +11,11 @@ from benchmark_runs import mini_settings
 from drawn_features import SCENES, DrawnWorld
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.benchmarks.ensembles import judge
-from deltacache.evaluate.clips.opening import open_run
+from deltacache.evaluate.benchmarks.sampling import judge
 from deltacache.evaluate.clips.rollouts import best_samples
-from deltacache.evaluate.clips.run import evaluate_clips
-from deltacache.evaluate.metrics import feature_metrics
+from deltacache.evaluate.clips.run import evaluate_clips, open_run
+from deltacache.evaluate.metrics import SampleSums, feature_metrics, sample_counts
 from deltacache.evaluate.output import read_notes, read_samples
-from deltacache.evaluate.sample_sums import SampleSums, sample_counts
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.progress import SilentReporter
 
@@ -92,7 +90,7 @@ def test_sums_over_chunks_are_those_of_all_samples() -> None:
 
 
 def test_too_many_samples_have_no_energy_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltacache.evaluate.sample_sums.ENERGY_NUMBERS", 7 * 2 * 6 * 8 - 1)
+    monkeypatch.setattr("deltacache.evaluate.metrics.ENERGY_NUMBERS", 7 * 2 * 6 * 8 - 1)
     samples = torch.randn(7, 2, 6, 8, generator=torch.Generator().manual_seed(1))
     sums = SampleSums(torch.zeros(2, 6, 8), 7)
     sums.add(samples)
@@ -108,7 +106,7 @@ def test_which_world_models_have_no_energy_score_is_said(
     settings = evaluated.settings(out="without-energy", examples=0, futures=None)
     assert not [note for note in open_run(settings).notes if "energy" in note]
     frame = open_dataset(settings.features).black_patch_tokens.size
-    monkeypatch.setattr("deltacache.evaluate.sample_sums.ENERGY_NUMBERS", 12 * frame - 1)
+    monkeypatch.setattr("deltacache.evaluate.metrics.ENERGY_NUMBERS", 12 * frame - 1)
     evaluate_clips(settings, SilentReporter())
     (note,) = [note for note in read_notes(settings.out) if "energy" in note]
     assert note.startswith("deltaworld (")

@@ -9,9 +9,8 @@ import pytest
 from drawn_features import SCENES, DrawnWorld
 from rich.console import Console
 
-from deltacache.evaluate.report.findings import findings
 from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
-from deltacache.evaluate.report.tables import intervals_text, plain_text, print_metrics
+from deltacache.evaluate.report.tables import findings, intervals_text, plain_text, print_metrics
 from deltacache.schemas.tables import METRICS_SCHEMA
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from deltacache.models.backbone import Backbone
+from deltacache.models.blocks import patch_rotation
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.rope import patch_rotation
 
 STARTS, STEPS, SHIFT = 6, 10, 1e-2
 

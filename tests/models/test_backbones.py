@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from deltacache.models.backbone import IMAGENET, Backbone, load_backbone
-from deltacache.models.backbones.flat_patches import flattened
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.encoders import flattened
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import MismatchError
 from drawn_encoders import FAMILIES, HALF, TEXT_TOWER, by_hand, frames, normalised

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from deltacache.models import selection
-from deltacache.models.losses import smooth_l1
-from deltacache.models.rope import time_rotation
+from deltacache.models.blocks import smooth_l1, time_rotation
 from deltacache.models.selection import FoldedPredictor, Selection, selection_for
 from deltacache.models.worlds.deltaworld import DeltaWorld
 

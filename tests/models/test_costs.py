@@ -9,21 +9,34 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltacache.models.backbone import load_backbone
-from deltacache.models.blocks import CrossAttentionBlock, GeluMlp, SelfAttention, SelfAttentionBlock
-from deltacache.models.costs.backbones import encoder_on
-from deltacache.models.costs.counting import Flops, count_flops
-from deltacache.models.costs.measuring import futures_cost, training_step_cost
-from deltacache.models.costs.parts import (
+from deltacache.models.blocks import (
+    CrossAttentionBlock,
+    GeluMlp,
+    SelfAttention,
+    SelfAttentionBlock,
+    patch_rotation,
+    time_rotation,
+)
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.flops import (
+    Flops,
+    Setting,
+    System,
     backbone_flops,
+    count_flops,
     decoder_flops,
     encoder_flops,
+    encoder_on,
+    futures_cost,
+    grid_of,
+    image_flops,
     predictor_flops,
     rollout_flops,
+    system_flops,
+    totals,
+    training_step_cost,
+    training_step_flops,
 )
-from deltacache.models.costs.systems import Setting, System, grid_of, image_flops, system_flops, totals
-from deltacache.models.costs.training import training_step_flops
-from deltacache.models.deltatok import DeltaTok
-from deltacache.models.rope import patch_rotation, time_rotation
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.models.worlds.foresight import Foresight
@@ -171,7 +184,7 @@ def test_the_backward_of_attention_counts():
 
 
 def test_attention_without_a_formula_is_refused(monkeypatch):
-    from deltacache.models.costs import counting
+    from deltacache.models import flops as counting
 
     monkeypatch.setattr(counting, "_FORMULAS", {})
     tokens = torch.ones(1, 1, 4, 8)
@@ -316,7 +329,7 @@ def test_a_measured_step_holds_weights_gradients_and_moments(make):
 
 
 def test_measured_memory_is_what_tensors_take():
-    from deltacache.models.costs.measuring import _peak_of_tensors
+    from deltacache.models.flops import _peak_of_tensors
 
     held = torch.zeros(1000)
 

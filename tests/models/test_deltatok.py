@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from deltacache.models.blocks import log_cosh
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.futures import decode_future
-from deltacache.models.losses import log_cosh
 
 GRID = (2, 3)
 BATCH, FRAMES, PATCHES, HIDDEN = 2, 4, 6, 16

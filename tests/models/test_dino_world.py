@@ -6,8 +6,7 @@ import pytest
 import torch
 from augmented_positions import solve, stretched_backbone
 
-from deltacache.models.losses import smooth_l1
-from deltacache.models.predictor import first_tokens
+from deltacache.models.blocks import first_tokens, smooth_l1
 from deltacache.models.selection import Selection
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.models.worlds.dino_world import DinoWorld

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltacache.models.blocks import smooth_l1
 from deltacache.models.checkpoints import load_world, save_model
-from deltacache.models.losses import smooth_l1
 from deltacache.models.masked_transformer import PlainAttention
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import world_class

@@ -4,7 +4,7 @@ import pytest
 import torch
 from augmented_positions import solve, stretched_backbone
 
-from deltacache.models.rope import patch_rotation
+from deltacache.models.blocks import patch_rotation
 
 VARIANTS = ["released", "paper", "frame_compression"]
 

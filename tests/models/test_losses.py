@@ -2,7 +2,7 @@
 
 import torch
 
-from deltacache.models.losses import log_cosh, smooth_l1
+from deltacache.models.blocks import log_cosh, smooth_l1
 
 
 def test_golden_values(read, assert_golden):

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import allow_tf32, choose_device
-from deltacache.models.precision import InPrecision
+from deltacache.models.devices import InPrecision, allow_tf32, choose_device
 from deltacache.models.worlds import architectures, world_class
 from deltacache.schemas.errors import DeltacacheError
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 import transformers
 
-from deltacache.models.backbone import load_backbone
-from deltacache.models.backbones.normalisation import read_normalisation
-from deltacache.models.costs.backbones import encoder_on
+from deltacache.models.backbone import load_backbone, read_normalisation
+from deltacache.models.flops import encoder_on
 from deltacache.schemas.errors import CheckpointError
 from drawn_encoders import FAMILIES, frames
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deltacache.models.rope import rotate, time_rotation
+from deltacache.models.blocks import rotate, time_rotation
 
 
 @pytest.mark.parametrize(("head_dim", "rotated"), [(64, 60), (16, 12), (12, 12), (6, 6)])

@@ -7,7 +7,7 @@ import pytest
 from object_stores import s3_bucket
 from upath import UPath
 
-from deltacache.pipeline.storage.remote_files import set_patience
+from deltacache.pipeline.storage.storage import set_patience
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
+from deltacache.pipeline.datasets.dataset import (
+    finish_dataset,
+    prepare_dataset,
+    quantise,
+    write_plan,
+    write_shard,
+)
 from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, extend_plan, read_plan, shard_tasks
-from deltacache.pipeline.datasets.quantisation import quantise
 from deltacache.pipeline.datasets.receipts import Failure, SourceRecord, StoredClip
 from deltacache.pipeline.inputs.sources import VideoSource, video_id_of
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 

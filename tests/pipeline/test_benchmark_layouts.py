@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import (
+from deltacache.pipeline.benchmarks.frames import (
     check_depth_belongs,
     garg_region,
     read_depth,
     read_frame,
     read_label,
 )
+from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, choose, frame_numbers
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError

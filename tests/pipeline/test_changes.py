@@ -11,21 +11,20 @@ from dying import killed_before
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 from upath import UPath
 
-from deltacache.pipeline.datasets import changes, commits, dropping, plan
+from deltacache.pipeline.datasets import changes, plan
+from deltacache.pipeline.datasets import writing as commits
+from deltacache.pipeline.datasets import writing as dropping
 from deltacache.pipeline.datasets.changes import (
     Lineage,
     changed_videos,
     drop_changed,
     lineage,
 )
-from deltacache.pipeline.datasets.commits import write_shard
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, prepare_dataset, read_plan
-from deltacache.pipeline.datasets.dropping import drop_shards, settle
-from deltacache.pipeline.datasets.finishing import finished_summary
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, open_plan, shard_tasks, write_plan
 from deltacache.pipeline.datasets.receipts import SourceRecord
-from deltacache.pipeline.datasets.repair import repair_dataset
-from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.datasets.verification import repair_dataset, verify_dataset
+from deltacache.pipeline.datasets.writing import drop_shards, finished_summary, settle, write_shard
 from deltacache.pipeline.inputs.sources import VideoSource, video_id_of
 from deltacache.schemas.errors import DatasetError, MismatchError
 

@@ -18,8 +18,8 @@ from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, p
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.decoding.work import DecodeSettings
 from deltacache.pipeline.inputs.sources import find_videos
-from deltacache.pipeline.storage import atomic
-from deltacache.pipeline.storage.remote_files import set_patience
+from deltacache.pipeline.storage import files as atomic
+from deltacache.pipeline.storage.storage import set_patience
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
 from deltacache.pipeline.work.placement import DecodeShare, Placement
 from deltacache.pipeline.work.shard_work import ShardResult

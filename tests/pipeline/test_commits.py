@@ -18,8 +18,7 @@ from dying import killed_before
 from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of, videos_named
 from upath import UPath
 
-from deltacache.pipeline.datasets import commits
-from deltacache.pipeline.datasets.commits import STAGING, receipt_digest, settle_commits, write_shard
+from deltacache.pipeline.datasets import writing as commits
 from deltacache.pipeline.datasets.dataset import (
     finish_dataset,
     finished_shards,
@@ -27,15 +26,19 @@ from deltacache.pipeline.datasets.dataset import (
     read_plan,
     write_plan,
 )
-from deltacache.pipeline.datasets.finishing import finished_summary
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, open_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import Receipt, StoredClip, read_receipt
-from deltacache.pipeline.datasets.repair import repair_dataset
-from deltacache.pipeline.datasets.verification import verify_dataset
-from deltacache.pipeline.storage import atomic
-from deltacache.pipeline.storage.atomic import write_bytes
-from deltacache.pipeline.storage.checksums import crc32c_of_file
-from deltacache.pipeline.storage.lock_records import LOCK_FILE, LockRecord
+from deltacache.pipeline.datasets.verification import repair_dataset, verify_dataset
+from deltacache.pipeline.datasets.writing import (
+    STAGING,
+    finished_summary,
+    receipt_digest,
+    settle_commits,
+    write_shard,
+)
+from deltacache.pipeline.storage import files as atomic
+from deltacache.pipeline.storage.files import crc32c_of_file, write_bytes
+from deltacache.pipeline.storage.locking import LOCK_FILE, LockRecord
 from deltacache.pipeline.storage.storage import AnyPath, objects_below
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.errors import DeltacacheError

@@ -32,10 +32,10 @@ from deltacache.pipeline.datasets.dataset import (
     write_shard,
 )
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
-from deltacache.pipeline.datasets.preparation import read_card
 from deltacache.pipeline.datasets.receipts import read_receipt
+from deltacache.pipeline.datasets.writing import read_card
 from deltacache.pipeline.jobs.offline import extract_features
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DatasetError, MismatchError

@@ -17,8 +17,7 @@ from deltacache.pipeline.decoding.child import ChildDecoder
 from deltacache.pipeline.decoding.decode import frame_sources
 from deltacache.pipeline.decoding.frame_source import SourceFailedError
 from deltacache.pipeline.decoding.native_log import native_log
-from deltacache.pipeline.decoding.packets import h264_sequences, parse_h264_sequence
-from deltacache.pipeline.decoding.probe import probe_video
+from deltacache.pipeline.decoding.probe import h264_sequences, parse_h264_sequence, probe_video
 from deltacache.pipeline.decoding.work import DecodeSettings, decode_group
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from deltacache.pipeline.decoding import container as container_of_ours
+from deltacache.pipeline.decoding import probe as container_of_ours
 from deltacache.pipeline.decoding.probe import probe_video
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 

@@ -12,7 +12,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from deltacache.models.backbone import IMAGENET, Backbone, load_backbone
 from deltacache.models.deltatok import DeltaTok
-from deltacache.pipeline.datasets.quantisation import dequantise, dequantise_on_device, quantise
+from deltacache.pipeline.datasets.dataset import dequantise, dequantise_on_device, quantise
 from deltacache.pipeline.work.encoders import (
     DeltaEncoder,
     FeatureEncoder,

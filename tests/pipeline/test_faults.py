@@ -18,7 +18,7 @@ from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from deltacache.pipeline.datasets.plan import read_plan
 from deltacache.pipeline.datasets.receipts import Receipt, read_receipt
 from deltacache.pipeline.datasets.verification import verify_dataset
-from deltacache.pipeline.storage.sealing import check_parquet, parquet_of, seal_json, unseal_json
+from deltacache.pipeline.storage.files import check_parquet, parquet_of, seal_json, unseal_json
 from deltacache.schemas.errors import DatasetError
 
 ROUNDS = 100

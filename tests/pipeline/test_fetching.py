@@ -34,7 +34,7 @@ from deltacache.pipeline.inputs.locations import (
     parse_location,
 )
 from deltacache.pipeline.inputs.sources import find_videos
-from deltacache.pipeline.storage.remote_files import filesystem_of, may_pass, set_patience
+from deltacache.pipeline.storage.storage import filesystem_of, may_pass, set_patience
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 

@@ -13,13 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of, videos_named
 
-from deltacache.pipeline.datasets import folding
-from deltacache.pipeline.datasets.commits import checked_receipts, receipt_digest, settle_commits
+from deltacache.pipeline.datasets import writing as folding
+from deltacache.pipeline.datasets.changes import describe, held_parts
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset, write_shard
-from deltacache.pipeline.datasets.dropping import drop_shards
-from deltacache.pipeline.datasets.finishing import finished_summary
-from deltacache.pipeline.datasets.folding import PARTS, Folding, failure_rows, source_rows
-from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import (
     ShardTask,
     extend_plan,
@@ -29,9 +25,18 @@ from deltacache.pipeline.datasets.plan import (
     write_plan,
 )
 from deltacache.pipeline.datasets.receipts import finished_shards, read_receipt
-from deltacache.pipeline.datasets.recorded import held_parts
-from deltacache.pipeline.datasets.repair import repair_dataset
-from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.datasets.verification import repair_dataset, verify_dataset
+from deltacache.pipeline.datasets.writing import (
+    PARTS,
+    Folding,
+    checked_receipts,
+    drop_shards,
+    failure_rows,
+    finished_summary,
+    receipt_digest,
+    settle_commits,
+    source_rows,
+)
 from deltacache.schemas.tables import INDEX_SCHEMA
 
 CARD = small_card("deltas", "webdataset")

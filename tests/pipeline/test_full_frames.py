@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacache.pipeline.benchmarks.full_frames import depth_of, read_depth_map, read_whole
+from deltacache.pipeline.benchmarks.frames import depth_of, read_depth_map, read_whole
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.errors import DatasetError

@@ -21,9 +21,14 @@ from upath import UPath
 from deltacache.pipeline.datasets.dataset import prepare_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.storage import locking
-from deltacache.pipeline.storage.leases import LeaseTimes
-from deltacache.pipeline.storage.lock_records import LockRecord
-from deltacache.pipeline.storage.locking import LOCK_FILE, DatasetLock, dataset_lock, read_lock
+from deltacache.pipeline.storage.locking import (
+    LOCK_FILE,
+    DatasetLock,
+    LeaseTimes,
+    LockRecord,
+    dataset_lock,
+    read_lock,
+)
 from deltacache.pipeline.storage.storage import names_in, put
 from deltacache.schemas.errors import DatasetError, StorageError
 
@@ -33,7 +38,7 @@ _HOLDER = """
 import sys, time
 from upath import UPath
 from deltacache.pipeline.storage import locking
-from deltacache.pipeline.storage.leases import LeaseTimes
+from deltacache.pipeline.storage.locking import LeaseTimes
 if "no-flock" in sys.argv:
     locking._locked = lambda path: (_ for _ in ()).throw(OSError(38, "Function not implemented"))
 with locking.dataset_lock(sys.argv[1], "deltacache extract-features a b", LeaseTimes(0.2, 1.5)) as lock:

@@ -13,7 +13,6 @@ from test_encoders import CPU, SIZE, delta_encoder, numbers, pixel_clip, random_
 from test_shard_work import TASK, VIDEOS, DrawnEncoder, decoded, made
 from upath import UPath
 
-from deltacache.chain.terminal import PlainReporter
 from deltacache.models.deltatok import DeltaTok
 from deltacache.pipeline.datasets.dataset import prepare_dataset
 from deltacache.pipeline.datasets.receipts import read_receipt
@@ -21,10 +20,11 @@ from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder, black_patch_tokens_of
 from deltacache.pipeline.work.shard_work import ShardEncoding, commit_shard, measure_forward, retry_failures
-from deltacache.pipeline.work.tokenize_work import measure_tokenizing, tokenize_shard
+from deltacache.pipeline.work.workers import measure_tokenizing, tokenize_shard
 from deltacache.schemas.clips import FeatureClip, PixelClip
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.terminal import PlainReporter
 
 BAD = {("b.mp4", 1), ("d.mp4", 0)}
 

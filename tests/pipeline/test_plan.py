@@ -26,7 +26,7 @@ from deltacache.pipeline.datasets.plan import (
     write_plan,
 )
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage import sealing
+from deltacache.pipeline.storage import files as sealing
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import PLAN_SCHEMA
 

@@ -11,10 +11,8 @@ import pytest
 from PIL import Image
 from video_maker import write_video
 
-from deltacache.pipeline.decoding.container import open_video
 from deltacache.pipeline.decoding.decord_frames import complaints, decord_is_exact
-from deltacache.pipeline.decoding.packets import packet_reader
-from deltacache.pipeline.decoding.probe import FrameIndex, probe_video, seconds_of
+from deltacache.pipeline.decoding.probe import FrameIndex, open_video, packet_reader, probe_video, seconds_of
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _CLOSED = "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:threads=1"

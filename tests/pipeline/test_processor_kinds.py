@@ -12,8 +12,8 @@ from deltacache.models.devices import processor_kind
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset
 from deltacache.pipeline.datasets.receipts import read_receipt
 from deltacache.pipeline.datasets.verification import verify_dataset
-from deltacache.pipeline.storage.sealing import seal_json
-from deltacache.schemas.fingerprints import canonical_json
+from deltacache.pipeline.storage.files import seal_json
+from deltacache.schemas.datasets import canonical_json
 
 _ELSEWHERE = """
 import sys

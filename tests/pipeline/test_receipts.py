@@ -20,11 +20,9 @@ from deltacache.pipeline.datasets.dataset import (
 )
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks, write_plan
 from deltacache.pipeline.datasets.receipts import FileRecord, StoredClip, read_receipt, receipt_bytes
-from deltacache.pipeline.storage.atomic import remove_leftovers, temporary_path
-from deltacache.pipeline.storage.sealing import seal_json
-from deltacache.schemas.datasets import SamplingSettings
+from deltacache.pipeline.storage.files import remove_leftovers, seal_json, temporary_path
+from deltacache.schemas.datasets import SamplingSettings, canonical_json
 from deltacache.schemas.errors import DatasetError, MismatchError
-from deltacache.schemas.fingerprints import canonical_json
 
 pytestmark = pytest.mark.parametrize("store", ["webdataset", "zarr"])
 

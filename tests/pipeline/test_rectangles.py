@@ -11,21 +11,27 @@ from PIL import Image
 from pydantic import ValidationError
 from small_datasets import BLACK, make_dataset, small_card
 
-from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.changes import describe
 from deltacache.pipeline.datasets.plan import PlannedVideo
-from deltacache.pipeline.datasets.preparation import card_bytes, prepare_dataset, read_card
-from deltacache.pipeline.decoding.child import ChildDecoder
+from deltacache.pipeline.datasets.writing import card_bytes, prepare_dataset, read_card
+from deltacache.pipeline.decoding.child import ChildDecoder, job_from_json, job_to_json
 from deltacache.pipeline.decoding.decode import VideoJob, crop_and_resize, decode_video
-from deltacache.pipeline.decoding.protocol import job_from_json, job_to_json
 from deltacache.pipeline.decoding.sampling import central_square, draw_view, largest_crop
 from deltacache.pipeline.decoding.work import DecodeSettings, groups_of
 from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.pipeline.work.encoders import FeatureEncoder
 from deltacache.pipeline.work.shard_work import measure_forward
 from deltacache.schemas.clips import CropBox
-from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
+from deltacache.schemas.datasets import (
+    BackboneCard,
+    DatasetCard,
+    SamplingSettings,
+    Size,
+    parse_size,
+    sides,
+    size_text,
+)
 from deltacache.schemas.errors import MismatchError
-from deltacache.schemas.images import Size, parse_size, sides, size_text
 from deltacache.schemas.jobs import DecodeLimits, ExtractionSettings
 
 AT_25_FPS = np.arange(100, dtype=np.float32) / 25

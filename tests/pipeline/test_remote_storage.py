@@ -37,8 +37,8 @@ from deltacache.pipeline.datasets.dataset import (
 )
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipts
-from deltacache.pipeline.storage import sealing
-from deltacache.pipeline.storage.atomic import (
+from deltacache.pipeline.storage import files as sealing
+from deltacache.pipeline.storage.files import (
     is_temporary,
     move,
     readable_errors,
@@ -51,8 +51,7 @@ from deltacache.pipeline.storage.atomic import (
     write_new,
 )
 from deltacache.pipeline.storage.mapped import MappedFiles
-from deltacache.pipeline.storage.remote_files import set_patience
-from deltacache.pipeline.storage.storage import dataset_root, names_in, objects_below, read_many
+from deltacache.pipeline.storage.storage import dataset_root, names_in, objects_below, read_many, set_patience
 from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
 from deltacache.train.order import Split
@@ -240,7 +239,7 @@ def test_killed_writer_leaves_nothing_that_counts(
 _UPLOADING = """
 import sys
 from upath import UPath
-from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.files import replacing
 with replacing(UPath(sys.argv[1])) as path, path.open("wb") as file:
     for _ in range(20):
         file.write(bytes(1 << 24))

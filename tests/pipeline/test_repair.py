@@ -11,11 +11,10 @@ from small_datasets import BLACK, all_bytes, make_dataset, small_card
 from upath import UPath
 
 from deltacache.pipeline.datasets.dataset import prepare_dataset
-from deltacache.pipeline.datasets.dropping import drop_shards
 from deltacache.pipeline.datasets.plan import ShardTask, extend_plan, read_plan
 from deltacache.pipeline.datasets.receipts import read_receipt, receipt_bytes
-from deltacache.pipeline.datasets.repair import repair_dataset
-from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.datasets.verification import repair_dataset, verify_dataset
+from deltacache.pipeline.datasets.writing import drop_shards
 from deltacache.schemas.errors import DatasetError, MismatchError
 
 NAMES = ("a", "b", "broken-c", "d", "e", "f", "g")  # four shards, the last of one video

@@ -11,9 +11,9 @@ from upath import UPath
 from deltacache.pipeline.datasets import changes
 from deltacache.pipeline.datasets.changes import changed_videos, same_videos
 from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_shard
-from deltacache.pipeline.datasets.finishing import finished_summary
 from deltacache.pipeline.datasets.plan import grow_plan, open_plan
 from deltacache.pipeline.datasets.receipts import finished_shards, read_receipt
+from deltacache.pipeline.datasets.writing import finished_summary
 from deltacache.pipeline.inputs.sources import VideoSource
 
 CARD = small_card("deltas", "webdataset")

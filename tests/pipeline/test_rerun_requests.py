@@ -20,11 +20,10 @@ from upath import UPath
 
 from deltacache.models.checkpoints import save_model
 from deltacache.models.deltatok import DeltaTok
+from deltacache.pipeline.datasets.changes import describe
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, open_dataset, write_shard
-from deltacache.pipeline.datasets.dropping import drop_shards
-from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import open_plan
-from deltacache.pipeline.datasets.preparation import is_dataset, read_card
+from deltacache.pipeline.datasets.writing import drop_shards, is_dataset, read_card
 from deltacache.pipeline.jobs import offline
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.pipeline.work.attempts import Attempts

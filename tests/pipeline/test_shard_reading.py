@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from small_datasets import BLACK, FRAMES, make_dataset, shard_of, small_card, sources_of
 
-from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset, write_shard
+from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset, stored_clips, write_shard
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipt, receipt_path
-from deltacache.pipeline.datasets.shard_reading import stored_clips
 from deltacache.pipeline.datasets.stores import SCALES
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.clips import DeltaClip, FeatureClip

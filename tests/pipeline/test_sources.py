@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltacache.pipeline.inputs.fetching import content_sha256
+from deltacache.pipeline.inputs.locations import are_numbers_alone, frames_among, spooled_frame_name
 from deltacache.pipeline.inputs.sources import find_videos, video_id_of
-from deltacache.pipeline.inputs.video_names import are_numbers_alone, frames_among, spooled_frame_name
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 

@@ -12,7 +12,7 @@ from test_archives import FOUND, FRAMES, MEMBERS, VIDEO, content
 
 from deltacache.pipeline.inputs.fetching import fetched
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
-from deltacache.pipeline.storage.remote_files import filesystem_of
+from deltacache.pipeline.storage.storage import filesystem_of
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 
 

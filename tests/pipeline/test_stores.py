@@ -35,7 +35,7 @@ from deltacache.pipeline.datasets.dataset import (
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipt
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.checksums import crc32c_of_array, npy_bytes, npy_view
+from deltacache.pipeline.storage.files import crc32c_of_array, npy_bytes, npy_view
 from deltacache.schemas.clips import FeatureClip
 
 STORES, KINDS = ["webdataset", "zarr"], ["features", "int8", "deltas"]

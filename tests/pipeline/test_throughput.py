@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deltacache.pipeline.jobs.throughput import Throughput
+from deltacache.pipeline.jobs.progress import Throughput
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from deltacache.pipeline.jobs.throughput import Throughput
 def test_what_bfloat16_would_save(
     device: str, precision: str, width: int, gain: float, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltacache.pipeline.jobs.throughput.cpu_bfloat16_gain", lambda: gain)
+    monkeypatch.setattr("deltacache.pipeline.jobs.progress.cpu_bfloat16_gain", lambda: gain)
     placement: Any = SimpleNamespace(device=device, encoders=1, decoders=1)
     throughput = Throughput(placement, "decoding", 2, encode_s=3000.0, _start=10.0, _end=4010.0)
     card: Any = SimpleNamespace(precision=precision, hidden_size=width)

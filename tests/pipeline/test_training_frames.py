@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacache.pipeline.benchmarks.geometry import label_halves
-from deltacache.pipeline.benchmarks.reading import garg_region, read_label
+from deltacache.pipeline.benchmarks.frames import garg_region, label_halves, read_label
 from deltacache.pipeline.benchmarks.training_frames import labelled_frames, load_frame, picture_frames
 from deltacache.schemas.benchmarks import BENCHMARKS, IGNORE
 from deltacache.schemas.errors import DatasetError

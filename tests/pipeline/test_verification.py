@@ -15,11 +15,9 @@ import pytest
 from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
 
 from deltacache.pipeline.datasets import plan as plan_module
-from deltacache.pipeline.datasets import table_checks
+from deltacache.pipeline.datasets import verification as table_checks
+from deltacache.pipeline.datasets.changes import describe, recorded_sources
 from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.datasets.dropping import drop_shards
-from deltacache.pipeline.datasets.finishing import finished_summary, read_table
-from deltacache.pipeline.datasets.inspection import describe
 from deltacache.pipeline.datasets.plan import (
     ShardTask,
     extend_plan,
@@ -29,11 +27,10 @@ from deltacache.pipeline.datasets.plan import (
     shard_id_of,
 )
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, read_receipt, receipt_bytes
-from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.datasets.verification import Problem, verify_dataset
-from deltacache.pipeline.storage import checksums
-from deltacache.pipeline.storage.atomic import temporary_path
-from deltacache.pipeline.storage.sealing import parquet_of
+from deltacache.pipeline.datasets.writing import drop_shards, finished_summary, read_table
+from deltacache.pipeline.storage import files as checksums
+from deltacache.pipeline.storage.files import parquet_of, temporary_path
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import INDEX_SCHEMA
 

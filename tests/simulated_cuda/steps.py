@@ -29,16 +29,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from deltacache.evaluate.benchmarks import labels, scoring
-from deltacache.evaluate.benchmarks.ensembles import Ensemble
 from deltacache.evaluate.benchmarks.labels import DepthScorer, SegmentationScorer
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
-from deltacache.evaluate.benchmarks.sampling import SequenceBatch
+from deltacache.evaluate.benchmarks.sampling import Ensemble, SequenceBatch, Timing
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
-from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.inputs import Models, Tokenizer, World
+from deltacache.evaluate.metrics import SampleSums
+from deltacache.evaluate.output import Method
 from deltacache.evaluate.predictions import Protocol
-from deltacache.evaluate.rows import Method
-from deltacache.evaluate.sample_sums import SampleSums
 from deltacache.models import backbone as backbone_module
 from deltacache.models.backbone import IMAGENET, Backbone
 from deltacache.models.deltatok import DeltaTok
@@ -47,13 +45,12 @@ from deltacache.models.heads import DepthHead, SegmentationHead
 from deltacache.models.masked_transformer import MaskedTransformer
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.models.worlds import world_class
-from deltacache.pipeline.benchmarks.geometry import split_of
+from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrame, TrainingFrames
 from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder
 from deltacache.pipeline.work.lanes import Lanes
 from deltacache.schemas.benchmarks import CLASSES, LabelledSequence
-from deltacache.schemas.configs import tokenizer_preset, world_preset
-from deltacache.schemas.heads import head_preset, rgb_preset
+from deltacache.schemas.configs import head_preset, rgb_preset, tokenizer_preset, world_preset
 from deltacache.train.data import ClipBatch, PairBatch, ResidentClips, clip_batches
 from deltacache.train.heads.data import HeadFrames
 from deltacache.train.heads.training import LinearHeadTask, RgbTask

@@ -11,7 +11,7 @@ from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import StoredClip
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.configs import (
     TokenizerConfig,

@@ -7,7 +7,7 @@ import pytest
 
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import TOKENIZER_CURVES_SCHEMA
-from deltacache.train.curves import plot_curves, read_curves, write_curves
+from deltacache.train.logs import plot_curves, read_curves, write_curves
 
 SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("copy_ratio", pa.float64())])
 

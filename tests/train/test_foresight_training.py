@@ -16,10 +16,9 @@ from PIL import Image
 
 from deltacache.models.checkpoints import load_world
 from deltacache.models.heads import load_head
-from deltacache.schemas.configs import WorldConfig, preset_stages, world_preset
+from deltacache.schemas.configs import HeadPreset, WorldConfig, preset_stages, world_preset
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig, foresight_head
-from deltacache.schemas.heads import HeadPreset
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train import train_world
 from deltacache.train.heads.foresight import train_foresight_head

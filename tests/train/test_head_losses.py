@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltacache.pipeline.benchmarks.geometry import split_of
-from deltacache.pipeline.benchmarks.upsampling import upsample
+from deltacache.pipeline.benchmarks.frames import split_of, upsample
 from deltacache.schemas.benchmarks import IGNORE
 from deltacache.train.heads import losses as head_losses
 from deltacache.train.heads.data import LabelledCrops

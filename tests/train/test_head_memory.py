@@ -9,7 +9,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from deltacache.pipeline.benchmarks.geometry import split_of
+from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.train.heads.data import LabelledCrops
 from deltacache.train.heads.losses import segmentation_loss_by_rows, whole_segmentation_loss_by_rows
 

@@ -8,7 +8,7 @@ import pytest
 
 from deltacache.evaluate.inputs import check_tokenizer
 from deltacache.models.checkpoints import load_tokenizer
-from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
+from deltacache.pipeline.work.workers import check_tokenizer_fits
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter

@@ -8,9 +8,9 @@ import torch
 from cases import Case, Lines
 from typer.testing import CliRunner
 
-from deltacache.chain.systems import SystemsConfig
 from deltacache.cli import app
 from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.systems.training import SystemsConfig
 
 
 def schedule_of(checkpoint: Path) -> list[int | None]:

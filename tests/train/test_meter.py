@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deltacache.train.meter import Meter, NonFiniteError
+from deltacache.train.loop import Meter, NonFiniteError
 
 
 def add(meter: Meter, loss: float, norm: float = 1.0, rate: float = 0.5) -> None:

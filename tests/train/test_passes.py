@@ -14,14 +14,13 @@ import pytest
 import torch
 from cases import Case, Lines
 
-from deltacache.models.costs.measuring import LivingStorages
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.memory import free_bytes
+from deltacache.models.devices import free_bytes
+from deltacache.models.flops import LivingStorages
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
-from deltacache.train.loop import _gradients
-from deltacache.train.meter import Meter
+from deltacache.train.loop import Meter, _gradients
 from deltacache.train.order import Part, Split
 from deltacache.train.passes import (
     CutBatches,
@@ -253,8 +252,8 @@ from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train import loop
-from deltacache.train.stopping import stop_on_sigterm
-from deltacache.train.workers.distributed import Distributed
+from deltacache.train.workers.group import stop_on_sigterm
+from deltacache.train.workers.group import Distributed
 from deltacache.train.workers.group import OtherWorkerFailedError
 
 rank, store, error = int(sys.argv[1]), sys.argv[2], sys.argv[3]

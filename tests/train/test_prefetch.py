@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltacache.train.prefetch import prefetch
+from deltacache.train.data import prefetch
 
 
 def test_order_is_kept() -> None:

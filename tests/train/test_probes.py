@@ -9,8 +9,8 @@ import torch
 from cases import Case
 from drawn import GRID, HIDDEN, PATCHES, drawn_deltas, world_config, write_dataset
 
+from deltacache.models.blocks import log_cosh, smooth_l1
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.losses import log_cosh, smooth_l1
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA

@@ -13,6 +13,7 @@ from torch import nn
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import (
+    HEAD_RECIPES,
     PRESETS,
     Stage,
     TokenizerConfig,
@@ -23,9 +24,7 @@ from deltacache.schemas.configs import (
     world_preset,
 )
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.heads import HEAD_RECIPES
-from deltacache.train.optimizer import clip_gradients, make_optimizer, set_rate
-from deltacache.train.schedules import warmup_constant
+from deltacache.train.optimizer import clip_gradients, make_optimizer, set_rate, warmup_constant
 
 RELEASED = {"qk_norm": True, "gated_attention": True, "mlp": "swiglu", "rope_rescale": 2.0}
 PAPER = {"qk_norm": False, "gated_attention": False, "mlp": "gelu", "rope_rescale": None}

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from deltacache.schemas.configs import TrainingConfig
-from deltacache.train.schedules import described, rate_at, warmup_constant, warmup_cosine
+from deltacache.train.optimizer import described, rate_at, warmup_constant, warmup_cosine
 
 
 @pytest.mark.parametrize(

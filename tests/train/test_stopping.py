@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
 from deltacache.train.optimizer import FiniteGuard
-from deltacache.train.stopping import stop_on_sigterm
 from deltacache.train.tokenizer import TokenizerTask
+from deltacache.train.workers.group import stop_on_sigterm
 from deltacache.train.world import WorldTask
 
 

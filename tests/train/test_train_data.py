@@ -6,8 +6,8 @@ import torch
 from drawn import PATCHES, black_tokens, drawn_deltas, drawn_features, write_dataset
 
 from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.schemas.datasets import fingerprint_of, fingerprint_of_list
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.fingerprints import fingerprint_of, fingerprint_of_list
 from deltacache.train import data
 from deltacache.train.data import (
     MappedClips,

@@ -18,8 +18,8 @@ from deltacache.models.backbone import load_backbone
 from deltacache.models.heads import load_head
 from deltacache.models.rgb_decoder import load_rgb_decoder
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
+from deltacache.schemas.configs import FramesConfig, head_preset, rgb_preset
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.schemas.heads import FramesConfig, head_preset, rgb_preset
 from deltacache.schemas.progress import SilentReporter
 from deltacache.train.heads import data as head_data
 from deltacache.train.heads.setup import HeadRequest

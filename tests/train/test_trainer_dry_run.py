@@ -9,9 +9,9 @@ import pytest
 from cases import Case, Lines
 from drawn import GRID, HIDDEN, tokenizer_config, world_config
 
+from deltacache.schemas.configs import FramesConfig, head_preset, rgb_preset
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.foresight import FrameFeatureConfig, foresight_head
-from deltacache.schemas.heads import FramesConfig, head_preset, rgb_preset
 from deltacache.train.heads.foresight import train_foresight_head
 from deltacache.train.heads.setup import HeadRequest
 from deltacache.train.heads.training import train_head, train_rgb_decoder

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from drawn import tokenizer_config
 
-from deltacache.chain.systems import systems_preset, train_systems
-from deltacache.schemas.configs import tokenizer_preset
+from deltacache.schemas.configs import head_preset, rgb_preset, tokenizer_preset
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.foresight import FrameFeatureConfig, foresight_head
-from deltacache.schemas.heads import head_preset, rgb_preset
 from deltacache.schemas.progress import SilentReporter
+from deltacache.systems.training import systems_preset, train_systems
 from deltacache.train import train_tokenizer
 from deltacache.train.heads.foresight import train_foresight_head
 from deltacache.train.heads.setup import HeadRequest
@@ -25,7 +24,7 @@ from deltacache.train.workers.trainable import Workers
 HOLD = """
 import sys
 from pathlib import Path
-from deltacache.train.outputs import holding_output
+from deltacache.train.setup import holding_output
 with holding_output(Path(sys.argv[1]), "train-world", resume=True):
     print("held", flush=True)
     sys.stdin.read()

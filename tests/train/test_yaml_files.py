@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from deltacache.chain.run import ChainConfig
-from deltacache.chain.systems import SystemsConfig
-from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig
+from deltacache.chain import ChainConfig
+from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig, kind_of, load_config, read_yaml
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.yaml_files import kind_of, load_config, read_yaml
+from deltacache.systems.training import SystemsConfig
 
 WORLD = "training: {steps: 5, batch_size: 2, learning_rate: 0.1, weight_decay: 0}"
 SYSTEMS = """

@@ -7,13 +7,14 @@ Shapes: T frames (context and longest horizon H), F true futures, s samples kept
 D hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
+from torch import Tensor
 
 from deltacache.schemas.benchmarks import LabelledSequence
 from deltacache.schemas.errors import DatasetError
@@ -218,3 +219,49 @@ def spread(rows: Sequence[int], count: int) -> tuple[int, ...]:
     if count >= len(rows):
         return tuple(rows)
     return tuple(rows[round(position)] for position in np.linspace(0, len(rows) - 1, count))
+
+
+# ----------------------------------------------------------------------------------------------------
+# From tensors to what is kept of an example: tokens, and what a head or a decoder of pictures makes of
+# them.
+#
+# Shapes: T frames, H longest horizon, s samples, N patches, D hidden, h x w pixels of a map.
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MapMaker:
+    """One way of looking at features.
+
+    Attributes:
+        label: (H', W') of the last frame, at its own resolution, or ``None``.
+        make: from tokens (B, N, D) to maps (B, h, w[, 3]).
+    """
+
+    kind: MapKind
+    label: np.ndarray | None
+    make: Callable[[Tensor], Tensor]
+
+    def maps(self, tokens: Tensor) -> np.ndarray:
+        """Maps (..., h, w[, 3]) of tokens (..., N, D)."""
+        return self.make(tokens.flatten(0, -3)).unflatten(0, tokens.shape[:-2]).cpu().numpy()
+
+
+def example_maps(
+    makers: Iterator[MapMaker], clip: Tensor, reconstruction: Tensor, samples: Mapping[str, Tensor]
+) -> Iterator[ExampleMaps]:
+    """Maps of true frames (T, N, D), of reconstructed ones (H or 0, N, D) and of each world's (s, H, N, D)."""
+    for maker in makers:
+        truth = maker.maps(clip)
+        yield ExampleMaps(
+            kind=maker.kind,
+            truth=truth,
+            label=maker.label,
+            reconstruction=maker.maps(reconstruction) if len(reconstruction) else truth[:0],
+            samples={name: maker.maps(each) for name, each in samples.items()},
+        )
+
+
+def stored(tokens: Tensor) -> np.ndarray:
+    """As an example holds them."""
+    return tokens.half().cpu().numpy()

@@ -8,18 +8,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.rows import Method
+from deltacache.evaluate.output import Method
 from deltacache.evaluate.settings import ClipEvaluation, EvaluationSettings
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.precision import InPrecision
+from deltacache.models.devices import InPrecision
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import architecture_of
 from deltacache.pipeline.work.encoders import resolve_precision
-from deltacache.pipeline.work.tokenize_work import check_made_for
-from deltacache.schemas.datasets import DatasetCard, Precision
+from deltacache.pipeline.work.workers import check_made_for
+from deltacache.schemas.datasets import DatasetCard, Precision, parse_size, size_text
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.schemas.images import parse_size, size_text
 
 ModelT = TypeVar("ModelT", bound=InPrecision)
 

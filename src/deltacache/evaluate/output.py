@@ -2,17 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from deltacache.evaluate.rows import method_now
 from deltacache.evaluate.settings import CONFIG
-from deltacache.pipeline.storage.atomic import (
+from deltacache.pipeline.storage.files import (
     is_temporary,
     remove,
     remove_leftovers,
@@ -21,8 +24,78 @@ from deltacache.pipeline.storage.atomic import (
     temporary_path,
 )
 from deltacache.pipeline.storage.locking import LOCK_FILE
-from deltacache.schemas.errors import DatasetError, NotFiniteError, OtherEvaluationError
+from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName, Task
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import DatasetError, NotFiniteError, OtherEvaluationError, problems_of
+from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 from deltacache.schemas.tables import LATER_METRIC_COLUMNS, METRICS_SCHEMA
+
+# ----------------------------------------------------------------------------------------------------
+# What rows of ``metrics.parquet`` and ``sequences.parquet`` say beside their numbers.
+# ----------------------------------------------------------------------------------------------------
+
+
+Aggregation = Literal["best", "mean", "single"]
+TABLES_VERSION = 2
+"""Part of every ``run_id``: tables whose numbers mean something else are another evaluation's."""
+_UNIT_KINDS = {"vspw": "video", "cityscapes": "city", "kitti": "drive", WHOLE_FRAMES: "city"}
+UNIT_PLURALS = {"video": "videos", "city": "cities", "drive": "drives", "scene": "scenes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Who predicted. ``tokenizer`` and ``world`` are fingerprints of what took part, else ``None``."""
+
+    name: str
+    tokenizer: str | None = None
+    world: str | None = None
+
+
+def method_now(name: str) -> str:
+    """Today's name of a method of the first version of the tables: its ``deltatok_parallel`` was one step."""
+    return "deltatok_one_step" if name == "deltatok_parallel" else name
+
+
+@dataclass(frozen=True, slots=True)
+class RunStamp:
+    """Columns that every row of a run shares.
+
+    Attributes:
+        image_size: height and width in pixels.
+        trained_sizes: see ``inputs.Models``.
+    """
+
+    run_id: str
+    dataset: str
+    context: int
+    image_size: tuple[int, int]
+    seed: int
+    backbone: str
+    code_version: str
+    created_at: datetime
+    trained_sizes: Mapping[str, str] = field(default_factory=dict)
+
+
+def unit_kind(dataset: str, task: str) -> str:
+    """What the sequences of a data set are grouped by, since those of one group are not independent."""
+    return "scene" if task == "modes" else _UNIT_KINDS.get(dataset, "video")
+
+
+def units_text(count: int, kind: str) -> str:
+    """Such as ``3 cities``."""
+    return f"{count} {kind if count == 1 else UNIT_PLURALS[kind]}"
+
+
+def is_clips(dataset: str) -> bool:
+    """Whether a data set of the tables is a feature dataset, not a benchmark."""
+    return dataset not in (*BENCHMARKS, WHOLE_FRAMES)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is either whole or not there."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
 
 METRICS = "metrics.parquet"
 SEQUENCES = "sequences.parquet"
@@ -189,3 +262,72 @@ def find_curves(model: Path) -> Path | None:
     """``curves.parquet`` of the training output that ``model`` is or lies in."""
     candidates = [model, *model.resolve().parents[:2]]
     return next((each / "curves.parquet" for each in candidates if (each / "curves.parquet").is_file()), None)
+
+
+# ----------------------------------------------------------------------------------------------------
+# ``models.json`` of an evaluation: fingerprints of what gave its numbers and pictures.
+# ----------------------------------------------------------------------------------------------------
+
+
+HeadName = BenchmarkName | Task
+
+
+class ModelRecord(Frozen):
+    """Fingerprints of all models that took part.
+
+    Attributes:
+        backbone: SHA-256 of its weights.
+        pca: what reduces the backbone's features.
+        tokenizer: the main one; it, ``more_tokenizers`` and ``worlds`` are in the order of the settings.
+        heads: by benchmark; of whole frames by task.
+        heads_trained_on: what the training wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
+            released heads say nothing.
+        rgb_decoder: that of the pictures; it takes part in no number.
+    """
+
+    backbone: str
+    pca: str | None = None
+    tokenizer: str | None
+    more_tokenizers: tuple[str, ...] = ()
+    worlds: tuple[str, ...]
+    heads: Mapping[HeadName, str] = {}
+    heads_trained_on: Mapping[HeadName, Mapping[str, Any]] = {}
+    rgb_decoder: str | None = None
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """All of them, the main one first."""
+        return (*(() if self.tokenizer is None else (self.tokenizer,)), *self.more_tokenizers)
+
+    def head_text(self, name: HeadName) -> str:
+        """A head's fingerprint and training data in words."""
+        split = self.heads_trained_on.get(name, {}).get("split")
+        return self.heads[name] + (f", trained on the {split} split" if split else "")
+
+
+def said_of_training(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``trained_on`` of a head's checkpoint; nothing in a released one."""
+    said = metadata.get("trained_on")
+    return said if isinstance(said, Mapping) else {}
+
+
+def write_models(out: Path, record: ModelRecord) -> None:
+    """Keep ``record`` beside the tables."""
+    with replacing(out / MODELS) as temporary:
+        temporary.write_text(record.model_dump_json(indent=2) + "\n")
+
+
+def read_models(out: Path) -> ModelRecord | None:
+    """What was kept; None in an older evaluation.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    path = out / MODELS
+    if not path.exists():
+        return None
+    try:
+        return ModelRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = problems_of(error, ModelRecord)
+        raise DatasetError(f"{path} is damaged ({problems}): run evaluate again into a new folder") from error

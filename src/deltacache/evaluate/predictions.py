@@ -13,7 +13,7 @@ from torch import Tensor
 from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import check_finite, feature_metrics
-from deltacache.evaluate.rows import Aggregation, Method
+from deltacache.evaluate.output import Aggregation, Method
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.deltatok import Grid
 from deltacache.models.futures import decode_future

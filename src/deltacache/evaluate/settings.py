@@ -9,14 +9,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
-from deltacache.schemas.datasets import AskedPrecision, Frozen
-from deltacache.schemas.errors import DeltacacheError, SettingsError
+from deltacache.schemas.configs import load_config
+from deltacache.schemas.datasets import AskedPrecision, Frozen, Horizons
+from deltacache.schemas.errors import DeltacacheError, SettingsError, problems_of
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.images import Horizons
 from deltacache.schemas.jobs import DEFAULT_BACKBONE, WAIT_FOR_NODES_S
-from deltacache.schemas.refusals import problems_of
 from deltacache.schemas.texts import decoded
-from deltacache.schemas.yaml_files import load_config
 
 CONFIG = "config.yaml"
 CLIPS = "clips"

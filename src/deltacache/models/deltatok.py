@@ -9,10 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deltacache.models.blocks import SelfAttention, SelfAttentionBlock, check_heads, initialise, make_mlp
-from deltacache.models.losses import log_cosh
-from deltacache.models.precision import InPrecision, in_precision
-from deltacache.models.rope import Rotation, patch_rotation
+from deltacache.models.blocks import (
+    Rotation,
+    SelfAttention,
+    SelfAttentionBlock,
+    check_heads,
+    initialise,
+    log_cosh,
+    make_mlp,
+    patch_rotation,
+)
+from deltacache.models.devices import InPrecision, in_precision
 from deltacache.models.weights import ModelCard
 
 Grid = tuple[int, int]  # rows, columns of patches

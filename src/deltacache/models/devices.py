@@ -1,12 +1,17 @@
 """Where models run."""
 
+import functools
+import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from deltacache.schemas.datasets import TrainingPrecision
+from deltacache.schemas.datasets import Precision, TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 
 
@@ -72,3 +77,91 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+# ----------------------------------------------------------------------------------------------------
+# How much memory is free, of a GPU or of the host.
+# ----------------------------------------------------------------------------------------------------
+
+
+_CGROUPS = tuple(
+    (*(f"/sys/fs/cgroup/{name}" for name in files), cached)
+    for files, cached in (
+        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
+        (
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+            "total_inactive_file",
+        ),
+    )
+)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take: of the GPU, or of the host within its control group."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except OSError:  # not Linux
+        found = []
+    for limit, used, stat, cached in _CGROUPS:
+        try:
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+            counts = dict(line.split() for line in Path(stat).read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+        found.append(left + int(counts.get(cached, 0)))  # files that the kernel can drop
+    return min(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+# ----------------------------------------------------------------------------------------------------
+# The precision that a trained model computes its results in: exact, or products in bfloat16.
+# ----------------------------------------------------------------------------------------------------
+
+
+_Model = TypeVar("_Model", bound="InPrecision")
+_Given = ParamSpec("_Given")
+
+
+class InPrecision(nn.Module):
+    """A model whose methods marked with ``in_precision`` compute in the precision that ``to_precision`` names.
+
+    Until it has named one they compute in that of their caller, as training under autocast does.
+    """
+
+    _products: torch.dtype | None = None
+    _precision: Precision | None = None
+
+    def to_precision(self, precision: Precision) -> Self:
+        """Have results computed in ``precision`` from now on; they are float32 in any case.
+
+        ``bfloat16_autocast``: products in bfloat16, residual stream and norms in float32. The weights of linear layers
+        are rounded once instead of in every pass, which gives the same bits, so the model can be neither trained nor
+        saved any more.
+        """
+        if precision == "bfloat16":
+            raise ValueError("bfloat16 throughout is not computed: take bfloat16_autocast or float32")
+        self._precision, self._products = precision, None
+        if precision == "bfloat16_autocast":
+            self._products = torch.bfloat16
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+        return self
+
+
+def in_precision(
+    method: Callable[Concatenate[_Model, _Given], Tensor],
+) -> Callable[Concatenate[_Model, _Given], Tensor]:
+    """Have a method of an ``InPrecision`` model compute in that model's own precision."""
+
+    @functools.wraps(method)
+    def run(self: _Model, *args: _Given.args, **kwargs: _Given.kwargs) -> Tensor:
+        if self._precision is None:
+            return method(self, *args, **kwargs)
+        with autocast_to(next(self.parameters()).device.type, self._products):
+            return method(self, *args, **kwargs).float()
+
+    return run

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltacache.models.blocks import initialise, split_heads
-from deltacache.models.losses import smooth_l1
-from deltacache.models.precision import in_precision
+from deltacache.models.blocks import initialise, smooth_l1, split_heads
+from deltacache.models.devices import in_precision
 from deltacache.models.selection import Selection
 from deltacache.models.world_model import IN_FULL, Grid, WorldLoss, WorldModel
 from deltacache.schemas.errors import MismatchError

@@ -9,13 +9,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deltacache.models.blocks import check_heads, initialise
-from deltacache.models.losses import smooth_l1
-from deltacache.models.precision import in_precision
-from deltacache.models.predictor import Memory, Predictor, append, first_tokens, frame_positions, repeat_batch
-from deltacache.models.rope import Rotation
-from deltacache.models.selection import Selection, select_winners
-from deltacache.models.selection_frames import select_winning_frames
+from deltacache.models.blocks import (
+    Memory,
+    Predictor,
+    Rotation,
+    append,
+    check_heads,
+    first_tokens,
+    frame_positions,
+    initialise,
+    repeat_batch,
+    smooth_l1,
+)
+from deltacache.models.devices import in_precision
+from deltacache.models.selection import Selection, select_winners, select_winning_frames
 from deltacache.models.world_model import IN_FULL, Grid, WorldLoss, WorldModel
 
 

@@ -7,9 +7,7 @@ score straight from the normed query; a value, seen through the output projectio
 two with D x D weights: for seven keys the MLP is 97 % of what is left.
 """
 
-# B batch, P predicted frames, K candidates, T tokens, D hidden, h heads, d dims of a head, J = heads x keys
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
@@ -17,10 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltacache.models.blocks import CrossAttentionBlock, KeysValues
+from deltacache.models.blocks import (
+    CrossAttentionBlock,
+    KeysValues,
+    Memory,
+    Predictor,
+    Rotation,
+    first_tokens,
+    frame_positions,
+    rotate,
+    smooth_l1,
+)
 from deltacache.models.devices import autocast_to
-from deltacache.models.losses import smooth_l1
-from deltacache.models.rope import Rotation, rotate
+
+# B batch, P predicted frames, K candidates, T tokens, D hidden, h heads, d dims of a head, J = heads x keys
+
 
 # Queries run in passes whose widest activation stays below this many numbers: on a CPU it shall stay in the cache
 # (1,024 queries of a ViT-B), an accelerator wants large passes and a bound on memory (1 GiB in bfloat16).
@@ -224,3 +233,83 @@ def _through(states: Tensor, weight: Tensor) -> Tensor:
     batch, _, tokens, _ = states.shape
     product = torch.bmm(states.transpose(0, 1).flatten(1, 2), weight)  # (h, B T, D)
     return product.unflatten(1, (batch, tokens)).transpose(0, 1)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Best-of-many where a frame is many tokens: a candidate is one noise vector, shared by all of them.
+#
+# Keys are too many to fold (see ``selection``); all candidates of a frame are queries of one product
+# instead, so that
+# its keys are never copied.
+# ----------------------------------------------------------------------------------------------------
+
+
+# B batch, P predicted frames, K candidates, M tokens of a frame, D hidden
+
+
+_WIDEST_FRAMES_ON_CPU, _WIDEST_FRAMES_ELSEWHERE = 2**24, 2**29
+"""Numbers of the widest activation of a pass."""
+
+Spread = Callable[[Tensor, int], Tensor]
+"""From queries of frames (..., D) to those of their M tokens (..., M, D)."""
+
+
+@torch.no_grad()
+def select_winning_frames(
+    predictor: Predictor,
+    noise: Tensor,
+    spread: Spread,
+    rotation: Rotation,
+    past: Memory,
+    targets: Tensor,
+    beta: float,
+    selection: Selection,
+) -> Tensor:
+    """Index (B, P) of the candidate of ``noise`` (B, P, K, D) whose frame is nearest to ``targets`` (B, P, M, D).
+
+    ``rotation`` is that of all tokens, (B, 1, P M, R); frame p sees the first p + 1 frames of ``past``.
+    """
+    count = targets.shape[2]
+    winners: list[Tensor] = []
+    for step in range(targets.shape[1]):
+        now = frame_positions(rotation, step, count)
+        seen = first_tokens(past, (step + 1) * count)
+        target = targets[:, step, None]
+
+        def losses(few: Tensor, dtype: torch.dtype | None) -> Tensor:
+            return _losses(predictor, spread(few, count), now, seen, target, beta, dtype)  # noqa: B023
+
+        found = losses(noise[:, step], selection.dtype)
+        if selection.dtype is not None and 1 < selection.shortlist < found.shape[1]:
+            listed = found.topk(selection.shortlist, largest=False).indices  # (B, k)
+            few = noise[:, step].gather(1, listed[..., None].expand(-1, -1, noise.shape[-1]))
+            best = losses(few, None).argmin(dim=1, keepdim=True)
+            winners.append(listed.gather(1, best)[:, 0])
+        else:
+            winners.append(found.argmin(dim=1))
+    return torch.stack(winners, dim=1)
+
+
+def _losses(
+    predictor: Predictor,
+    queries: Tensor,
+    now: Rotation,
+    past: Memory,
+    target: Tensor,
+    beta: float,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Smooth-L1 (B, K) of frames for queries (B, K, M, D) against (B, 1, M, D)."""
+    batch, _, count, hidden = queries.shape
+    device = queries.device.type
+    widest = _WIDEST_FRAMES_ON_CPU if device == "cpu" else _WIDEST_FRAMES_ELSEWHERE
+    width = max(block.mlp.up_proj.out_features for block in predictor.blocks)  # pyright: ignore
+    size = max(1, widest // (batch * count * max(width, hidden)))
+    losses: list[Tensor] = []
+    with autocast_to(device, dtype):
+        for some in queries.split(size, dim=1):
+            times = some.shape[1]
+            positions = now.map(lambda part: part.repeat(1, 1, times, 1))  # noqa: B023
+            frames = predictor(some.flatten(1, 2), positions, past).unflatten(1, some.shape[1:3])
+            losses.append(smooth_l1(frames.to(target.dtype), target, beta).mean(dim=(2, 3)))
+    return torch.cat(losses, dim=1)

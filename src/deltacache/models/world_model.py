@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from deltacache.models.precision import InPrecision
+from deltacache.models.devices import InPrecision
 from deltacache.models.selection import Selection
 from deltacache.models.weights import ModelCard
 

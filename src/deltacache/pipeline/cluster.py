@@ -42,7 +42,7 @@ from deltacache.pipeline.decoding.work import (
     groups_of,
     warm_up,
 )
-from deltacache.pipeline.storage.remote_files import patience_s
+from deltacache.pipeline.storage.storage import patience_s
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
 from deltacache.pipeline.work.placement import DecodeShare, Node, NoRoomError, Placement, place, place_tasks
 from deltacache.pipeline.work.shard_work import ShardResult

@@ -20,8 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from deltacache.schemas.errors import SettingsError
-from deltacache.schemas.refusals import closest_first, problems_of
+from deltacache.schemas.errors import SettingsError, closest_first, problems_of
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

@@ -1,9 +1,13 @@
 """``dataset.json``: what a dataset holds and what it was made from."""
 
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -12,9 +16,116 @@ from pydantic import (
 )
 
 from deltacache.schemas.arguments import Flag
-from deltacache.schemas.fingerprints import fingerprint_of
-from deltacache.schemas.images import ImageSize, parse_size, sides, size_text
-from deltacache.schemas.layers import Layers
+
+# ----------------------------------------------------------------------------------------------------
+# Fingerprints: short content hashes that say which things belong together.
+# ----------------------------------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint_of(value: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_list(name: str, texts: Iterable[str]) -> str:
+    """``fingerprint_of({name: [*texts]})`` of texts that need not fit in memory."""
+    digest, separator = hashlib.sha256(f"{{{canonical_json(name)}:[".encode()), ""
+    for text in texts:
+        digest.update(f"{separator}{canonical_json(text)}".encode())
+        separator = ","
+    digest.update(b"]}")
+    return digest.hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Which blocks of an encoder are taken, as configs and command lines write it.
+# ----------------------------------------------------------------------------------------------------
+
+
+def parse_numbers(value: Any, what: str, advice: str) -> Any:
+    """``"2,5,8,11"`` as numbers; anything else as it is.
+
+    Raises:
+        ValueError: text that is no list of numbers; the message begins with ``what`` and ends with ``advice``.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"{what} {value!r} are no {advice}") from None
+
+
+def parse_layers(value: Any) -> Any:
+    """Blocks from text, see ``parse_numbers``."""
+    return parse_numbers(value, "layers", "block numbers: give them from 0 up with commas, such as 2,5,8,11")
+
+
+Layers = Annotated[tuple[int, ...] | None, BeforeValidator(parse_layers)]
+"""Blocks counted from 0 whose outputs are joined, in increasing order; ``None``: the last hidden state alone."""
+
+
+# ----------------------------------------------------------------------------------------------------
+# Sizes of images, one number for squares, height and width for rectangles; and horizons, as text or
+# numbers.
+# ----------------------------------------------------------------------------------------------------
+
+
+Size = int | tuple[int, int]
+"""Side of a square, or height and width, in pixels. A square is always one number: equal sizes are equal."""
+
+
+def parse_size(value: Any) -> Size:
+    """``512``, ``"512"``, ``"448x896"`` (height x width), or a pair of numbers.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    if not 1 <= len(parts) <= 2 or any(isinstance(part, bool | float) for part in parts):
+        raise ValueError(_message(value))
+    try:
+        numbers = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        raise ValueError(_message(value)) from None
+    if min(numbers) < 1:
+        raise ValueError(_message(value))
+    height, width = numbers[0], numbers[-1]
+    return height if height == width else (height, width)
+
+
+def _message(value: Any) -> str:
+    return f"image size {value!r} is none: give the side of a square such as 512, or height x width such as 448x896"
+
+
+ImageSize = Annotated[Size, BeforeValidator(parse_size)]
+"""A field of a config."""
+
+
+def parse_horizons(value: Any) -> Any:
+    """Steps from text, see ``parse_numbers``."""
+    return parse_numbers(value, "horizons", "numbers of steps: give them with commas, such as 1,3")
+
+
+Horizons = Annotated[tuple[int, ...], BeforeValidator(parse_horizons)]
+"""Steps after the context at which futures are scored."""
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(size: Size | list[int]) -> str:
+    """``512`` or ``448x896``, as on the command line."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
 
 FORMAT_VERSION = 2
 Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]

@@ -7,11 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import Task
-from deltacache.schemas.configs import PRESETS, TrainingConfig, load_config
-from deltacache.schemas.datasets import Frozen, Precision
-from deltacache.schemas.heads import HeadConfig, HeadPreset
-from deltacache.schemas.images import Horizons, ImageSize
-from deltacache.schemas.layers import Layers
+from deltacache.schemas.configs import PRESETS, HeadConfig, HeadPreset, TrainingConfig, load_config
+from deltacache.schemas.datasets import Frozen, Horizons, ImageSize, Layers, Precision
 
 DINOV2 = "facebook/dinov2-with-registers-base"
 DATASET = "foresight"

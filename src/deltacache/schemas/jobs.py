@@ -6,9 +6,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deltacache.schemas.arguments import Flag
-from deltacache.schemas.datasets import AskedPrecision, Frozen, SamplingSettings
-from deltacache.schemas.images import ImageSize, sides, size_text
-from deltacache.schemas.layers import Layers
+from deltacache.schemas.datasets import (
+    AskedPrecision,
+    Frozen,
+    ImageSize,
+    Layers,
+    SamplingSettings,
+    sides,
+    size_text,
+)
 
 DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 WAIT_FOR_NODES_S = 600.0

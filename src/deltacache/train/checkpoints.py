@@ -15,9 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel, save_weights
-from deltacache.pipeline.storage.atomic import remove, sync, temporary_path
-from deltacache.pipeline.storage.checksums import crc32c_of_file
+from deltacache.models.deltatok import DeltaTok
+from deltacache.models.heads import DepthHead, SegmentationHead
+from deltacache.models.rgb_decoder import RgbDecoder
+from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.files import crc32c_of_file, remove, sync, temporary_path
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 STATE_FILE = "training_state.pt"
@@ -165,3 +168,11 @@ def read_checkpoint(folder: Path, load: Callable[[Path], LoadedModel[ModelT]]) -
     if state["format_version"] != STATE_FORMAT:
         raise CheckpointError(f"{path} has format {state['format_version']}, this code reads {STATE_FORMAT}")
     return Resumed(folder, state["step"], loaded.model, loaded.metadata, state["optimizer"])
+
+
+# ----------------------------------------------------------------------------------------------------
+# What the loop can train.
+# ----------------------------------------------------------------------------------------------------
+
+
+TrainedModel = DeltaTok | WorldModel | SegmentationHead | DepthHead | RgbDecoder

@@ -6,12 +6,14 @@ B batch, C clips, T frames, N patches, D hidden.
 
 import math
 import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +22,37 @@ from torch import Tensor
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.train.order import Part, batch_items, step_rng
-from deltacache.train.prefetch import prefetch
+
+# ----------------------------------------------------------------------------------------------------
+# Run an iterator ahead in a background thread.
+# ----------------------------------------------------------------------------------------------------
+
+
+ItemT = TypeVar("ItemT")
+
+
+class _End:
+    pass
+
+
+_END: Final = _End()
+
+
+def prefetch(items: Iterable[ItemT], depth: int = 2) -> Generator[ItemT]:
+    """Yield ``items`` in their order while one thread computes up to ``depth`` of them ahead.
+
+    An error in the thread is raised here, after the items before it. Closing the generator ends the thread.
+    """
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")  # one thread: the order stays
+    try:
+        ahead = deque(pool.submit(next, iterator, _END) for _ in range(depth))
+        while not isinstance(item := ahead.popleft().result(), _End):
+            ahead.append(pool.submit(next, iterator, _END))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
 
 RESIDENT_SHARE = 0.25
 """Features up to this share of the machine's memory are read once and kept."""

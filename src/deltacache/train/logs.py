@@ -1,17 +1,158 @@
 """Everything a run writes for people to look at: curves in Parquet, TensorBoard events, W&B, a picture."""
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from deltacache.models.checkpoints import Kind
+from deltacache.pipeline.storage.errors import readable_errors
+from deltacache.pipeline.storage.files import replacing
+from deltacache.schemas.configs import TrainingConfig
+from deltacache.schemas.datasets import fingerprint_of
+from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.tables import HEAD_CURVES_SCHEMA, TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
-from deltacache.train.curves import Row, plot_curves, read_curves, write_curves
-from deltacache.train.wandb_log import WandbLog
+from deltacache.train.checkpoints import (
+    TrainedModel,
+    TrainingState,
+    checkpoint_folder,
+    delete_old,
+    save_checkpoint,
+)
+from deltacache.train.order import Split
+
+# ----------------------------------------------------------------------------------------------------
+# Training curves: one row an interval, in Parquet and as a picture.
+# ----------------------------------------------------------------------------------------------------
+
+
+Row = Mapping[str, float | None]
+"""``step`` (finished ones), means over the steps since the row before, ``learning_rate`` of the last step;
+probes are absent or ``None`` in rows where none was made."""
+
+
+def read_curves(path: Path, up_to_step: int) -> list[Row]:
+    """Rows of an earlier run up to a step; none if the file is not there."""
+    if not path.exists():
+        return []
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error}): delete it to go on without the curves so far"
+        ) from error
+    return [row for row in rows if row["step"] <= up_to_step]
+
+
+def write_curves(rows: Sequence[Row], path: Path, schema: pa.Schema) -> None:
+    """Replace the file, all or nothing."""
+    if not rows:
+        return
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+_PANELS: tuple[tuple[str, ...], ...] = (
+    ("loss", "mse", "copy_last_mse"),
+    ("gradient_norm", "gradient_norm_max", "learning_rate"),
+    ("copy_ratio", "z_swap_ratio", "zero_z_ratio", "black_first_ratio"),
+    ("delta_rank", "predicted_rank", "queries_winning"),
+)
+
+
+def plot_curves(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw losses, gradient norm, learning rate and probes over the steps."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(8, 10), layout="constrained")
+    panels = [names for names in _PANELS if any(_curve(rows, name)[0] for name in names)]
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, names in zip(axes, panels, strict=True):
+        for name in names:
+            steps, values = _curve(rows, name)
+            if steps:
+                axis.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 30 else None)
+        axis.set_yscale("log")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    axes[0].set_title(title)
+    axes[-1].set_xlabel("step")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _curve(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have ``name``."""
+    points = [(row["step"], row.get(name)) for row in rows]
+    shown = [(step, value) for step, value in points if step is not None and _drawable(value)]
+    return [step for step, _ in shown], [value for _, value in shown if value is not None]
+
+
+def _drawable(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Weights & Biases, if it is asked for: an optional extra, imported here alone.
+# ----------------------------------------------------------------------------------------------------
+
+
+class WandbLog:
+    """Sends rows to W&B, or with ``mode`` offline to ``OUT/wandb``, from where ``wandb sync`` sends them later.
+
+    A resumed run goes on in the same W&B run, since its id follows from the output folder.
+
+    Raises:
+        DeltacacheError: the package is not installed, or W&B refuses to start.
+    """
+
+    def __init__(self, out: Path, kind: str, mode: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise DeltacacheError(
+                f"wandb is {mode}, but the package is not installed ({error}): "
+                "pip install 'deltacache[wandb]', or leave --wandb out"
+            ) from error
+        try:
+            self._run = wandb.init(
+                project="deltacache",
+                name=f"{kind} {out.resolve().name}",
+                id=fingerprint_of({"out": str(out.resolve())}),
+                dir=out,
+                config=dict(config),
+                mode="offline" if mode == "offline" else "online",
+                resume="allow",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise DeltacacheError(
+                f"Weights & Biases does not start ({error}): log in with `wandb login`, "
+                "give --wandb offline, or leave it out"
+            ) from error
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``EventLog``."""
+        self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """See ``EventLog``: W&B writes by itself."""
+
+    def close(self) -> None:
+        """See ``EventLog``."""
+        self._run.finish()
+
 
 SCHEMAS: Mapping[Kind, pa.Schema] = {
     "tokenizer": TOKENIZER_CURVES_SCHEMA,
@@ -108,3 +249,170 @@ class RunLog:
         """Draw ``curves.png``."""
         if self._rows:
             plot_curves(self._rows, self._out / "curves.png", self._kind)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Checkpoints written beside the training: a copy of the state is taken, and a thread writes it to the
+# disk.
+# ----------------------------------------------------------------------------------------------------
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, then deletes those beyond ``keep``. Errors come up at the next call."""
+
+    def __init__(self, out: Path, kind: Kind, metadata: Mapping[str, Any], keep: int) -> None:
+        self._out, self._metadata, self._keep = out, metadata, keep
+        self._kind: Kind = kind
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True)  # also when training failed: what was begun is finished
+        if error is None:
+            self.wait()
+
+    def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Take the state after ``step`` steps; returns when it is copied, not when it is written."""
+        self.wait()
+        state = TrainingState(
+            weights=_copied(model.state_dict()),
+            arguments=copy.deepcopy(model.arguments),
+            optimizer=_copied(optimizer.state_dict()),
+        )
+        self._pending = self._pool.submit(self._write, state, step)
+
+    def wait(self) -> None:
+        """Until what was given is on the disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, state: TrainingState, step: int) -> None:
+        save_checkpoint(self._out, self._kind, state, {**self._metadata, "step": step})
+        delete_old(self._out, self._keep)
+
+
+def _copied(value: Any) -> Any:
+    """Nested dicts and lists with their tensors copied into the CPU's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a run leaves on the disk: rows of the curves and checkpoints. The first worker alone writes them.
+# ----------------------------------------------------------------------------------------------------
+
+
+class Record(AbstractContextManager["Record"], Protocol):
+    """Where rows and checkpoints go; open until the training ends."""
+
+    def add(self, row: Row) -> None:
+        """One more row of the curves."""
+        ...
+
+    def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Write the rows so far, then the state after ``step`` steps; returns when it is copied."""
+        ...
+
+    def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """``save``, unless it is there already, and wait until it is on the disk."""
+        ...
+
+    def note_split(self, split: Split) -> None:
+        """How steps are cut from now on: a run that is resumed computes the same bits with the same passes."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until all is on the disk, and draw the curves."""
+        ...
+
+
+class NoRecord:
+    """Of all workers but the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def add(self, row: Row) -> None:
+        """See ``Record``."""
+
+    def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """See ``Record``."""
+
+    def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """See ``Record``."""
+
+    def note_split(self, split: Split) -> None:
+        """See ``Record``."""
+
+    def finish(self) -> None:
+        """See ``Record``."""
+
+
+class FolderRecord:
+    """In the output folder ``out``, going on from the curves up to ``first_step``."""
+
+    def __init__(
+        self, out: Path, kind: Kind, config: TrainingConfig, metadata: Mapping[str, Any], first_step: int
+    ) -> None:
+        self._out = out
+        metadata = self._metadata = dict(metadata)
+        self._stack = ExitStack()
+        self._log = RunLog(out, kind, first_step, wandb=config.wandb, config=metadata)
+        self._writer = CheckpointWriter(out, kind, metadata, config.keep)
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._writer)
+        self._stack.enter_context(self._log)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, row: Row) -> None:
+        """See ``Record``."""
+        self._log.add(row)
+
+    def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """See ``Record``."""
+        with readable_errors(self._out):
+            self._log.save()
+        self._writer.save(model, optimizer, step)
+
+    def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """See ``Record``."""
+        self._writer.wait()
+        if checkpoint_folder(self._out, step).exists():
+            with readable_errors(self._out):
+                self._log.save()
+        else:
+            self.save(model, optimizer, step)
+        self._writer.wait()
+
+    def note_split(self, split: Split) -> None:
+        """See ``Record``."""
+        self._writer.wait()  # it reads this
+        self._metadata["samples_per_pass"] = split.batch_size
+
+    def finish(self) -> None:
+        """See ``Record``."""
+        self._writer.wait()
+        with readable_errors(self._out):
+            self._log.plot()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.schemas.fingerprints import canonical_json
+from deltacache.schemas.datasets import canonical_json
 
 
 @dataclass(frozen=True, slots=True)

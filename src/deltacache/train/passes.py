@@ -12,9 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from deltacache.models.costs.measuring import LivingStorages
-from deltacache.models.devices import forward_precision
-from deltacache.models.memory import free_bytes
+from deltacache.models.devices import forward_precision, free_bytes
+from deltacache.models.flops import LivingStorages
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import duration

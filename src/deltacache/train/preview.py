@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from deltacache.models.costs.measuring import cpu_bfloat16_gain
 from deltacache.models.devices import forward_precision
+from deltacache.models.flops import cpu_bfloat16_gain
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.progress import duration

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from deltacache.models.blocks import log_cosh, smooth_l1
 from deltacache.models.deltatok import DeltaTok, Grid
-from deltacache.models.losses import log_cosh, smooth_l1
 from deltacache.models.world_model import WorldModel
 from deltacache.train.data import ClipBatch, PairBatch
 

@@ -1,6 +1,10 @@
 """What both trainers do before the loop: device, data checks, output folder, seeded weights."""
 
-from collections.abc import Callable, Mapping
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -8,24 +12,389 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from deltacache import __version__
-from deltacache.models.checkpoints import Kind, LoadedModel
+from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
-from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.files import is_temporary, remove_leftovers, replacing
+from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig, TrainingConfig, WorldConfig, save_config
-from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
-from deltacache.schemas.fingerprints import fingerprint_of_list
+from deltacache.schemas.datasets import fingerprint_of_list
+from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import Reporter
-from deltacache.train.checkpoints import Resumed, finished_checkpoints
+from deltacache.train.checkpoints import (
+    Resumed,
+    checkpoint_folder,
+    finished_checkpoints,
+    load_newest,
+    read_checkpoint,
+    steps_of,
+)
 from deltacache.train.loop import Run, split_of
+from deltacache.train.optimizer import warmup_cosine
 from deltacache.train.order import seed_of
-from deltacache.train.outputs import NOTHING_DONE, claim_output, join_output
-from deltacache.train.stages import StageBefore, check_same_start, check_start, read_stage_before
 from deltacache.train.workers.group import Group
 
+# ----------------------------------------------------------------------------------------------------
+# The output folder of a run: whose it is, and whether a run may start or go on in it.
+# ----------------------------------------------------------------------------------------------------
+
+
+_SCHEDULE = ("warmup_steps", "decay_steps")
+FREE_ON_RESUME = frozenset(
+    f"training.{name}"
+    for name in (
+        *("steps", "save_every", "log_every", "keep", "probe_every", "probe_clips", "wandb"),
+        *("batch_size", "accumulation"),  # their product with the number of workers must stay
+        *_SCHEDULE,  # the rates of the steps that are done must stay
+    )
+)
+"""What may change between a run and its continuation: none of these changes what a step has computed."""
+_BEFORE_THERE_WAS = {"training.precision": "auto"}
+"""What runs of older versions did, whose configs do not say it."""
+
+NOTHING_DONE = -1
+"""In place of a step: there is no checkpoint."""
+STORAGE_LAG_S = 60.0
+RAY_FOLDER = ".ray-train"
+"""Ray Train's own notes, while several workers train."""
+_OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb"})
+SavedModelT = TypeVar("SavedModelT", bound=SavedModel)
+
+
+@contextmanager
+def holding_output(out: Path, command: str, *, resume: bool, dry_run: bool = False) -> Iterator[None]:
+    """Hold the lock of an output folder, so that a second command that would write there is refused.
+
+    With several workers, the command that started them holds it. A dry run takes no lock: it writes nothing.
+
+    Raises:
+        DeltacacheError: the folder may not be written (see ``check_output``), or another command writes there.
+    """
+    check_output(out, resume=resume)  # before a lock is put there
+    if dry_run:
+        yield
+        return
+    with dataset_lock(out, command):
+        yield
+
+
+def claim_output(
+    out: Path,
+    kind: Kind,
+    load: Callable[[Path], LoadedModel[SavedModelT]],
+    metadata: Mapping[str, Any],
+    *,
+    resume: bool,
+    dry_run: bool = False,
+) -> Resumed[SavedModelT] | None:
+    """Make sure that ``out`` may be written, and return what to go on from (``None``: start at step 0).
+
+    ``metadata`` is what this run would write into a checkpoint; it must agree with what is there.
+
+    Raises:
+        DeltacacheError: the folder holds something else, or checkpoints and ``resume`` is false.
+        CheckpointError: the newest checkpoint is damaged.
+        MismatchError: the run there was of the other trainer, or had another config or other data.
+    """
+    check_output(out, resume=resume)
+    if not dry_run:
+        (out / "checkpoints").mkdir(
+            parents=True, exist_ok=True
+        )  # first, so that an interrupted start is known
+        for folder in (out, out / "checkpoints"):
+            remove_leftovers(folder)
+    resumed = load_newest(out, kind, load)
+    if resumed is not None:
+        _check_same_run(resumed, metadata)
+    return resumed
+
+
+def check_output(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that may not be written, without writing anything; see ``claim_output``."""
+    _check_ours(out)
+    if not resume and finished_checkpoints(out):
+        raise DeltacacheError(
+            f"{out} already holds checkpoints up to {finished_checkpoints(out)[-1].name}: "
+            "add --resume or choose another folder"
+        )
+
+
+def join_output(
+    out: Path, load: Callable[[Path], LoadedModel[SavedModelT]], metadata: Mapping[str, Any], step: int
+) -> Resumed[SavedModelT] | None:
+    """What the first of several workers goes on from, which is after ``step`` steps; nothing is written.
+
+    Raises:
+        DeltacacheError: this worker does not see it, also after a while: shared storage may lag behind.
+    """
+    wanted = out / "checkpoints" if step == NOTHING_DONE else checkpoint_folder(out, step)
+    deadline = time.monotonic() + STORAGE_LAG_S
+    while not wanted.is_dir():
+        if time.monotonic() > deadline:
+            raise DeltacacheError(
+                f"{wanted} is not seen by the worker on {platform.node()}: several workers need an output folder on "
+                "storage that all nodes share, at the same path"
+            )
+        time.sleep(0.5)
+    if step == NOTHING_DONE:
+        return None
+    resumed = read_checkpoint(wanted, load)
+    _check_same_run(resumed, metadata)
+    return resumed
+
+
+def _check_ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DeltacacheError(f"{out} is a file: the output must be a folder; choose another one")
+    entries = [path.name for path in out.iterdir()] if out.exists() else []
+    names = {name for name in entries if not is_temporary(name) and name not in (RAY_FOLDER, LOCK_FILE)}
+    strangers = sorted(names - _OURS)
+    if strangers or (names and not (out / "checkpoints").is_dir()):
+        raise DeltacacheError(
+            f"{out} holds something else ({', '.join(strangers or sorted(names))}): the output must be a new "
+            "or empty folder, or that of a run to go on with; choose another one"
+        )
+
+
+def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) -> None:
+    before, now = {**_BEFORE_THERE_WAS, **flatten(resumed.metadata["config"])}, flatten(metadata["config"])
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME)
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise MismatchError(
+            f"{resumed.folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
+            "the same one; put these back or choose another output folder"
+        )
+    _check_same_rates(resumed, metadata)
+    batch_before, batch_now = resumed.metadata.get("effective_batch"), metadata["effective_batch"]
+    if batch_before != batch_now:
+        raise MismatchError(
+            f"{resumed.folder} was trained with an effective batch of {batch_before}, now it is {batch_now}: batch x "
+            "accumulation x workers must stay the same; change --batch-size or --accumulation so that it does"
+        )
+    compared = metadata.keys() & resumed.metadata.keys() - {
+        "config",
+        "code_version",
+        "effective_batch",
+        "backbone",  # its id; the weights are compared
+    }
+    for name in sorted(compared):
+        if metadata[name] != resumed.metadata[name]:
+            raise MismatchError(
+                f"{resumed.folder} was trained on other data ({name} was {resumed.metadata[name]}, now "
+                f"{metadata[name]}): --resume goes on with the same data; give those or choose "
+                "another output folder"
+            )
+
+
+def _check_same_rates(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) -> None:
+    """Refuse a schedule by which the steps that are done would have had other rates."""
+    before, now = resumed.metadata["config"]["training"], metadata["config"]["training"]
+    if all(before.get(name) == now.get(name) for name in _SCHEDULE):
+        return
+    begun = resumed.metadata.get("started_from") or {}
+    first = begun["step"] if begun.get("start") == "everything" else 0
+
+    def rate(training: Mapping[str, Any], step: int) -> float:
+        return warmup_cosine(
+            step, now["learning_rate"], training["warmup_steps"], training.get("decay_steps")
+        )
+
+    other = next((s for s in range(first, resumed.step) if rate(before, s) != rate(now, s)), None)
+    if other is not None:
+        was, is_now = (", ".join(f"{name} {each.get(name)}" for name in _SCHEDULE) for each in (before, now))
+        raise MismatchError(
+            f"{resumed.folder} was trained with {was}, now they are {is_now}: step {other} had another rate than this "
+            "schedule gives it. --resume continues a schedule: give --warmup-steps and --decay-steps (in a file "
+            "training.warmup_steps and training.decay_steps) as they were, or choose another output folder"
+        )
+
+
+def continued_schedule(
+    out: Path, training: TrainingConfig, *, warmup_given: bool, decay_given: bool
+) -> TrainingConfig:
+    """``training`` for ``--resume``: what is not given of the schedule stays what it was in the run at ``out``.
+
+    Raises:
+        DeltacacheError: it would go on at rate 0, for its decay has begun and ends before the steps do.
+    """
+    checkpoints = finished_checkpoints(out)
+    try:
+        before = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())["config"]["training"]
+        done, warmup, decay = steps_of(checkpoints[-1]), before["warmup_steps"], before.get("decay_steps")
+    except (IndexError, OSError, ValueError, KeyError, TypeError):
+        return training  # no checkpoint yet, or a damaged one: reading it says so
+    changes = {} if warmup_given else {"warmup_steps": warmup}
+    if not decay_given and (decay is None or done > warmup):
+        if decay is not None and training.steps > decay and done < training.steps:
+            raise DeltacacheError(
+                f"{out} has {done:,} steps, and its rate goes down to 0 at step {decay:,}: further steps up to "
+                f"{training.steps:,} would change nothing. Give --steps {decay} at most, or begin a longer run in "
+                "another folder"
+            )
+        changes["decay_steps"] = decay
+    return training.model_copy(update=changes)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a stage takes from the stage before it: weights alone, or everything (method section 2).
+# ----------------------------------------------------------------------------------------------------
+
+
+Start = Literal["random", "weights", "everything"]
 ModelT = TypeVar("ModelT", DeltaTok, WorldModel)
+
+_FREE_ARGUMENTS = frozenset({"rope_rescale", "layer_scale_init", "noise_std"})
+"""Arguments that may differ from those of the stage before: they concern training, not what weights mean."""
+_COMPARED = ("architecture", "backbone_sha256", "hidden_size", "tokenizer_fingerprint")
+
+
+@dataclass(frozen=True)
+class StageBefore(Generic[ModelT]):
+    """What to begin with: ``model`` has the weights; the rest is as for a resumed run."""
+
+    model: ModelT
+    step: int
+    optimizer_state: dict[str, Any] | None
+    record: Mapping[str, Any]
+
+
+def check_start(start: Start, start_from: Path | None) -> None:
+    """Refuse a stage that needs another without it, and the other way round.
+
+    Raises:
+        DeltacacheError: says which flag is missing.
+    """
+    if start == "random" and start_from is not None:
+        raise DeltacacheError(
+            f"training.start is random, but {start_from} is given to start from: "
+            "give --init-from (weights alone) or --continue-from (everything)"
+        )
+    if start != "random" and start_from is None:
+        flag = "--init-from" if start == "weights" else "--continue-from"
+        raise DeltacacheError(
+            f"this stage starts with {start} of the stage before it (training.start): give {flag} PATH, the "
+            "output of that stage"
+        )
+
+
+def read_stage_before(
+    start: Start,
+    path: Path,
+    model: ModelT,
+    load: Callable[..., LoadedModel[ModelT]],
+    metadata: Mapping[str, Any],
+) -> StageBefore[ModelT]:
+    """Fill ``model``, made for this stage, with the weights of the stage at ``path``.
+
+    ``start`` "weights" takes a checkpoint, a training output or a released file; "everything" needs
+    the training state of one of our own. ``metadata`` is what this run would write into a checkpoint.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        MismatchError: it is of another architecture, backbone or tokenizer; names what differs.
+    """
+    if start == "weights":
+        loaded, step, optimizer_state = _load_weights(path, model, load), 0, None
+    else:
+        folder = newest_step(path)
+        resumed = read_checkpoint(folder, load)
+        loaded = LoadedModel(resumed.model, resumed.metadata["fingerprint"], resumed.metadata)
+        step, optimizer_state = resumed.step, resumed.optimizer_state
+    _check_belongs(path, model, loaded, metadata)
+    model.load_state_dict(loaded.model.state_dict())
+    record = {"start": start, "fingerprint": loaded.fingerprint, "step": loaded.metadata.get("step")}
+    return StageBefore(model, step, optimizer_state, record)
+
+
+def newest_step(path: Path) -> Path:
+    """``path`` if it is a ``step-*`` folder, or the newest one of the training output at ``path``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / CONFIG_FILE).is_file():
+        return path
+    steps = finished_checkpoints(path)
+    if not steps:
+        raise CheckpointError(
+            f"{path} holds no checkpoint with its training state: give the output of the stage before, "
+            "or --init-from for its weights alone"
+        )
+    return steps[-1]
+
+
+def fingerprint_at(path: Path) -> str | None:
+    """The fingerprint of the checkpoint at ``path`` as its config.json says; ``None`` if there is no such file."""
+    steps = finished_checkpoints(path)
+    file = (steps[-1] if steps else path) / CONFIG_FILE
+    return json.loads(file.read_bytes()).get("fingerprint") if file.is_file() else None
+
+
+def check_same_start(resumed: Mapping[str, Any], start_from: Path | None) -> None:
+    """Refuse to go on with a run that was started from another checkpoint than the one given now."""
+    before = (resumed.get("started_from") or {}).get("fingerprint")
+    now = None if start_from is None else fingerprint_at(start_from)
+    if now is not None and before != now:
+        raise MismatchError(
+            f"this run was started from a checkpoint with fingerprint {before}, but {start_from} has {now}: "
+            "--resume goes on with the same one; give that, or choose another output folder"
+        )
+
+
+def _load_weights(
+    path: Path, model: DeltaTok | WorldModel, load: Callable[..., LoadedModel[ModelT]]
+) -> LoadedModel[ModelT]:
+    own = path.is_dir() and ((path / CONFIG_FILE).is_file() or bool(finished_checkpoints(path)))
+    if own:
+        return load(path)
+    settled = {name: value for name, value in model.arguments.items() if name != "hidden_size"}
+    return load(path, settled)  # a released file does not say how many heads it has
+
+
+def _check_belongs(
+    path: Path, model: DeltaTok | WorldModel, loaded: LoadedModel[Any], metadata: Mapping[str, Any]
+) -> None:
+    before, now = loaded.model.arguments, model.arguments
+    different = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted((before.keys() | now.keys()) - _FREE_ARGUMENTS)
+        if before.get(name) != now.get(name)
+    ]
+    different += [
+        f"{name} was {loaded.metadata[name]}, now {metadata[name]}"
+        for name in _COMPARED
+        if name in loaded.metadata and name in metadata and loaded.metadata[name] != metadata[name]
+    ]
+    if "backbone_sha256" in loaded.metadata:  # these are left out where they are not used
+        different += [
+            f"{name} was {loaded.metadata.get(name)}, now {metadata.get(name)}"
+            for name in ("layers", "pca_fingerprint")
+            if loaded.metadata.get(name) != metadata.get(name)
+        ]
+    if different:
+        raise MismatchError(
+            f"{path} does not belong to this stage ({'; '.join(dict.fromkeys(different))}): a stage goes on with the "
+            "same model on tokens of the same kind; change the config or give another checkpoint"
+        )
+
+
 ConfigT = TypeVar("ConfigT", TokenizerConfig, WorldConfig)
 
 

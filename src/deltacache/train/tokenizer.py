@@ -28,12 +28,12 @@ from deltacache.train.data import (
 )
 from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
-from deltacache.train.outputs import holding_output
 from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import (
     Prepared,
     TrainingRequest,
     check_fits,
+    holding_output,
     nothing_to_do,
     open_output,
     open_training_data,

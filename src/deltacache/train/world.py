@@ -27,12 +27,12 @@ from deltacache.train.data import (
 )
 from deltacache.train.loop import split_of, train
 from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
-from deltacache.train.outputs import holding_output
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
     TrainingRequest,
     check_fits,
+    holding_output,
     nothing_to_do,
     open_output,
     open_training_data,

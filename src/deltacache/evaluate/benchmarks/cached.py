@@ -13,19 +13,16 @@ import numpy as np
 
 from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, crops_bytes, load_sequence
 from deltacache.evaluate.benchmarks.opening import Inputs, feature_card, load_inputs, patch_tokens
-from deltacache.evaluate.benchmarks.timing import Advance, tell_nobody
+from deltacache.evaluate.benchmarks.sampling import Advance, tell_nobody
 from deltacache.evaluate.settings import BenchmarkEvaluation
-from deltacache.pipeline.benchmarks.geometry import split_of
-from deltacache.pipeline.benchmarks.reading import frame_shape
+from deltacache.pipeline.benchmarks.frames import frame_shape, split_of
 from deltacache.pipeline.datasets.dataset import open_dataset, write_shard
 from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, shard_id_of
 from deltacache.pipeline.datasets.receipts import SourceRecord, StoredClip
-from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.storage.storage import in_threads
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.clips import FeatureClip, clip_id_of
-from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.fingerprints import fingerprint_of
-from deltacache.schemas.images import sides
+from deltacache.schemas.datasets import DatasetCard, fingerprint_of, sides
 
 _SHARD_SEQUENCES = 32
 _STAT_THREADS = 8

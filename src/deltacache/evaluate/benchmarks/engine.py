@@ -4,24 +4,201 @@ Nothing but sums is kept of a block, so memory does not grow with the benchmark;
 killed run goes on; and what a block gives depends on its sequences alone, so any number of processes gives one table.
 """
 
+import json
+import os
+import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
 
 from deltacache.evaluate import output
-from deltacache.evaluate.benchmarks.blocks import Parts
 from deltacache.evaluate.benchmarks.cached import CacheWorkerPlan, plan_caches
-from deltacache.evaluate.benchmarks.redoing import lacks_pictures, redo_pictures
-from deltacache.evaluate.benchmarks.run import BenchmarkRun, open_benchmarks
-from deltacache.evaluate.benchmarks.spreading import frame_threads, spread_out
-from deltacache.evaluate.benchmarks.tables import write_tables
-from deltacache.evaluate.benchmarks.timing import Timing
+from deltacache.evaluate.benchmarks.opening import Inputs
+from deltacache.evaluate.benchmarks.run import BenchmarkRun, Block, Parts, open_benchmarks
+from deltacache.evaluate.benchmarks.sampling import Advance, Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
+from deltacache.evaluate.clips.run import score_clips
+from deltacache.evaluate.output import RunStamp, read_models, write_models
 from deltacache.evaluate.settings import BenchmarkEvaluation
+from deltacache.evaluate.statistics import Series, TableWriter, reading_order, statistics_of
+from deltacache.pipeline.cluster import run_tasks
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, prepare_dataset, write_plan
 from deltacache.pipeline.datasets.plan import plan_of
+from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import BenchmarkName
+from deltacache.schemas.configs import save_config
 from deltacache.schemas.progress import Reporter
+
+# ----------------------------------------------------------------------------------------------------
+# Items of work done in this process, or on the processes of a cluster.
+# ----------------------------------------------------------------------------------------------------
+
+
+_MOST_THREADS = 16
+
+
+def frame_threads(settings: BenchmarkEvaluation) -> int:
+    """That read frames, of one process."""
+    return max(1, min(_MOST_THREADS, os.cpu_count() or 1) // (settings.workers or 1))
+
+
+class WorkerBuilder(Protocol):
+    """How a worker is built: from loaded models, with whom it tells of sequences, or on its own process."""
+
+    def worker(self, inputs: Inputs, advance: Advance) -> Any: ...
+
+    def build(self, device: str) -> Any: ...
+
+
+def spread_out(
+    run: BenchmarkRun,
+    items: Sequence[Any],
+    plan: WorkerBuilder,
+    advance: Advance,
+    say: Callable[[str], None],
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its result, as it is done: in this process, or on ``workers`` of them.
+
+    Args:
+        advance: told how many sequences are done: in this process as they are, of other processes item by item.
+        say: hears which cluster does the work, and what is waited for.
+    """
+    if run.settings.workers is not None:
+        tasks = run_tasks(
+            plan.build,
+            items,
+            run.settings.workers,
+            run.settings.ray_address,
+            wait_s=run.settings.wait_for_nodes_s,
+            say=say,
+        )
+        with closing(tasks):
+            for position, result in tasks:
+                advance(len(items[position].sequences))
+                yield items[position], result
+        return
+    worker = plan.worker(run.inputs, advance)
+    try:
+        with _one_thread(run.inputs.device):
+            for at, item in enumerate(items):
+                yield item, worker.run(item, items[at + 1 : at + 2])
+    finally:
+        worker.close()
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU sums depend on the number of threads: one, as on the processes of a cluster."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Pictures of a finished evaluation made again, with a decoder of pictures that it did not have.
+# ----------------------------------------------------------------------------------------------------
+
+
+def lacks_pictures(run: BenchmarkRun) -> bool:
+    """Whether a decoder is given that did not make the pictures that are there."""
+    decoder, recorded = run.inputs.rgb_fingerprint, read_models(run.settings.out)
+    return decoder is not None and (recorded is None or recorded.rgb_decoder != decoder)
+
+
+def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> None:
+    """Write the examples of benchmarks again; the tables and what else is there stay."""
+    out = run.settings.out
+    blocks = [_examples_alone(block) for block in run.blocks if block.examples]
+    reporter.line(f"evaluate: {out / output.METRICS} holds these numbers already: pictures alone are made")
+    with (
+        output.new_folder(out / output.EXAMPLES) as folder,
+        reporter.stage("pictures", sum(len(block.sequences) for block in blocks)) as stage,
+    ):
+        if (out / output.EXAMPLES).exists():
+            shutil.copytree(out / output.EXAMPLES, folder, dirs_exist_ok=True)
+        for _, result in spread_out(run, blocks, plan, stage.advance, reporter.line):
+            for name, content in result.examples.items():
+                (folder / name).write_bytes(content)
+    (out / output.REPORT).unlink(missing_ok=True)
+    save_config(run.settings, out / output.CONFIG)
+    write_models(out, run.models)
+
+
+def _examples_alone(block: Block) -> Block:
+    return replace(
+        block, sequences=tuple(each for each in block.sequences if each.sequence_id in block.examples)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# From the blocks' sums to the tables. What grows with the benchmark is read and written block by block.
+# ----------------------------------------------------------------------------------------------------
+
+
+def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
+    """Write everything that belongs to a finished evaluation; the metrics come last."""
+    out, settings = run.settings.out, run.settings
+    for stale in output.TABLES:
+        (out / stale).unlink(missing_ok=True)
+    tables = TableWriter(out, lambda dataset: _stamp(run, dataset), run.samples_of)
+    with output.new_folder(out / output.EXAMPLES) as examples, tables:
+        for block in run.blocks:
+            for path in parts.examples(block):
+                (examples / path.name).write_bytes(path.read_bytes())
+            tables.add(statistics_of(parts.statistics(block)))
+        for statistics in score_clips(run.clips, examples, reporter) if run.clips else ():
+            tables.add(statistics)
+    worlds = [world.method.world for world in run.inputs.models.worlds]
+    output.keep_curves(out, settings.tokenizers, worlds, settings.worlds)
+    save_config(settings, out / output.CONFIG)
+    output.write_notes(out, run.notes)
+    write_models(out, run.models)
+    _write_timing(run, parts)
+    tables.finish(lambda series: _order(run, series))
+    parts.remove()
+
+
+def _stamp(run: BenchmarkRun, dataset: str) -> RunStamp:
+    """Of a benchmark, or of the feature dataset under the id of the whole run."""
+    if run.clips is None or dataset in run.sequences:
+        return run.stamp(dataset)
+    return replace(run.clips.stamp, run_id=run.run_id, created_at=run.created_at)
+
+
+def _order(run: BenchmarkRun, series: Series) -> tuple[object, ...]:
+    """Data sets as they were given, and within them ``reading_order``; a feature dataset as it was scored, last."""
+    datasets = [str(name) for name in run.sequences]
+    if series.dataset not in datasets:
+        return (len(datasets),)
+    worlds = [world.method.world for world in run.inputs.models.worlds]
+    world = series.method.world
+    return (
+        datasets.index(series.dataset),
+        *reading_order(series),
+        worlds.index(world) if world else -1,
+        series.aggregation,
+        series.num_samples,
+        series.horizon,
+    )
+
+
+def _write_timing(run: BenchmarkRun, parts: Parts) -> None:
+    """``timing.json``: seconds by part and peaks of memory, of all blocks."""
+    timing = Timing()
+    for block in run.blocks:
+        timing.add(parts.timing(block))
+    with replacing(run.settings.out / output.TIMING) as temporary:
+        temporary.write_text(json.dumps(asdict(timing) | {"waiting_share": timing.waiting_share}, indent=2))
 
 
 def evaluate_benchmarks(settings: BenchmarkEvaluation, reporter: Reporter) -> Path:

@@ -10,12 +10,36 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from deltacache.evaluate.benchmarks.scales import depth_totals, segmentation_totals
 from deltacache.evaluate.metrics import finite_of_head
 from deltacache.models.deltatok import Grid
-from deltacache.pipeline.benchmarks.geometry import Split
-from deltacache.pipeline.benchmarks.upsampling import upsample, upsample_crop
+from deltacache.pipeline.benchmarks.frames import Split, upsample, upsample_crop
 from deltacache.schemas.benchmarks import IGNORE, Task
+
+# ----------------------------------------------------------------------------------------------------
+# What is counted at the label's pixels.
+# ----------------------------------------------------------------------------------------------------
+
+
+_CLOSE = 1.25
+
+
+def segmentation_totals(classes: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Sums of ``pooled``'s segmentation, (3 ``count``,) float64, from class ids of equal shape."""
+    valid = labels != IGNORE
+    predicted, labelled = classes[valid].long(), labels[valid].long()
+    parts = (labelled[predicted == labelled], predicted, labelled)
+    return torch.cat([torch.bincount(part, minlength=count) for part in parts]).double()
+
+
+def depth_totals(depth: Tensor, truth: Tensor) -> Tensor:
+    """Sums of ``pooled``'s depth, (4,) float64, from metres of equal shape; truth is 0 where it is not known."""
+    valid = truth > 0
+    predicted, known = depth[valid].double(), truth[valid].double()
+    error = (predicted - known).abs()
+    close = torch.maximum(predicted / known, known / predicted) < _CLOSE
+    sums = (error.square().sum(), (error / known).sum(), close.sum())
+    return torch.stack([valid.sum().double(), *(each.double() for each in sums)])
+
 
 _CHUNK_NUMBERS = 2**26  # upsampled logits held at a time: 256 MiB in float32
 

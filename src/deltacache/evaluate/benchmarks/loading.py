@@ -13,19 +13,17 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from deltacache.pipeline.benchmarks.geometry import (
-    Split,
-    crop_frames,
-    label_halves,
-    resize_frame,
-    split_of,
-)
-from deltacache.pipeline.benchmarks.reading import (
+from deltacache.pipeline.benchmarks.frames import (
     INVALID_DEPTH,
+    Split,
     check_depth_belongs,
+    crop_frames,
     frame_shape,
+    label_halves,
     read_frame,
     read_label,
+    resize_frame,
+    split_of,
 )
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, IGNORE, BenchmarkName, LabelledSequence
 from deltacache.schemas.errors import DatasetError

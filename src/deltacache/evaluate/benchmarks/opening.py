@@ -13,7 +13,7 @@ from deltacache import __version__
 from deltacache.evaluate.benchmarks.labels import DepthScorer, LabelScorer, SegmentationScorer
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.inputs import Models, load_models
-from deltacache.evaluate.model_record import said_of_training
+from deltacache.evaluate.output import said_of_training
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
@@ -21,7 +21,7 @@ from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, SPACING_S, BenchmarkName
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings

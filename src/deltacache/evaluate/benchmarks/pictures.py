@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltacache.evaluate.benchmarks.ensembles import judge
 from deltacache.evaluate.benchmarks.opening import Inputs
-from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch
-from deltacache.evaluate.clips.modes import NOTHING_REACHED
-from deltacache.evaluate.example_maps import MapMaker, example_maps, stored
-from deltacache.evaluate.examples import MAP_SIDE, Example, ExampleWorld, save_example, save_frames
+from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch, judge
+from deltacache.evaluate.clips.scenes import NOTHING_REACHED
+from deltacache.evaluate.examples import (
+    MAP_SIDE,
+    Example,
+    ExampleWorld,
+    MapMaker,
+    example_maps,
+    save_example,
+    save_frames,
+    stored,
+)
 from deltacache.evaluate.inputs import World
 from deltacache.models.deltatok import Grid
 from deltacache.models.rgb_decoder import RgbDecoder

@@ -1,26 +1,236 @@
 """An evaluation of benchmarks whose inputs have been opened and checked."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deltacache import __version__
-from deltacache.evaluate.benchmarks.blocks import Block, blocks_of
-from deltacache.evaluate.benchmarks.content import content_of
-from deltacache.evaluate.benchmarks.notes import counts_of, notes_of
 from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
-from deltacache.evaluate.clips import opening
+from deltacache.evaluate.benchmarks.sampling import Timing, timing_from
+from deltacache.evaluate.clips import run as opening
 from deltacache.evaluate.examples import examples_of
-from deltacache.evaluate.generators.futures import Answers, open_generators
-from deltacache.evaluate.model_record import ModelRecord
-from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
+from deltacache.evaluate.generators import Answers, open_generators
+from deltacache.evaluate.output import (
+    EXAMPLES,
+    PARTS,
+    STATISTICS,
+    TABLES_VERSION,
+    TIMING,
+    ModelRecord,
+    RunStamp,
+)
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
+from deltacache.pipeline.storage.files import remove, remove_leftovers, replacing_folder
+from deltacache.pipeline.storage.storage import in_threads
 from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
-from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.datasets import fingerprint_of
+from deltacache.schemas.errors import DatasetError
+
+# ----------------------------------------------------------------------------------------------------
+# Fixed blocks of sequences: the unit of work, of resuming and of splitting over processes.
+#
+# A finished block is a folder ``parts/<dataset>-<number>`` in the output: its sums, its timing and its
+# examples,
+# written whole. What blocks there are depends on the sequences alone.
+# ----------------------------------------------------------------------------------------------------
+
+
+BLOCK_SEQUENCES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive sequences of one benchmark; ``examples`` are the ids of those that are kept for pictures."""
+
+    dataset: BenchmarkName
+    number: int
+    sequences: tuple[LabelledSequence, ...]
+    examples: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Safe as a folder's name."""
+        return f"{self.dataset}-{self.number:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockResult:
+    """What a worker hands over. ``examples``: contents of files by name."""
+
+    statistics: pa.Table
+    timing: Timing
+    examples: dict[str, bytes]
+
+
+def blocks_of(
+    dataset: BenchmarkName, sequences: Sequence[LabelledSequence], examples: frozenset[str]
+) -> Iterator[Block]:
+    """Cut the sequences into blocks, in order."""
+    for number, start in enumerate(range(0, len(sequences), BLOCK_SEQUENCES)):
+        part = tuple(sequences[start : start + BLOCK_SEQUENCES])
+        kept = frozenset(each.sequence_id for each in part) & examples
+        yield Block(dataset, number, part, kept)
+
+
+class Parts:
+    """The finished blocks of one run. Those of another run in the same folder are refused."""
+
+    def __init__(self, out: Path, run_id: str) -> None:
+        self._folder = out / PARTS / run_id
+        self._out, self._run_id = out, run_id
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            DatasetError: an unfinished evaluation of other inputs is there.
+        """
+        others = (
+            [path.name for path in self._folder.parent.iterdir() if path.name != self._run_id]
+            if self._folder.parent.is_dir()
+            else []
+        )
+        if others:
+            raise DatasetError(
+                f"{self._out} holds an unfinished evaluation of other inputs ({others[0]}; this one is "
+                f"{self._folder.name}): choose another folder, or remove {self._folder.parent}"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self._folder)
+
+    def has(self, block: Block) -> bool:
+        """Whether the block is finished."""
+        return (self._folder / block.name).is_dir()
+
+    def write(self, block: Block, result: BlockResult) -> None:
+        """Keep a finished block, whole or not at all."""
+        with replacing_folder(self._folder / block.name) as folder:
+            pq.write_table(result.statistics, folder / STATISTICS)
+            (folder / TIMING).write_text(json.dumps(asdict(result.timing)))
+            (folder / EXAMPLES).mkdir()
+            for name, content in result.examples.items():
+                (folder / EXAMPLES / name).write_bytes(content)
+
+    def statistics(self, block: Block) -> pa.Table:
+        """The sums of a finished block."""
+        return pq.read_table(self._folder / block.name / STATISTICS)
+
+    def timing(self, block: Block) -> Timing:
+        """What a finished block took."""
+        return timing_from(json.loads((self._folder / block.name / TIMING).read_bytes()))
+
+    def examples(self, block: Block) -> list[Path]:
+        """Files of the examples of a finished block."""
+        return sorted((self._folder / block.name / EXAMPLES).iterdir())
+
+    def remove(self) -> None:
+        """Remove all blocks: their tables are made."""
+        remove(self._folder.parent)
+
+
+# ----------------------------------------------------------------------------------------------------
+# What labelled sequences are, for the id of a run: another label gives another id.
+# ----------------------------------------------------------------------------------------------------
+
+
+_THREADS = 16
+
+
+def content_of(
+    sequences: Sequence[LabelledSequence], labels_of: Callable[[LabelledSequence], Iterable[str | Path]]
+) -> str:
+    """Of names and sizes of all frames, which would take long to read, and of the bytes of the labels that are used."""
+
+    def content(each: LabelledSequence) -> list[object]:
+        frames = [Path(path) for path in each.frames]
+        labels = [sha256(Path(path).read_bytes()).hexdigest() for path in labels_of(each)]
+        return [each.sequence_id, *([path.name, path.stat().st_size] for path in frames), *labels]
+
+    return fingerprint_of({"files": list(in_threads(content, sequences, threads=_THREADS))})
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a reader of the numbers should know: what was left out, and what the heads were trained on.
+# ----------------------------------------------------------------------------------------------------
+
+
+Found = Mapping[BenchmarkName, SequenceSet]
+
+_GROUPS: Mapping[BenchmarkName, str] = MappingProxyType(
+    {"vspw": "videos", "cityscapes": "cities", "kitti": "drives"}
+)
+_FULL_SETS: Mapping[BenchmarkName, tuple[int, str]] = MappingProxyType(
+    {"cityscapes": (500, "Cordts et al. 2016")}
+)
+"""Labelled sequences of the published set, where it is published how many these are."""
+
+
+def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: Inputs) -> list[str]:
+    """In words, for the terminal, ``notes.json`` and the report."""
+    notes = [*inputs.models.notes]
+    frames = dict(zip(settings.horizons, settings.frame_counts, strict=True))
+    for name, each in found.items():
+        notes.extend(sequence_notes(name, name, each, frames))
+        if name not in settings.heads:
+            notes.append(f"{name}: no head, so features alone are scored")
+        else:
+            notes.extend(head_notes(name, inputs.heads[name], inputs.trained_on.get(name, {})))
+    return notes
+
+
+def counts_of(found: Found) -> list[str]:
+    """How much of each benchmark there is."""
+    return [
+        f"{name}: {len(each.sequences)} sequences with one labelled target each, of "
+        f"{len({sequence.group for sequence in each.sequences})} {_GROUPS[name]}"
+        for name, each in found.items()
+    ]
+
+
+def sequence_notes(
+    dataset: str, benchmark: BenchmarkName, found: SequenceSet, frames: Mapping[int, int]
+) -> Iterator[str]:
+    """What was left out of a benchmark, and whether it is the published set.
+
+    Args:
+        dataset: its name in the tables.
+        frames: that a sequence needs, by horizon.
+    """
+    count = len(found.sequences)
+    yield from (f"{dataset}: {number} dropped: {reason}" for reason, number in found.dropped.items())
+    for horizon, needed in frames.items():
+        short = sum(len(sequence.frames) < needed for sequence in found.sequences)
+        if short:
+            yield (
+                f"{dataset}: {short} of {count} sequences have fewer than {needed} frames: not scored at horizon "
+                f"{horizon}"
+            )
+    full, source = _FULL_SETS.get(benchmark, (count, ""))
+    if count != full:
+        yield (
+            f"{dataset}: {count} sequences, the published validation set has {full} ({source}): "
+            "numbers are not comparable with published ones"
+        )
+
+
+def head_notes(dataset: str, head: str, trained_on: Mapping[str, Any]) -> Iterator[str]:
+    """Where a head (its fingerprint) learned from what is scored."""
+    split = trained_on.get("split", "train")
+    if split != "train":
+        yield f"{dataset}: the head {head} was trained on the {split} split: its numbers are not comparable"
+
 
 _NOT_NUMBERS = {"out", "data", "heads", "clips", "tokenizer", "worlds", "backbone", "kitti_split", "cache"}
 _NOT_NUMBERS |= {

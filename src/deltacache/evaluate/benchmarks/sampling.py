@@ -3,23 +3,156 @@
 Shapes: B sequences, X crops of all of them, T frames, S samples, h steps, N patches, D hidden.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol as Seam
 
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.ensembles import decode_last
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
-from deltacache.evaluate.benchmarks.timing import Timing
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.inputs import Models, Tokenizer, World
+from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import Protocol
-from deltacache.models.deltatok import Grid
-from deltacache.models.futures import decode_future
+from deltacache.models.deltatok import DeltaTok, Grid
+from deltacache.models.futures import decode_future, decode_steps
 from deltacache.schemas.benchmarks import BenchmarkName
+
+# ----------------------------------------------------------------------------------------------------
+# Sampled futures of one crop, judged at the one step that is scored.
+#
+# Shapes: S samples, H horizon, N patches, D hidden.
+# ----------------------------------------------------------------------------------------------------
+
+
+_DECODED_NUMBERS = 2**26  # of patch tokens decoded at a time: 256 MiB in float32
+
+
+@dataclass(frozen=True, repr=False)
+class Ensemble:
+    """The last step of every sample.
+
+    Attributes:
+        samples: (S, N, D).
+        metrics: (S, 3) of ``feature_metrics``.
+    """
+
+    samples: Tensor
+    metrics: Tensor
+
+    @property
+    def best(self) -> int:
+        """The sample with the lowest smooth-L1 to the truth."""
+        return int(self.metrics[:, 0].argmin())
+
+    def first(self, count: int) -> "Ensemble":
+        """The first samples alone."""
+        return Ensemble(self.samples[:count], self.metrics[:count])
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, D) features averaged over the samples."""
+        return self.samples.mean(0)
+
+
+def decode_last(model: DeltaTok, last: Tensor, deltas: Tensor, grid: Grid) -> Tensor:
+    """The last frames (S, N, D) of futures (S, H, D) after the frame (N, D), some samples at a time."""
+    frames = []
+    for chunk in deltas.split(max(1, _DECODED_NUMBERS // last.numel())):
+        *_, decoded = decode_steps(model, last[None], chunk[None], grid)
+        frames.append(decoded[0])
+    return torch.cat(frames)
+
+
+def judge(samples: Tensor, truth: Tensor) -> Ensemble:
+    """Compare samples (S, N, D) with the true frame (N, D)."""
+    return Ensemble(samples, feature_metrics(samples, truth))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Where the time and memory of an evaluation go.
+# ----------------------------------------------------------------------------------------------------
+
+
+PARTS = ("waiting", "backbone", "encoder", "predictor", "decoder", "heads", "features", "samples", "pictures")
+"""What a worker does one after the other. Frames are decoded beside it, in threads: ``decode_s``.
+
+``features`` compares predicted with true features, ``samples`` all samples with the truth and each other;
+``pictures`` is all that is done for the report's examples.
+"""
+
+Advance = Callable[[int], None]
+"""Told how many more sequences are done."""
+
+
+def tell_nobody(sequences: int) -> None:
+    """Of a process without a terminal."""
+    del sequences
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds by part, of one worker or of several added up.
+
+    Attributes:
+        decode_s: of all threads that decode frames and labels.
+        peak_bytes: the most that a worker's process ever had in memory.
+        peak_gpu_bytes: the most that its tensors had on the GPU.
+    """
+
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    decode_s: float = 0.0
+    total_s: float = 0.0
+    sequences: int = 0
+    peak_bytes: int = 0
+    peak_gpu_bytes: int = 0
+
+    @contextmanager
+    def part(self, name: str, device: torch.device) -> Iterator[None]:
+        """Count the block's time as ``name``, until the device has done what the block asked of it."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.parts[name] += time.perf_counter() - started
+
+    def add(self, other: "Timing") -> None:
+        """Add what another worker, or the same at another time, needed."""
+        for name, seconds in other.parts.items():
+            self.parts[name] += seconds
+        self.decode_s += other.decode_s
+        self.total_s += other.total_s
+        self.sequences += other.sequences
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+        self.peak_gpu_bytes = max(self.peak_gpu_bytes, other.peak_gpu_bytes)
+
+    def measure_memory(self, device: torch.device) -> None:
+        """Note the peaks so far."""
+        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if device.type == "cuda":
+            self.peak_gpu_bytes = torch.cuda.max_memory_allocated(device)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the workers' time in which they waited for frames."""
+        return self.parts["waiting"] / self.total_s if self.total_s else 0.0
+
+    def __str__(self) -> str:
+        each = 1000 / max(self.sequences, 1)
+        shown = ", ".join(f"{name} {seconds * each:.1f}" for name, seconds in self.parts.items() if seconds)
+        return f"ms a sequence: {shown}; decoding in threads {self.decode_s * each:.1f}"
+
+
+def timing_from(fields: Mapping[str, object]) -> Timing:
+    """A ``Timing`` from ``dataclasses.asdict`` of one."""
+    return Timing(**fields)  # pyright: ignore[reportArgumentType]
+
 
 _CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.benchmarks.blocks import Block, BlockResult
 from deltacache.evaluate.benchmarks.cached import CachedFeatures, Item
 from deltacache.evaluate.benchmarks.loading import (
     Ahead,
@@ -22,10 +21,10 @@ from deltacache.evaluate.benchmarks.loading import (
 )
 from deltacache.evaluate.benchmarks.opening import Inputs, crop_tokens, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.pictures import save_picture
-from deltacache.evaluate.benchmarks.sampling import Sampler, SequenceBatch
+from deltacache.evaluate.benchmarks.run import Block, BlockResult
+from deltacache.evaluate.benchmarks.sampling import Advance, Sampler, SequenceBatch, Timing, tell_nobody
 from deltacache.evaluate.benchmarks.scoring import BatchScorer
-from deltacache.evaluate.benchmarks.timing import Advance, Timing, tell_nobody
-from deltacache.evaluate.generators.futures import open_generators
+from deltacache.evaluate.generators import open_generators
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.evaluate.statistics import Statistic, statistics_table
 from deltacache.schemas.benchmarks import BenchmarkName

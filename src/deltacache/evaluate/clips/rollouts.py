@@ -14,9 +14,8 @@ from torch import Tensor
 
 from deltacache.evaluate.clips.sequences import ClipBatch
 from deltacache.evaluate.inputs import World
-from deltacache.evaluate.metrics import check_finite, feature_metrics, token_distance
+from deltacache.evaluate.metrics import SampleSums, check_finite, feature_metrics, token_distance
 from deltacache.evaluate.predictions import AboutSequence, Protocol, feature_statistics
-from deltacache.evaluate.sample_sums import SampleSums
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.futures import decode_future
 

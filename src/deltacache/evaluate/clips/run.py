@@ -6,19 +6,301 @@ counted from 0. The published benchmarks end on a labelled frame instead.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltacache import __version__
+from deltacache.evaluate import metrics as sample_sums
 from deltacache.evaluate import output
-from deltacache.evaluate.clips.opening import Run, open_run
-from deltacache.evaluate.clips.scoring import score_batch
-from deltacache.evaluate.clips.sequences import read_batches
-from deltacache.evaluate.model_record import write_models
-from deltacache.evaluate.pooling import TableWriter
+from deltacache.evaluate.clips.rollouts import (
+    Futures,
+    JudgedSamples,
+    judge_samples,
+    roll_out,
+    sample_statistics,
+)
+from deltacache.evaluate.clips.scenes import (
+    NOTHING_REACHED,
+    CheckedScene,
+    check_scenes,
+    find_scenes,
+    read_futures,
+    read_futures_of,
+    score_modes,
+)
+from deltacache.evaluate.clips.sequences import ClipBatch, SequenceList, choose_sequences, read_batches
+from deltacache.evaluate.examples import Example, ExampleWorld, save_example, spread
+from deltacache.evaluate.inputs import Models, Tokenizer, World, load_models
+from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp, write_models
+from deltacache.evaluate.predictions import (
+    AboutSequence,
+    Protocol,
+    about_sequences,
+    bounds,
+    reconstructions,
+    score_predictions,
+)
 from deltacache.evaluate.settings import ClipEvaluation
-from deltacache.evaluate.statistics import Statistic
+from deltacache.evaluate.statistics import Statistic, TableWriter
+from deltacache.models.devices import allow_tf32, choose_device
+from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.locking import dataset_lock
+from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.configs import save_config
+from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.progress import Reporter
+
+# ----------------------------------------------------------------------------------------------------
+# An evaluation's inputs, opened and checked before anything is computed or written.
+# ----------------------------------------------------------------------------------------------------
+
+
+_NOT_NUMBERS = {
+    "out",
+    "features",
+    "tokenizer",
+    "more_tokenizers",
+    "worlds",
+    "architectures",
+    "futures",
+    "device",
+    "precision",  # see models_precision
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation whose inputs have been opened and checked.
+
+    ``example_rows``: sequences to keep for the report; scenes, if there are any.
+    """
+
+    settings: ClipEvaluation
+    dataset: Dataset
+    models: Models
+    protocol: Protocol
+    sequences: SequenceList
+    scenes: dict[int, CheckedScene]
+    notes: tuple[str, ...]
+    stamp: RunStamp
+    example_rows: frozenset[int]
+    device: torch.device
+
+    @property
+    def world_fingerprints(self) -> list[str | None]:
+        """In the order of the settings."""
+        return [world.method.world for world in self.models.worlds]
+
+    def samples_of(self, method: str) -> int:
+        """How many futures of each sequence a method that samples has."""
+        return self.settings.samples
+
+    @property
+    def record(self) -> ModelRecord:
+        """What ``models.json`` says."""
+        backbone = self.dataset.card.backbone
+        return ModelRecord(
+            backbone=backbone.weights_sha256, pca=backbone.pca_fingerprint, **self.models.fingerprints
+        )
+
+
+def open_run(settings: ClipEvaluation) -> Run:
+    """Open what ``settings`` names; see ``evaluate_clips`` for what is refused."""
+    dataset = open_dataset(settings.features, "features")
+    device = choose_device(settings.device)
+    settings = settings.model_copy(update={"precision": resolve_precision(device, settings.precision)})
+    allow_tf32(device, settings.precision != "float32")
+    models = load_models(settings, dataset.card, settings.features, device)
+    protocol = Protocol(
+        context=settings.context,
+        horizons=settings.horizons,
+        seed=settings.seed,
+        grid=dataset.card.patch_grid,
+        black=torch.from_numpy(dataset.black_patch_tokens.astype(np.float32)).to(device),
+    )
+    sequences = choose_sequences(dataset.index, settings.frames, settings.features)
+    scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
+    return Run(
+        settings=settings,
+        dataset=dataset,
+        models=models,
+        protocol=protocol,
+        sequences=sequences,
+        scenes=scenes,
+        notes=(*sequences.notes, *models.notes, *notes, *_without_energy(models, protocol)),
+        stamp=_stamp(settings, dataset, models),
+        example_rows=frozenset(spread(tuple(scenes) or sequences.rows, settings.examples)),
+        device=device,
+    )
+
+
+def _without_energy(models: Models, protocol: Protocol) -> Iterator[str]:
+    """World models whose samples of a sequence are too many to be held together."""
+    frame, count = protocol.black.numel(), len(protocol.horizons)
+    for world in models.worlds:
+        numbers = world.samples * count * frame
+        if numbers > sample_sums.ENERGY_NUMBERS:
+            yield (
+                f"{world.method.name} ({world.method.world}) has no energy score: {world.samples} samples of {count} "
+                f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB a sequence, and at most "
+                f"{sample_sums.ENERGY_NUMBERS * 4 / 2**20:.0f} are held; give fewer samples or horizons"
+            )
+
+
+def _open_scenes(
+    settings: ClipEvaluation, dataset: Dataset, sequences: SequenceList, protocol: Protocol
+) -> tuple[dict[int, CheckedScene], tuple[str, ...]]:
+    if settings.futures is None:
+        return {}, ()
+    found = find_scenes(read_futures(settings.futures), sequences.first_of_video, settings.futures)
+    checked, notes = check_scenes(dataset, found.scenes, protocol)
+    return checked, (*found.notes, *notes)
+
+
+def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunStamp:
+    """``run_id`` follows from the numbers that went in: not from paths, the device or the clock."""
+    card = dataset.card
+    numbers = settings.model_dump(mode="json", exclude=_NOT_NUMBERS)
+    made_from = {
+        "settings": numbers,
+        "features": card.fingerprint,
+        "clips": dataset.index.select(["clip_id", "crc32c"]).to_pylist(),
+        "tokenizer": models.tokenizer.fingerprint if models.tokenizer else None,
+        **models.further,
+        "worlds": models.world_ids,
+        **settings.models_precision,
+        "futures": read_futures(settings.futures) if settings.futures else None,
+        "code_version": __version__,
+        "tables": TABLES_VERSION,
+    }
+    return RunStamp(
+        run_id=fingerprint_of(made_from),
+        dataset=settings.dataset,
+        context=settings.context,
+        image_size=sides(card.image_size),
+        seed=settings.seed,
+        backbone=card.backbone.name,
+        code_version=__version__,
+        created_at=datetime.now(UTC),
+        trained_sizes=models.trained_sizes,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# From one batch of sequences to sums, and to examples for the report.
+#
+# Shapes: S samples, H longest horizon, D hidden.
+# ----------------------------------------------------------------------------------------------------
+
+
+_EXAMPLE_SAMPLES = 8
+_EXAMPLE_BYTES = 32 << 20
+"""An example keeps this many bytes of each world model's samples, and at least ``_EXAMPLE_SAMPLES``."""
+_CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
+
+
+@torch.inference_mode()
+def score_batch(run: Run, batch: ClipBatch, examples: Path) -> Iterator[Statistic]:
+    """Every method's sums on the sequences of ``batch``; some are kept in the folder ``examples``.
+
+    Raises:
+        NotFiniteError: a prediction is not finite.
+    """
+    protocol, about = run.protocol, about_sequences(batch, run.protocol, run.settings.dataset)
+    for method, predictions in bounds(batch, protocol):
+        yield from score_predictions(method, predictions, batch, about, protocol)
+    deltas: dict[str, Tensor] = {}
+    for tokenizer in run.models.tokenizers:
+        encoded = deltas[tokenizer.fingerprint] = _encoded(tokenizer, batch.tokens, protocol)
+        for method, predictions in reconstructions(tokenizer, batch, encoded, protocol):
+            yield from score_predictions(method, predictions, batch, about, protocol)
+    rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
+    for position, each in enumerate(about):
+        futures = [(world, found[position]) for world, found in rollouts]
+        yield from _score_futures(run, batch, position, each, futures, examples)
+
+
+def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: Protocol) -> Tensor:
+    """Delta tokens (U, T, ...) of clips (U, T, N, D), a few clips at a time: all may be long."""
+    most = max(1, _CHUNK_NUMBERS // tokens[0].numel())
+    encode = tokenizer.model.encode_clip
+    return torch.cat([encode(clips, protocol.black, protocol.grid) for clips in tokens.split(most)])
+
+
+def _score_futures(
+    run: Run,
+    batch: ClipBatch,
+    position: int,
+    about: AboutSequence,
+    rollouts: list[tuple[World, Futures]],
+    examples: Path,
+) -> Iterator[Statistic]:
+    """Score the sampled futures of one sequence, and keep them if it is an example."""
+    row, clip = batch.rows[position], batch.own[position]
+    checked = run.scenes.get(row)
+    wanted = row in run.example_rows
+    futures = None
+    if checked is not None:
+        futures = read_futures_of(run.dataset, checked.scene, run.protocol, run.device)
+    judgements: list[tuple[World, JudgedSamples]] = []
+    for world, sampled in rollouts:
+        keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
+        judged = judge_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
+        judgements.append((world, judged))
+        yield from sample_statistics(world, judged, about)
+        if checked is not None and judged.distances is not None:
+            yield from score_modes(world, checked, judged.distances, about.dataset, run.protocol)
+    if wanted:
+        save_example(_example(run, batch, position, judgements), examples)
+
+
+def _example(
+    run: Run, batch: ClipBatch, position: int, judgements: list[tuple[World, JudgedSamples]]
+) -> Example:
+    row, protocol = batch.rows[position], run.protocol
+    clip = batch.own[position]
+    checked = run.scenes.get(row)
+    rows = checked.scene.rows if checked else (row,)
+    futures = [run.dataset.read_frames(each, protocol.context, protocol.frames) for each in rows]
+    longest = protocol.horizons[-1]
+    reconstruction = clip[:0]
+    if run.models.tokenizer is not None:
+        model = run.models.tokenizer.model
+        reconstruction = model.reconstruct_closed_loop(clip[None], protocol.black, protocol.grid, longest)[0]
+    return Example(
+        title=checked.scene.name if checked else batch.clip_ids[position],
+        clip_ids=tuple(run.dataset.clip_ids[each] for each in rows),
+        outcomes=checked.scene.outcomes if checked else ("",),
+        context=protocol.context,
+        grid=protocol.grid,
+        seconds=batch.seconds[position].cpu().numpy(),
+        patch_tokens=clip.half().cpu().numpy(),
+        futures=np.stack(futures),
+        reconstruction=reconstruction.half().cpu().numpy(),
+        worlds=tuple(_example_world(world, judged, checked) for world, judged in judgements),
+    )
+
+
+def _example_world(world: World, judged: JudgedSamples, checked: CheckedScene | None) -> ExampleWorld:
+    samples = len(judged.metrics)
+    nearest = reached = np.full(samples, NOTHING_REACHED)
+    if checked is not None and judged.distances is not None:
+        nearest = judged.distances[:, -1].argmin(1)
+        reached = checked.reached(judged.distances, -1)
+    return ExampleWorld(
+        method=world.method.name,
+        fingerprint=world.method.world or "",
+        samples=judged.kept,
+        mean=judged.mean[-1],
+        best=int(judged.metrics[:, -1, 0].argmin()),
+        nearest=nearest,
+        reached=reached,
+    )
 
 
 def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:

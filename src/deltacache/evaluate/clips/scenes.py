@@ -3,21 +3,177 @@
 Shapes: S samples, K horizons that are scored, F futures, T frames, N patches, D hidden.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.modes import Scene, balance, coverage, futures_differ, reached_futures
 from deltacache.evaluate.clips.sequences import read_features
 from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import token_distance
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.pipeline.datasets.dataset import Dataset
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.texts import decoded
+
+# ----------------------------------------------------------------------------------------------------
+# Which of several true futures the samples reach.
+#
+# A scene is a set of sequences that share their context and differ in what comes after. A sample
+# **reaches** a true future at a horizon when that future is the nearest one (Euclidean distance over the
+# patch tokens of the target frame) and the sample is closer to it than half the distance between that
+# future and the true future nearest to it. With two futures: closer than half the distance between the
+# two.
+#
+# Shapes: S samples, F futures.
+# ----------------------------------------------------------------------------------------------------
+
+
+NOTHING_REACHED = -1
+FUTURE_COLUMNS = ("video_uri", "scene", "outcome")
+# Features are stored in float16: two frames that differ by rounding alone are less than this far apart,
+# as a share of their length.
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Sequences with the same past.
+
+    Attributes:
+        rows: a dataset row for each true future; roll-outs start from the first one's context.
+        outcomes: what happens in each.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    outcomes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneList:
+    """The scenes to score, and what was left out, in words."""
+
+    scenes: tuple[Scene, ...]
+    notes: tuple[str, ...]
+
+
+def reached_futures(distances: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """Which true future each sample reaches.
+
+    Args:
+        distances: (S, F) from each sample to each true future.
+        between: (F, F) from each true future to each other.
+
+    Returns:
+        (S,) index of the future, or ``NOTHING_REACHED``.
+    """
+    nearest = distances.argmin(1)
+    close = distances.min(1) < separations(between)[nearest] / 2
+    return np.where(close, nearest, NOTHING_REACHED)
+
+
+def separations(between: np.ndarray) -> np.ndarray:
+    """(F,) distance from each true future to the one nearest to it, from (F, F) distances."""
+    return np.where(np.eye(len(between), dtype=bool), np.inf, between).min(1)
+
+
+def futures_differ(between: np.ndarray, lengths: np.ndarray) -> bool:
+    """Whether all futures can be told apart: by more than float16 rounding of vectors of ``lengths`` (F,)."""
+    return bool((separations(between) > _ROUNDING * lengths).all())
+
+
+def coverage(reached: np.ndarray, futures: int) -> float:
+    """1 if the samples reach every one of ``futures`` true futures, else 0."""
+    return float(np.isin(np.arange(futures), reached).all())
+
+
+def balance(reached: np.ndarray, futures: int) -> float:
+    """How evenly the futures are reached: ``futures * min(count) / sum(count)``, 0 if none is reached.
+
+    1 when each is reached equally often, 0 when one is never reached.
+    """
+    counts = np.bincount(reached[reached != NOTHING_REACHED], minlength=futures)
+    return float(futures * counts.min() / counts.sum()) if counts.sum() else 0.0
+
+
+def read_futures(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV or Parquet file with the columns ``video_uri``, ``scene``, ``outcome``.
+
+    Raises:
+        DatasetError: there is no such file, it cannot be read, or a column or a value is missing.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist: give a CSV or Parquet file with {_columns()}")
+    try:
+        if path.suffix.lower() in {".parquet", ".pq"}:
+            table = pq.read_table(path)
+        else:
+            options = pa_csv.ConvertOptions(column_types=dict.fromkeys(FUTURE_COLUMNS, pa.string()))
+            content = decoded(path.read_bytes()).encode()
+            table = pa_csv.read_csv(pa.BufferReader(content), convert_options=options)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no readable CSV or Parquet file with {_columns()}: {error}") from error
+    missing = [name for name in FUTURE_COLUMNS if name not in table.column_names]
+    if missing:
+        raise DatasetError(
+            f"{path} has the columns {', '.join(table.column_names)}, but {', '.join(missing)} is missing: "
+            f"it needs {_columns()}"
+        )
+    rows = table.select(list(FUTURE_COLUMNS)).to_pylist()
+    if any(value is None or value == "" for row in rows for value in row.values()):
+        raise DatasetError(f"{path} has empty cells: every row needs {_columns()}")
+    return [{name: str(value) for name, value in row.items()} for row in rows]
+
+
+def _columns() -> str:
+    return "the columns video_uri, scene, outcome"
+
+
+def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int], path: Path) -> SceneList:
+    """Match the futures with sequences. Only scenes with two or more different outcomes count.
+
+    Args:
+        futures: rows of ``read_futures``.
+        row_of_video: the sequence to use of each video, by its address.
+        path: where ``futures`` came from, for messages.
+
+    Raises:
+        DeltacacheError: no scene has two outcomes in this dataset.
+    """
+    found: dict[str, dict[str, int]] = {}
+    absent = repeated = 0
+    for row in futures:
+        if row["video_uri"] not in row_of_video:
+            absent += 1
+            continue
+        outcomes = found.setdefault(row["scene"], {})
+        repeated += row["outcome"] in outcomes
+        outcomes.setdefault(row["outcome"], row_of_video[row["video_uri"]])
+    scenes = tuple(
+        Scene(name, tuple(outcomes.values()), tuple(outcomes))
+        for name, outcomes in found.items()
+        if len(outcomes) > 1
+    )
+    if not scenes:
+        raise DeltacacheError(
+            f"{path} names {len(futures)} videos, of which {len(futures) - absent} are in this dataset, "
+            "and no scene has two different outcomes among them: give the futures of this dataset's videos"
+        )
+    left_out = [
+        (absent, "videos of the futures file are not among the sequences"),
+        (repeated, "sequences repeat an outcome of their scene: the first is used"),
+        (len(found) - len(scenes), "scenes have a single outcome: not counted in mode coverage"),
+    ]
+    return SceneList(scenes, tuple(f"{count} {text}" for count, text in left_out if count))
+
 
 _SAME_TIME_S = 5e-3
 

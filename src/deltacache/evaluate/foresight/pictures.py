@@ -16,14 +16,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deltacache.evaluate.clips.modes import NOTHING_REACHED
-from deltacache.evaluate.example_maps import MapMaker, example_maps, stored
-from deltacache.evaluate.examples import MAP_SIDE, Example, ExampleWorld, save_example, save_frames
-from deltacache.evaluate.foresight.inputs import Inputs
-from deltacache.evaluate.foresight.loading import WholeSequence, depth_place
-from deltacache.evaluate.rows import Method
+from deltacache.evaluate.clips.scenes import NOTHING_REACHED
+from deltacache.evaluate.examples import (
+    MAP_SIDE,
+    Example,
+    ExampleWorld,
+    MapMaker,
+    example_maps,
+    save_example,
+    save_frames,
+    stored,
+)
+from deltacache.evaluate.foresight.predictions import Inputs, WholeSequence, depth_place
+from deltacache.evaluate.output import Method
 from deltacache.models.pca import Moments
-from deltacache.pipeline.benchmarks.full_frames import is_relative
+from deltacache.pipeline.benchmarks.frames import is_relative
 from deltacache.schemas.clips import clip_id_of
 from deltacache.schemas.foresight import DATASET, ForesightEvaluation
 

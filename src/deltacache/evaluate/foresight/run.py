@@ -8,27 +8,28 @@ import torch
 
 from deltacache import __version__
 from deltacache.evaluate import output
-from deltacache.evaluate.benchmarks.content import content_of
-from deltacache.evaluate.benchmarks.notes import head_notes, sequence_notes
+from deltacache.evaluate.benchmarks.run import content_of, head_notes, sequence_notes
 from deltacache.evaluate.examples import examples_of
-from deltacache.evaluate.foresight.inputs import Inputs, load_inputs
-from deltacache.evaluate.foresight.loading import WholeSequence, depth_place, load_whole
-from deltacache.evaluate.foresight.metrics import whole_frame_metrics
 from deltacache.evaluate.foresight.pictures import Album, principal_axes, save_picture
+from deltacache.evaluate.foresight.predictions import (
+    Inputs,
+    WholeSequence,
+    depth_place,
+    load_inputs,
+    load_whole,
+    whole_frame_metrics,
+)
 from deltacache.evaluate.metrics import check_finite, check_finite_frames, naming
-from deltacache.evaluate.model_record import write_models
-from deltacache.evaluate.pooling import TableWriter, reading_order
-from deltacache.evaluate.rows import TABLES_VERSION, RunStamp
-from deltacache.evaluate.statistics import Series, Statistic
+from deltacache.evaluate.output import TABLES_VERSION, RunStamp, write_models
+from deltacache.evaluate.statistics import Series, Statistic, TableWriter, reading_order
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import LabelledSequence
 from deltacache.schemas.configs import save_config
-from deltacache.schemas.fingerprints import fingerprint_of
+from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.foresight import DATASET, ForesightEvaluation
-from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
 
 _NUMBERS_FROM = {"context", "horizons", "seed"}

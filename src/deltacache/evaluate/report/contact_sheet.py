@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from deltacache.evaluate.examples import spread
-from deltacache.evaluate.report.pictures import Projection, film, fit_projection, webp_uri
+from deltacache.evaluate.report.strips import Projection, film, fit_projection, webp_uri
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
-from deltacache.pipeline.storage.atomic import write_bytes
+from deltacache.pipeline.storage.files import write_bytes
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 

@@ -15,26 +15,31 @@ from deltacache.evaluate.examples import Example, load_examples, load_frames, sa
 from deltacache.evaluate.report.charts import (
     MAIN_METRICS,
     ChartGroup,
+    Curve,
+    LegendEntry,
     Shown,
+    Style,
     all_styles,
     calibration_groups,
+    curve_chart,
     drift_group,
+    legend,
     panel_view,
     samples_groups,
 )
-from deltacache.evaluate.report.class_tables import class_tables
-from deltacache.evaluate.report.findings import findings
-from deltacache.evaluate.report.labels import METRIC_WORDS, data_title, leads
-from deltacache.evaluate.report.legends import LegendEntry, legend
-from deltacache.evaluate.report.panels import Panel, panels
-from deltacache.evaluate.report.plots import Curve, curve_chart
-from deltacache.evaluate.report.published import SOURCES, published_at
+from deltacache.evaluate.report.panels import (
+    METRIC_WORDS,
+    SOURCES,
+    Panel,
+    data_title,
+    leads,
+    panels,
+    published_at,
+)
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
-from deltacache.evaluate.report.series import Style
-from deltacache.evaluate.report.strips import example_views
-from deltacache.evaluate.report.tables import intervals_text
-from deltacache.evaluate.report.views import Detail, ExampleView, PixelLookup
-from deltacache.pipeline.storage.atomic import write_bytes
+from deltacache.evaluate.report.strips import Detail, ExampleView, PixelLookup, example_views
+from deltacache.evaluate.report.tables import class_tables, findings, intervals_text
+from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 MOST_BYTES = 15_000_000

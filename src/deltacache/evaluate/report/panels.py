@@ -1,16 +1,205 @@
 """``metrics.parquet`` of one or several runs arranged as a person reads it: methods by horizons."""
 
+import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
-from deltacache.evaluate.report.labels import METHOD_LABELS, NEITHER_IS_BETTER, PERCENT, metric_title
-from deltacache.evaluate.report.published import references
+from deltacache.schemas.benchmarks import SPACING_S
+from deltacache.schemas.foresight import DATASET as FORESIGHT
+from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
+from deltacache.schemas.foresight import PAPER_SIZE
+from deltacache.schemas.tables import METRICS_SCHEMA
+
+# ----------------------------------------------------------------------------------------------------
+# Names that a person reads, and which way of a metric is better.
+# ----------------------------------------------------------------------------------------------------
+
+
+METHOD_LABELS = {
+    "copy_last": "Copy of the last frame",
+    "present": "True future (bound)",
+    "deltatok": "DeltaTok, closed loop",
+    "deltatok_parallel": "DeltaTok, parallel",
+    "deltatok_one_step": "DeltaTok, one step",
+    "deltatok_swapped": "DeltaTok, swapped token",
+    "deltaworld": "DeltaWorld",
+    "deltaworld_discriminative": "DeltaWorld, learned query",
+    "dino_world": "DINO-world",
+    "dino_world_best_of_many": "DINO-world, best of many",
+    "dino_foresight": "DINO-Foresight",
+    "dino_foresight_delta": "DINO-Foresight on delta tokens",
+}
+METRIC_LABELS = {
+    "smooth_l1": "Feature loss (smooth L1)",
+    "mse": "Feature loss (squared error)",
+    "cosine": "Cosine similarity",
+    "mode_coverage": "Mode coverage",
+    "mode_balance": "Mode balance",
+    "miou": "Mean IoU (%)",
+    "miou_movable": "Mean IoU of movable classes (%)",
+    "accuracy": "Pixel accuracy (%)",
+    "rmse": "Depth RMSE (m)",
+    "abs_rel": "Depth AbsRel",
+    "delta1": "Depth δ < 1.25 (%)",
+    "energy_score": "Energy score",
+    "spread_skill": "Spread-skill ratio",
+    "vote_coverage": "Coverage of the samples' vote (%)",
+}
+HIGHER_IS_BETTER = frozenset(
+    {"cosine", "mode_coverage", "mode_balance", "miou", "miou_movable", "accuracy", "delta1", "vote_coverage"}
+)
+NEITHER_IS_BETTER = frozenset({"spread_skill"})
+PERCENT = frozenset({"miou", "miou_movable", "accuracy", "delta1", "vote_coverage"})
+"""Shares of pixels, which are read in per cent."""
+
+METRIC_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "smooth_l1": "mean smooth L1 (β = 0.1) between predicted and true features, the loss of world models",
+        "mse": "mean squared error of the features",
+        "cosine": "cosine between predicted and true features of a patch, mean over patches",
+        "miou": "overlap of predicted and labelled pixels of a class (intersection over union), mean over classes",
+        "miou_movable": "the same over Cityscapes' people and vehicles",
+        "accuracy": "share of labelled pixels whose class is right",
+        "rmse": "root of the mean squared error of depth over all pixels, in metres",
+        "abs_rel": "mean error of depth as a share of the true depth",
+        "delta1": "share of pixels whose depth is within 25 % of the true one",
+        "energy_score": "distance of the samples to the truth less half their distance to each other: it rewards "
+        "samples that are close, and different where the future is open",
+        "spread_skill": "how far samples lie apart over how far their mean lies from the truth; below 1 the "
+        "samples are too alike",
+        "vote_coverage": "share of pixels whose true class is that of at least one sample, or whose true depth lies "
+        "between the samples'",
+        "mode_coverage": "share of scenes in which the samples reach all true futures",
+        "mode_balance": "1 where all true futures are reached equally often, 0 where one is missed",
+    }
+)
+
+CITYSCAPES_CLASSES = (
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
+    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+)
+
+_TABLE_D = frozenset({"miou_movable", "delta1"})
+
+
+def leads(dataset: str, metric: str, main: frozenset[str]) -> bool:
+    """Whether a metric is one of the ``main`` ones, or one that Table D is about."""
+    return metric in main or (dataset == WHOLE_FRAMES and metric in _TABLE_D)
+
+
+def data_title(dataset: str) -> str:
+    """A data set's name in headings."""
+    return "Cityscapes as whole frames" if dataset == WHOLE_FRAMES else dataset
+
+
+def metric_title(metric: str) -> str:
+    """The metric's name, and which way is better."""
+    label = METRIC_LABELS.get(metric, metric)
+    if metric in NEITHER_IS_BETTER:
+        return f"{label}, 1 is calibrated"
+    return f"{label}, {'higher' if metric in HIGHER_IS_BETTER else 'lower'} is better"
+
+
+def class_name(dataset: str, label: int) -> str:
+    """What a class id stands for, as far as the benchmark's list of names is known."""
+    if dataset in ("cityscapes", WHOLE_FRAMES) and label < len(CITYSCAPES_CLASSES):
+        return CITYSCAPES_CLASSES[label]
+    return f"class {label}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Numbers that others published, as rows in the words of ``metrics.parquet`` (method section 4).
+#
+# ``published.csv``: the main table (512 px; best and mean of 20 samples), Table C (256 px, mid-term) and
+# Table D
+# (DINO-Foresight's setting, 448 × 896). Short is one step, mid three.
+# ----------------------------------------------------------------------------------------------------
+
 
 Row = dict[str, Any]
+_HORIZONS = {"short": 1, "mid": 3}
+_CONTEXT = 4
+_SPACING_S: dict[str, float] = {**SPACING_S, FORESIGHT: SPACING_S["cityscapes"]}
+_RUN = "published:"
+SOURCES = {
+    "paper": "“A Frame is Worth One Token”, CVPR 2026, arXiv 2604.04913",
+    "released": "the released code and weights, amazon-far/deltatok (its README says that DeltaTok reconstructs in "
+    "parallel, the code computes the closed loop: compare with the row of that name)",
+}
+
+
+@cache
+def _entries() -> tuple[Row, ...]:
+    """Rows of ``metrics.parquet``, each with its ``label`` and ``source``."""
+    text = resources.files("deltacache.evaluate.report").joinpath("published.csv").read_text(encoding="utf-8")
+    return tuple(row for entry in csv.DictReader(text.splitlines()) for row in _rows(entry))
+
+
+def _rows(entry: dict[str, str]) -> Iterator[Row]:
+    for name, horizon in _HORIZONS.items():
+        if entry[name]:
+            yield {
+                **dict.fromkeys(METRICS_SCHEMA.names),
+                **{key: entry[key] for key in ("dataset", "task", "metric", "method", "aggregation")},
+                "run_id": _RUN + entry["source"],
+                "horizon": horizon,
+                "horizon_s": horizon * _SPACING_S[entry["dataset"]],
+                "context": _CONTEXT,
+                "num_samples": int(entry["num_samples"]),
+                "image_size": int(entry["image_size"]),
+                "image_width": PAPER_SIZE[1] if entry["table"] == "D" else int(entry["image_size"]),
+                "value": float(entry[name]),
+                "label": entry["label"],
+                "source": entry["source"],
+                "main": entry["table"] == "main",
+            }
+
+
+def published_rows() -> pa.Table:
+    """All published numbers as rows of ``metrics.parquet``; their ``run_id`` begins with ``published:``."""
+    return pa.Table.from_pylist(list(_entries()), schema=METRICS_SCHEMA)
+
+
+def published_at(datasets: Iterable[str]) -> str:
+    """The image size of the published numbers of some data sets, in words."""
+    whole = f"{PAPER_SIZE[0]} × {PAPER_SIZE[1]} px"
+    found = set(datasets)
+    if found == {FORESIGHT}:
+        return f"at {whole}"
+    others = "at 512 px unless the method says otherwise"
+    return f"{others}, those of whole frames at {whole}" if FORESIGHT in found else others
+
+
+def is_published(run_id: str) -> bool:
+    """Whether a row is a published one."""
+    return run_id.startswith(_RUN)
+
+
+def references(rows: Iterable[Row]) -> list[Row]:
+    """Published rows to show beside one's own ``rows``: of the same data, metrics and horizons.
+
+    Those of the main table always; those of Tables C and D beside evaluations of their image size.
+    """
+    own = {(row["dataset"], row["task"], row["metric"], row["horizon"]) for row in rows}
+    sizes = {(row["image_size"], row.get("image_width")) for row in rows}
+    return [
+        row
+        for row in _entries()
+        if (row["dataset"], row["task"], row["metric"], row["horizon"]) in own
+        and (
+            row["main"]
+            or not sizes.isdisjoint({(row["image_size"], width) for width in (row["image_width"], None)})
+        )
+    ]
+
+
 PUBLISHED_MARK = "†"
 
 

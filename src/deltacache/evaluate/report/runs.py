@@ -8,13 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from deltacache.evaluate import output
-from deltacache.evaluate.model_record import ModelRecord, read_models
-from deltacache.evaluate.report.labels import METHOD_LABELS
-from deltacache.evaluate.rows import units_text
+from deltacache.evaluate.output import ModelRecord, read_models, units_text
+from deltacache.evaluate.report.panels import METHOD_LABELS
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
 from deltacache.evaluate.statistics import Sums, read_sums
+from deltacache.schemas.datasets import parse_size, size_text
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.images import parse_size, size_text
 
 Row = dict[str, Any]
 

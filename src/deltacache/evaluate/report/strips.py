@@ -6,32 +6,282 @@ are empty before the first predicted frame.
 Shapes: T frames, F true futures, H longest horizon, N patches, D hidden.
 """
 
+import base64
+import colorsys
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
+from PIL import Image
 
 from deltacache.evaluate.examples import Example, ExampleMaps, ExampleWorld, spread
-from deltacache.evaluate.report.labels import METHOD_LABELS
-from deltacache.evaluate.report.map_colours import (
-    KeyEntry,
-    class_colours,
-    class_key,
-    depth_colours,
-    depth_key,
-    nearness_colours,
-    nearness_key,
-)
-from deltacache.evaluate.report.pictures import (
-    Projection,
-    change_picture,
-    film,
-    fit_projection,
-    largest_change,
-    webp_uri,
-)
-from deltacache.evaluate.report.views import Detail, ExampleView, PixelLookup, Strip, StripGroup
-from deltacache.schemas.benchmarks import IGNORE
+from deltacache.evaluate.report.panels import METHOD_LABELS, class_name
+from deltacache.schemas.benchmarks import IGNORE, MAX_DEPTH_M
+
+# ----------------------------------------------------------------------------------------------------
+# Class ids and metres as colours, with the key that says which colour means what.
+# ----------------------------------------------------------------------------------------------------
+
+
+_KEY_CLASSES = 12
+_GOLDEN_ANGLE = 0.61803398875
+_NEAREST_M = 1.0
+_DEPTH_TICKS_M = (2, 5, 10, 20, 40, 80)
+_NOTHING = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """A colour (``#rrggbb``) and what it means."""
+
+    colour: str
+    text: str
+
+
+def class_palette(classes: int) -> np.ndarray:
+    """(256, 4) uint8: a colour a class, far apart for ids that are near; the ignored one is transparent."""
+    palette = np.zeros((256, 4), np.uint8)
+    for label in range(min(classes, IGNORE)):
+        hue = (0.58 + label * _GOLDEN_ANGLE) % 1
+        lightness = (0.42, 0.66, 0.54)[label % 3]
+        palette[label, :3] = np.round(255 * np.array(colorsys.hls_to_rgb(hue, lightness, 0.62)))
+        palette[label, 3] = 255
+    return palette
+
+
+def class_colours(labels: np.ndarray) -> np.ndarray:
+    """(..., 4) uint8 of class ids; ids keep their colour in all pictures."""
+    return class_palette(IGNORE)[labels]
+
+
+def class_key(dataset: str, maps: Sequence[np.ndarray]) -> list[KeyEntry]:
+    """The classes that cover most pixels of ``maps``."""
+    counts = sum(np.bincount(each.ravel(), minlength=256)[:IGNORE] for each in maps)
+    order = [int(label) for label in np.argsort(-np.asarray(counts)) if np.asarray(counts)[label]]
+    palette = class_palette(IGNORE)
+    return [KeyEntry(_hex(palette[label]), class_name(dataset, label)) for label in order[:_KEY_CLASSES]]
+
+
+def depth_colours(metres: np.ndarray) -> np.ndarray:
+    """(..., 4) uint8: bright is near; equal steps are equal ratios. Depth 0 is unknown and transparent."""
+    depth = np.asarray(metres, np.float32)
+    colours = colormaps["viridis"](1 - _position(depth), bytes=True)
+    return np.where((depth > 0)[..., None], colours, np.array(_NOTHING, np.uint8))
+
+
+def nearness_colours(values: np.ndarray) -> np.ndarray:
+    """(..., 4) uint8 of relative inverse depth: bright is near. 0 is unknown and transparent."""
+    colours = colormaps["viridis"](np.asarray(values, np.float32) / MAX_DEPTH_M, bytes=True)
+    return np.where((np.asarray(values) > 0)[..., None], colours, np.array(_NOTHING, np.uint8))
+
+
+def nearness_key() -> list[KeyEntry]:
+    """Both ends and the middle: such depth has no unit."""
+    places = {"near": 1.0, "half as near": 0.5, "far": 0.02}
+    return [
+        KeyEntry(_hex(nearness_colours(np.array(share * MAX_DEPTH_M))), text)
+        for text, share in places.items()
+    ]
+
+
+def depth_key() -> list[KeyEntry]:
+    """Some depths and their colours."""
+    return [KeyEntry(_hex(depth_colours(np.array(metres))), f"{metres} m") for metres in _DEPTH_TICKS_M]
+
+
+def _position(metres: np.ndarray) -> np.ndarray:
+    limits = np.log([_NEAREST_M, MAX_DEPTH_M])
+    return (np.log(np.maximum(metres, _NEAREST_M)) - limits[0]) / (limits[1] - limits[0])
+
+
+def _hex(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{int(each):02x}" for each in colour[:3])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Features and frames as small pictures that lie inside the page.
+#
+# Shapes: N patches, D hidden.
+# ----------------------------------------------------------------------------------------------------
+
+
+_GAP = 0.04  # between pictures of a film, as a share of their width
+_COLOUR_RANGE = (1.0, 99.0)  # percentiles of the true features that become dark and bright
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From features to colours, the same for true and predicted ones.
+
+    Attributes:
+        mean: (D,).
+        axes: (3, D) the first three principal axes: red, green, blue.
+        low: (3,) what becomes 0.
+        high: (3,) what becomes 255.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def picture(self, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """(rows, columns, 3) uint8 of one frame's tokens (N, D); a pixel a patch."""
+        values = (tokens.astype(np.float32) - self.mean) @ self.axes.T
+        scaled = (values - self.low) / np.maximum(self.high - self.low, 1e-12)
+        return np.round(255 * scaled.clip(0, 1)).astype(np.uint8).reshape(*grid, 3)
+
+
+def fit_projection(features: Sequence[np.ndarray]) -> Projection:
+    """Principal axes of true features, each (..., N, D); predictions take no part."""
+    tokens = np.concatenate([each.reshape(-1, each.shape[-1]) for each in features]).astype(np.float32)
+    mean = tokens.mean(0)
+    covariance = np.cov(tokens - mean, rowvar=False).reshape(tokens.shape[1], tokens.shape[1])
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :3].T
+    axes = axes * np.where(
+        axes.sum(1, keepdims=True) < 0, -1, 1
+    )  # a sign that does not depend on the library
+    low, high = np.percentile((tokens - mean) @ axes.T, _COLOUR_RANGE, axis=0)
+    return Projection(mean, axes.astype(np.float32), low, high)
+
+
+def change_picture(
+    tokens: np.ndarray, before: np.ndarray, grid: tuple[int, int], largest: float
+) -> np.ndarray:
+    """(rows, columns, 4) uint8: how far each patch (N, D) moved, opaque at ``largest``."""
+    distance = np.linalg.norm(tokens.astype(np.float32) - before.astype(np.float32), axis=-1)
+    picture = np.empty((*grid, 4), np.uint8)
+    picture[..., :3] = (213, 94, 0)
+    picture[..., 3] = np.round(255 * (distance / max(largest, 1e-12)).clip(0, 1)).reshape(grid)
+    return picture
+
+
+def largest_change(futures: np.ndarray, before: np.ndarray) -> float:
+    """The largest distance of a patch of true futures (..., N, D) from ``before`` (N, D)."""
+    distance = np.linalg.norm(futures.astype(np.float32) - before.astype(np.float32), axis=-1)
+    return float(distance.max())
+
+
+def film(cells: Sequence[np.ndarray | None], side: int) -> np.ndarray:
+    """Pictures of one size side by side, (h, n (w + gap), 4) uint8; what is missing stays transparent.
+
+    Args:
+        cells: (h, w, 3 or 4) uint8 each; those of more than ``side`` pixels are made smaller.
+    """
+    known = [_fitted(each, side) for each in cells if each is not None]
+    height, width = known[0].shape[:2]
+    gap = gap_of(width)
+    strip = np.zeros((height, len(cells) * (width + gap), 4), np.uint8)
+    left = iter(known)
+    for at, cell in enumerate(cells):
+        if cell is not None:
+            start = at * (width + gap)
+            strip[:, start : start + width] = next(left)
+    return strip
+
+
+def gap_of(width: int) -> int:
+    """Pixels between pictures of a film."""
+    return max(1, round(width * _GAP))
+
+
+def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
+    image = Image.fromarray(picture).convert("RGBA")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def webp_uri(picture: np.ndarray, *, lossless: bool) -> str:
+    """A picture (h, w, 4) uint8 as a ``data:`` address."""
+    buffer = io.BytesIO()
+    options = {"lossless": True, "exact": False} if lossless else {"quality": 82, "alpha_quality": 100}
+    Image.fromarray(picture).save(buffer, format="webp", method=4, **options)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a page shows of an example: strips of pictures over time, in groups.
+# ----------------------------------------------------------------------------------------------------
+
+
+PixelLookup = Callable[[str], np.ndarray | None]
+"""From a clip id to its frames (T, H, W, 3) uint8, or ``None`` where they are not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much is shown, so that a page keeps within its size.
+
+    Attributes:
+        samples: strips a world model.
+        futures: moments after the context.
+        side: of the largest pictures, in pixels.
+    """
+
+    samples: int = 8
+    futures: int = 8
+    side: int = 192
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Pictures of one line of time inside one image of ``size`` (width, height).
+
+    ``kind`` is its style: true, rebuilt, predicted or mean.
+    """
+
+    kind: str
+    label: str
+    mark: str
+    uri: str
+    alt: str
+    size: tuple[int, int]
+    pixelated: bool
+
+    def _width(self, pictures: int) -> int:
+        """Of one of the pictures, without the gap behind it."""
+        share = self.size[0] // pictures
+        return next(width for width in range(share, 0, -1) if width + gap_of(width) <= share)
+
+    def stretch(self, pictures: int) -> float:
+        """Width of the strip over that of one picture."""
+        return self.size[0] / self._width(pictures)
+
+    def ratio(self, pictures: int) -> float:
+        """Width of a picture over its height."""
+        return self._width(pictures) / self.size[1]
+
+
+@dataclass(frozen=True, slots=True)
+class StripGroup:
+    """Strips of one way of looking, and what its colours mean."""
+
+    title: str
+    note: str
+    key: tuple[KeyEntry, ...]
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleView:
+    """One sequence, or a scene with several futures.
+
+    Attributes:
+        moments: what is said of each picture of a strip: its time from the last seen frame, and seen or future.
+        seen: how many of them belong to the context.
+        wide: whether pictures are wider than high, and so want more room side by side.
+    """
+
+    title: str
+    moments: tuple[str, ...]
+    seen: int
+    wide: bool
+    note: str
+    groups: tuple[StripGroup, ...]
+
 
 Paint = Callable[[np.ndarray], np.ndarray]
 """From what is known of one moment to its picture."""

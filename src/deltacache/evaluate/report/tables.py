@@ -1,6 +1,7 @@
 """``metrics.parquet`` as tables on a terminal and as plain text."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,10 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deltacache.evaluate.intervals import FEWEST_UNITS
-from deltacache.evaluate.report.panels import PUBLISHED_MARK, Panel, panels
-from deltacache.evaluate.report.published import SOURCES, published_at
-from deltacache.evaluate.rows import UNIT_PLURALS, is_clips, units_text
+from deltacache.evaluate.metrics import FEWEST_UNITS
+from deltacache.evaluate.output import UNIT_PLURALS, is_clips, units_text
+from deltacache.evaluate.report.panels import (
+    METRIC_LABELS,
+    PUBLISHED_MARK,
+    SOURCES,
+    Line,
+    Panel,
+    class_name,
+    data_title,
+    labelled,
+    panels,
+    published_at,
+)
+from deltacache.evaluate.report.runs import ReportRun
 
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
@@ -111,3 +123,118 @@ def intervals_text(metrics: pa.Table) -> str:
             )
         return text
     return f"95 % intervals over {', '.join(kinds)} (none where there are fewer than {FEWEST_UNITS}, or all agree)"
+
+
+# ----------------------------------------------------------------------------------------------------
+# IoU of every class at the longest horizon, for those who wonder which classes a mean hides.
+# ----------------------------------------------------------------------------------------------------
+
+
+_PREFIX = "iou/"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """IoU in per cent: a line a class, a column a method; empty where a class is nowhere."""
+
+    title: str
+    methods: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def class_tables(runs: Sequence[ReportRun], dataset: str) -> list[ClassTable]:
+    """A table a run that has classes on this data set."""
+    tables = []
+    for run in runs:
+        rows = [
+            row
+            for row in labelled(run.rows)
+            if row["dataset"] == dataset and row["metric"].startswith(_PREFIX)
+        ]
+        if not rows:
+            continue
+        longest = max(row["horizon"] for row in rows)
+        at = [row for row in rows if row["horizon"] == longest]
+        steps = f"{longest} step{'s' if longest > 1 else ''} ahead"
+        values = {(int(row["metric"].removeprefix(_PREFIX)), row["label"]): row["value"] for row in at}
+        methods = tuple(dict.fromkeys(row["label"] for row in at))
+        lines = tuple(
+            (class_name(dataset, label), tuple(_text(values.get((label, method))) for method in methods))
+            for label in sorted({label for label, _ in values})
+        )
+        name = f", {run.name}" if run.name else ""
+        tables.append(ClassTable(f"IoU by class (%), {steps}{name}", methods, lines))
+    return tables
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# The numbers that a reader looks for first, in words.
+# ----------------------------------------------------------------------------------------------------
+
+
+_LOSSES = ("miou", "rmse", "smooth_l1")
+_FUTURES = {"best": "best future", "mean": "average future"}
+_NOT_PREDICTED = (
+    *("copy_last", "present"),
+    *("deltatok", "deltatok_parallel", "deltatok_one_step", "deltatok_swapped"),
+)
+_COPY, _BOUND = ("copy_last", "repeating the last frame"), ("present", "the true future itself")
+
+
+def findings(tables: Sequence[Panel]) -> list[str]:
+    """Sentences about one run: its first metric on every data set, and modes."""
+    sentences = []
+    for dataset in dict.fromkeys(panel.dataset for panel in tables):
+        by_metric = {panel.metric: panel for panel in tables if panel.dataset == dataset}
+        main = next((by_metric[metric] for metric in _LOSSES if metric in by_metric), None)
+        if main is not None:
+            sentences += [
+                text for column in sorted({0, len(main.columns) - 1}) if (text := _sentence(main, column))
+            ]
+        modes = by_metric.get("mode_coverage")
+        if modes is not None:
+            sentences += [text for line in modes.lines if (text := _mode_sentence(modes, line))]
+    return sentences
+
+
+def _sentence(panel: Panel, column: int) -> str:
+    lines = [line for line in panel.own if line.cells[column] is not None]
+    models = _models([line for line in lines if line.method not in _NOT_PREDICTED])
+    bounds = {line.method: panel.text(line.cells[column])[0] for line in lines}
+    if not models or _COPY[0] not in bounds:
+        return ""
+    texts = [_model_text(panel, column, each, named=len(models) > 1) for each in models.values()]
+    told = (_COPY,) if panel.task == "features" else (_COPY, _BOUND)
+    texts.append(", ".join(f"{name} {bounds[method]}" for method, name in told if method in bounds))
+    better = panel.title.rsplit(", ", 1)[1]
+    label = METRIC_LABELS.get(panel.metric, panel.metric)
+    numbers = ("; " if len(models) > 1 else ", ").join(texts)
+    return f"{data_title(panel.dataset)}: {label}, {panel.heading(column)} ahead: {numbers} ({better})."
+
+
+def _models(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """Lines by the model whose futures they are."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.model, []).append(line)
+    return found
+
+
+def _model_text(panel: Panel, column: int, lines: Sequence[Line], *, named: bool) -> str:
+    """What one model's futures reach; a lone one that samples needs no name."""
+    values = [(_FUTURES.get(line.aggregation, ""), panel.text(line.cells[column])[0]) for line in lines]
+    texts = ", ".join(f"{future} {value}".strip() for future, value in values)
+    return f"{lines[0].model} {texts}" if named or not values[0][0] else texts
+
+
+def _mode_sentence(panel: Panel, line: Line) -> str:
+    shares = [
+        f"in {100 * cell.value:.0f} % of {cell.sequences} scenes {panel.heading(column)} ahead"
+        for column, cell in enumerate(line.cells)
+        if cell is not None
+    ]
+    return f"{line.label}: reaches every true future {', '.join(shares)}."

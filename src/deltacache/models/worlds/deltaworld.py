@@ -5,9 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from deltacache.models.blocks import initialise
+from deltacache.models.blocks import Rotation, initialise, time_rotation
 from deltacache.models.query_world import Places, QueryWorld
-from deltacache.models.rope import Rotation, time_rotation
 from deltacache.models.world_model import Grid, Kind
 
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from deltacache.models.blocks import Rotation, space_time_rotation
 from deltacache.models.query_world import QueryWorld
-from deltacache.models.rope import Rotation, space_time_rotation
 from deltacache.models.world_model import Grid, Kind
 
 

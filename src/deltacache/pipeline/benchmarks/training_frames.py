@@ -16,23 +16,20 @@ import numpy as np
 
 from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX, labelled_cities
 from deltacache.pipeline.benchmarks.files import existing, existing_picture, lines_of, names_in
-from deltacache.pipeline.benchmarks.geometry import (
+from deltacache.pipeline.benchmarks.frames import (
+    INVALID_DEPTH,
     Split,
+    check_depth_belongs,
     crop_frames,
     label_halves,
-    resize_frame,
-    split_of,
-)
-from deltacache.pipeline.benchmarks.kitti_lists import SPLIT_FILE
-from deltacache.pipeline.benchmarks.kitti_training import KittiTraining, kitti_training
-from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
-from deltacache.pipeline.benchmarks.reading import (
-    INVALID_DEPTH,
-    check_depth_belongs,
     read_depth,
     read_frame,
     read_label,
+    resize_frame,
+    split_of,
 )
+from deltacache.pipeline.benchmarks.kitti import SPLIT_FILE, KittiTraining, kitti_training
+from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import IGNORE, BenchmarkName
 from deltacache.schemas.errors import DatasetError

@@ -1,8 +1,10 @@
 """Videos whose content is another than when their shard was made, behind the same name."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,19 +13,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from deltacache.pipeline.datasets.dropping import drop_durably
-from deltacache.pipeline.datasets.finishing import (
+from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, iter_tasks, open_plan
+from deltacache.pipeline.datasets.receipts import finished_shards, read_receipts
+from deltacache.pipeline.datasets.writing import (
     INDEX_FILE,
     SOURCES_FILE,
     TablesSummary,
+    clips_in,
+    distinct,
+    drop_durably,
+    failures_in,
+    finished_summary,
+    fold,
     open_table,
+    read_card,
     read_tables_summary,
+    sources_in,
 )
-from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, iter_tasks, open_plan
-from deltacache.pipeline.datasets.recorded import recorded_sources
 from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.parallel import in_threads
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, in_threads
+from deltacache.schemas.datasets import DatasetCard, size_text
 from deltacache.schemas.errors import (
     DatasetError,
     FailureReason,
@@ -32,6 +42,100 @@ from deltacache.schemas.errors import (
     VideoRefusedError,
 )
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
+
+# ----------------------------------------------------------------------------------------------------
+# What the finished shards hold, from the tables where they are of all shards, else from parts and
+# receipts.
+#
+# A command that runs commits shards that the tables do not know yet, and folds them into parts: receipts
+# are read
+# of the others alone.
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a dataset holds; ``videos`` are those of which at least one clip is there."""
+
+    clips: int
+    videos: int
+    planned_videos: int
+    shards: int
+    planned_shards: int
+    failures: dict[str, int]
+    bytes: int
+
+
+def held_parts(root: AnyPath, plan: Plan) -> Iterator[pa.Table]:
+    """What the finished shards of a plan hold, some at a time, as ``fold`` gives it.
+
+    Raises:
+        DatasetError: a receipt is damaged.
+    """
+    return fold(root, plan.shard_ids, finished_shards(root), partial(read_receipts, root))
+
+
+def recorded_sources(root: AnyPath, plan: Plan, held: TablesSummary | None) -> Iterator[pa.Table]:
+    """The videos of all finished shards as they were then, with the columns of ``SOURCES_SCHEMA``, some at a time.
+
+    Compare ``version``, and where that differs ``sha256``, to notice replaced videos. ``held`` is
+    ``finished_summary`` of this plan.
+
+    Raises:
+        DatasetError: a receipt is damaged.
+    """
+    if held is not None:
+        try:
+            file = open_table(root / SOURCES_FILE, SOURCES_SCHEMA, held)
+        except StorageError:
+            raise
+        except DatasetError:
+            pass  # damaged: the receipts say the same
+        else:
+            with file:
+                for batch in file.iter_batches():
+                    yield pa.Table.from_batches([batch], SOURCES_SCHEMA)
+            return
+    yield from map(sources_in, held_parts(root, plan))
+
+
+def holdings(root: AnyPath) -> Holdings:
+    """Add up what the finished shards of a dataset hold, also while a command writes to it.
+
+    Raises:
+        DatasetError: a receipt is damaged.
+    """
+    plan = open_plan(root)
+    summary = finished_summary(root, plan)
+    if summary is not None:
+        return Holdings(
+            summary.clips,
+            summary.videos,
+            summary.planned_videos,
+            summary.shards,
+            summary.planned_shards,
+            summary.failures,
+            summary.shard_bytes,
+        )
+    clips = size = shards = 0
+    videos, failures = [np.empty(0, np.int64)], Counter[str]()
+    for part in held_parts(root, plan):
+        rows = clips_in(part)
+        clips += rows.num_rows
+        shards += part.num_rows
+        size += int(part["bytes"].to_numpy().sum())
+        videos.append(np.unique(hashes(rows["video_uri"].unique().to_pylist())))
+        failures.update(failures_in(part)["reason"].to_pylist())
+    return Holdings(
+        clips=clips,
+        videos=len(np.unique(np.concatenate(videos))),
+        planned_videos=distinct(batch.column(0) for batch in plan.batches(["video_uri"])),
+        shards=shards,
+        planned_shards=len(plan.shard_ids),
+        failures=dict(failures),
+        bytes=size,
+    )
+
 
 _HASH_THREADS = 8
 _ROWS_AT_ONCE = 1 << 16
@@ -318,3 +422,91 @@ def _contents(root: UPath) -> tuple[dict[str, str], set[str]]:
                     if value:
                         having.add(shard)
     return {shard: digest.hexdigest() for shard, digest in digests.items()}, with_clips - known
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a dataset is, from its card, tables and receipts: also while a command is still making it.
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetDescription:
+    """What a dataset holds now.
+
+    Attributes:
+        videos: of which at least one clip is there.
+        planned_videos: in the plan, refused ones too.
+        failures: refused videos and clips, by reason.
+        bytes: size of all finished shards.
+    """
+
+    root: AnyPath
+    card: DatasetCard
+    clips: int
+    videos: int
+    planned_videos: int
+    shards: int
+    planned_shards: int
+    failures: Mapping[str, int]
+    bytes: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned shard is there."""
+        return self.shards == self.planned_shards > 0
+
+    def __str__(self) -> str:
+        card, sampling = self.card, self.card.sampling
+        rows, columns = card.patch_grid
+        refused = ", ".join(f"{reason} {count}" for reason, count in self.failures.items()) or "none"
+        parents = ", ".join(f"{name} {value}" for name, value in card.parents.items())
+        spacing = f"{sampling.spacing_min_s:g}-{sampling.spacing_max_s:g} s apart"
+        state = "finished" if self.finished else "not finished"
+        lines = [
+            f"{self.root}: {card.kind} in {card.store} shards, {state}",
+            f"  holds        {self.clips} clips of {self.videos} videos in {self.shards} of {self.planned_shards} "
+            f"shards, {readable_size(self.bytes)}",
+            f"  refused      {refused}",
+            f"  fingerprint  {card.fingerprint}, made from {parents}",
+            f"  backbone     {card.backbone.id}{_taken(card)}, {size_text(card.image_size)} px, "
+            f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
+            f"  sampling     {sampling.frames} frames {spacing}, "
+            f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
+            f"  written by   deltacache {card.code_version}, format {card.format_version}",
+        ]
+        return "\n".join(lines)
+
+
+def _taken(card: DatasetCard) -> str:
+    """Layers and PCA, where they are used."""
+    layers, pca = card.backbone.layers, card.backbone.pca_fingerprint
+    joined = f", layers {','.join(map(str, layers))}" if layers is not None else ""
+    return joined + (f", PCA {pca}" if pca is not None else "")
+
+
+def readable_size(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def describe(root: AnyPath | str) -> DatasetDescription:
+    """Describe the dataset at ``root``, finished or not, also while a command writes to it.
+
+    Of a finished one a few files are read; else the parts, and the receipts of shards that no part knows.
+
+    Raises:
+        DatasetError: not a dataset, or its card, plan or a receipt is damaged.
+    """
+    root = dataset_root(root)
+    card, held = read_card(root), holdings(root)
+    return DatasetDescription(
+        root=root,
+        card=card,
+        clips=held.clips,
+        videos=held.videos,
+        planned_videos=held.planned_videos,
+        shards=held.shards,
+        planned_shards=held.planned_shards,
+        failures=dict(sorted(held.failures.items())),
+        bytes=held.bytes,
+    )

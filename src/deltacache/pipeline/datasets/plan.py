@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deltacache.pipeline.inputs.sources import VideoSource
-from deltacache.pipeline.storage.atomic import readable_errors
-from deltacache.pipeline.storage.sealing import open_parquet, seal_of, sealed_table
+from deltacache.pipeline.storage.files import open_parquet, readable_errors, seal_of, sealed_table
 from deltacache.pipeline.storage.storage import AnyPath
+from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.fingerprints import fingerprint_of
 from deltacache.schemas.tables import PLAN_SCHEMA
 
 PLAN_FILE = "plan.parquet"

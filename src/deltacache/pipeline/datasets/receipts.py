@@ -10,11 +10,11 @@ from typing import Any
 
 from deltacache.pipeline.datasets.plan import PlannedVideo, check_shard_id
 from deltacache.pipeline.storage.errors import read_file
-from deltacache.pipeline.storage.sealing import seal_json, unseal_json
+from deltacache.pipeline.storage.files import seal_json, unseal_json
 from deltacache.pipeline.storage.storage import AnyPath, names_in, read_many
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, check_id
+from deltacache.schemas.datasets import canonical_json
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.fingerprints import canonical_json
 from deltacache.schemas.tables import INDEX_SCHEMA
 
 RECEIPTS = "receipts"

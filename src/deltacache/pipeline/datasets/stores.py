@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from deltacache.pipeline.datasets.receipts import FileRecord, Receipt, StoredClip
-from deltacache.pipeline.storage.checksums import crc32c_of_array
+from deltacache.pipeline.storage.files import crc32c_of_array
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.datasets import DatasetCard

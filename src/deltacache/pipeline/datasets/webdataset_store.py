@@ -26,11 +26,9 @@ from deltacache.pipeline.datasets.stores import (
     token_dtype,
     token_shape,
 )
-from deltacache.pipeline.storage.atomic import replacing
-from deltacache.pipeline.storage.checksums import ChecksummedFile, byte_view, npy_bytes, npy_header
+from deltacache.pipeline.storage.files import ChecksummedFile, byte_view, npy_bytes, npy_header, replacing
 from deltacache.pipeline.storage.storage import AnyPath
-from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.fingerprints import canonical_json
+from deltacache.schemas.datasets import DatasetCard, canonical_json
 
 
 class WebDatasetStore:

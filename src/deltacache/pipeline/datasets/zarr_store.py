@@ -36,8 +36,14 @@ from deltacache.pipeline.datasets.stores import (
     token_dtype,
     token_shape,
 )
-from deltacache.pipeline.storage.atomic import replacing_folder, write_bytes
-from deltacache.pipeline.storage.checksums import ChecksummedFile, byte_view, crc32c_of_array, crc32c_of_file
+from deltacache.pipeline.storage.files import (
+    ChecksummedFile,
+    byte_view,
+    crc32c_of_array,
+    crc32c_of_file,
+    replacing_folder,
+    write_bytes,
+)
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.datasets import DatasetCard
 

@@ -15,12 +15,11 @@ import numpy as np
 from deltacache.pipeline.decoding.folder_frames import FolderSource
 from deltacache.pipeline.decoding.frame_source import FrameSource, SourceFailedError, check_size
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
+from deltacache.pipeline.decoding.pyav_frames import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
 from deltacache.pipeline.decoding.sampling import ViewSample, draw_view
-from deltacache.pipeline.decoding.twice import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
-from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
-from deltacache.schemas.images import Size, sides
 
 if TYPE_CHECKING:
     from deltacache.pipeline.decoding.probe import VideoProbe

@@ -15,7 +15,7 @@ import PIL.WebPImagePlugin  # noqa: F401
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deltacache.pipeline.decoding.frame_source import IndexedFrame
-from deltacache.pipeline.inputs.video_names import frames_among
+from deltacache.pipeline.inputs.locations import frames_among
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF")

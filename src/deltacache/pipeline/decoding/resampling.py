@@ -16,7 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from deltacache.schemas.clips import CropBox
-from deltacache.schemas.images import Size, sides
+from deltacache.schemas.datasets import Size, sides
 
 cv2.setNumThreads(1)  # several videos are decoded side by side
 

@@ -30,9 +30,7 @@ import PIL.ImageFile  # noqa: F401
 
 import deltacache.pipeline.decoding.decord_frames
 import deltacache.pipeline.decoding.resampling  # noqa: F401
-from deltacache.pipeline.decoding.decode import Allow, VideoJob
-from deltacache.pipeline.decoding.native_log import NativeLog, native_log
-from deltacache.pipeline.decoding.protocol import (
+from deltacache.pipeline.decoding.child import (
     Message,
     clips_message,
     job_from_json,
@@ -41,6 +39,8 @@ from deltacache.pipeline.decoding.protocol import (
     refusal_message,
     write_bytes,
 )
+from deltacache.pipeline.decoding.decode import Allow, VideoJob
+from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 

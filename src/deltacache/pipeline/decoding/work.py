@@ -11,12 +11,11 @@ from deltacache.pipeline.datasets.receipts import Failure, SourceRecord
 from deltacache.pipeline.decoding.child import ChildDecoder
 from deltacache.pipeline.decoding.decode import VideoJob
 from deltacache.pipeline.inputs.fetching import FetchedVideo, fetched
-from deltacache.pipeline.storage.atomic import spool_folder
-from deltacache.pipeline.storage.remote_files import set_patience
+from deltacache.pipeline.storage.files import spool_folder
+from deltacache.pipeline.storage.storage import set_patience
 from deltacache.schemas.clips import PixelClip
-from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
-from deltacache.schemas.images import Size, sides
 from deltacache.schemas.jobs import DecodeLimits
 
 _GROUP_BYTES = 16 << 20

@@ -37,6 +37,7 @@ from deltacache.pipeline.inputs.archives import (
 )
 from deltacache.pipeline.inputs.lists import open_rows
 from deltacache.pipeline.inputs.locations import (
+    VIDEO_SUFFIXES,
     FrameObjects,
     Location,
     ParquetVideo,
@@ -46,16 +47,13 @@ from deltacache.pipeline.inputs.locations import (
     TarVideo,
     ZipFrames,
     ZipVideo,
+    frames_among,
     parse_location,
     rated_version,
-)
-from deltacache.pipeline.inputs.video_names import (
-    VIDEO_SUFFIXES,
-    frames_among,
     spooled_frame_name,
     suffix_of,
 )
-from deltacache.pipeline.storage.remote_files import (
+from deltacache.pipeline.storage.storage import (
     client_errors,
     filesystem_of,
     frames_version,
@@ -64,10 +62,10 @@ from deltacache.pipeline.storage.remote_files import (
     is_http,
     is_remote,
     refusal_of,
-    retried,
     split_query,
     version_of,
 )
+from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 from deltacache.schemas.jobs import DecodeLimits

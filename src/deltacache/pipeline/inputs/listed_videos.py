@@ -7,10 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from deltacache.pipeline.inputs.archive_parts import looks_like_archive
+from deltacache.pipeline.inputs.archives import looks_like_archive
 from deltacache.pipeline.inputs.fetching import archive_stamp
-from deltacache.pipeline.inputs.folders import ListedFile, ListedFolder, folder_at
-from deltacache.pipeline.inputs.found_videos import VideoSource, frames_source, source_of, videos_of_archives
+from deltacache.pipeline.inputs.folders import (
+    ListedFile,
+    ListedFolder,
+    VideoSource,
+    folder_at,
+    frames_source,
+    source_of,
+    videos_of_archives,
+)
 from deltacache.pipeline.inputs.lists import Entry, Tell, read_list
 from deltacache.pipeline.inputs.locations import (
     FrameObjects,
@@ -19,25 +26,25 @@ from deltacache.pipeline.inputs.locations import (
     RatedFrames,
     Refused,
     ZipFrames,
+    frames_among,
     location_text,
     parse_location,
     rated_version,
 )
-from deltacache.pipeline.inputs.video_names import frames_among
-from deltacache.pipeline.storage.parallel import in_threads
-from deltacache.pipeline.storage.remote_files import (
+from deltacache.pipeline.storage.storage import (
     client_errors,
     filesystem_of,
     host_of,
+    in_threads,
     is_answer,
     is_http,
     is_remote,
     may_pass,
     refusal_of,
     refused_place,
-    retried,
     split_query,
 )
+from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 from deltacache.schemas.secrets import without_secrets
 

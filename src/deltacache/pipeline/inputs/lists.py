@@ -24,17 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltacache.pipeline.inputs.archive_parts import looks_like_archive
+from deltacache.pipeline.inputs.archives import looks_like_archive
 from deltacache.pipeline.inputs.folders import local_folders, remote_folders
-from deltacache.pipeline.inputs.locations import ParquetVideo
-from deltacache.pipeline.inputs.video_names import PICTURE_SUFFIXES, is_video, suffix_of
-from deltacache.pipeline.storage.remote_files import (
-    client_errors,
-    filesystem_of,
-    is_remote,
-    retried,
-    split_query,
-)
+from deltacache.pipeline.inputs.locations import PICTURE_SUFFIXES, ParquetVideo, is_video, suffix_of
+from deltacache.pipeline.storage.storage import client_errors, filesystem_of, is_remote, split_query
+from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 

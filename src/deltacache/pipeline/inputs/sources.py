@@ -11,20 +11,28 @@ from pathlib import Path, PurePosixPath
 from upath import UPath
 
 import deltacache.schemas
-from deltacache.pipeline.inputs.archive_parts import looks_like_archive
-from deltacache.pipeline.inputs.folders import ListedFolder, folder_at, local_folders, remote_folders
-from deltacache.pipeline.inputs.found_videos import VideoSource, source_of, videos_of, videos_of_archives
+from deltacache.pipeline.inputs.archives import looks_like_archive
+from deltacache.pipeline.inputs.folders import (
+    ListedFolder,
+    VideoSource,
+    folder_at,
+    local_folders,
+    remote_folders,
+    source_of,
+    videos_of,
+    videos_of_archives,
+)
 from deltacache.pipeline.inputs.listed_videos import listed_videos
 from deltacache.pipeline.inputs.lists import LIST_SUFFIXES, Tell
-from deltacache.pipeline.inputs.locations import PlainFile
-from deltacache.pipeline.inputs.video_names import (
+from deltacache.pipeline.inputs.locations import (
     VIDEO_SUFFIXES,
+    PlainFile,
     is_video,
     readable_name,
     suffix_of,
     video_id_of,
 )
-from deltacache.pipeline.storage.remote_files import (
+from deltacache.pipeline.storage.storage import (
     client_errors,
     explain,
     filesystem_of,
@@ -32,9 +40,9 @@ from deltacache.pipeline.storage.remote_files import (
     is_http,
     is_remote,
     refused_place,
-    retried,
     split_query,
 )
+from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 

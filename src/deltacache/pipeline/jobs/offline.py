@@ -21,20 +21,7 @@ from deltacache.pipeline.datasets.changes import (
     refuse_changed,
     same_videos,
 )
-from deltacache.pipeline.datasets.commits import STAGING, checked_receipts, commits_under_way, settle_commits
 from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset
-from deltacache.pipeline.datasets.dropping import drop_durably, drop_under_way, settle
-from deltacache.pipeline.datasets.finishing import (
-    FAILURES_FILE,
-    INDEX_FILE,
-    TablesSummary,
-    distinct,
-    finish_dataset,
-    finished_summary,
-    open_table,
-    read_table,
-)
-from deltacache.pipeline.datasets.folding import Folding
 from deltacache.pipeline.datasets.plan import (
     Plan,
     PlannedShards,
@@ -43,8 +30,28 @@ from deltacache.pipeline.datasets.plan import (
     grow_plan,
     open_plan,
 )
-from deltacache.pipeline.datasets.preparation import CARD_FILE, existing_card, read_card
 from deltacache.pipeline.datasets.receipts import finished_shards
+from deltacache.pipeline.datasets.writing import (
+    CARD_FILE,
+    FAILURES_FILE,
+    INDEX_FILE,
+    STAGING,
+    Folding,
+    TablesSummary,
+    checked_receipts,
+    commits_under_way,
+    distinct,
+    drop_durably,
+    drop_under_way,
+    existing_card,
+    finish_dataset,
+    finished_summary,
+    open_table,
+    read_card,
+    read_table,
+    settle,
+    settle_commits,
+)
 from deltacache.pipeline.decoding.work import DecodeSettings, group_bytes
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import (
@@ -56,19 +63,16 @@ from deltacache.pipeline.jobs.parts import (
     video_delta_encoder,
     video_worker,
 )
-from deltacache.pipeline.jobs.progress import FailureBudget, JobProgress, clips_of
-from deltacache.pipeline.jobs.throughput import Throughput
-from deltacache.pipeline.storage.atomic import readable_errors, write_if_changed
+from deltacache.pipeline.jobs.progress import FailureBudget, JobProgress, Throughput, clips_of
 from deltacache.pipeline.storage.errors import read_file
+from deltacache.pipeline.storage.files import readable_errors, write_if_changed
 from deltacache.pipeline.storage.locking import DatasetLock, dataset_lock
-from deltacache.pipeline.storage.remote_files import set_patience
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root, sizes_in
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, set_patience, sizes_in
 from deltacache.pipeline.work.attempts import Attempts, Kind
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
 from deltacache.pipeline.work.shard_work import check_is_here
-from deltacache.pipeline.work.tokenize_work import check_tokenizer_fits
-from deltacache.pipeline.work.workers import ShardWorker
+from deltacache.pipeline.work.workers import ShardWorker, check_tokenizer_fits
 from deltacache.schemas.configs import config_yaml
 from deltacache.schemas.datasets import AskedPrecision, DatasetCard, Frozen, Precision
 from deltacache.schemas.errors import DatasetError, FailureReason, MismatchError

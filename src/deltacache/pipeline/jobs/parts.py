@@ -9,8 +9,8 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.backbone import Backbone
-from deltacache.pipeline.storage.checksums import crc32c_of_npy
-from deltacache.pipeline.storage.remote_files import set_patience
+from deltacache.pipeline.storage.files import crc32c_of_npy
+from deltacache.pipeline.storage.storage import set_patience
 from deltacache.pipeline.work.encoders import (
     ChosenBackbone,
     ClipEncoder,

@@ -16,12 +16,11 @@ from upath import UPath
 import deltacache
 from deltacache.models.devices import choose_device
 from deltacache.models.pca import CONFIG_FILE, Moments, Pca, load_pca, principal_components, save_pca
-from deltacache.pipeline.datasets.inspection import describe
+from deltacache.pipeline.datasets.changes import describe
+from deltacache.pipeline.datasets.dataset import dequantise, stored_clips
 from deltacache.pipeline.datasets.plan import open_plan
-from deltacache.pipeline.datasets.quantisation import dequantise
 from deltacache.pipeline.datasets.receipts import read_receipt, receipts_sha256
-from deltacache.pipeline.datasets.shard_reading import stored_clips
-from deltacache.pipeline.storage.atomic import readable_errors, replacing_folder
+from deltacache.pipeline.storage.files import readable_errors, replacing_folder
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.datasets import DatasetCard

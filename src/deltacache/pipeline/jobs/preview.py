@@ -9,20 +9,18 @@ from functools import partial
 import torch
 
 from deltacache.models.backbone import Backbone
-from deltacache.models.costs.measuring import cpu_bfloat16_gain
+from deltacache.models.flops import cpu_bfloat16_gain
 from deltacache.pipeline.cluster import DecodePlan, cluster, probe
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.jobs.parts import chosen_backbone, feature_encoder, features_card, video_worker
-from deltacache.pipeline.jobs.throughput import NARROW
-from deltacache.pipeline.storage.remote_files import set_patience
-from deltacache.pipeline.storage.storage import AnyPath, dataset_root
+from deltacache.pipeline.jobs.progress import NARROW
+from deltacache.pipeline.storage.storage import AnyPath, dataset_root, set_patience
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
-from deltacache.schemas.datasets import DatasetCard
-from deltacache.schemas.images import sides
+from deltacache.schemas.datasets import DatasetCard, sides
 from deltacache.schemas.jobs import ExtractionSettings
 
 _SAMPLE = 16

@@ -10,8 +10,7 @@ from typing import Literal
 
 from upath import UPath
 
-from deltacache.pipeline.storage.remote_files import may_pass
-from deltacache.pipeline.storage.storage import AnyPath, fetch, is_local, read_many
+from deltacache.pipeline.storage.storage import AnyPath, fetch, is_local, may_pass, read_many
 from deltacache.schemas.errors import StorageError
 
 _LIBRARIES = frozenset(

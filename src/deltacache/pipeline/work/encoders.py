@@ -20,12 +20,11 @@ from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import allow_tf32, choose_device
-from deltacache.pipeline.datasets.quantisation import dequantise_on_device, quantise
+from deltacache.pipeline.datasets.dataset import dequantise_on_device, quantise
 from deltacache.pipeline.work.lanes import Lanes
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
-from deltacache.schemas.datasets import AskedPrecision, Precision
+from deltacache.schemas.datasets import AskedPrecision, Precision, Size, size_text
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.images import Size, size_text
 
 _CUDA_FRAMES = 64
 """Frames in a forward on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.pipeline.work.encoders import black_patch_tokens_of
+from deltacache.schemas.datasets import Size
 from deltacache.schemas.foresight import FrameFeatureConfig
-from deltacache.schemas.images import Size
 
 _FRAMES = 8  # of a forward
 

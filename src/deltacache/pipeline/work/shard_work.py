@@ -12,17 +12,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from upath import UPath
 
-from deltacache.pipeline.datasets.commits import checked_receipt, receipt_digest, write_shard
+from deltacache.pipeline.datasets.dataset import stored_clips
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
-from deltacache.pipeline.datasets.shard_reading import stored_clips
+from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
-from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.datasets import DatasetCard, Size, sides
 from deltacache.schemas.errors import DatasetError, DeltacacheError, FailureReason
-from deltacache.schemas.images import Size, sides
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,21 @@
 Two shards may be worked on at once by two threads, so that one is written while the other is in the forward pass.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from upath import UPath
 
+from deltacache.models.checkpoints import LoadedModel
+from deltacache.models.deltatok import DeltaTok
+from deltacache.pipeline.datasets.dataset import stored_clips
+from deltacache.pipeline.datasets.receipts import Failure, StoredClip
+from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.pipeline.work.encoders import ClipEncoder, DeltaEncoder
@@ -19,11 +26,201 @@ from deltacache.pipeline.work.shard_work import (
     ShardResult,
     commit_shard,
     measure_forward,
+    not_finite,
+    refuse_without_tokens,
     retry_failures,
     try_videos,
 )
-from deltacache.pipeline.work.tokenize_work import measure_tokenizing, tokenize_shard
-from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.clips import FeatureClip
+from deltacache.schemas.datasets import DatasetCard, size_text
+from deltacache.schemas.errors import FailureReason, MismatchError
+
+# ----------------------------------------------------------------------------------------------------
+# The work of an encoder on one shard of a feature dataset, free of Ray.
+#
+# A shard is read by its receipt: a worker never holds the index, so its memory does not grow with the
+# dataset.
+# ----------------------------------------------------------------------------------------------------
+
+
+def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: object) -> None:
+    """Refuse a tokenizer of another width or of another backbone's features.
+
+    A tokenizer from a released checkpoint names no backbone; then only the width can be checked.
+    """
+    if tokenizer.model.hidden_size != card.hidden_size:
+        raise MismatchError(
+            f"the features are {card.hidden_size}-wide tokens of {card.backbone.id} at "
+            f"{size_text(card.image_size)} px, but {path} expects {tokenizer.model.hidden_size}: "
+            "extract again or load the matching tokenizer"
+        )
+    made_for = tokenizer.metadata.get("backbone_sha256")
+    if made_for is not None and made_for != card.backbone.weights_sha256:
+        raise MismatchError(
+            f"{path} was trained on features of backbone {made_for[:16]}, but these are of "
+            f"{card.backbone.weights_sha256[:16]} ({card.backbone.id}): use the backbone it was trained with"
+        )
+    check_made_for(tokenizer.metadata, card, path)
+
+
+def check_made_for(metadata: Mapping[str, Any], card: DatasetCard, path: object) -> None:
+    """Refuse a model of other layers or of another PCA than those of the features, if it says what it is of.
+
+    Args:
+        metadata: of a checkpoint, or of a dataset that a model was made from.
+
+    Raises:
+        MismatchError: naming what differs.
+    """
+    if "backbone_sha256" not in metadata:
+        return
+    made_for = {name: metadata[name] for name in ("layers", "pca_fingerprint") if name in metadata}
+    if made_for != card.backbone.choice:
+        raise MismatchError(
+            f"{path} was trained on {_choice(made_for)}, but these features are {_choice(card.backbone.choice)}: "
+            "extract with the same --layers and --pca, or take the matching model"
+        )
+
+
+def _choice(choice: Mapping[str, Any]) -> str:
+    layers, pca = choice.get("layers"), choice.get("pca_fingerprint")
+    joined = f"layers {','.join(map(str, layers))}" if layers is not None else "the last hidden state"
+    return joined + (f" reduced by PCA {pca}" if pca is not None else " without PCA")
+
+
+class _Tokenizing:
+    """Stored feature clips in, stored delta clips out, counting what it costs."""
+
+    def __init__(
+        self,
+        encoder: DeltaEncoder,
+        clips: Iterator[StoredClip],
+        failures: list[Failure],
+        on_clips: Callable[[int], None],
+    ) -> None:
+        self._encoder, self._features, self._on_clips = encoder, clips, on_clips
+        self.failures = failures
+        self.encode_s = self.read_s = 0.0
+
+    def clips(self) -> Iterator[StoredClip]:
+        """Delta clips under everything that is known of their feature clips."""
+        while batch := self._read():
+            start = time.perf_counter()
+            encoded = self._encoder.encode_features([_features(stored) for stored in batch])
+            self.encode_s += time.perf_counter() - start
+            self._on_clips(len(batch))
+            for stored, clip in zip(batch, encoded, strict=True):
+                if clip is None:
+                    self.failures.append(not_finite(stored.video_uri, stored.view))
+                else:
+                    yield replace(stored, clip=clip)
+
+    def _read(self) -> list[StoredClip]:
+        start = time.perf_counter()
+        batch = [clip for _, clip in zip(range(self._encoder.batch_clips), self._features, strict=False)]
+        self.read_s += time.perf_counter() - start
+        return batch
+
+
+def tokenize_shard(
+    features: tuple[UPath, DatasetCard],
+    deltas: tuple[UPath, DatasetCard],
+    work: Work,
+    encoder: DeltaEncoder,
+    on_clips: Callable[[int], None],
+    lock: str = "",
+) -> ShardResult:
+    """Read one shard of features, encode its clips, and commit the shard of deltas with the same id.
+
+    Videos with which workers die become failures; a trial encodes its videos and writes nothing. A shard that is
+    finished already (``Kind.RETRY``) keeps its clips as they are, whatever encoding them would give now; those that it
+    lacks are encoded and join them. Shards are committed while ``lock`` is held; see ``write_shard``.
+    """
+    started = time.perf_counter()
+    shard_id, culprits = work.task.shard_id, dict(work.culprits)
+    receipt = checked_receipt(features[0], shard_id, features[1])
+    wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
+    replaces = receipt_digest(deltas[0], shard_id) if work.kind is Kind.RETRY else ""
+    old = checked_receipt(deltas[0], shard_id, deltas[1]) if replaces else None
+    kept = {stored.clip.clip_id: stored for stored in stored_clips(*deltas, old)} if old else {}
+    with_kept = {stored.video_uri for stored in kept.values()}
+    lacking = [row for row in receipt.clips if row["clip_id"] not in kept]
+    blamed: list[Failure] = []
+    for uri, error in culprits.items():
+        views = [row["view"] for row in lacking if row["video_uri"] == uri] if uri in with_kept else [None]
+        reason = FailureReason.ENCODE_FAILED.value
+        blamed.extend(Failure(uri, view, "encode", reason, error) for view in views)
+    clips = (
+        stored
+        for stored in stored_clips(*features, receipt)
+        if stored.video_uri in wanted and stored.clip.clip_id not in kept
+    )
+    failures = [*receipt.failures, *blamed]
+    encoding = _Tokenizing(encoder, clips, failures, on_clips)
+    count, written = 0, None
+    if work.kind is Kind.TRY:
+        for _ in encoding.clips():
+            pass
+    else:
+        order = [row["clip_id"] for row in receipt.clips]
+        written = write_shard(
+            *deltas,
+            shard_id,
+            _joined(order, kept, encoding.clips()),
+            failures,
+            list(receipt.sources),
+            replaces=replaces,
+            lock=lock,
+        )
+        count = len(written.clips) - len(kept)
+    elsewhere = encoding.encode_s + encoding.read_s
+    return ShardResult(
+        shard_id=shard_id,
+        clips=count,
+        failed=tuple(dict.fromkeys(failure.video_uri for failure in failures)),
+        videos=len(work.task.videos),
+        bytes_written=written.total_bytes if written else 0,
+        decode_s=0.0,
+        encode_s=encoding.encode_s,
+        write_s=max(time.perf_counter() - started - elsewhere, 0.0),
+        wait_s=encoding.read_s,
+        files=tuple(written.files) if written else (),
+    )
+
+
+def _joined(
+    order: Iterable[str], kept: Mapping[str, StoredClip], new: Iterator[StoredClip]
+) -> Iterator[StoredClip]:
+    """The clips that a shard holds already and new ones, both in the order of these ids, which has more."""
+    coming = next(new, None)
+    for clip_id in order:
+        if clip_id in kept:
+            yield kept[clip_id]
+        elif coming is not None and coming.clip.clip_id == clip_id:
+            yield coming
+            coming = next(new, None)
+
+
+def measure_tokenizing(encoder: DeltaEncoder, card: DatasetCard, seconds: float = 1.0) -> float:
+    """Clips a second of the tokenizer alone, on noise: a warm-up, then at least two batches and ``seconds``."""
+    frames, (rows, columns) = card.sampling.frames, card.patch_grid
+    noise = np.random.default_rng(0).standard_normal((frames, rows * columns, card.hidden_size))
+    times = np.arange(frames, dtype=np.float32)
+    batch = [
+        FeatureClip(f"probe-{place}", noise.astype(np.float16), times) for place in range(encoder.batch_clips)
+    ]
+    refuse_without_tokens(encoder.encode_features(batch))
+    start, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - start < seconds:
+        encoder.encode_features(batch)
+        rounds += 1
+    return rounds * len(batch) / (time.perf_counter() - start)
+
+
+def _features(stored: StoredClip) -> FeatureClip:
+    assert isinstance(stored.clip, FeatureClip)  # the dataset was opened as features
+    return stored.clip
+
 
 Decode = Callable[[Work], Iterator[DecodedGroup]]
 """Groups of decoded videos in the order of the plan, wherever they are decoded."""

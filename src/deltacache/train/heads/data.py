@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from deltacache.models.backbone import Backbone
-from deltacache.pipeline.benchmarks.geometry import Split
+from deltacache.pipeline.benchmarks.frames import Split
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
-from deltacache.schemas.heads import FramesConfig
-from deltacache.train.data import RESIDENT_SHARE, memory_bytes, sent
+from deltacache.schemas.configs import FramesConfig
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
 from deltacache.train.order import Part, batch_items, step_rng
-from deltacache.train.prefetch import prefetch
 
 _BACKBONE_CROPS = 64  # of a forward pass on a GPU; on a CPU those of one frame, whatever else is in the batch
 _THREADS = 8

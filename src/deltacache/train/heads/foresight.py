@@ -19,25 +19,29 @@ from deltacache import __version__
 from deltacache.models.checkpoints import LoadedModel
 from deltacache.models.devices import choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
-from deltacache.pipeline.benchmarks.full_frames import depth_of, read_depth_map, read_whole
-from deltacache.pipeline.benchmarks.reading import frame_shape, read_label
+from deltacache.pipeline.benchmarks.frames import (
+    depth_of,
+    frame_shape,
+    read_depth_map,
+    read_label,
+    read_whole,
+)
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrame, TrainingFrames, labelled_frames
-from deltacache.pipeline.storage.atomic import replacing
+from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES
 from deltacache.schemas.configs import save_config
+from deltacache.schemas.datasets import sides
 from deltacache.schemas.foresight import ForesightHeadConfig
-from deltacache.schemas.images import sides
 from deltacache.schemas.progress import Reporter
-from deltacache.train.data import RESIDENT_SHARE, memory_bytes, sent
+from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
 from deltacache.train.heads.data import mean_file_bytes
 from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segmentation_loss_by_rows
 from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
-from deltacache.train.heads.tasks import LinearHead, LinearTask
+from deltacache.train.heads.training import LinearHead, LinearTask
 from deltacache.train.loop import Run, split_of, train
 from deltacache.train.order import Part, batch_items, step_rng
-from deltacache.train.outputs import claim_output, holding_output
-from deltacache.train.prefetch import prefetch
+from deltacache.train.setup import claim_output, holding_output
 from deltacache.train.workers.group import Alone
 
 _AHEAD = 2

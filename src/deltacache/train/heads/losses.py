@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from deltacache.pipeline.benchmarks.upsampling import resized_rows, upsample_rows
+from deltacache.pipeline.benchmarks.frames import resized_rows, upsample_rows
 from deltacache.schemas.benchmarks import IGNORE
 from deltacache.train.heads.data import LabelledCrops
 

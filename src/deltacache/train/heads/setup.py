@@ -12,18 +12,16 @@ from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
-from deltacache.pipeline.storage.atomic import replacing
-from deltacache.pipeline.storage.checksums import crc32c_of_file
-from deltacache.schemas.configs import save_config
+from deltacache.pipeline.storage.files import crc32c_of_file, replacing
+from deltacache.schemas.configs import HeadConfig, RgbConfig, save_config
+from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError
-from deltacache.schemas.fingerprints import fingerprint_of
-from deltacache.schemas.heads import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import Resumed
 from deltacache.train.heads.data import HeadFrames
 from deltacache.train.loop import Run, split_of
 from deltacache.train.order import seed_of
-from deltacache.train.outputs import claim_output
+from deltacache.train.setup import claim_output
 from deltacache.train.workers.group import Alone
 
 ModelT = TypeVar("ModelT", bound=SavedModel)

@@ -8,8 +8,7 @@ import torch
 
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.progress import Reporter
-from deltacache.train.outputs import holding_output
-from deltacache.train.setup import TrainingRequest
+from deltacache.train.setup import TrainingRequest, holding_output
 from deltacache.train.workers.group import Alone
 from deltacache.train.workers.trainable import PREPARE, Workers
 

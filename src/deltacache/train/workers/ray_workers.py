@@ -34,12 +34,9 @@ from deltacache.pipeline.work.placement import Node, NoRoomError
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter, SilentReporter
 from deltacache.train.checkpoints import checkpoint_folder, finished_checkpoints
-from deltacache.train.meter import NonFiniteError
-from deltacache.train.outputs import RAY_FOLDER, check_output
-from deltacache.train.setup import TrainingRequest
-from deltacache.train.stopping import Stop, stop_on_sigterm
-from deltacache.train.workers.distributed import Distributed
-from deltacache.train.workers.group import OtherWorkerFailedError
+from deltacache.train.loop import NonFiniteError
+from deltacache.train.setup import RAY_FOLDER, TrainingRequest, check_output
+from deltacache.train.workers.group import Distributed, OtherWorkerFailedError, Stop, stop_on_sigterm
 from deltacache.train.workers.relay import Relay, RelayReporter, Replay, Standing
 from deltacache.train.workers.trainable import OPEN, PREPARE, Workers
 

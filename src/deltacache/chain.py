@@ -1,0 +1,354 @@
+"""``deltacache run CONFIG.yaml``: every stage in turn; finished stages are skipped.
+
+The output folder holds ``features/train``, ``features/test``, ``tokenizer``, ``deltas``, ``worlds/<name>``
+and ``evaluation``; what is trained in stages leaves all but the last in ``stages``. Each stage decides by
+its own rules whether it is finished, so a stopped chain goes on where it was, and a changed setting is
+refused by the stage it belongs to.
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
+from deltacache.pipeline.jobs.offline import extract_features, tokenize_features
+from deltacache.pipeline.storage.files import remove
+from deltacache.schemas.arguments import merged
+from deltacache.schemas.clips import check_id
+from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
+from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
+from deltacache.schemas.progress import Reporter
+from deltacache.train.checkpoints import finished_checkpoints, steps_of
+from deltacache.train.setup import TrainingRequest
+from deltacache.train.workers.launch import launch
+from deltacache.train.workers.trainable import Workers
+
+# ----------------------------------------------------------------------------------------------------
+# Training in stages within a chain: each begins with what the one before it left (method section 2).
+# ----------------------------------------------------------------------------------------------------
+
+
+_HINT = "the chain is not finished: the same command goes on"
+
+
+def _from_preset(value: Any, load: Any) -> Any:
+    """``{preset: released, stage: 512px, training: {...}}`` as the whole config of that stage, so changed.
+
+    Another number of steps keeps the shape of the schedule, as ``--steps`` does.
+    """
+    if not isinstance(value, Mapping) or "preset" not in value:
+        return value
+    changes = {name: each for name, each in value.items() if name not in ("preset", "stage")}
+    try:
+        config = load(value["preset"], value.get("stage"))
+    except (DeltacacheError, KeyError) as error:
+        raise ValueError(f"preset {value['preset']!r}: {error}") from error
+    training = changes.get("training")
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    if isinstance(steps, int) and steps > 0:  # what else it may be, the config refuses
+        config = config.model_copy(update={"training": config.training.in_steps(steps)})
+    return merged(config.model_dump(mode="json"), changes)
+
+
+AnyTokenizerConfig = Annotated[TokenizerConfig, BeforeValidator(lambda v: _from_preset(v, tokenizer_preset))]
+AnyWorldConfig = Annotated[WorldConfig, BeforeValidator(lambda v: _from_preset(v, world_preset))]
+
+
+class TokenizerStage(Frozen):
+    """One stage of a tokenizer; ``image_size`` is that of its features (``None``: that of the videos)."""
+
+    name: str
+    image_size: int | None = Field(default=None, ge=16)
+    config: AnyTokenizerConfig
+
+
+class WorldStage(Frozen):
+    """One stage of a world model."""
+
+    name: str
+    config: AnyWorldConfig
+
+
+class TokenizerStages(Frozen):
+    """The stages of a tokenizer; the last one's features make the delta tokens."""
+
+    stages: tuple[TokenizerStage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        _check_order([(stage.name, stage.config.training.start) for stage in self.stages])
+        if self.stages[-1].image_size is not None:
+            raise ValueError("the last stage takes the features of train_videos: leave its image_size out")
+        return self
+
+
+class WorldStages(Frozen):
+    """The stages of one world model."""
+
+    stages: tuple[WorldStage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        _check_order([(stage.name, stage.config.training.start) for stage in self.stages])
+        return self
+
+
+def _check_order(stages: Sequence[tuple[str, str]]) -> None:
+    names = [check_id(name, "stage name") for name, _ in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"stages {', '.join(names)}: give each a name of its own")
+    for position, (name, start) in enumerate(stages):
+        if (start == "random") != (position == 0):
+            raise ValueError(
+                f"stage {name} has training.start {start}: the first stage is random, and each one after it "
+                "starts with weights or everything of the one before"
+            )
+
+
+def train_stages(
+    kind: Literal["tokenizer", "world"],
+    stages: Sequence[TokenizerStage] | Sequence[WorldStage],
+    data: Sequence[Path | str],
+    folders: Sequence[Path],
+    device: str,
+    workers: Workers,
+    reporter: Reporter,
+) -> None:
+    """Train each stage on its data into its folder; finished ones are skipped."""
+    before = None
+    for stage, root, folder in zip(stages, data, folders, strict=True):
+        training = stage.config.training.shared_by(workers.count)
+        config: Any = stage.config.model_copy(update={"training": training})
+        request = TrainingRequest(root, folder, config, True, device, before, _HINT)
+        launch(kind, request, reporter, workers)
+        before = folder
+
+
+ChainStage = Literal["tokenizer", "deltas", "worlds", "evaluation"]
+"""Stages that may be made again, in their order; each uses those before it."""
+
+
+class EvaluationPlan(Frozen):
+    """What ``evaluate`` is asked at the end of a chain."""
+
+    context: int = Field(default=4, ge=1)
+    horizons: tuple[int, ...] = (1, 3)
+    samples: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+    futures: Path | None = None
+
+
+class ChainConfig(Frozen):
+    """The content of CONFIG.yaml: the same settings as the single commands take."""
+
+    train_videos: ExtractionSettings
+    test_videos: ExtractionSettings
+    tokenizer: TokenizerStages | AnyTokenizerConfig
+    worlds: dict[str, WorldStages | AnyWorldConfig] = Field(min_length=1)
+    evaluation: EvaluationPlan = EvaluationPlan()
+    device: str = "auto"
+    workers: int = Field(default=1, ge=1, description="of a training; they share its batch")
+
+    @property
+    def trainers(self) -> Workers:
+        """Who trains: several workers on the cluster of the training videos, if it has an address."""
+        cluster = self.train_videos.cluster
+        return Workers(
+            self.workers, cluster.ray_address if self.workers > 1 else None, cluster.wait_for_nodes_s
+        )
+
+    @property
+    def tokenizer_stages(self) -> tuple[TokenizerStage, ...]:
+        """The stages of the tokenizer: one if it has no others."""
+        if isinstance(self.tokenizer, TokenizerStages):
+            return self.tokenizer.stages
+        return (TokenizerStage(name="only", config=self.tokenizer),)
+
+    def world_stages(self, name: str) -> tuple[WorldStage, ...]:
+        """The stages of a world model: one if it has no others."""
+        world = self.worlds[name]
+        return world.stages if isinstance(world, WorldStages) else (WorldStage(name="only", config=world),)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPaths:
+    """Where each stage of a chain writes."""
+
+    out: Path
+
+    @property
+    def train_features(self) -> Path:
+        """Patch tokens of the training videos."""
+        return self.out / "features" / "train"
+
+    def stage_features(self, image_size: int | None) -> Path:
+        """Patch tokens of the training videos at the size of an earlier stage; ``None`` for the last one's."""
+        if image_size is None:
+            return self.train_features
+        return self.out / "features" / f"train-{image_size}px"
+
+    def stage_folders(
+        self, last: Path, stages: Sequence[TokenizerStage] | Sequence[WorldStage]
+    ) -> list[Path]:
+        """Where each stage of the model that ends up in ``last`` is trained."""
+        earlier = self.out / "stages" / last.relative_to(self.out)
+        return [*(earlier / stage.name for stage in stages[:-1]), last]
+
+    @property
+    def test_features(self) -> Path:
+        """Patch tokens of the test videos."""
+        return self.out / "features" / "test"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The trained tokenizer."""
+        return self.out / "tokenizer"
+
+    @property
+    def deltas(self) -> Path:
+        """Delta tokens of the training videos."""
+        return self.out / "deltas"
+
+    @property
+    def evaluation(self) -> Path:
+        """Tables and report."""
+        return self.out / "evaluation"
+
+    def world(self, name: str) -> Path:
+        """The trained world model called ``name``."""
+        return self.out / "worlds" / check_id(name, "world name")
+
+
+def run_chain(
+    config: ChainConfig, out: Path, reporter: Reporter, from_stage: ChainStage | None = None
+) -> ChainPaths:
+    """Run every stage that is not finished yet.
+
+    Args:
+        from_stage: what this stage and those after it made is removed first, and made again.
+
+    Raises:
+        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept. A training that has
+            steps left although something was made from it is refused before anything is done.
+    """
+    paths = ChainPaths(out)
+    evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
+    made_from: dict[ChainStage, list[Path]] = {
+        "tokenizer": [out / "stages" / "tokenizer", paths.tokenizer],
+        "deltas": [paths.deltas],
+        "worlds": [out / "stages" / "worlds", out / "worlds"],
+        "evaluation": [paths.evaluation],
+    }
+    redone = list(made_from)[list(made_from).index(from_stage) :] if from_stage else []
+    removed = [folder for stage in redone for folder in made_from[stage] if folder.exists()]
+    _check_nothing_stale(config, paths, set(redone))
+    for folder in removed:
+        reporter.line(f"--from-stage {from_stage}: {folder} is removed and made again")
+        remove(folder)
+    features, test = paths.train_features, paths.test_features
+    with _timed("features of the training videos", reporter):
+        extract_features(config.train_videos, features, reporter)
+    stages = config.tokenizer_stages
+    sizes = {stage.image_size: paths.stage_features(stage.image_size) for stage in stages}
+    for size, folder in sizes.items():
+        if size is not None:
+            with _timed(f"features of the training videos at {size} px", reporter):
+                extract_features(
+                    config.train_videos.model_copy(update={"image_size": size}), folder, reporter
+                )
+    with _timed("features of the test videos", reporter):
+        extract_features(config.test_videos, test, reporter)
+    with _timed("tokenizer", reporter):
+        folders = paths.stage_folders(paths.tokenizer, stages)
+        data = [sizes[stage.image_size] for stage in stages]
+        train_stages("tokenizer", stages, data, folders, config.device, config.trainers, reporter)
+    with _timed("delta tokens", reporter):
+        job = TokenizeSettings(
+            features=str(features),
+            tokenizer=paths.tokenizer,
+            precision=_models_precision(config),
+            changed_videos=config.train_videos.changed_videos,
+            cluster=config.train_videos.cluster,
+        )
+        tokenize_features(job, paths.deltas, reporter)
+    for name in config.worlds:
+        with _timed(f"world model {name}", reporter):
+            world = config.world_stages(name)
+            folders = paths.stage_folders(paths.world(name), world)
+            data = [paths.deltas] * len(world)
+            train_stages("world", world, data, folders, config.device, config.trainers, reporter)
+    with _timed("evaluation", reporter):
+        evaluate_clips(evaluation, reporter)
+    return paths
+
+
+def _models_precision(config: ChainConfig) -> Literal["auto", "float32"]:
+    """Of tokenizer and world models: exact if the features are asked to be."""
+    return "float32" if config.train_videos.precision == "float32" else "auto"
+
+
+def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
+    """Refuse to train on, or again, what later stages have used already; ``redone`` stages are about to be removed."""
+    later: list[tuple[ChainStage, Path]] = [
+        ("deltas", paths.deltas),
+        *(("worlds", folder) for folder in sorted((paths.out / "worlds").glob("*"))),
+        ("evaluation", paths.evaluation),
+    ]
+    trainings: list[tuple[ChainStage, Sequence[TokenizerStage] | Sequence[WorldStage], Path]] = [
+        ("tokenizer", config.tokenizer_stages, paths.tokenizer),
+        *(("worlds", config.world_stages(name), paths.world(name)) for name in config.worlds),
+    ]
+    for kind, stages, last in trainings:
+        folders = paths.stage_folders(last, stages)
+        used_by: list[tuple[ChainStage, Path]] = [
+            (stage, folder) for stage, folder in later if kind == "tokenizer" or stage == "evaluation"
+        ]
+        for place, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+            checkpoints = finished_checkpoints(folder)
+            done, steps = steps_of(checkpoints[-1]) if checkpoints else 0, stage.config.training.steps
+            following: list[tuple[ChainStage, Path]] = [(kind, each) for each in folders[place + 1 :]]
+            used = [
+                each
+                for by, each in (*following, *used_by)
+                if by not in redone and kind not in redone and each.exists()
+            ]
+            if done < steps and used:
+                again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
+                raise MismatchError(
+                    f"{folder} has {done:,} of {steps:,} steps, but {', '.join(map(str, used))} "
+                    f"{'was' if len(used) == 1 else 'were'} made after it: training it now would leave that behind, "
+                    "made of another model. Put training.steps back, choose another output folder, or give "
+                    f"--from-stage {again}, which removes what is made from there on and makes it again"
+                )
+
+
+def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:
+    return clip_evaluation(
+        out=paths.evaluation,
+        features=paths.test_features,
+        tokenizer=paths.tokenizer,
+        worlds=tuple(paths.world(name) for name in config.worlds),
+        device=config.device,
+        precision=_models_precision(config),
+        **config.evaluation.model_dump(),
+    )
+
+
+@contextmanager
+def _timed(name: str, reporter: Reporter) -> Iterator[None]:
+    """Say how long a stage took and the most memory this process has used so far."""
+    start = time.perf_counter()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    reporter.line(
+        f"[{name}: {time.perf_counter() - start:.1f} s, peak memory of this process {peak:.2f} GiB]"
+    )

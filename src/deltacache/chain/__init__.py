@@ -1,1 +1,0 @@
-"""The whole way through as one command: what ``deltacache run`` and ``deltacache demo`` call."""

@@ -1,1 +1,0 @@
-"""What ``inspect`` says of each kind of output."""

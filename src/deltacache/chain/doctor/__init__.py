@@ -1,1 +1,0 @@
-"""``deltacache doctor``: what this machine has, what is missing, and how long the published chains would take here."""

@@ -1,0 +1,104 @@
+"""``deltacache demo``: the whole chain on a drawn world whose futures are known (docs/demo.md)."""
+
+from pathlib import Path
+
+from deltacache.chain import ChainConfig, EvaluationPlan, run_chain
+from deltacache.demo.world import FRAMES_PER_SECOND, draw_world
+from deltacache.evaluate.results import show_results
+from deltacache.schemas.configs import (
+    TrainingConfig,
+    WorldConfig,
+    load_config,
+    save_config,
+    tokenizer_preset,
+    world_preset,
+)
+from deltacache.schemas.datasets import SamplingSettings
+from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
+from deltacache.schemas.progress import Reporter
+
+IMAGE_SIZE = 64
+TRAIN_VIDEOS = 400
+TEST_SCENES = 30
+FRAMES = 8
+
+
+def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
+    """Draw the videos, run every stage that is not finished, show the table; returns the report's path.
+
+    Raises:
+        DeltacacheError: ``out`` holds something else, or another seed's demo.
+    """
+    out = out.resolve()
+    videos = out / "videos"
+    config = demo_config(videos / "train", videos / "test", out / "futures.csv", seed)
+    _claim(out, config)
+    draw_world(
+        out,
+        seed=seed,
+        train_videos=TRAIN_VIDEOS,
+        test_scenes=TEST_SCENES,
+        image_size=IMAGE_SIZE,
+        reporter=reporter,
+    )
+    paths = run_chain(config, out, reporter)
+    return show_results(paths.evaluation, reporter)
+
+
+def _claim(out: Path, config: ChainConfig) -> None:
+    """Refuse a folder that holds something else; otherwise leave the resolved config there."""
+    saved = out / "chain.yaml"
+    if saved.is_file():
+        if load_config(saved, ChainConfig) != config:
+            raise DatasetError(
+                f"{out} holds a demo with other settings (see {saved}): choose another folder, or remove it"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} is not empty and holds no demo: choose another folder, or empty it")
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, saved)
+
+
+def demo_config(train: Path, test: Path, futures: Path, seed: int) -> ChainConfig:
+    """The demo as a chain: tiny models, every video frame a sampled frame, no augmentation."""
+    sampling = SamplingSettings(
+        frames=FRAMES,
+        spacing_min_s=1 / FRAMES_PER_SECOND,
+        spacing_max_s=1 / FRAMES_PER_SECOND,
+        augment=False,
+        seed=seed,
+    )
+
+    def videos(folder: Path) -> ExtractionSettings:
+        return ExtractionSettings(
+            source=str(folder),
+            backbone="tiny",
+            image_size=IMAGE_SIZE,
+            sampling=sampling,
+            max_failed_fraction=0.0,
+            cluster=ClusterSettings(gpus_per_encoder=0),
+        )
+
+    tokenizer = tokenizer_preset("tiny")
+    best_of_many = world_preset("tiny")
+    best_of_many = best_of_many.model_copy(update={"training": _seeded(best_of_many.training, seed)})
+    return ChainConfig(
+        train_videos=videos(train),
+        test_videos=videos(test),
+        tokenizer=tokenizer.model_copy(update={"training": _seeded(tokenizer.training, seed)}),
+        worlds={"best-of-many": best_of_many, "discriminative": _discriminative(best_of_many)},
+        evaluation=EvaluationPlan(futures=futures, seed=seed),
+        device="cpu",
+    )
+
+
+def _seeded(training: TrainingConfig, seed: int) -> TrainingConfig:
+    return training.model_copy(update={"seed": seed})
+
+
+def _discriminative(config: WorldConfig) -> WorldConfig:
+    """The same predictor with one learned query: a single future."""
+    model = config.model.model_copy(update={"query": "learned"})
+    return config.model_copy(update={"model": model, "candidates": 1})

@@ -1,1 +1,0 @@
-"""Paired differences between two evaluations, with intervals."""
