@@ -36,7 +36,7 @@ from deltacache.schemas.configs import tokenizer_preset, world_preset
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.data import ClipBatch, PairBatch, ResidentClips
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
-from deltacache.train.order import Part, Split
+from deltacache.train.order import MicroBatch, Split
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.world import WorldTask
 from encoder import backbone_named, clips_of, end_to_end, pure_forward
@@ -71,7 +71,7 @@ class Step(NamedTuple):
     task: Any
     config: Any
     split: Split
-    batch: Callable[[Part], Any]
+    batch: Callable[[MicroBatch], Any]
     effective: int
 
 
@@ -181,7 +181,7 @@ def steps_of(
     return Step(task, config, split, lambda _: ClipBatch(tokens, seconds), effective)
 
 
-def one_pass(step: Step, device: torch.device, part: Part) -> Tensor:
+def one_pass(step: Step, device: torch.device, part: MicroBatch) -> Tensor:
     """Forward and backward of one pass, as the trainer does them."""
     with forward_precision(device, step.config.training.precision):
         loss, _ = step.task.training_loss(step.batch(part), part)
@@ -212,7 +212,7 @@ def resuming(device: torch.device) -> Iterator[Row]:
         def trained(step: Step, numbers: range, state: Any = None) -> Updates:
             updates = Updates(step, device, state)
             for at in numbers:
-                updates.update(one_pass(step, device, Part(at, 0, step.split.batch_size)))
+                updates.update(one_pass(step, device, MicroBatch(at, 0, step.split.batch_size)))
             return updates
 
         unbroken, broken = (steps_of(device, kind, preset, stage, side, samples) for _ in range(2))
@@ -298,7 +298,7 @@ def training_times(device: torch.device, small: bool, rate: float, seconds: floa
 
 
 def _training_row(name: str, step: Step, device: torch.device, rate: float, seconds: float) -> Row:
-    updates, part = Updates(step, device), Part(0, 0, step.split.batch_size)
+    updates, part = Updates(step, device), MicroBatch(0, 0, step.split.batch_size)
 
     def whole() -> None:
         updates.update(one_pass(step, device, part))

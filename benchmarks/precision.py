@@ -17,7 +17,7 @@ import time
 import torch
 
 from deltacache.models.backbone import Backbone
-from deltacache.train.order import Part
+from deltacache.train.order import MicroBatch
 from encoder import backbone_named
 from gpu import Updates, agreement, one_pass, steps_of
 
@@ -91,7 +91,7 @@ def training_step(pairs: int) -> None:
         updates, taken = Updates(step, cpu), list[float]()
         for at in range(4):
             start = time.perf_counter()
-            updates.update(one_pass(step, cpu, Part(at, 0, pairs)))
+            updates.update(one_pass(step, cpu, MicroBatch(at, 0, pairs)))
             taken.append((time.perf_counter() - start) / pairs)
         print(
             f"tokenizer step, {pairs} pairs at 256 px, {precision}: {min(taken[1:]):.2f} s a pair", flush=True

@@ -42,7 +42,7 @@ from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.work.encoders import DeltaEncoder, default_batch_clips, resolve_precision
 from deltacache.schemas.datasets import Precision
 from deltacache.train.optimizer import FiniteGuard, clip_gradients
-from deltacache.train.order import Part, normal_draws
+from deltacache.train.order import MicroBatch, normal_draws
 from encoder import backbone_named, clips_of
 
 HIDDEN, HEADS, LAYERS, FRAMES, PIXELS, BETA = 768, 12, 12, 8, 512, 0.1
@@ -122,7 +122,7 @@ class CachedStep:
         """Candidates, drawn as the trainer does it."""
         batch, frames, hidden = self.tokens.shape
         shape = (frames - 1, self.candidates, hidden)
-        drawn = normal_draws("noise", 0, Part(0, 0, batch), batch, shape, self.tokens.device)
+        drawn = normal_draws("noise", 0, MicroBatch(0, 0, batch), batch, shape, self.tokens.device)
         return drawn.mul_(self.world.noise_std)
 
     def run(self) -> None:

@@ -49,7 +49,6 @@ class BarReporter:
 
     @contextmanager
     def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
-        """See ``Reporter``."""
         columns = (
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}", style="bold"),
@@ -63,7 +62,6 @@ class BarReporter:
             yield _BarStage(progress, progress.add_task(name, total=total, completed=done, status=""))
 
     def line(self, text: str) -> None:
-        """See ``Reporter``."""
         self._console.print(without_secrets(text), highlight=False, soft_wrap=True)
 
 
@@ -101,14 +99,12 @@ class PlainReporter:
 
     @contextmanager
     def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
-        """See ``Reporter``."""
         stage = _PlainStage(name, total, done)
         print(f"{name}: {'starting' if not done else f'continuing at {done}'}", flush=True)
         yield stage
         stage.say()
 
     def line(self, text: str) -> None:
-        """See ``Reporter``."""
         print(without_secrets(text), flush=True)
 
 

@@ -48,14 +48,14 @@ from deltacache.models.worlds import world_class
 from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrame, TrainingFrames
 from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder
-from deltacache.pipeline.work.lanes import Lanes
+from deltacache.pipeline.work.lanes import OverlappedForward
 from deltacache.schemas.benchmarks import CLASSES, LabelledSequence
 from deltacache.schemas.configs import head_preset, rgb_preset, tokenizer_preset, world_preset
 from deltacache.train.data import ClipBatch, PairBatch, ResidentClips, clip_batches
 from deltacache.train.heads.data import HeadFrames
 from deltacache.train.heads.training import LinearHeadTask, RgbTask
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
-from deltacache.train.order import Part, Split
+from deltacache.train.order import MicroBatch, Split
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.world import WorldTask
 
@@ -68,7 +68,7 @@ class RandomPatches:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
 
-    def batch(self, part: Part) -> ClipBatch:
+    def batch(self, part: MicroBatch) -> ClipBatch:
         tokens = torch.empty(part.stop - part.start, *self._shape, device=CUDA)
         return ClipBatch(tokens, torch.empty(part.stop - part.start, FRAMES, device=CUDA))
 
@@ -116,7 +116,7 @@ def tokenizer_step(samples: int | None, precision: Any, preset: str, stage: str)
     effective = config.training.batch_size * (config.training.accumulation or 1)
     split = Split(samples or effective, effective // (samples or effective))
 
-    def batch(part: Part) -> PairBatch:
+    def batch(part: MicroBatch) -> PairBatch:
         pinned = torch.empty(
             2, part.stop - part.start, side * side, hidden, dtype=torch.float16, pin_memory=True
         )
@@ -341,7 +341,7 @@ def whole_table(samples: int | None, precision: Any, size: str) -> dict[str, Any
     def once(encoder: Any, clips: Any, *_: Any) -> Callable[[float], float]:
         return lambda seconds: len(encoder.encode(clips)) / (1 + seconds)
 
-    Lanes.run = run
+    OverlappedForward.run = run
     gpu.number, gpu.same = (
         lambda tensor: 0.0 * (tensor.device.type == "cuda"),
         lambda one, other: one.shape == other.shape,

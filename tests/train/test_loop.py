@@ -11,7 +11,7 @@ from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.train.data import open_clips
 from deltacache.train.loop import TrainingTask
 from deltacache.train.optimizer import clip_gradients, set_rate
-from deltacache.train.order import Part
+from deltacache.train.order import MicroBatch
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.world import WorldTask
 
@@ -42,8 +42,8 @@ def task(request: pytest.FixtureRequest, features: Path, deltas: Path) -> Traini
 
 
 def test_what_a_step_draws_is_its_own_and_always_the_same(task: TrainingTask) -> None:
-    batch = next(task.batches([Part(0, 0, 5)]))
-    first, again, other = (task.training_loss(batch, Part(step, 0, 5))[0].item() for step in (3, 3, 4))
+    batch = next(task.batches([MicroBatch(0, 0, 5)]))
+    first, again, other = (task.training_loss(batch, MicroBatch(step, 0, 5))[0].item() for step in (3, 3, 4))
     assert first == again
     assert abs(other - first) > 1e-4 * first
 

@@ -21,7 +21,7 @@ from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.checkpoints import finished_checkpoints
 from deltacache.train.loop import Meter, _gradients
-from deltacache.train.order import Part, Split
+from deltacache.train.order import MicroBatch, Split
 from deltacache.train.passes import (
     CutBatches,
     PassCost,
@@ -31,20 +31,20 @@ from deltacache.train.passes import (
     measure_passes,
 )
 from deltacache.train.tokenizer import TokenizerTask
-from deltacache.train.workers.group import Alone
+from deltacache.train.workers.group import SingleProcess
 from deltacache.train.world import WorldTask
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, most: int, from_step: int = 0) -> list[Part]:
+def limited(monkeypatch: pytest.MonkeyPatch, most: int, from_step: int = 0) -> list[MicroBatch]:
     """Passes of more than ``most`` samples run out of memory from ``from_step`` on; returns those that did."""
-    refused: list[Part] = []
+    refused: list[MicroBatch] = []
     for task in (TokenizerTask, WorldTask):
         original = task.training_loss
 
-        def scarce(self: Any, batch: Any, part: Part, original: Any = original) -> Any:
+        def scarce(self: Any, batch: Any, part: MicroBatch, original: Any = original) -> Any:
             if part.step >= from_step and part.stop - part.start > most:
                 refused.append(part)
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -64,7 +64,7 @@ def passes_of(checkpoint: Path) -> int:
 )
 def test_the_largest_pass_that_fits(free: float, expected: tuple[int, int]) -> None:
     cost = PassCost(4 * GIB, GIB // 10, 0.01, int(free * GIB))
-    split = fitting_split(cost, Split(1024), Alone(), CUDA)
+    split = fitting_split(cost, Split(1024), SingleProcess(), CUDA)
     assert (split.batch_size, split.accumulation) == expected
     assert split.effective_batch == 1024
     said = describe_split(cost, split, CUDA)
@@ -77,11 +77,11 @@ def test_the_largest_pass_that_fits(free: float, expected: tuple[int, int]) -> N
 
 def test_one_sample_that_does_not_fit_is_refused() -> None:
     with pytest.raises(DeltacacheError, match=r"one sample takes 4\.1 GiB .* smaller model or image size"):
-        fitting_split(PassCost(4 * GIB, GIB // 10, 0.01, 4 * GIB), Split(1024), Alone(), CUDA)
+        fitting_split(PassCost(4 * GIB, GIB // 10, 0.01, 4 * GIB), Split(1024), SingleProcess(), CUDA)
 
 
 def test_workers_take_the_size_of_the_one_with_the_least_room() -> None:
-    class Beside(Alone):
+    class Beside(SingleProcess):
         """Another worker has room for 12 samples."""
 
         def any(self, flag: bool) -> bool:
@@ -96,7 +96,9 @@ def test_workers_take_the_size_of_the_one_with_the_least_room() -> None:
 
 @pytest.mark.parametrize(("device", "size"), [(CPU, 16), (CUDA, 32)])
 def test_workers_on_one_cpu_share_its_memory(device: torch.device, size: int) -> None:
-    split = fitting_split(PassCost(0, GIB, 0.01, 70 * GIB), Split(32), Alone(3, on_this_node=3), device)
+    split = fitting_split(
+        PassCost(0, GIB, 0.01, 70 * GIB), Split(32), SingleProcess(3, on_this_node=3), device
+    )
     assert split.batch_size == size
 
 
@@ -114,7 +116,7 @@ class Drawn:
             else DeltaWorld(64, num_heads=4, num_layers=3)
         )
 
-    def batches(self, parts: Iterable[Part]) -> Iterator[Any]:
+    def batches(self, parts: Iterable[MicroBatch]) -> Iterator[Any]:
         for part in parts:
             size = part.stop - part.start
             yield torch.randn(2, size, 64, 64) if self._kind == "tokenizer" else torch.randn(size, 8, 64)
@@ -124,7 +126,7 @@ class Drawn:
     def bytes_to_load(self, device: torch.device) -> int:
         return 0
 
-    def training_loss(self, batch: Any, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def training_loss(self, batch: Any, part: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
         if self._kind == "tokenizer":
             return self.model.training_loss(*batch, (8, 8), "log_cosh", generator=generator).loss, {}
@@ -138,7 +140,7 @@ def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
     task = Drawn(kind)
     cost = measure_passes(task, 96, CPU)
     assert all(weight.grad is None for weight in task.model.parameters())
-    part = Part(0, 0, 96)
+    part = MicroBatch(0, 0, 96)
     batch = next(task.batches([part]))
     weights = sum(weight.nbytes for weight in task.model.parameters())
     with LivingStorages([*task.model.parameters(), batch]) as storages:
@@ -160,7 +162,7 @@ def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
     with monkeypatch.context() as patched:
         refused = limited(patched, most=4, from_step=2)
         cut = case.run(tmp_path / "cut", reporter=reporter, **training)
-    assert refused == [Part(2, 0, 12), Part(2, 0, 6)]
+    assert refused == [MicroBatch(2, 0, 12), MicroBatch(2, 0, 6)]
     assert [line for line in reporter.said if "out of memory" in line] == [
         f"train {case.kind}: out of memory in step 3, now 12 (batch {size} x accumulation {12 // size} x workers 1)"
         for size in (6, 3)
@@ -296,7 +298,7 @@ def test_slow_passes_are_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) 
     task, sizes = Drawn("world"), list[int]()
     loss_of = task.training_loss
 
-    def slow(batch: Any, part: Part) -> Any:
+    def slow(batch: Any, part: MicroBatch) -> Any:
         sizes.append(part.stop)
         time.sleep(0.2)
         return loss_of(batch, part)
@@ -320,14 +322,14 @@ def test_a_head_that_does_not_fit_is_given_an_option_that_it_has() -> None:
     class Head(Drawn):
         divisible = False
 
-    def scarce(batch: Any, part: Part) -> Any:
+    def scarce(batch: Any, part: MicroBatch) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     task = Head("world")
     batches = CutBatches(task, Split(8), range(1), CPU)
     optimizer, run = (
         torch.optim.SGD(task.model.parameters()),
-        SimpleNamespace(group=Alone(), config=SimpleNamespace(precision="auto")),
+        SimpleNamespace(group=SingleProcess(), config=SimpleNamespace(precision="auto")),
     )
     with pytest.raises(DeltacacheError, match=r"give a smaller --batch-size, free memory on cpu"):
         _gradients(batches, 0, scarce, optimizer, Meter(0, 8), run)  # pyright: ignore[reportArgumentType]

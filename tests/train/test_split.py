@@ -13,7 +13,7 @@ from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.configs import WorldConfig
 from deltacache.train.data import open_clips
-from deltacache.train.order import Part, Split, normal_draws
+from deltacache.train.order import MicroBatch, Split, normal_draws
 from deltacache.train.world import WorldTask
 
 CPU = torch.device("cpu")
@@ -36,20 +36,20 @@ def test_all_workers_together_compute_every_position_once(
 
 @pytest.mark.parametrize(("effective_batch", "size"), [(6, 2), (64, 16), (64, 4), (40, 20), (48, 24)])
 def test_noise_belongs_to_the_step_and_position(effective_batch: int, size: int) -> None:
-    def draw(part: Part) -> torch.Tensor:
+    def draw(part: MicroBatch) -> torch.Tensor:
         return normal_draws("noise", 3, part, effective_batch, (4, 16), CPU)
 
-    whole = draw(Part(5, 0, effective_batch))
-    parts = [draw(Part(5, start, start + size)) for start in range(0, effective_batch, size)]
+    whole = draw(MicroBatch(5, 0, effective_batch))
+    parts = [draw(MicroBatch(5, start, start + size)) for start in range(0, effective_batch, size)]
     assert torch.equal(whole, torch.cat(parts))
     assert whole.unique().numel() == whole.numel()
-    assert not torch.equal(whole, draw(Part(6, 0, effective_batch)))
-    assert abs(normal_draws("noise", 0, Part(0, 0, 100), 100, (1000,), CPU).std().item() - 1) < 0.01
+    assert not torch.equal(whole, draw(MicroBatch(6, 0, effective_batch)))
+    assert abs(normal_draws("noise", 0, MicroBatch(0, 0, 100), 100, (1000,), CPU).std().item() - 1) < 0.01
 
 
 def test_noise_beyond_the_effective_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="positions up to 8 of an effective batch of 6"):
-        normal_draws("noise", 3, Part(5, 4, 8), 6, (4,), CPU)
+        normal_draws("noise", 3, MicroBatch(5, 4, 8), 6, (4,), CPU)
 
 
 def test_two_passes_of_eight_learn_what_one_of_sixteen_does(case: Case, tmp_path: Path) -> None:

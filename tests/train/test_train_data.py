@@ -22,7 +22,7 @@ from deltacache.train.data import (
     open_pairs,
     pair_batches,
 )
-from deltacache.train.order import Part, Split, batch_items
+from deltacache.train.order import MicroBatch, Split, batch_items
 
 CPU = torch.device("cpu")
 WHOLE = Split(5)
@@ -81,7 +81,7 @@ def test_pairs_cover_all_places_and_the_asked_share_is_black() -> None:
 @pytest.mark.parametrize(("fraction", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_no_or_only_black_pairs(fraction: float, share: float) -> None:
     settings = PairSettings(clips=3, frames=2, effective_batch=64, seed=0, black_first_fraction=fraction)
-    assert choose_pairs(settings, Part(0, 0, 64)).black.mean() == share
+    assert choose_pairs(settings, MicroBatch(0, 0, 64)).black.mean() == share
 
 
 def test_a_damaged_shard_stops_streaming_with_its_name(
@@ -96,7 +96,9 @@ def test_a_damaged_shard_stops_streaming_with_its_name(
     monkeypatch.setattr(data, "memory_bytes", lambda: 0)
     dataset = open_dataset(root)
     settings = PairSettings(clips=3, frames=2, effective_batch=3, seed=0, black_first_fraction=0.0)
-    batches = pair_batches(open_pairs(dataset), dataset.black_patch_tokens, settings, [Part(0, 0, 3)], CPU)
+    batches = pair_batches(
+        open_pairs(dataset), dataset.black_patch_tokens, settings, [MicroBatch(0, 0, 3)], CPU
+    )
     with pytest.raises(DatasetError, match="video001"):
         next(batches)
 

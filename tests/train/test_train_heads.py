@@ -24,7 +24,7 @@ from deltacache.schemas.progress import SilentReporter
 from deltacache.train.heads import data as head_data
 from deltacache.train.heads.setup import HeadRequest
 from deltacache.train.heads.training import RgbTask, train_head, train_rgb_decoder
-from deltacache.train.order import Part
+from deltacache.train.order import MicroBatch
 
 TARGETS = ("vspw", "cityscapes", "kitti", "rgb")
 STEPS = 6
@@ -102,7 +102,7 @@ def test_pictures_of_any_shape_train_the_same_weights_in_passes_of_any_size(
     whole = weights("rgb", run("rgb", "whole", **asked))
     original = RgbTask.training_loss
 
-    def scarce(self: RgbTask, batch: Any, part: Part) -> Any:
+    def scarce(self: RgbTask, batch: Any, part: MicroBatch) -> Any:
         if part.step > 1 and part.stop - part.start > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(self, batch, part)

@@ -305,7 +305,7 @@ class ModelRecord(Frozen):
         return self.heads[name] + (f", trained on the {split} split" if split else "")
 
 
-def said_of_training(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+def training_record(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """``trained_on`` of a head's checkpoint; nothing in a released one."""
     said = metadata.get("trained_on")
     return said if isinstance(said, Mapping) else {}

@@ -83,12 +83,10 @@ class FlatPatches(InputConvention):
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """See ``InputConvention``."""
         _, taken = inputs_of(model)
         return cls(without_pooling(model)) if {"pixel_values", "spatial_shapes"} <= taken else None
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
-        """See ``InputConvention``."""
         patches, (rows, columns) = flattened(pixels, self.patch_size)
         grids = torch.tensor([[rows, columns]]).expand(
             len(pixels), 2
@@ -127,7 +125,6 @@ class Images(InputConvention):
         self._options = {"interpolate_pos_encoding": True} if asked else {}
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
-        """See ``InputConvention``."""
         return self.encoder(pixels, **self._options).last_hidden_state
 
 

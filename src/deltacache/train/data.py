@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.datasets.stores import token_shape
-from deltacache.train.order import Part, batch_items, step_rng
+from deltacache.train.order import MicroBatch, batch_items, step_rng
 
 # ----------------------------------------------------------------------------------------------------
 # Run an iterator ahead in a background thread.
@@ -102,7 +102,7 @@ class PairSettings:
     black_first_fraction: float
 
 
-def choose_pairs(settings: PairSettings, part: Part) -> PairChoice:
+def choose_pairs(settings: PairSettings, part: MicroBatch) -> PairChoice:
     """The pairs of a part of a step: clips epoch by epoch, the place within the clip uniform."""
     rng = step_rng("pairs", settings.seed, part.step)  # drawn for the whole batch: the split changes nothing
     size = settings.effective_batch
@@ -127,7 +127,6 @@ class ResidentFeatures:
         self._tokens = dataset.read_all()
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """See ``PairSource``."""
         for clip, start in zip(clips.tolist(), starts.tolist(), strict=True):
             yield self._tokens[clip, start : start + 2]
 
@@ -139,7 +138,6 @@ class StreamedFeatures:
         self._dataset = dataset
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """See ``PairSource``."""
         return self._dataset.at_once(self._pair, zip(clips.tolist(), starts.tolist(), strict=True))
 
     def _pair(self, wanted: tuple[int, int]) -> np.ndarray:
@@ -189,7 +187,7 @@ def pair_batches(
     source: PairSource,
     black_patch_tokens: np.ndarray,
     settings: PairSettings,
-    parts: Iterable[Part],
+    parts: Iterable[MicroBatch],
     device: torch.device,
 ) -> Generator[PairBatch]:
     """The batches of ``parts``, made ahead by a thread.
@@ -203,7 +201,11 @@ def pair_batches(
 
 
 def _pairs(
-    source: PairSource, black: np.ndarray, settings: PairSettings, parts: Iterable[Part], device: torch.device
+    source: PairSource,
+    black: np.ndarray,
+    settings: PairSettings,
+    parts: Iterable[MicroBatch],
+    device: torch.device,
 ) -> Generator[Tensor]:
     """(2, B, N, D), float32 on a CPU, for a GPU float16 in pinned memory: half to send.
 
@@ -335,7 +337,7 @@ def clip_batches(
     clips: ResidentClips | MappedClips,
     effective_batch: int,
     seed: int,
-    parts: Iterable[Part],
+    parts: Iterable[MicroBatch],
     device: torch.device,
 ) -> Generator[ClipBatch]:
     """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""

@@ -143,14 +143,12 @@ class WandbLog:
             ) from error
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """See ``EventLog``."""
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
         """See ``EventLog``: W&B writes by itself."""
 
     def close(self) -> None:
-        """See ``EventLog``."""
         self._run.finish()
 
 
@@ -185,16 +183,13 @@ class TensorBoardLog:
         self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """See ``EventLog``."""
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """See ``EventLog``."""
         self._events.flush()
 
     def close(self) -> None:
-        """See ``EventLog``."""
         self._events.close()
 
 
@@ -313,7 +308,7 @@ def _copied(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------
 
 
-class Record(AbstractContextManager["Record"], Protocol):
+class RunWriter(AbstractContextManager["RunWriter"], Protocol):
     """Where rows and checkpoints go; open until the training ends."""
 
     def add(self, row: Row) -> None:
@@ -349,19 +344,19 @@ class NoRecord:
         pass
 
     def add(self, row: Row) -> None:
-        """See ``Record``."""
+        """See ``RunWriter``."""
 
     def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``Record``."""
+        """See ``RunWriter``."""
 
     def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``Record``."""
+        """See ``RunWriter``."""
 
     def note_split(self, split: Split) -> None:
-        """See ``Record``."""
+        """See ``RunWriter``."""
 
     def finish(self) -> None:
-        """See ``Record``."""
+        """See ``RunWriter``."""
 
 
 class FolderRecord:
@@ -387,17 +382,14 @@ class FolderRecord:
         self._stack.__exit__(kind, error, trace)
 
     def add(self, row: Row) -> None:
-        """See ``Record``."""
         self._log.add(row)
 
     def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``Record``."""
         with readable_errors(self._out):
             self._log.save()
         self._writer.save(model, optimizer, step)
 
     def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``Record``."""
         self._writer.wait()
         if checkpoint_folder(self._out, step).exists():
             with readable_errors(self._out):
@@ -407,12 +399,10 @@ class FolderRecord:
         self._writer.wait()
 
     def note_split(self, split: Split) -> None:
-        """See ``Record``."""
         self._writer.wait()  # it reads this
         self._metadata["samples_per_pass"] = split.batch_size
 
     def finish(self) -> None:
-        """See ``Record``."""
         self._writer.wait()
         with readable_errors(self._out):
             self._log.plot()

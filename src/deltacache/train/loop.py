@@ -18,7 +18,7 @@ from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.train.checkpoints import TrainedModel, checkpoint_folder
-from deltacache.train.logs import FolderRecord, NoRecord, Record
+from deltacache.train.logs import FolderRecord, NoRecord, RunWriter
 from deltacache.train.optimizer import (
     FiniteGuard,
     clip_gradients,
@@ -27,7 +27,7 @@ from deltacache.train.optimizer import (
     rate_at,
     set_rate,
 )
-from deltacache.train.order import Part, Split
+from deltacache.train.order import MicroBatch, Split
 from deltacache.train.passes import (
     CutBatches,
     PassCost,
@@ -39,7 +39,7 @@ from deltacache.train.passes import (
     memory_for,
 )
 from deltacache.train.preview import bfloat16_share, preview
-from deltacache.train.workers.group import Alone, Group, Loss, OtherWorkerFailedError
+from deltacache.train.workers.group import Loss, OtherWorkerFailedError, ProcessGroup, SingleProcess
 
 # ----------------------------------------------------------------------------------------------------
 # What the steps of an interval gave and where their time went, as one row of the curves.
@@ -206,11 +206,11 @@ class TrainingTask(Protocol[BatchT]):
         """In train mode, on the device of the batches."""
         ...
 
-    def batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[BatchT]:
         """The batches of these parts, in order."""
         ...
 
-    def trial_batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
+    def trial_batches(self, parts: Iterable[MicroBatch]) -> Generator[BatchT]:
         """The same, for a few parts: data that ``batches`` loads whole are not loaded for them."""
         ...
 
@@ -226,7 +226,7 @@ class TrainingTask(Protocol[BatchT]):
         """How many inputs of so many samples are computed while a pass waits; the others are at hand."""
         ...
 
-    def training_loss(self, batch: BatchT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: BatchT, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend, and detached scalars to log beside it: means over the part."""
         ...
 
@@ -253,7 +253,7 @@ class Run:
     first_step: int = 0
     optimizer_state: dict[str, Any] | None = None
     samples_per_pass: int | None = None
-    group: Group = field(default_factory=Alone)
+    group: ProcessGroup = field(default_factory=SingleProcess)
     hint: str = "the same command with --resume goes on"
     dry_run: bool = False
 
@@ -262,7 +262,7 @@ class Run:
         """How a step is shared out, as the config says; in one pass where the config leaves that open."""
         return split_of(self.config, self.group)
 
-    def record(self, kind: Kind, split: Split) -> Record:
+    def record(self, kind: Kind, split: Split) -> RunWriter:
         """Where this worker's rows and checkpoints go."""
         if self.group.rank > 0:
             return NoRecord()
@@ -271,7 +271,7 @@ class Run:
         return record
 
 
-def split_of(config: TrainingConfig, group: Group) -> Split:
+def split_of(config: TrainingConfig, group: ProcessGroup) -> Split:
     """How the effective batch is shared out among the workers of ``group``."""
     return Split(config.batch_size, config.accumulation or 1, group.workers, group.rank)
 
@@ -446,7 +446,7 @@ def _gradients(
     return values
 
 
-def _means(values: list[dict[str, Tensor]], group: Group) -> dict[str, Tensor]:
+def _means(values: list[dict[str, Tensor]], group: ProcessGroup) -> dict[str, Tensor]:
     """Means over the parts of a step, which are of equal size, and over the workers."""
     names = list(values[0])
     table = torch.stack([torch.stack([each[name].float() for name in names]) for each in values])
@@ -454,7 +454,7 @@ def _means(values: list[dict[str, Tensor]], group: Group) -> dict[str, Tensor]:
 
 
 def _row(
-    meter: Meter, task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: Record
+    meter: Meter, task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: RunWriter
 ) -> dict[str, float]:
     """The interval as a row; if one of its steps is not finite, the state before that step is saved.
 
@@ -470,7 +470,7 @@ def _row(
 
 
 def _probes(
-    task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: Record, done: int
+    task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: RunWriter, done: int
 ) -> dict[str, float]:
     """The task's probes.
 

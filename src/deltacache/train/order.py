@@ -19,7 +19,7 @@ from deltacache.schemas.datasets import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatch:
     """Positions ``start`` to ``stop - 1`` of the effective batch of a step: one forward and backward pass."""
 
     step: int
@@ -49,13 +49,13 @@ class Split:
         """Samples of one optimizer step."""
         return self.batch_size * self.accumulation * self.workers
 
-    def parts(self, step: int) -> Iterator[Part]:
+    def parts(self, step: int) -> Iterator[MicroBatch]:
         """What worker ``rank`` computes of a step."""
         for turn in range(self.accumulation):
             start = (turn * self.workers + self.rank) * self.batch_size
-            yield Part(step, start, start + self.batch_size)
+            yield MicroBatch(step, start, start + self.batch_size)
 
-    def parts_of(self, steps: range) -> Iterator[Part]:
+    def parts_of(self, steps: range) -> Iterator[MicroBatch]:
         """The parts of these steps, in order."""
         for step in steps:
             yield from self.parts(step)
@@ -88,7 +88,12 @@ NOISE_BLOCK = 16
 
 
 def normal_draws(
-    purpose: str, seed: int, part: Part, effective_batch: int, shape: tuple[int, ...], device: torch.device
+    purpose: str,
+    seed: int,
+    part: MicroBatch,
+    effective_batch: int,
+    shape: tuple[int, ...],
+    device: torch.device,
 ) -> Tensor:
     """Standard normal numbers (B, *shape) for the positions of ``part``, the same for every split of the batch.
 

@@ -17,8 +17,8 @@ from deltacache.models.flops import LivingStorages
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import duration
-from deltacache.train.order import Part, Split
-from deltacache.train.workers.group import Group
+from deltacache.train.order import MicroBatch, Split
+from deltacache.train.workers.group import ProcessGroup
 
 BatchT = TypeVar("BatchT")
 _TRIED = (1, 2, 4, 8, 16)
@@ -79,7 +79,7 @@ def measure_passes(
     state = [(buffer, buffer.clone()) for buffer in task.model.buffers()]  # running means of BatchNorm
     measured: list[tuple[int, int, float]] = []  # samples, peak bytes, seconds
     free, input_seconds, started = 0, 0.0, time.perf_counter()
-    with closing(task.trial_batches(Part(0, 0, size) for size in sizes)) as batches:
+    with closing(task.trial_batches(MicroBatch(0, 0, size) for size in sizes)) as batches:
         for size, batch in zip(sizes, batches, strict=True):
             if not free:
                 input_seconds = (time.perf_counter() - started) / size
@@ -93,7 +93,7 @@ def measure_passes(
             try:
                 with _peak(device, [*task.model.parameters(), *task.model.buffers()]) as peak:
                     with forward_precision(device, precision):
-                        loss, _ = task.training_loss(batch, Part(0, 0, size))
+                        loss, _ = task.training_loss(batch, MicroBatch(0, 0, size))
                     loss.backward()
                     del loss
             except torch.OutOfMemoryError:
@@ -125,7 +125,7 @@ def _line(measured: list[tuple[int, int, float]]) -> tuple[int, int]:
     return max(0, more - many * slope), slope
 
 
-def fitting_split(cost: PassCost, split: Split, group: Group, device: torch.device) -> Split:
+def fitting_split(cost: PassCost, split: Split, group: ProcessGroup, device: torch.device) -> Split:
     """``split``, whose pass is all of a worker's step, cut into the fewest passes of equal size that fit.
 
     All workers of ``group`` take the size that fits the one with the least room. Those of one machine that compute on

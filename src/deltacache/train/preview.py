@@ -13,7 +13,7 @@ from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.progress import duration
 from deltacache.train.optimizer import clip_gradients
-from deltacache.train.order import Part, Split
+from deltacache.train.order import MicroBatch, Split
 from deltacache.train.passes import PassCost, memory_for
 
 _ENOUGH_S, _LONGEST_PASS_S = 10.0, 5.0
@@ -97,12 +97,12 @@ def _seconds_of_a_pass(
 ) -> float:
     """The mean of several after one that does not count, or of one where that takes long; gradients are left."""
     taken: list[float] = []
-    parts = (Part(step, 0, size) for step in range(most))
+    parts = (MicroBatch(step, 0, size) for step in range(most))
     with closing(task.trial_batches(parts)) as batches:
         for step, batch in enumerate(batches):
             begun = time.perf_counter()
             with forward_precision(device, precision):
-                loss, _ = task.training_loss(batch, Part(step, 0, size))
+                loss, _ = task.training_loss(batch, MicroBatch(step, 0, size))
             loss.backward()
             loss.item()  # waits for the device
             taken.append(time.perf_counter() - begun)

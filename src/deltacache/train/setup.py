@@ -34,7 +34,7 @@ from deltacache.train.checkpoints import (
 from deltacache.train.loop import Run, split_of
 from deltacache.train.optimizer import warmup_cosine
 from deltacache.train.order import seed_of
-from deltacache.train.workers.group import Group
+from deltacache.train.workers.group import ProcessGroup
 
 # ----------------------------------------------------------------------------------------------------
 # The output folder of a run: whose it is, and whether a run may start or go on in it.
@@ -475,7 +475,7 @@ class Output(Generic[ModelT]):
     metadata: Mapping[str, Any]
     resumed: Resumed[ModelT] | None
     before: StageBefore[ModelT] | None
-    group: Group
+    group: ProcessGroup
     dry_run: bool
 
     @property
@@ -538,7 +538,7 @@ def open_output(
     kind: Kind,
     build: Callable[[], ModelT],
     load: Callable[..., LoadedModel[ModelT]],
-    group: Group,
+    group: ProcessGroup,
 ) -> Output[ModelT]:
     """Claim the output folder for training on ``dataset``, and read what the run begins with.
 
@@ -577,7 +577,7 @@ def open_output(
         resumed = join_output(out, load, metadata, step)
         return output(stage_before() if resumed is None else None, resumed)
 
-    return group.first_alone(first, others)
+    return group.rank_zero_first(first, others)
 
 
 def _check_steps_left(

@@ -27,7 +27,7 @@ from deltacache.train.data import (
     tokens_bytes,
 )
 from deltacache.train.loop import split_of, train
-from deltacache.train.order import Part, Split, probe_items, step_generator, step_rng
+from deltacache.train.order import MicroBatch, Split, probe_items, step_generator, step_rng
 from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import (
     Prepared,
@@ -38,7 +38,7 @@ from deltacache.train.setup import (
     open_output,
     open_training_data,
 )
-from deltacache.train.workers.group import Alone, Group
+from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
 
 class TokenizerTask:
@@ -76,13 +76,11 @@ class TokenizerTask:
     def _source(self) -> PairSource:
         return open_pairs(self._dataset, self._sharers)
 
-    def batches(self, parts: Iterable[Part]) -> Generator[PairBatch]:
-        """See ``TrainingTask``."""
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[PairBatch]:
         black = self._dataset.black_patch_tokens
         return pair_batches(self._source, black, self._settings, parts, self._device)
 
-    def trial_batches(self, parts: Iterable[Part]) -> Generator[PairBatch]:
-        """See ``TrainingTask``."""
+    def trial_batches(self, parts: Iterable[MicroBatch]) -> Generator[PairBatch]:
         source, black = StreamedFeatures(self._dataset), self._dataset.black_patch_tokens
         return pair_batches(source, black, self._settings, parts, self._device)
 
@@ -92,7 +90,6 @@ class TokenizerTask:
         return tokens_bytes(self._dataset) if loads else 0
 
     def bytes_to_read(self, samples: int) -> int:
-        """See ``TrainingTask``."""
         once = stored_bytes(self._dataset)
         if fits_in_memory(self._dataset, self._sharers):
             return once
@@ -102,7 +99,7 @@ class TokenizerTask:
         """See ``TrainingTask``: none, pairs are read ahead."""
         return 0
 
-    def training_loss(self, batch: PairBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: PairBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``; ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess.
 
         The factor of the RoPE augmentation is one for the whole step, whatever the part.
@@ -157,11 +154,11 @@ def train_tokenizer(
     """
     request = TrainingRequest(features, out, config, resume, device, start_from)
     with holding_output(out, "train-tokenizer", resume=resume):
-        return prepare_tokenizer(request, reporter, Alone()).train()
+        return prepare_tokenizer(request, reporter, SingleProcess()).train()
 
 
 def prepare_tokenizer(
-    request: TrainingRequest[TokenizerConfig], reporter: Reporter, group: Group
+    request: TrainingRequest[TokenizerConfig], reporter: Reporter, group: ProcessGroup
 ) -> Prepared:
     """What ``train_tokenizer`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)

@@ -26,7 +26,7 @@ from deltacache.train.data import (
     stored_bytes,
 )
 from deltacache.train.loop import split_of, train
-from deltacache.train.order import Part, Split, normal_draws, probe_items, seed_of
+from deltacache.train.order import MicroBatch, Split, normal_draws, probe_items, seed_of
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
@@ -37,7 +37,7 @@ from deltacache.train.setup import (
     open_output,
     open_training_data,
 )
-from deltacache.train.workers.group import Alone, Group
+from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
 
 class WorldTask:
@@ -72,23 +72,19 @@ class WorldTask:
             else given
         )
 
-    def batches(self, parts: Iterable[Part]) -> Generator[ClipBatch]:
-        """See ``TrainingTask``."""
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[ClipBatch]:
         seed = self._config.training.seed
         return clip_batches(self._arrays, self._effective_batch, seed, parts, self._device)
 
-    def trial_batches(self, parts: Iterable[Part]) -> Generator[ClipBatch]:
-        """See ``TrainingTask``."""
+    def trial_batches(self, parts: Iterable[MicroBatch]) -> Generator[ClipBatch]:
         given, seed = self._given, self._config.training.seed
         clips = MappedClips.of(given.dataset) if isinstance(given, PendingClips) else given
         return clip_batches(clips, self._effective_batch, seed, parts, self._device)
 
     def bytes_to_load(self, device: torch.device) -> int:
-        """See ``TrainingTask``."""
         return self._given.bytes_to_load if isinstance(self._given, PendingClips) else 0
 
     def bytes_to_read(self, samples: int) -> int:
-        """See ``TrainingTask``."""
         given = self._given
         if not isinstance(given, PendingClips):
             return 0
@@ -99,7 +95,7 @@ class WorldTask:
         """See ``TrainingTask``: none."""
         return 0
 
-    def training_loss(self, batch: ClipBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: ClipBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``; the noise of a clip is that of its step and position."""
         result = self.model.training_loss(
             batch.tokens,
@@ -113,7 +109,7 @@ class WorldTask:
         )
         return result.loss, {}
 
-    def _noise(self, batch: ClipBatch, part: Part) -> Tensor | None:
+    def _noise(self, batch: ClipBatch, part: MicroBatch) -> Tensor | None:
         """(B, T-1, K, Z), or ``None`` where nothing is random."""
         if not self.model.stochastic:
             return None
@@ -122,7 +118,7 @@ class WorldTask:
         noise = normal_draws("noise", seed, part, batch_size, shape, self._device)
         return noise.mul_(self.model.noise_std)
 
-    def _dropout(self, part: Part) -> torch.Generator:
+    def _dropout(self, part: MicroBatch) -> torch.Generator:
         """For models with dropout: it depends on the step and the part, so other splits draw other numbers."""
         seed = seed_of("dropout", self._config.training.seed, part.step, part.start)
         return torch.Generator().manual_seed(seed)
@@ -139,7 +135,7 @@ class WorldTask:
         noise = None
         if self.model.stochastic:
             shape = (config.candidates, self.model.noise_size)
-            noise = normal_draws("probe noise", seed, Part(0, 0, 1), 1, shape, self._device)[0]
+            noise = normal_draws("probe noise", seed, MicroBatch(0, 0, 1), 1, shape, self._device)[0]
             noise *= self.model.noise_std
         with forward_precision(self._device, config.training.precision):
             return probe_world(self.model, batch, self._grid, noise, config.smooth_l1_beta)
@@ -167,10 +163,10 @@ def train_world(
     """
     request = TrainingRequest(source, out, config, resume, device, start_from)
     with holding_output(out, "train-world", resume=resume):
-        return prepare_world(request, reporter, Alone()).train()
+        return prepare_world(request, reporter, SingleProcess()).train()
 
 
-def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: Group) -> Prepared:
+def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: ProcessGroup) -> Prepared:
     """What ``train_world`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
     dataset, build = open_world_inputs(request)

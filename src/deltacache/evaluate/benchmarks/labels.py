@@ -97,14 +97,12 @@ class SegmentationScorer:
         self._head, self._classes = _Head(head, grid), classes
 
     def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
-        """See ``LabelScorer``."""
         small, half = self._head(tokens), _half(label)
         # Crop by crop: logits of both side by side would be copied into another memory format, ten times as slow
         classes = [upsample_crop(each[None], split, half, crop).argmax(1) for crop, each in enumerate(small)]
         return segmentation_totals(torch.cat(classes), label, self._classes)
 
     def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
-        """See ``LabelScorer``."""
         hit = torch.zeros_like(label, dtype=torch.bool)
         for logits in self._head.chunks(samples, split, _half(label), crop):
             hit |= (logits.argmax(1) == label).any(0)
@@ -112,7 +110,6 @@ class SegmentationScorer:
         return torch.stack([valid.sum(), (hit & valid).sum()]).double()
 
     def maps(self, tokens: Tensor, side: int) -> Tensor:
-        """See ``LabelScorer``."""
         return torch.cat([logits.argmax(1).byte() for logits in self._head.square(tokens, side)])
 
 
@@ -125,11 +122,9 @@ class DepthScorer:
         self._head = _Head(head, grid)
 
     def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
-        """See ``LabelScorer``."""
         return depth_totals(upsample(self._head(tokens), split, _half(label))[:, 0], label)
 
     def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
-        """See ``LabelScorer``."""
         above, below = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label, dtype=torch.bool)
         for depth in self._head.chunks(samples, split, _half(label), crop):
             above |= (depth[:, 0] >= label).any(0)
@@ -138,7 +133,6 @@ class DepthScorer:
         return torch.stack([valid.sum(), (above & below & valid).sum()]).double()
 
     def maps(self, tokens: Tensor, side: int) -> Tensor:
-        """See ``LabelScorer``."""
         return torch.cat([depth[:, 0].half() for depth in self._head.square(tokens, side)])
 
 

@@ -13,7 +13,7 @@ from deltacache import __version__
 from deltacache.evaluate.benchmarks.labels import DepthScorer, LabelScorer, SegmentationScorer
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.inputs import Models, load_models
-from deltacache.evaluate.output import said_of_training
+from deltacache.evaluate.output import training_record
 from deltacache.evaluate.predictions import Protocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
@@ -84,7 +84,7 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
     for name, path in settings.heads.items():
         scorers[name], loaded = _scorer(name, path, backbone, settings.image_size, device)
         heads[name] = loaded.fingerprint
-        trained_on[name] = said_of_training(loaded.metadata)
+        trained_on[name] = training_record(loaded.metadata)
     models = load_models(settings, card, f"backbone {backbone.id}", device)
     rgb, rgb_fingerprint = None, None
     if settings.rgb_decoder is not None:

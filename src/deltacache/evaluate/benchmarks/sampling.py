@@ -315,7 +315,6 @@ class DeltaFutures:
             return decode_last(self.tokenizer.model, self.start[crop], self.sampled[crop], self.sampler.grid)
 
     def first_samples(self, crop: int, count: int) -> Tensor:
-        """See ``CropFutures``."""
         some = self.sampled[crop, None, :count]
         return decode_future(self.tokenizer.model, self.start[crop, None], some, self.sampler.grid)[0]
 
@@ -344,7 +343,6 @@ class PatchFutures:
             )
 
     def first_samples(self, crop: int, count: int) -> Tensor:
-        """See ``CropFutures``."""
         return self._rolled_out(crop, slice(count))
 
     def _rolled_out(self, crop: int, samples: slice) -> Tensor:

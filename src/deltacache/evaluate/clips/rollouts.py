@@ -39,7 +39,7 @@ class Futures:
 
 
 @dataclass(frozen=True)
-class JudgedSamples:
+class ScoredSamples:
     """What is left of one sequence's samples once they were decoded and compared.
 
     Attributes:
@@ -111,7 +111,7 @@ def _of_patches(
     return Futures(world.samples, frames, world.numbers_of_patches(context, protocol.horizons[-1]))
 
 
-def judge_samples(
+def score_samples(
     world: World,
     sampled: Futures,
     clip: Tensor,
@@ -119,7 +119,7 @@ def judge_samples(
     protocol: Protocol,
     futures: Tensor | None = None,
     keep: int = 0,
-) -> JudgedSamples:
+) -> ScoredSamples:
     """Compare one sequence's sampled futures with the truth, some samples at a time.
 
     Args:
@@ -144,7 +144,7 @@ def judge_samples(
         if futures is not None:
             distances.append(torch.stack([token_distance(scored, each) for each in futures], -1).cpu())
         kept.append(decoded[: max(0, keep - sum(map(len, kept)))].half().cpu())
-    return JudgedSamples(
+    return ScoredSamples(
         metrics=torch.cat(metrics),
         distances=torch.cat(distances).numpy() if distances else None,
         kept=torch.cat(kept).numpy(),
@@ -154,7 +154,7 @@ def judge_samples(
     )
 
 
-def sample_statistics(world: World, judged: JudgedSamples, about: AboutSequence) -> Iterator[Statistic]:
+def sample_statistics(world: World, judged: ScoredSamples, about: AboutSequence) -> Iterator[Statistic]:
     """Best and mean of the first 1, 2, 5, ... samples and of all, and what the samples are together at each horizon.
 
     Best at a horizon is the sample with the lowest smooth-L1 there, whatever its other metrics. A single prediction

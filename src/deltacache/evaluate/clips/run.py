@@ -19,10 +19,10 @@ from deltacache.evaluate import metrics as sample_sums
 from deltacache.evaluate import output
 from deltacache.evaluate.clips.rollouts import (
     Futures,
-    JudgedSamples,
-    judge_samples,
+    ScoredSamples,
     roll_out,
     sample_statistics,
+    score_samples,
 )
 from deltacache.evaluate.clips.scenes import (
     NOTHING_REACHED,
@@ -247,10 +247,10 @@ def _score_futures(
     futures = None
     if checked is not None:
         futures = read_futures_of(run.dataset, checked.scene, run.protocol, run.device)
-    judgements: list[tuple[World, JudgedSamples]] = []
+    judgements: list[tuple[World, ScoredSamples]] = []
     for world, sampled in rollouts:
         keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
-        judged = judge_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
+        judged = score_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
         judgements.append((world, judged))
         yield from sample_statistics(world, judged, about)
         if checked is not None and judged.distances is not None:
@@ -260,7 +260,7 @@ def _score_futures(
 
 
 def _example(
-    run: Run, batch: ClipBatch, position: int, judgements: list[tuple[World, JudgedSamples]]
+    run: Run, batch: ClipBatch, position: int, judgements: list[tuple[World, ScoredSamples]]
 ) -> Example:
     row, protocol = batch.rows[position], run.protocol
     clip = batch.own[position]
@@ -286,7 +286,7 @@ def _example(
     )
 
 
-def _example_world(world: World, judged: JudgedSamples, checked: CheckedScene | None) -> ExampleWorld:
+def _example_world(world: World, judged: ScoredSamples, checked: CheckedScene | None) -> ExampleWorld:
     samples = len(judged.metrics)
     nearest = reached = np.full(samples, NOTHING_REACHED)
     if checked is not None and judged.distances is not None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from deltacache.evaluate.benchmarks.labels import depth_totals, segmentation_totals
 from deltacache.evaluate.metrics import Metrics, feature_metrics, finite_of_head, metrics_of
-from deltacache.evaluate.output import Method, ModelRecord, said_of_training
+from deltacache.evaluate.output import Method, ModelRecord, training_record
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok, Grid
 from deltacache.models.devices import allow_tf32
@@ -223,7 +223,7 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         worlds=tuple(name or "" for name in names),
         heads={task: head.fingerprint for task, head in heads.items()},
         heads_trained_on={
-            task: said for task, head in heads.items() if (said := said_of_training(head.metadata))
+            task: said for task, head in heads.items() if (said := training_record(head.metadata))
         },
         rgb_decoder=None,
     )

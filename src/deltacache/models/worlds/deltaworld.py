@@ -51,18 +51,15 @@ class DeltaWorld(QueryWorld):
 
     @property
     def label(self) -> str:
-        """See ``WorldModel``."""
         return "deltaworld" if self.stochastic else "deltaworld_discriminative"
 
     @property
     def places(self) -> Places | None:
-        """See ``QueryWorld``."""
         if self.place_embed is None or self.q_place_embed is None:
             return None
         return Places(self.place_embed.weight, self.q_place_embed.weight)
 
     def tokens_of_a_frame(self, grid: Grid | None) -> int:
-        """See ``QueryWorld``."""
         del grid
         return self.tokens_per_frame
 

@@ -19,7 +19,6 @@ class DinoWorld(QueryWorld):
 
     @property
     def label(self) -> str:
-        """See ``WorldModel``."""
         return "dino_world_best_of_many" if self.stochastic else "dino_world"
 
     def tokens_of_a_frame(self, grid: Grid | None) -> int:
@@ -28,7 +27,6 @@ class DinoWorld(QueryWorld):
         return rows * columns
 
     def rotation(self, seconds: Tensor, grid: Grid | None) -> Rotation:
-        """See ``QueryWorld``."""
         return space_time_rotation(seconds, _given(grid), self.predictor.head_dim)
 
 

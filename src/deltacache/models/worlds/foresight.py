@@ -58,11 +58,9 @@ class Foresight(MaskedTransformer):
 
     @property
     def label(self) -> str:
-        """See ``WorldModel``."""
         return "dino_foresight"
 
     def block(self) -> nn.Module:
-        """See ``MaskedTransformer``."""
         return SeparableBlock(self.width, self.num_heads, self.mlp_width, self.dropout)
 
     def positions(self, grid: Grid | None) -> Tensor:

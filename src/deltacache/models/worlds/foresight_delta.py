@@ -50,14 +50,11 @@ class ForesightDelta(MaskedTransformer):
 
     @property
     def label(self) -> str:
-        """See ``WorldModel``."""
         return "dino_foresight_delta"
 
     def block(self) -> nn.Module:
-        """See ``MaskedTransformer``."""
         return JointBlock(self.width, self.num_heads, self.mlp_width, self.dropout)
 
     def positions(self, grid: Grid | None) -> Tensor:
-        """See ``MaskedTransformer``."""
         del grid
         return self.time_embed if self.place_embed is None else self.time_embed + self.place_embed

@@ -51,7 +51,6 @@ class ListedImage:
 
     @property
     def drive(self) -> str:
-        """See ``drive_of``."""
         return drive_of(PurePosixPath(self.image).parts[-_PARTS])
 
 

@@ -56,7 +56,7 @@ class ClipArrays(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ByteRange:
     """Bytes that a file (relative to the dataset's folder) must hold at an offset."""
 
     file: str
@@ -74,7 +74,7 @@ class ShardStore(Protocol):
         """
         ...
 
-    def surroundings(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[Stretch]:
+    def bytes_around(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[ByteRange]:
         """What must lie around the arrays of one clip; with them, these are all its bytes."""
         ...
 

@@ -35,7 +35,7 @@ from deltacache.pipeline.datasets.receipts import (
     finished_shards,
     read_receipt,
 )
-from deltacache.pipeline.datasets.stores import SCALES, TIMESTAMPS, Stretch, shard_store, token_array
+from deltacache.pipeline.datasets.stores import SCALES, TIMESTAMPS, ByteRange, shard_store, token_array
 from deltacache.pipeline.datasets.writing import (
     BLACK_FILE,
     CARD_FILE,
@@ -369,14 +369,14 @@ def _clips(root: AnyPath, card: DatasetCard, receipt: Receipt) -> Iterator[Probl
             where = receipt.scale_file if altered.array == SCALES else file
             named.add(where)
             yield _shard_problem(receipt, where, clip_id, altered.message)
-        for stretch in store.surroundings(receipt, row, arrays):
+        for stretch in store.bytes_around(receipt, row, arrays):
             if stretch.file not in named and not _is_there(files, root, stretch):
                 named.add(stretch.file)
                 message = "the bytes around its tokens, or its times, are altered or of another clip"
                 yield _shard_problem(receipt, stretch.file, clip_id, message)
 
 
-def _is_there(files: MappedFiles, root: AnyPath, stretch: Stretch) -> bool:
+def _is_there(files: MappedFiles, root: AnyPath, stretch: ByteRange) -> bool:
     size = len(stretch.content)
     try:
         held = files.array(root / stretch.file, np.uint8, stretch.offset, (size,), 1)

@@ -17,8 +17,8 @@ from deltacache.pipeline.datasets.receipts import FileRecord, Receipt, StoredCli
 from deltacache.pipeline.datasets.stores import (
     SCALES,
     TIMESTAMPS,
+    ByteRange,
     ClipArrays,
-    Stretch,
     WrittenShard,
     checked_clips,
     scale_shape,
@@ -32,8 +32,6 @@ from deltacache.schemas.datasets import DatasetCard, canonical_json
 
 
 class WebDatasetStore:
-    """See ``ShardStore``."""
-
     def __init__(self, card: DatasetCard) -> None:
         self._card = card
         self._token_header = npy_header(np.empty(token_shape(card), token_dtype(card)))
@@ -41,7 +39,6 @@ class WebDatasetStore:
         self._scale_shape = scale_shape(card)
 
     def write(self, folder: AnyPath, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
-        """See ``ShardStore``."""
         written = WrittenShard(frame_stride=self._token_bytes // token_shape(self._card)[0])
         pairs = checked_clips(self._card, shard_id, clips, written)
         first = next(pairs, None)
@@ -68,13 +65,12 @@ class WebDatasetStore:
             written.scale_file, written.scale_stride = final.name, 4 * self._scale_shape[1]
         return written
 
-    def surroundings(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[Stretch]:
-        """See ``ShardStore``."""
+    def bytes_around(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[ByteRange]:
         offset = receipt.token_offsets[row]
         before, between, after = self._around(receipt.clips[row])
         scales = b"" if arrays.scales is None else arrays.scales.tobytes()
-        yield Stretch(receipt.token_file, offset - len(before), before)
-        yield Stretch(receipt.token_file, offset + self._token_bytes, between + scales + after)
+        yield ByteRange(receipt.token_file, offset - len(before), before)
+        yield ByteRange(receipt.token_file, offset + self._token_bytes, between + scales + after)
 
     def _around(self, row: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
         """The bytes of a sample before the values of its tokens, up to those of its scales, and after them.

@@ -27,8 +27,8 @@ from deltacache.pipeline.datasets.receipts import FileRecord, Receipt, StoredCli
 from deltacache.pipeline.datasets.stores import (
     SCALES,
     TIMESTAMPS,
+    ByteRange,
     ClipArrays,
-    Stretch,
     WrittenShard,
     checked_clips,
     scale_shape,
@@ -51,13 +51,10 @@ _CRC = struct.Struct("<I")
 
 
 class ZarrStore:
-    """See ``ShardStore``."""
-
     def __init__(self, card: DatasetCard) -> None:
         self._card = card
 
     def write(self, folder: AnyPath, shard_id: str, clips: Iterable[StoredClip]) -> WrittenShard:
-        """See ``ShardStore``."""
         written = WrittenShard()
         pairs = checked_clips(self._card, shard_id, clips, written)
         first = next(pairs, None)
@@ -75,12 +72,11 @@ class ZarrStore:
             written.scale_file = f"{final.name}/{_data_file(SCALES, len(self._scale_shape))}"
         return written
 
-    def surroundings(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[Stretch]:
-        """See ``ShardStore``."""
+    def bytes_around(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[ByteRange]:
         times = np.asarray(receipt.clips[row][TIMESTAMPS], np.float32).tobytes()
         group = "/".join(PurePosixPath(receipt.token_file).parts[:2])
         content = times + _CRC.pack(crc32c(times))
-        yield Stretch(f"{group}/{_data_file(TIMESTAMPS, 1)}", row * len(content), content)
+        yield ByteRange(f"{group}/{_data_file(TIMESTAMPS, 1)}", row * len(content), content)
         yield from _checksums(receipt.token_file, receipt.token_offsets[row], self._chunks(arrays.tokens))
         if arrays.scales is not None:
             yield from _checksums(receipt.scale_file, receipt.scale_offsets[row], arrays.scales)
@@ -136,11 +132,11 @@ class ZarrStore:
         _create_array(group, TIMESTAMPS, "float32", (clips, *times), times)
 
 
-def _checksums(file: str, offset: int, chunks: Iterable[np.ndarray]) -> Iterator[Stretch]:
+def _checksums(file: str, offset: int, chunks: Iterable[np.ndarray]) -> Iterator[ByteRange]:
     """The checksum behind each chunk, the first of which lies at ``offset``."""
     for chunk in chunks:
         offset += chunk.nbytes
-        yield Stretch(file, offset, _CRC.pack(crc32c_of_array(chunk)))
+        yield ByteRange(file, offset, _CRC.pack(crc32c_of_array(chunk)))
         offset += _CRC.size
 
 

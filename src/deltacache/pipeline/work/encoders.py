@@ -21,7 +21,7 @@ from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.pipeline.datasets.dataset import dequantise_on_device, quantise
-from deltacache.pipeline.work.lanes import Lanes
+from deltacache.pipeline.work.lanes import OverlappedForward
 from deltacache.schemas.clips import DeltaClip, FeatureClip, PixelClip
 from deltacache.schemas.datasets import AskedPrecision, Precision, Size, size_text
 from deltacache.schemas.errors import DeltacacheError
@@ -91,7 +91,7 @@ class FeatureEncoder:
     ) -> None:
         self.batch_clips = batch_clips
         self._backbone = backbone.to(device)
-        self._lanes = Lanes(device)
+        self._lanes = OverlappedForward(device)
         self._dtype = dtype
 
     @torch.inference_mode()
@@ -134,7 +134,7 @@ class DeltaEncoder:
         self._black = torch.from_numpy(black_patch_tokens).to(device).float()
         self._grid = grid
         self._backbone = backbone.to(device) if backbone is not None else None
-        self._lanes = Lanes(device)
+        self._lanes = OverlappedForward(device)
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[PixelClip]) -> list[DeltaClip | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 Forward = Callable[..., tuple[Tensor, ...]]
 
 
-class Lanes:
+class OverlappedForward:
     """The lanes of one device. What a forward reads beside its arguments must be on the device already."""
 
     def __init__(self, device: torch.device) -> None:

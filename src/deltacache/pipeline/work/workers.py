@@ -248,11 +248,9 @@ class VideoShardWorker:
     lock: str = ""
 
     def measure(self) -> float:
-        """See ``ShardWorker``."""
         return measure_forward(self.encoder, self.card.sampling.frames, self.card.image_size)
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
-        """See ``ShardWorker``."""
         shard_id, encoding = work.task.shard_id, ShardEncoding(self.encoder, decode(work), on_clips)
         if work.kind is Kind.TRY:
             return try_videos(shard_id, encoding)
@@ -271,7 +269,6 @@ class FeatureShardWorker:
     lock: str = ""
 
     def measure(self) -> float:
-        """See ``ShardWorker``."""
         return measure_tokenizing(self.encoder, self.features[1])
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:

@@ -21,7 +21,7 @@ from deltacache.pipeline.benchmarks.frames import Split
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
 from deltacache.schemas.configs import FramesConfig
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
-from deltacache.train.order import Part, batch_items, step_rng
+from deltacache.train.order import MicroBatch, batch_items, step_rng
 
 _BACKBONE_CROPS = 64  # of a forward pass on a GPU; on a CPU those of one frame, whatever else is in the batch
 _THREADS = 8
@@ -97,7 +97,7 @@ class HeadFrames:
         self._keep: bool | None = None  # decided at the first frame
         self._crops_a_pass = _BACKBONE_CROPS
 
-    def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[HeadBatch]:
+    def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[HeadBatch]:
         """The batches of ``parts``; pictures are read ahead in threads."""
         with (
             ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "deltacache-frames") as pool,
@@ -117,7 +117,7 @@ class HeadFrames:
         return mean_file_bytes(self._frames)
 
     def _read(
-        self, seed: int, effective_batch: int, parts: Iterable[Part], pool: ThreadPoolExecutor
+        self, seed: int, effective_batch: int, parts: Iterable[MicroBatch], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Key], dict[Key, LoadedFrame]]]:
         for part in parts:
             items = batch_items(seed, part.step, effective_batch, len(self._frames.frames))[part.positions]

@@ -40,9 +40,9 @@ from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segme
 from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
 from deltacache.train.heads.training import LinearHead, LinearTask
 from deltacache.train.loop import Run, split_of, train
-from deltacache.train.order import Part, batch_items, step_rng
+from deltacache.train.order import MicroBatch, batch_items, step_rng
 from deltacache.train.setup import claim_output, holding_output
-from deltacache.train.workers.group import Alone
+from deltacache.train.workers.group import SingleProcess
 
 _AHEAD = 2
 _PLACES: dict[str, Any] = {"depth": True, "features": {"backbone", "pca"}}
@@ -81,7 +81,7 @@ class WholeFrames:
         self._known: OrderedDict[tuple[int, bool], _Seen] = OrderedDict()
         self._bytes = 0
 
-    def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[FrameBatch]:
+    def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[FrameBatch]:
         """The batches of ``parts``: frames epoch by epoch, some of them mirrored."""
         return prefetch((self._batch(seed, effective_batch, part) for part in parts), _AHEAD)
 
@@ -97,7 +97,7 @@ class WholeFrames:
         """Of the files of a frame, on average over the first ones."""
         return mean_file_bytes(self._listed)
 
-    def _batch(self, seed: int, effective_batch: int, part: Part) -> FrameBatch:
+    def _batch(self, seed: int, effective_batch: int, part: MicroBatch) -> FrameBatch:
         numbers = batch_items(seed, part.step, effective_batch, len(self._frames))[part.positions]
         drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions] < self._config.flip
         seen = [self._seen(*key) for key in zip(numbers.tolist(), drawn.tolist(), strict=True)]
@@ -134,11 +134,9 @@ class WholeFrameHeadTask(LinearTask[FrameBatch]):
     """A linear head on whole frames."""
 
     def segmentation(self, small: Tensor, batch: FrameBatch) -> Tensor:
-        """See ``LinearTask``."""
         return whole_segmentation_loss_by_rows(small, batch.labels)
 
     def depth(self, small: Tensor, batch: FrameBatch) -> DepthLosses:
-        """See ``LinearTask``."""
         large = [
             functional.interpolate(each[None], size=label.shape, mode="bilinear", align_corners=False)
             for each, label in zip(small, batch.labels, strict=True)
@@ -181,7 +179,7 @@ def _train(
     say_if_scored(frames, config.split, reporter)
     chosen = choose_device(device)
     features = load_frame_features(config.features, chosen)
-    effective_batch = split_of(config.training, Alone()).effective_batch
+    effective_batch = split_of(config.training, SingleProcess()).effective_batch
     metadata = _metadata(root, frames, config, features) | {"effective_batch": effective_batch}
 
     def load(path: Path) -> LoadedModel[LinearHead]:

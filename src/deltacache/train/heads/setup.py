@@ -22,7 +22,7 @@ from deltacache.train.heads.data import HeadFrames
 from deltacache.train.loop import Run, split_of
 from deltacache.train.order import seed_of
 from deltacache.train.setup import claim_output
-from deltacache.train.workers.group import Alone
+from deltacache.train.workers.group import SingleProcess
 
 ModelT = TypeVar("ModelT", bound=SavedModel)
 
@@ -81,7 +81,7 @@ class HeadSetup(Generic[ModelT]):
     @property
     def effective_batch(self) -> int:
         """Frames of a step."""
-        return split_of(self.config.training, Alone()).effective_batch
+        return split_of(self.config.training, SingleProcess()).effective_batch
 
     def run(self, reporter: Reporter) -> Run:
         """Begin: the resolved config is saved beside what follows."""
@@ -114,7 +114,7 @@ def open_head(
         "patch_grid": list(backbone.grid(config.frames.image_size)),
         "image_size": config.frames.image_size,
         **described_frames(frames, config.frames.split, request.root),
-        "effective_batch": split_of(config.training, Alone()).effective_batch,
+        "effective_batch": split_of(config.training, SingleProcess()).effective_batch,
         "code_version": __version__,
     }
     resumed = claim_output(

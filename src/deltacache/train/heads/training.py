@@ -24,7 +24,7 @@ from deltacache.train.heads.data import HeadBatch, HeadFrames
 from deltacache.train.heads.losses import DepthLosses, depth_losses, picture_losses, segmentation_loss_by_rows
 from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head, say_if_scored
 from deltacache.train.loop import train
-from deltacache.train.order import Part
+from deltacache.train.order import MicroBatch
 from deltacache.train.setup import holding_output
 
 # ----------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Frames(Protocol[BatchT_co]):
         """Of the files of a frame, on average."""
         ...
 
-    def batches(self, seed: int, effective_batch: int, parts: Iterable[Part]) -> Generator[BatchT_co]:
+    def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[BatchT_co]:
         """The batches of ``parts``, in order."""
         ...
 
@@ -80,8 +80,7 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
         self.model = model.train()
         self._frames, self._seed, self._effective_batch = frames, seed, effective_batch
 
-    def batches(self, parts: Iterable[Part]) -> Generator[BatchT]:
-        """See ``TrainingTask``."""
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[BatchT]:
         return self._frames.batches(self._seed, self._effective_batch, parts)
 
     trial_batches = batches
@@ -91,7 +90,6 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
         return 0
 
     def bytes_to_read(self, samples: int) -> int:
-        """See ``TrainingTask``."""
         return int(self._frames.computed(samples) * self._frames.frame_bytes)
 
     def inputs_computed(self, samples: int) -> int:
@@ -99,7 +97,7 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
         return self._frames.computed(samples)
 
     @abstractmethod
-    def training_loss(self, batch: BatchT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: BatchT, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``."""
 
     def probes(self) -> dict[str, float]:
@@ -122,7 +120,7 @@ class LinearTask(HeadTask[LinearHead, FeaturesT]):
         super().__init__(model, frames, seed, effective_batch)
         self._weights = weights
 
-    def training_loss(self, batch: FeaturesT, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: FeaturesT, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
         del part
         gradient, rmse = self._weights
@@ -147,11 +145,9 @@ class LinearHeadTask(LinearTask[HeadBatch]):
     """A linear head on square crops."""
 
     def segmentation(self, small: Tensor, batch: HeadBatch) -> Tensor:
-        """See ``LinearTask``."""
         return segmentation_loss_by_rows(small, batch.frames)
 
     def depth(self, small: Tensor, batch: HeadBatch) -> DepthLosses:
-        """See ``LinearTask``."""
         large = [
             upsample(small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1]))
             for each in batch.frames
@@ -171,7 +167,7 @@ class RgbTask(HeadTask[RgbDecoder, HeadBatch]):
         super().__init__(model, frames, config.training.seed, effective_batch)
         self._gradient_loss = config.gradient_loss
 
-    def training_loss(self, batch: HeadBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``: L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
         assert batch.pictures is not None  # asked for
         assert batch.shares is not None

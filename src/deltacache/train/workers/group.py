@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deltacache.train.order import Part
+from deltacache.train.order import MicroBatch
 
 # ----------------------------------------------------------------------------------------------------
 # SIGTERM as a wish to stop: schedulers send it before they take the machine away.
@@ -46,7 +46,7 @@ def stop_on_sigterm() -> Iterator[Stop]:
 
 
 ResultT = TypeVar("ResultT")
-Loss = Callable[[Any, Part], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Any, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 """A task's ``training_loss``: of a batch and its part."""
 
 
@@ -54,7 +54,7 @@ class OtherWorkerFailedError(RuntimeError):
     """Another worker has said why; this one only ends."""
 
 
-class Group(Protocol):
+class ProcessGroup(Protocol):
     """The seam for several workers: the loop, the order and the draws know no more of them than this."""
 
     @property
@@ -88,7 +88,7 @@ class Group(Protocol):
         """Whether the flag of any worker is set."""
         ...
 
-    def first_alone(
+    def rank_zero_first(
         self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
     ) -> ResultT:
         """The first worker does ``first`` before all others do theirs with the number that it gave.
@@ -102,7 +102,7 @@ class Group(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One worker, in the process of the command.
 
     Args:
@@ -116,25 +116,20 @@ class Alone:
         self.workers, self.on_this_node = workers, on_this_node
 
     def shared(self, model: nn.Module, loss: Loss) -> Loss:
-        """See ``Group``."""
         return loss
 
     def gathering(self, *, last: bool) -> AbstractContextManager[None]:
-        """See ``Group``."""
         return nullcontext()
 
     def average(self, values: Tensor) -> Tensor:
-        """See ``Group``."""
         return values
 
     def any(self, flag: bool) -> bool:
-        """See ``Group``."""
         return flag
 
-    def first_alone(
+    def rank_zero_first(
         self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
     ) -> ResultT:
-        """See ``Group``."""
         return first()[0]
 
     def stopping(self) -> AbstractContextManager[Stop]:
@@ -151,7 +146,7 @@ _FAILED = -(2**62)
 
 
 class Distributed:
-    """One worker of the process group that is there; see ``Group``. Flags travel by gloo, tensors as they lie.
+    """One worker of the process group that is there; see ``ProcessGroup``. Flags travel by gloo, tensors as they lie.
 
     Args:
         stopping: where wishes to stop come from; a process that Ray made gets no signals itself.
@@ -164,30 +159,28 @@ class Distributed:
         self._ddp: DistributedDataParallel | None = None
 
     def shared(self, model: nn.Module, loss: Loss) -> Loss:
-        """See ``Group``. The weights of the first worker replace those of the others."""
+        """See ``ProcessGroup``. The weights of the first worker replace those of the others."""
         self._ddp = DistributedDataParallel(_LossOf(model, loss))
         return self._ddp
 
     def gathering(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See ``Group``."""
         return nullcontext() if last or self._ddp is None else self._ddp.no_sync()
 
     def average(self, values: Tensor) -> Tensor:
-        """See ``Group``."""
         total = values.clone()
         dist.all_reduce(total)  # gloo has no mean
         return total / self.workers
 
     def any(self, flag: bool) -> bool:
-        """See ``Group``. Costs a round trip and no wait for a GPU."""
+        """See ``ProcessGroup``. Costs a round trip and no wait for a GPU."""
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
-    def first_alone(
+    def rank_zero_first(
         self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
     ) -> ResultT:
-        """See ``Group``.
+        """See ``ProcessGroup``.
 
         Raises:
             OtherWorkerFailedError: on the others, when the first one failed.
@@ -214,5 +207,5 @@ class _LossOf(nn.Module):
         self.model = model
         self._loss = loss
 
-    def forward(self, batch: Any, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return self._loss(batch, part)

@@ -9,7 +9,7 @@ import torch
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.progress import Reporter
 from deltacache.train.setup import TrainingRequest, holding_output
-from deltacache.train.workers.group import Alone
+from deltacache.train.workers.group import SingleProcess
 from deltacache.train.workers.trainable import PREPARE, Workers
 
 
@@ -24,10 +24,10 @@ def launch(
         count = 1 if workers is None else workers.count
         here = count if workers is None or workers.ray_address is None else 1
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
-        return PREPARE[kind](request, reporter, Alone(count, here)).train()
+        return PREPARE[kind](request, reporter, SingleProcess(count, here)).train()
     with holding_output(request.out, f"train-{kind}", resume=request.resume):
         if workers is None or (workers.count == 1 and workers.ray_address is None):
-            return PREPARE[kind](request, reporter, Alone()).train()
+            return PREPARE[kind](request, reporter, SingleProcess()).train()
         from deltacache.train.workers.ray_workers import train_together
 
         return train_together(kind, _for_other_nodes(request), workers, reporter)

@@ -112,7 +112,6 @@ class RelayReporter:
 
     @contextmanager
     def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
-        """See ``Reporter``."""
         self._tell("stage", name, total, done=done)
         try:
             yield _RelayStage(self._tell)
@@ -120,7 +119,6 @@ class RelayReporter:
             self._tell("end")
 
     def line(self, text: str) -> None:
-        """See ``Reporter``."""
         self._tell("line", text)
 
 

@@ -9,10 +9,10 @@ from deltacache.schemas.jobs import WAIT_FOR_NODES_S
 from deltacache.schemas.progress import Reporter
 from deltacache.train.setup import Prepared, TrainingRequest
 from deltacache.train.tokenizer import open_tokenizer_inputs, prepare_tokenizer
-from deltacache.train.workers.group import Group
+from deltacache.train.workers.group import ProcessGroup
 from deltacache.train.world import open_world_inputs, prepare_world
 
-PREPARE: Mapping[Kind, Callable[[TrainingRequest[Any], Reporter, Group], Prepared]] = {
+PREPARE: Mapping[Kind, Callable[[TrainingRequest[Any], Reporter, ProcessGroup], Prepared]] = {
     "tokenizer": prepare_tokenizer,
     "world": prepare_world,
 }
