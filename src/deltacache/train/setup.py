@@ -1,11 +1,11 @@
-"""What both trainers do before the loop: device, data checks, output folder, seeded weights."""
+"""What every trainer does before the loop: data checks, output folder, what it goes on from, seeded weights."""
 
 import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,9 +19,17 @@ from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.files import is_temporary, remove_leftovers, replacing
 from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.pipeline.storage.storage import AnyPath
-from deltacache.schemas.configs import TokenizerConfig, TrainingConfig, WorldConfig, save_config
+from deltacache.schemas.configs import (
+    HeadConfig,
+    RgbConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    WorldConfig,
+    save_config,
+)
 from deltacache.schemas.datasets import fingerprint_of_list
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import (
     Resumed,
@@ -34,7 +42,7 @@ from deltacache.train.checkpoints import (
 from deltacache.train.loop import Run, split_of
 from deltacache.train.optimizer import warmup_cosine
 from deltacache.train.order import seed_of
-from deltacache.train.workers.group import ProcessGroup
+from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
 # ----------------------------------------------------------------------------------------------------
 # The output folder of a run: whose it is, and whether a run may start or go on in it.
@@ -266,10 +274,10 @@ _COMPARED = ("architecture", "backbone_sha256", "hidden_size", "tokenizer_finger
 
 
 @dataclass(frozen=True)
-class StageBefore(Generic[ModelT]):
+class StageBefore(Generic[SavedModelT]):
     """What to begin with: ``model`` has the weights; the rest is as for a resumed run."""
 
-    model: ModelT
+    model: SavedModelT
     step: int
     optimizer_state: dict[str, Any] | None
     record: Mapping[str, Any]
@@ -466,17 +474,26 @@ def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | WorldModel]) -> 
         raise MismatchError(f"model.options of the config do not fit its architecture: {error}") from error
 
 
+TrainerConfig = TokenizerConfig | WorldConfig | HeadConfig | RgbConfig | ForesightHeadConfig
+
+
 @dataclass(frozen=True)
-class Output(Generic[ModelT]):
-    """The output folder of a run, made ready, and what the run begins with there."""
+class OpenedRun(Generic[SavedModelT]):
+    """The output folder of a training, claimed, and what the training begins with there; the same for all trainers.
+
+    Attributes:
+        metadata: what ``config.json`` of its checkpoints says, except for the step.
+        resumed: what is gone on from, with ``--resume``.
+        before: the stage before, in a run that starts from one.
+    """
 
     out: Path
-    config: TokenizerConfig | WorldConfig
+    config: TrainerConfig
     metadata: Mapping[str, Any]
-    resumed: Resumed[ModelT] | None
-    before: StageBefore[ModelT] | None
-    group: ProcessGroup
-    dry_run: bool
+    resumed: Resumed[SavedModelT] | None
+    before: StageBefore[SavedModelT] | None = None
+    group: ProcessGroup = field(default_factory=SingleProcess)
+    dry_run: bool = False
 
     @property
     def finished(self) -> Path | None:
@@ -491,103 +508,146 @@ class Output(Generic[ModelT]):
         begun = self.resumed or self.before
         return 0 if begun is None else begun.step
 
-    def model(self, build: Callable[[], ModelT]) -> ModelT:
+    @property
+    def effective_batch(self) -> int:
+        """Samples of a step, over all passes and workers."""
+        return self.metadata["effective_batch"]
+
+    def model(self, build: Callable[[], SavedModelT]) -> SavedModelT:
         """The resumed model, that of the stage before, or a new one."""
         if self.resumed is not None:
             return self.resumed.model
-        return seeded(build, self.config) if self.before is None else self.before.model
+        return seeded(build, self.config.training.seed) if self.before is None else self.before.model
 
-    def run(self, reporter: Reporter, hint: str) -> Run:
-        """Begin: the resolved config is saved beside what follows."""
+    def begin(self, reporter: Reporter, hint: str | None = None) -> Run:
+        """What the loop needs; the resolved config is saved beside what follows."""
         if self.group.rank == 0 and not self.dry_run:
             with replacing(self.out / "config.yaml") as temporary:
                 save_config(self.config, temporary)
         begun = self.resumed or self.before
-        state = None if begun is None else begun.optimizer_state
-        passes = None if self.resumed is None else self.resumed.metadata.get("samples_per_pass")
-        return Run(
+        run = Run(
             self.out,
             self.config.training,
             self.metadata,
             reporter,
             first_step=self.first_step,
-            optimizer_state=state,
-            samples_per_pass=passes,
+            optimizer_state=None if begun is None else begun.optimizer_state,
+            samples_per_pass=None if self.resumed is None else self.resumed.metadata.get("samples_per_pass"),
             group=self.group,
-            hint=hint,
             dry_run=self.dry_run,
         )
+        return run if hint is None else replace(run, hint=hint)
+
+
+def say_finished(what: str, finished: Path, reporter: Reporter) -> Path:
+    """Report that the run of checkpoint ``finished`` has all its steps."""
+    reporter.line(f"train {what}: {finished} has all its steps, nothing to do")
+    return finished
 
 
 def nothing_to_do(kind: Kind, finished: Path, training: TrainingConfig, reporter: Reporter) -> Prepared:
     """For a run whose checkpoint ``finished`` has all its steps."""
-    reporter.line(f"train {kind}: {finished} has all its steps, nothing to do")
+    say_finished(kind, finished, reporter)
     return Prepared(training.steps, lambda: finished)
 
 
-def seeded(build: Callable[[], ModelT], config: TokenizerConfig | WorldConfig) -> ModelT:
-    """A new model, whose random weights depend on the config's seed alone."""
+def seeded(build: Callable[[], SavedModelT], seed: int) -> SavedModelT:
+    """A new model, whose random weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
-        torch.default_generator.manual_seed(seed_of("weights", config.training.seed))
+        torch.default_generator.manual_seed(seed_of("weights", seed))
         return build()
 
 
-def open_output(
+def open_run(
+    out: Path,
+    config: TrainerConfig,
+    kind: Kind,
+    load: Callable[..., LoadedModel[SavedModelT]],
+    metadata: Mapping[str, Any],
+    *,
+    resume: bool,
+    dry_run: bool,
+    group: ProcessGroup | None = None,
+    stage_before: Callable[[Mapping[str, Any]], StageBefore[SavedModelT] | None] | None = None,
+    start_from: Path | None = None,
+) -> OpenedRun[SavedModelT]:
+    """Claim the output folder of a training, and read what the training begins with.
+
+    The first worker of ``group`` claims, the others look at what it left; see ``claim_output`` for what is refused.
+
+    Args:
+        metadata: what this run would write into a checkpoint, but for the effective batch.
+        stage_before: reads the stage at ``start_from``, given the whole metadata; without it a run starts at random.
+    """
+    group = SingleProcess() if group is None else group
+    metadata = {**metadata, "effective_batch": split_of(config.training, group).effective_batch}
+
+    def opened(
+        before: StageBefore[SavedModelT] | None, resumed: Resumed[SavedModelT] | None
+    ) -> OpenedRun[SavedModelT]:
+        whole = dict(metadata)
+        if stage_before is not None:
+            if resumed is not None:
+                check_same_start(resumed.metadata, start_from)
+            whole["started_from"] = (
+                before.record if before else (resumed.metadata if resumed else {}).get("started_from")
+            )
+        return OpenedRun(out, config, whole, resumed, before, group, dry_run)
+
+    def first() -> tuple[OpenedRun[SavedModelT], int]:
+        goes_on = resume and finished_checkpoints(out)
+        before = (
+            stage_before(metadata) if stage_before and not goes_on else None
+        )  # before anything is written
+        resumed = claim_output(out, kind, load, metadata, resume=resume, dry_run=dry_run)
+        return opened(before, resumed), NOTHING_DONE if resumed is None else resumed.step
+
+    def others(step: int) -> OpenedRun[SavedModelT]:
+        resumed = join_output(out, load, metadata, step)
+        return opened(stage_before(metadata) if stage_before and resumed is None else None, resumed)
+
+    return group.rank_zero_first(first, others)
+
+
+def open_stage(
     request: TrainingRequest[Any],
     dataset: Dataset,
     kind: Kind,
     build: Callable[[], ModelT],
     load: Callable[..., LoadedModel[ModelT]],
     group: ProcessGroup,
-) -> Output[ModelT]:
-    """Claim the output folder for training on ``dataset``, and read what the run begins with.
+) -> OpenedRun[ModelT]:
+    """``open_run`` for a training on ``dataset`` that may start from the stage before it.
 
-    The first worker of ``group`` claims, the others look at what it left; see ``claim_output`` and
-    ``read_stage_before`` for what is refused.
+    See ``read_stage_before`` for what else is refused.
     """
-    out, config, start_from = request.out, request.config, request.start_from
-    metadata = {
-        **run_metadata(dataset, config),
-        "effective_batch": split_of(config.training, group).effective_batch,
-    }
+    config, start_from = request.config, request.start_from
 
-    def stage_before() -> StageBefore[ModelT] | None:
+    def stage_before(metadata: Mapping[str, Any]) -> StageBefore[ModelT] | None:
         check_start(config.training.start, start_from)
         if start_from is None:
             return None
-        new = seeded(build, config)
+        new = seeded(build, config.training.seed)
         before = read_stage_before(config.training.start, start_from, new, load, metadata)
-        _check_steps_left(before, config, start_from)
+        if before.step >= config.training.steps:
+            raise DeltacacheError(
+                f"{start_from} has {before.step} steps and this stage ends at {config.training.steps}: steps count "
+                "those of the stage it continues; give a larger --steps"
+            )
         return before
 
-    def output(before: StageBefore[ModelT] | None, resumed: Resumed[ModelT] | None) -> Output[ModelT]:
-        if resumed is not None:
-            check_same_start(resumed.metadata, start_from)
-        record = before.record if before else (resumed.metadata if resumed else {}).get("started_from")
-        metadata_now = {**metadata, "started_from": record}
-        return Output(out, config, metadata_now, resumed, before, group, request.dry_run)
-
-    def first() -> tuple[Output[ModelT], int]:
-        goes_on = request.resume and finished_checkpoints(out)
-        before = None if goes_on else stage_before()  # before anything is written
-        resumed = claim_output(out, kind, load, metadata, resume=request.resume, dry_run=request.dry_run)
-        return output(before, resumed), NOTHING_DONE if resumed is None else resumed.step
-
-    def others(step: int) -> Output[ModelT]:
-        resumed = join_output(out, load, metadata, step)
-        return output(stage_before() if resumed is None else None, resumed)
-
-    return group.rank_zero_first(first, others)
-
-
-def _check_steps_left(
-    before: StageBefore[Any], config: TokenizerConfig | WorldConfig, start_from: Path
-) -> None:
-    if before.step >= config.training.steps:
-        raise DeltacacheError(
-            f"{start_from} has {before.step} steps and this stage ends at {config.training.steps}: steps count those "
-            "of the stage it continues; give a larger --steps"
-        )
+    return open_run(
+        request.out,
+        config,
+        kind,
+        load,
+        run_metadata(dataset, config),
+        resume=request.resume,
+        dry_run=request.dry_run,
+        group=group,
+        stage_before=stage_before,
+        start_from=start_from,
+    )
 
 
 def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:

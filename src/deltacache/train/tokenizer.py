@@ -35,7 +35,7 @@ from deltacache.train.setup import (
     check_fits,
     holding_output,
     nothing_to_do,
-    open_output,
+    open_stage,
     open_training_data,
 )
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
@@ -163,16 +163,16 @@ def prepare_tokenizer(
     """What ``train_tokenizer`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
     dataset, build = open_tokenizer_inputs(request)
-    output = open_output(request, dataset, "tokenizer", build, load_tokenizer, group)
-    if output.finished is not None:
-        return nothing_to_do("tokenizer", output.finished, config.training, reporter)
+    opened = open_stage(request, dataset, "tokenizer", build, load_tokenizer, group)
+    if opened.finished is not None:
+        return nothing_to_do("tokenizer", opened.finished, config.training, reporter)
 
     def run() -> Path:
         split = split_of(config.training, group)
-        task = TokenizerTask(output.model(build), dataset, config, target, split, group.on_this_node)
-        return train(task, output.run(reporter, request.hint))
+        task = TokenizerTask(opened.model(build), dataset, config, target, split, group.on_this_node)
+        return train(task, opened.begin(reporter, request.hint))
 
-    return Prepared(output.first_step, run)
+    return Prepared(opened.first_step, run)
 
 
 def open_tokenizer_inputs(

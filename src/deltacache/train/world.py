@@ -34,7 +34,7 @@ from deltacache.train.setup import (
     check_fits,
     holding_output,
     nothing_to_do,
-    open_output,
+    open_stage,
     open_training_data,
 )
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
@@ -173,17 +173,17 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
     said = dataset.card.other_size(dataset.card.tokenizer_image_size, "the tokenizer of these tokens")
     if said and group.rank == 0:
         reporter.line(f"train world: {said}")
-    output = open_output(request, dataset, "world", build, load_world, group)
-    if output.finished is not None:
-        return nothing_to_do("world", output.finished, config.training, reporter)
+    opened = open_stage(request, dataset, "world", build, load_world, group)
+    if opened.finished is not None:
+        return nothing_to_do("world", opened.finished, config.training, reporter)
 
     def run() -> Path:
         split = split_of(config.training, group)
         arrays = PendingClips(dataset, target, group.on_this_node)
-        task = WorldTask(output.model(build), arrays, dataset.card.patch_grid, config, target, split)
-        return train(task, output.run(reporter, request.hint))
+        task = WorldTask(opened.model(build), arrays, dataset.card.patch_grid, config, target, split)
+        return train(task, opened.begin(reporter, request.hint))
 
-    return Prepared(output.first_step, run)
+    return Prepared(opened.first_step, run)
 
 
 def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, Callable[[], WorldModel]]:

@@ -27,22 +27,19 @@ from deltacache.pipeline.benchmarks.frames import (
     read_whole,
 )
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrame, TrainingFrames, labelled_frames
-from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES
-from deltacache.schemas.configs import save_config
 from deltacache.schemas.datasets import sides
 from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
 from deltacache.train.heads.data import mean_file_bytes
 from deltacache.train.heads.losses import DepthLosses, depth_losses, whole_segmentation_loss_by_rows
-from deltacache.train.heads.setup import described_frames, say_if_scored, seeded
+from deltacache.train.heads.setup import described_frames, say_if_scored
 from deltacache.train.heads.training import LinearHead, LinearTask
-from deltacache.train.loop import Run, split_of, train
+from deltacache.train.loop import train
 from deltacache.train.order import MicroBatch, batch_items, step_rng
-from deltacache.train.setup import claim_output, holding_output
-from deltacache.train.workers.group import SingleProcess
+from deltacache.train.setup import holding_output, open_run, say_finished
 
 _AHEAD = 2
 _PLACES: dict[str, Any] = {"depth": True, "features": {"backbone", "pca"}}
@@ -179,26 +176,20 @@ def _train(
     say_if_scored(frames, config.split, reporter)
     chosen = choose_device(device)
     features = load_frame_features(config.features, chosen)
-    effective_batch = split_of(config.training, SingleProcess()).effective_batch
-    metadata = _metadata(root, frames, config, features) | {"effective_batch": effective_batch}
 
     def load(path: Path) -> LoadedModel[LinearHead]:
         loaded = load_head(path, config.task)
         return LoadedModel(loaded.model, loaded.fingerprint, loaded.metadata)
 
-    resumed = claim_output(out, "head", load, metadata, resume=resume, dry_run=dry_run)
-    step, state = (resumed.step, resumed.optimizer_state) if resumed else (0, None)
-    if resumed is not None and step >= config.training.steps:
-        reporter.line(f"train head: {resumed.folder} has all its steps, nothing to do")
-        return resumed.folder
-    model = resumed.model if resumed else seeded(_builder(config, features), config.training.seed)
+    metadata = _metadata(root, frames, config, features)
+    opened = open_run(out, config, "head", load, metadata, resume=resume, dry_run=dry_run)
+    if opened.finished is not None:
+        return say_finished("head", opened.finished, reporter)
+    model = opened.model(_builder(config, features)).to(chosen)
     seen = WholeFrames(frames, config, features, chosen)
     weights = config.gradient_loss, config.rmse_loss
-    task = WholeFrameHeadTask(model.to(chosen), seen, config.training.seed, effective_batch, weights)
-    if not dry_run:
-        with replacing(out / "config.yaml") as temporary:
-            save_config(config, temporary)
-    return train(task, Run(out, config.training, metadata, reporter, step, state, dry_run=dry_run))
+    task = WholeFrameHeadTask(model, seen, config.training.seed, opened.effective_batch, weights)
+    return train(task, opened.begin(reporter))
 
 
 def _builder(config: ForesightHeadConfig, features: FrameFeatures) -> Callable[[], LinearHead]:

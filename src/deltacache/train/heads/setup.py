@@ -1,9 +1,9 @@
-"""What training a head does before the loop: backbone, device, checks, output folder, seeded weights."""
+"""What training a head does before the loop: its frames, their backbone, and what checkpoints say of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,17 +12,13 @@ from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
-from deltacache.pipeline.storage.files import crc32c_of_file, replacing
-from deltacache.schemas.configs import HeadConfig, RgbConfig, save_config
+from deltacache.pipeline.storage.files import crc32c_of_file
+from deltacache.schemas.configs import HeadConfig, RgbConfig
 from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import Reporter
-from deltacache.train.checkpoints import Resumed
 from deltacache.train.heads.data import HeadFrames
-from deltacache.train.loop import Run, split_of
-from deltacache.train.order import seed_of
-from deltacache.train.setup import claim_output
-from deltacache.train.workers.group import SingleProcess
+from deltacache.train.setup import OpenedRun, open_run
 
 ModelT = TypeVar("ModelT", bound=SavedModel)
 
@@ -50,51 +46,17 @@ class HeadRequest:
 
 
 @dataclass(frozen=True)
-class HeadSetup(Generic[ModelT]):
-    """An output folder that is claimed, and what the run begins with there."""
+class HeadInputs:
+    """Frames, and the frozen backbone that sees them."""
 
-    request: HeadRequest
-    config: HeadConfig | RgbConfig
     frames: TrainingFrames
+    config: HeadConfig | RgbConfig
     backbone: Backbone
     device: torch.device
-    metadata: dict[str, Any]
-    resumed: Resumed[ModelT] | None
-
-    @property
-    def finished(self) -> Path | None:
-        """The newest checkpoint if it has all the steps already."""
-        if self.resumed is None or self.resumed.step < self.config.training.steps:
-            return None
-        return self.resumed.folder
-
-    def model(self, build: Callable[[], ModelT]) -> ModelT:
-        """The resumed model, or a new one whose random weights depend on the config's seed alone."""
-        if self.resumed is not None:
-            return self.resumed.model
-        return seeded(build, self.config.training.seed)
 
     def seen(self, *, pictures: bool = False) -> HeadFrames:
         """The frames through the backbone."""
         return HeadFrames(self.frames, self.config.frames, self.backbone, self.device, pictures=pictures)
-
-    @property
-    def effective_batch(self) -> int:
-        """Frames of a step."""
-        return split_of(self.config.training, SingleProcess()).effective_batch
-
-    def run(self, reporter: Reporter) -> Run:
-        """Begin: the resolved config is saved beside what follows."""
-        out, training, resumed = self.request.out, self.config.training, self.resumed
-        if not self.request.dry_run:
-            with replacing(out / "config.yaml") as temporary:
-                save_config(self.config, temporary)
-        run = Run(out, training, self.metadata, reporter, dry_run=self.request.dry_run)
-        if resumed is None:
-            return run
-        passes = resumed.metadata.get("samples_per_pass")
-        state = resumed.optimizer_state
-        return replace(run, first_step=resumed.step, optimizer_state=state, samples_per_pass=passes)
 
 
 def open_head(
@@ -103,8 +65,8 @@ def open_head(
     frames: TrainingFrames,
     kind: Kind,
     load: Callable[[Path, Backbone], LoadedModel[ModelT]],
-) -> HeadSetup[ModelT]:
-    """Load the backbone and claim the output folder; see ``claim_output`` for what is refused."""
+) -> tuple[OpenedRun[ModelT], HeadInputs]:
+    """Load the backbone and claim the output folder; see ``open_run`` for what is refused."""
     device = choose_device(request.device)
     backbone = load_backbone(request.backbone, config.frames.precision)
     metadata = {
@@ -114,18 +76,18 @@ def open_head(
         "patch_grid": list(backbone.grid(config.frames.image_size)),
         "image_size": config.frames.image_size,
         **described_frames(frames, config.frames.split, request.root),
-        "effective_batch": split_of(config.training, SingleProcess()).effective_batch,
         "code_version": __version__,
     }
-    resumed = claim_output(
+    opened = open_run(
         request.out,
+        config,
         kind,
         lambda path: load(path, backbone),
         metadata,
         resume=request.resume,
         dry_run=request.dry_run,
     )
-    return HeadSetup(request, config, frames, backbone, device, metadata, resumed)
+    return opened, HeadInputs(frames, config, backbone, device)
 
 
 def described_frames(frames: TrainingFrames, split: str, *roots: Path) -> dict[str, Any]:
@@ -153,13 +115,6 @@ def say_if_scored(frames: TrainingFrames, split: str, reporter: Reporter) -> Non
             f"train head: these are the frames that {frames.benchmark} is scored on (--split val): the head's numbers "
             "there say nothing about new frames, and are not to be compared with published ones"
         )
-
-
-def seeded(build: Callable[[], ModelT], seed: int) -> ModelT:
-    """A new model whose random weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of("weights", seed))
-        return build()
 
 
 def _fingerprint(frames: TrainingFrames, roots: Sequence[Path]) -> str:

@@ -22,10 +22,10 @@ from deltacache.schemas.configs import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.heads.data import HeadBatch, HeadFrames
 from deltacache.train.heads.losses import DepthLosses, depth_losses, picture_losses, segmentation_loss_by_rows
-from deltacache.train.heads.setup import HeadRequest, HeadSetup, open_head, say_if_scored
+from deltacache.train.heads.setup import HeadRequest, open_head, say_if_scored
 from deltacache.train.loop import train
 from deltacache.train.order import MicroBatch
-from deltacache.train.setup import holding_output
+from deltacache.train.setup import holding_output, say_finished
 
 # ----------------------------------------------------------------------------------------------------
 # What the heads' trainings share: batches of labelled frames through a frozen backbone, and the linear
@@ -204,18 +204,18 @@ def _train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) ->
         loaded = load_head(path, BENCHMARK_TASK[benchmark])
         return LoadedModel(loaded.model, loaded.fingerprint, loaded.metadata)
 
-    setup = open_head(request, config, frames, "head", load)
+    opened, inputs = open_head(request, config, frames, "head", load)
 
     def build() -> LinearHead:
-        width = setup.backbone.hidden_size
+        width = inputs.backbone.hidden_size
         return SegmentationHead(width, CLASSES[benchmark]) if benchmark in CLASSES else DepthHead(width)
 
-    if setup.finished is not None:
-        return _nothing_to_do(setup, reporter)
-    model = setup.model(build).to(setup.device)
+    if opened.finished is not None:
+        return say_finished("head", opened.finished, reporter)
+    model = opened.model(build).to(inputs.device)
     weights = config.gradient_loss, config.rmse_loss
-    task = LinearHeadTask(model, setup.seen(), config.training.seed, setup.effective_batch, weights)
-    return train(task, setup.run(reporter))
+    task = LinearHeadTask(model, inputs.seen(), config.training.seed, opened.effective_batch, weights)
+    return train(task, opened.begin(reporter))
 
 
 def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
@@ -227,28 +227,22 @@ def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporte
 def _train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
     frames = picture_frames(request.root)
     reporter.line(f"train rgb_decoder: {len(frames.frames):,} pictures")
-    setup = open_head(request, config, frames, "rgb_decoder", load_rgb_decoder)
+    opened, inputs = open_head(request, config, frames, "rgb_decoder", load_rgb_decoder)
 
     def build() -> RgbDecoder:
-        backbone = setup.backbone
+        backbone = inputs.backbone
         sizes = {"patch_size": backbone.patch_size, "image_size": config.frames.image_size}
         return RgbDecoder(backbone.hidden_size, **config.model.model_dump(), **sizes)
 
-    if setup.finished is not None:
-        return _nothing_to_do(setup, reporter)
-    model = setup.model(build)
-    undo_backbone(model, setup.backbone)
-    task = RgbTask(model.to(setup.device), setup.seen(pictures=True), config, setup.effective_batch)
-    return train(task, setup.run(reporter))
+    if opened.finished is not None:
+        return say_finished("rgb_decoder", opened.finished, reporter)
+    model = opened.model(build)
+    undo_backbone(model, inputs.backbone)
+    task = RgbTask(model.to(inputs.device), inputs.seen(pictures=True), config, opened.effective_batch)
+    return train(task, opened.begin(reporter))
 
 
 def _say(frames: TrainingFrames, config: HeadConfig, reporter: Reporter) -> None:
     dropped = "".join(f", {count:,} left out ({reason})" for reason, count in frames.dropped.items())
     reporter.line(f"train head: {len(frames.frames):,} labelled frames of {frames.benchmark}{dropped}")
     say_if_scored(frames, config.frames.split, reporter)
-
-
-def _nothing_to_do(setup: HeadSetup[ModelT], reporter: Reporter) -> Path:
-    assert setup.resumed is not None  # finished
-    reporter.line(f"train head: {setup.resumed.folder} has all its steps, nothing to do")
-    return setup.resumed.folder
