@@ -105,7 +105,7 @@ def test_world_model_of_another_tokenizer(drawn: DrawnWorld) -> None:
 
 def test_world_model_of_another_width(drawn: DrawnWorld) -> None:
     wide = save_world(drawn.root / "wide", "", hidden=64)
-    refused(drawn, MismatchError, "64-wide delta tokens, but those of .* are 32 wide", worlds=(wide,))
+    refused(drawn, MismatchError, "has 32-wide tokens, but .* expects 64: load the tokenizer", worlds=(wide,))
 
 
 def test_the_same_world_model_twice(drawn: DrawnWorld) -> None:

@@ -248,7 +248,9 @@ def test_what_does_not_belong_together_is_refused(made: Path, cityscapes: Path, 
     refused(MismatchError, "was trained on delta tokens of tokenizer", tokenizer=tmp_path / "other")
     save_model(tmp_path / "wide", Foresight(24, 4, 1), "world", {})
     refused(
-        MismatchError, "wide takes 24-wide tokens, but these features are 64", worlds=(tmp_path / "wide",)
+        MismatchError,
+        "has 64-wide tokens, but .*wide expects 24: give the backbone",
+        worlds=(tmp_path / "wide",),
     )
     save_model(tmp_path / "grid", Foresight(WIDTH, 4, 1), "world", {"patch_grid": [2, 2]})
     refused(MismatchError, r"with patch_grid \[2, 2\], but here it is \[2, 4\]", worlds=(tmp_path / "grid",))

@@ -102,7 +102,9 @@ def test_what_does_not_fit_is_refused(
     width = golden_backbone.hidden_size
     wide = RgbDecoder(width + 32, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
     save_model(tmp_path / "wide", wide, "rgb_decoder", {})
-    with pytest.raises(MismatchError, match=rf"takes {width + 32}-wide features, but .* gives {width}"):
+    with pytest.raises(
+        MismatchError, match=rf"{width}-wide tokens, but .* expects {width + 32}: give the decoder"
+    ):
         load_rgb_decoder(tmp_path / "wide", golden_backbone)
     other = RgbDecoder(width, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
     save_model(tmp_path / "other", other, "rgb_decoder", {"backbone_sha256": "ab" * 32})

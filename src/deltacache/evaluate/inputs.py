@@ -16,9 +16,9 @@ from deltacache.models.devices import InPrecision
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import architecture_of
 from deltacache.pipeline.work.encoders import resolve_precision
-from deltacache.pipeline.work.workers import check_made_for
 from deltacache.schemas.datasets import DatasetCard, Precision, parse_size, size_text
 from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.provenance import Provenance, require_matches
 
 ModelT = TypeVar("ModelT", bound=InPrecision)
 
@@ -180,90 +180,40 @@ def _tokenizer_of(
 def check_tokenizer(
     tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: Path, features: str, *, any_size: bool = False
 ) -> None:
-    """Refuse a tokenizer of other features. A released checkpoint says its width only.
-
-    Raises:
-        MismatchError: another width, backbone or patch grid; not of the last with ``any_size``, if it says of which
-            image size.
-    """
-    width = tokenizer.model.hidden_size
-    if width != card.hidden_size:
-        raise MismatchError(
-            f"{features} holds {card.hidden_size}-wide tokens of {card.backbone.id} at "
-            f"{size_text(card.image_size)} px, but the tokenizer {path} expects {width}: extract again or load the "
-            "matching tokenizer"
-        )
-    made_with, used = tokenizer.metadata.get("backbone_sha256"), card.backbone.weights_sha256
-    if made_with is not None and made_with != used:
-        raise MismatchError(
-            f"the tokenizer {path} was trained on features of backbone {made_with[:16]}, but {features} was "
-            f"made with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the "
-            "matching tokenizer"
-        )
-    check_made_for(tokenizer.metadata, card, path)
-    grid = tokenizer.metadata.get("patch_grid")
-    another = any_size and card.other_size(tokenizer.metadata.get("image_size"), path)
-    if grid is not None and tuple(grid) != card.patch_grid and not another:
-        raise MismatchError(
-            f"the tokenizer {path} was trained on {_by(grid)} patches a frame, but {features} has "
-            f"{_by(card.patch_grid)} ({size_text(card.image_size)} px): extract again at its image size or load the "
-            "matching tokenizer"
-        )
+    """Refuse a tokenizer of other features than ``card`` describes; see ``require_matches``."""
+    require_matches(
+        Provenance.of_checkpoint(tokenizer.metadata, tokenizer.model.hidden_size, f"the tokenizer {path}"),
+        Provenance.of_dataset(card, features),
+        "extract again, or load the matching tokenizer",
+        any_size=any_size,
+    )
 
 
 def check_world(
     world: LoadedModel[WorldModel], path: Path, tokenizer: LoadedModel[DeltaTok], tokenizer_path: Path
 ) -> None:
-    """Refuse a world model of another tokenizer's delta tokens.
-
-    Raises:
-        MismatchError: another width or another tokenizer.
-    """
-    if world.model.hidden_size != tokenizer.model.hidden_size:
-        raise MismatchError(
-            f"the world model {path} predicts {world.model.hidden_size}-wide delta tokens, but those of "
-            f"{tokenizer_path} are {tokenizer.model.hidden_size} wide: load the tokenizer it was trained with"
-        )
-    made_with = world.metadata.get("tokenizer_fingerprint")
-    if made_with is not None and made_with != tokenizer.fingerprint:
-        raise MismatchError(
-            f"the world model {path} was trained on delta tokens of tokenizer {made_with}, but "
-            f"{tokenizer_path} is {tokenizer.fingerprint}: load the tokenizer it was trained with"
-        )
+    """Refuse a world model of another tokenizer's delta tokens; see ``require_matches``."""
+    require_matches(
+        Provenance.of_checkpoint(world.metadata, world.model.hidden_size, f"the world model {path}"),
+        Provenance(
+            f"the tokenizer {tokenizer_path}",
+            tokenizer.model.hidden_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+        ),
+        "load the tokenizer it was trained with",
+    )
 
 
 def check_patch_world(
     world: LoadedModel[WorldModel], path: Path, card: DatasetCard, features: str, *, any_size: bool = False
 ) -> None:
-    """Refuse a world model of other patch tokens. A released checkpoint says its width only.
-
-    Raises:
-        MismatchError: another width, backbone or patch grid; not of the last with ``any_size``, if it says of which
-            image size.
-    """
-    if world.model.hidden_size != card.hidden_size:
-        raise MismatchError(
-            f"the world model {path} predicts {world.model.hidden_size}-wide patch tokens, but {features} holds "
-            f"{card.hidden_size}-wide ones: extract with the backbone it was trained on"
-        )
-    made_with, used = world.metadata.get("backbone_sha256"), card.backbone.weights_sha256
-    if made_with is not None and made_with != used:
-        raise MismatchError(
-            f"the world model {path} was trained on features of backbone {made_with[:16]}, but {features} was made "
-            f"with {used[:16]} ({card.backbone.id}): extract again with that backbone or load the matching world model"
-        )
-    check_made_for(world.metadata, card, path)
-    grid = world.metadata.get("patch_grid")
-    another = any_size and card.other_size(world.metadata.get("image_size"), path)
-    if grid is not None and tuple(grid) != card.patch_grid and not another:
-        raise MismatchError(
-            f"the world model {path} was trained on {_by(grid)} patches a frame, but {features} has "
-            f"{_by(card.patch_grid)}: extract again at its image size or load the matching world model"
-        )
-
-
-def _by(grid: Sequence[int]) -> str:
-    return " x ".join(map(str, grid))
+    """Refuse a world model of other patch tokens than ``card`` describes; see ``require_matches``."""
+    require_matches(
+        Provenance.of_checkpoint(world.metadata, world.model.hidden_size, f"the world model {path}"),
+        Provenance.of_dataset(card, features),
+        "extract again with the backbone it was trained on, or load the matching world model",
+        any_size=any_size,
+    )
 
 
 def _world_entry(

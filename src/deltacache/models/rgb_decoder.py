@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from deltacache.models.backbone import IMAGENET, Backbone, Normalisation
 from deltacache.models.blocks import initialise, split_heads
 from deltacache.models.checkpoints import LoadedModel, load_model
-from deltacache.schemas.errors import CheckpointError, MismatchError
+from deltacache.schemas.errors import CheckpointError
+from deltacache.schemas.provenance import Provenance, require_matches
 
 _NORM_EPSILON = 1e-12
 _RELEASED_HEAD_DIM = 72  # 1152 in 16 heads
@@ -164,17 +165,11 @@ def load_rgb_decoder(path: Path, backbone: Backbone, num_heads: int | None = Non
     """
     loaded = load_model(path, "rgb_decoder", RgbDecoder, lambda shapes: _arguments(shapes, num_heads))
     decoder = loaded.model
-    made_with = loaded.metadata.get("backbone_sha256", backbone.weights_sha256)
-    if decoder.hidden_size != backbone.hidden_size:
-        raise MismatchError(
-            f"the decoder {path} takes {decoder.hidden_size}-wide features, but {backbone.id} gives "
-            f"{backbone.hidden_size}: give the decoder that was trained on this backbone"
-        )
-    if made_with != backbone.weights_sha256:
-        raise MismatchError(
-            f"the decoder {path} was trained on features of backbone {made_with[:16]}, but {backbone.id} is "
-            f"{backbone.weights_sha256[:16]}: give the decoder that was trained on this backbone"
-        )
+    require_matches(
+        Provenance.of_checkpoint(loaded.metadata, decoder.hidden_size, f"the decoder {path}"),
+        Provenance(backbone.id, backbone.hidden_size, backbone.weights_sha256),
+        "give the decoder that was trained on this backbone",
+    )
     undo_backbone(decoder, backbone)
     return loaded
 

@@ -26,6 +26,7 @@ from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_pre
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES, SPACING_S, BenchmarkName
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.provenance import Provenance, require_matches
 
 _BACKBONE_FRAMES = 64  # of a forward
 
@@ -124,17 +125,11 @@ def _scorer(
 ) -> tuple[LabelScorer, LoadedModel[SegmentationHead] | LoadedModel[DepthHead]]:
     loaded = load_head(path, BENCHMARK_TASK[name])
     head = loaded.model.to(device).eval().requires_grad_(False)
-    if head.hidden_size != backbone.hidden_size:
-        raise MismatchError(
-            f"the head {path} takes {head.hidden_size}-wide features, but {backbone.id} gives "
-            f"{backbone.hidden_size}: give the head that was trained on this backbone"
-        )
-    made_with = loaded.metadata.get("backbone_sha256")
-    if made_with is not None and made_with != backbone.weights_sha256:
-        raise MismatchError(
-            f"the head {path} was trained on features of backbone {made_with[:16]}, but {backbone.id} is "
-            f"{backbone.weights_sha256[:16]}: give the head that was trained on this backbone"
-        )
+    require_matches(
+        Provenance.of_checkpoint(loaded.metadata, head.hidden_size, f"the head {path}"),
+        Provenance(backbone.id, backbone.hidden_size, backbone.weights_sha256),
+        "give the head that was trained on this backbone",
+    )
     grid = backbone.grid(image_size)
     if isinstance(head, DepthHead):
         return DepthScorer(head, grid), loaded

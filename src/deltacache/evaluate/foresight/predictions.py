@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltacache.evaluate.benchmarks.labels import depth_totals, segmentation_totals
+from deltacache.evaluate.inputs import check_world
 from deltacache.evaluate.metrics import Metrics, feature_metrics, finite_of_head, metrics_of
 from deltacache.evaluate.output import Method, ModelRecord, training_record
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
@@ -31,9 +32,10 @@ from deltacache.pipeline.benchmarks.frames import (
 )
 from deltacache.pipeline.work.frame_features import FrameFeatures, load_frame_features
 from deltacache.schemas.benchmarks import CLASSES, SPACING_S, LabelledSequence, Task
-from deltacache.schemas.datasets import Precision, sides
+from deltacache.schemas.datasets import sides
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.provenance import Provenance, require_matches
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,7 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         assert settings.tokenizer is not None  # loaded from there
         check_made_for(tokenizer, settings.tokenizer, "tokenizer", features)
         tokenizer.model.to(device).requires_grad_(False).to_precision(settings.features.precision)
-    worlds = [
-        _world(path, tokenizer, features, device, settings.features.precision) for path in settings.worlds
-    ]
+    worlds = [_world(path, tokenizer, settings, features, device) for path in settings.worlds]
     names = [method.world for method, _ in worlds]
     if len(set(names)) < len(names):
         raise DeltacacheError(
@@ -231,32 +231,20 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
 
 
 def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: FrameFeatures) -> None:
-    """Refuse a model of other features; what its checkpoint does not say is not compared.
-
-    Raises:
-        MismatchError: another width, backbone, layers, PCA or patch grid.
-    """
-    if loaded.model.hidden_size != features.hidden_size:
-        raise MismatchError(
-            f"the {what} {path} takes {loaded.model.hidden_size}-wide tokens, but these features are "
-            f"{features.hidden_size} wide: give the backbone, --layers and --pca it was trained with"
-        )
-    ours = "backbone_sha256" in loaded.metadata
-    for name, used in features.metadata.items():
-        made_with = loaded.metadata.get(name, None if ours else used)
-        if made_with != used:
-            raise MismatchError(
-                f"the {what} {path} was trained on features with {name} {made_with}, but here it is {used}: give the "
-                "backbone, --layers, --pca and --image-size it was trained with"
-            )
+    """Refuse a model of other features; see ``require_matches``."""
+    require_matches(
+        Provenance.of_checkpoint(loaded.metadata, loaded.model.hidden_size, f"the {what} {path}"),
+        features.provenance,
+        "give the backbone, --layers, --pca and --image-size it was trained with",
+    )
 
 
 def _world(
     path: Path,
     tokenizer: LoadedModel[DeltaTok] | None,
+    settings: ForesightEvaluation,
     features: FrameFeatures,
     device: torch.device,
-    precision: Precision,
 ) -> tuple[Method, WorldModel]:
     loaded = load_world(path)
     model = loaded.model
@@ -267,17 +255,12 @@ def _world(
     check_made_for(loaded, path, "world model", features)
     used = None
     if model.trains_on == "deltas":
-        if tokenizer is None:
+        if tokenizer is None or settings.tokenizer is None:
             raise DeltacacheError(f"the world model {path} predicts delta tokens: give their tokenizer")
         used = tokenizer.fingerprint
-        made_with = loaded.metadata.get("tokenizer_fingerprint", used)
-        if made_with != used:
-            raise MismatchError(
-                f"the world model {path} was trained on delta tokens of tokenizer {made_with}, but {used} is given: "
-                "load the tokenizer it was trained with"
-            )
+        check_world(loaded, path, tokenizer, settings.tokenizer)
     method = Method(model.label, tokenizer=used, world=loaded.fingerprint)
-    return method, model.to(device).eval().requires_grad_(False).to_precision(precision)
+    return method, model.to(device).eval().requires_grad_(False).to_precision(settings.features.precision)
 
 
 def _heads(

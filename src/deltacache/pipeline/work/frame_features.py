@@ -14,6 +14,7 @@ from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.pipeline.work.encoders import black_patch_tokens_of
 from deltacache.schemas.datasets import Size
 from deltacache.schemas.foresight import FrameFeatureConfig
+from deltacache.schemas.provenance import Provenance
 
 _FRAMES = 8  # of a forward
 
@@ -44,6 +45,11 @@ class FrameFeatures:
         if pca is not None:
             parts.append(f"PCA {pca.fingerprint}")
         self.name = ", ".join(parts)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What these features are made with."""
+        return Provenance.of_checkpoint(self.metadata, self.hidden_size, "this backbone")
 
     @torch.inference_mode()
     def tokens(self, frames: Sequence[np.ndarray]) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from upath import UPath
@@ -32,8 +32,9 @@ from deltacache.pipeline.work.shard_work import (
     try_videos,
 )
 from deltacache.schemas.clips import FeatureClip
-from deltacache.schemas.datasets import DatasetCard, size_text
-from deltacache.schemas.errors import FailureReason, MismatchError
+from deltacache.schemas.datasets import DatasetCard
+from deltacache.schemas.errors import FailureReason
+from deltacache.schemas.provenance import Provenance, require_matches
 
 # ----------------------------------------------------------------------------------------------------
 # The work of an encoder on one shard of a feature dataset, free of Ray.
@@ -44,48 +45,13 @@ from deltacache.schemas.errors import FailureReason, MismatchError
 
 
 def check_tokenizer_fits(tokenizer: LoadedModel[DeltaTok], card: DatasetCard, path: object) -> None:
-    """Refuse a tokenizer of another width or of another backbone's features.
-
-    A tokenizer from a released checkpoint names no backbone; then only the width can be checked.
-    """
-    if tokenizer.model.hidden_size != card.hidden_size:
-        raise MismatchError(
-            f"the features are {card.hidden_size}-wide tokens of {card.backbone.id} at "
-            f"{size_text(card.image_size)} px, but {path} expects {tokenizer.model.hidden_size}: "
-            "extract again or load the matching tokenizer"
-        )
-    made_for = tokenizer.metadata.get("backbone_sha256")
-    if made_for is not None and made_for != card.backbone.weights_sha256:
-        raise MismatchError(
-            f"{path} was trained on features of backbone {made_for[:16]}, but these are of "
-            f"{card.backbone.weights_sha256[:16]} ({card.backbone.id}): use the backbone it was trained with"
-        )
-    check_made_for(tokenizer.metadata, card, path)
-
-
-def check_made_for(metadata: Mapping[str, Any], card: DatasetCard, path: object) -> None:
-    """Refuse a model of other layers or of another PCA than those of the features, if it says what it is of.
-
-    Args:
-        metadata: of a checkpoint, or of a dataset that a model was made from.
-
-    Raises:
-        MismatchError: naming what differs.
-    """
-    if "backbone_sha256" not in metadata:
-        return
-    made_for = {name: metadata[name] for name in ("layers", "pca_fingerprint") if name in metadata}
-    if made_for != card.backbone.choice:
-        raise MismatchError(
-            f"{path} was trained on {_choice(made_for)}, but these features are {_choice(card.backbone.choice)}: "
-            "extract with the same --layers and --pca, or take the matching model"
-        )
-
-
-def _choice(choice: Mapping[str, Any]) -> str:
-    layers, pca = choice.get("layers"), choice.get("pca_fingerprint")
-    joined = f"layers {','.join(map(str, layers))}" if layers is not None else "the last hidden state"
-    return joined + (f" reduced by PCA {pca}" if pca is not None else " without PCA")
+    """Refuse a tokenizer that was trained on other features; see ``require_matches``. Image sizes may differ."""
+    require_matches(
+        Provenance.of_checkpoint(tokenizer.metadata, tokenizer.model.hidden_size, f"the tokenizer {path}"),
+        Provenance.of_dataset(card, "this feature dataset"),
+        "extract again with that backbone, or load the matching tokenizer",
+        any_size=True,
+    )
 
 
 class _Tokenizing:
