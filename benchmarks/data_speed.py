@@ -24,20 +24,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
+from deltacache import DatasetWriter
 from deltacache.pipeline.datasets.dataset import (
     Dataset,
-    finish_dataset,
     load_deltas,
     open_dataset,
-    prepare_dataset,
-    write_plan,
-    write_shard,
 )
-from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
-from deltacache.pipeline.datasets.receipts import StoredClip
-from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.files import crc32c_of_npy
-from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.train.data import (
     MappedClips,
@@ -77,24 +70,12 @@ def make_dataset(root: Path, kind: str, clips: int, clips_a_shard: int) -> Datas
         black_crc32c=crc32c_of_npy(black),
         code_version="0",
     )
-    prepare_dataset(root, card, black)
-    names = [f"video{number:07d}" for number in range(clips)]
-    plan = extend_plan(
-        None, [VideoSource(name, f"{name}.mp4", f"{name}.mp4", 1) for name in names], 1, clips_a_shard
-    )
-    write_plan(root, plan)
     shape = (FRAMES, patches, HIDDEN) if kind == "features" else (FRAMES, HIDDEN)
     drawn = rng.standard_normal((4, *shape), dtype=np.float32).astype(np.float16)
-    clip_of = FeatureClip if kind == "features" else DeltaClip
     times = np.arange(FRAMES, dtype=np.float32) / 5
-    for task in shard_tasks(plan):
-        stored = []
-        for row, video in enumerate(task.videos):
-            clip = clip_of(clip_id_of(video.video_id, 0), drawn[row % 4], times)
-            crop = CropBox(0, 0, 32, 32)
-            stored.append(StoredClip(clip, video.video_uri, 0, tuple(range(FRAMES)), crop, False, "drawn", 0))
-        write_shard(root, card, task.shard_id, stored, [], [])
-    finish_dataset(root)
+    with DatasetWriter(root, card, black, videos_per_shard=clips_a_shard) as out:
+        for number in range(clips):
+            out.write(f"video{number:07d}.mp4", [(drawn[number % clips_a_shard % 4], times)])
     return open_dataset(root)
 
 

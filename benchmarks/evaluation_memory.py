@@ -26,17 +26,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from deltacache import DatasetWriter
 from deltacache.evaluate.output import RunStamp, read_metrics, read_samples
 from deltacache.evaluate.statistics import TableWriter, statistics_of
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
-from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
-from deltacache.pipeline.datasets.receipts import StoredClip
-from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.files import crc32c_of_npy
-from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 
 FRAMES, PATCHES, HIDDEN = 7, 4, 16
@@ -65,35 +61,13 @@ def draw(root: Path, clips: int, views: int) -> None:
         black_crc32c=crc32c_of_npy(black),
         code_version="0",
     )
-    names = [f"video{number:07d}" for number in range(clips // views)]
-    videos = [VideoSource(name, f"{name}.mp4", f"/videos/{name}.mp4", 1) for name in names]
     features = root / "features"
-    prepare_dataset(features, card, black)
-    plan = extend_plan(None, videos, views, 2000)
-    write_plan(features, plan)
     rng = np.random.default_rng(0)
     times = np.arange(FRAMES, dtype=np.float32) / 5
-    for task in shard_tasks(plan):
-        stored = [
-            StoredClip(
-                FeatureClip(
-                    clip_id_of(video.video_id, view),
-                    rng.normal(size=(FRAMES, PATCHES, HIDDEN)).cumsum(0).astype(np.float16),
-                    times,
-                ),
-                f"{video.video_id}.mp4",
-                view,
-                tuple(range(FRAMES)),
-                CropBox(0, 0, 32, 32),
-                False,
-                "drawn",
-                0,
-            )
-            for video in task.videos
-            for view in range(views)
-        ]
-        write_shard(features, card, task.shard_id, stored, [], [])
-    finish_dataset(features)
+    with DatasetWriter(features, card, black, views=views, videos_per_shard=2000) as out:
+        for number in range(clips // views):
+            drawn = rng.normal(size=(views, FRAMES, PATCHES, HIDDEN)).cumsum(1).astype(np.float16)
+            out.write(f"video{number:07d}.mp4", [(clip, times) for clip in drawn])
     torch.manual_seed(0)
     made_from = {"backbone_sha256": "b" * 64, "patch_grid": [2, 2], "hidden_size": HIDDEN}
     save_model(root / "tokenizer", DeltaTok(HIDDEN, 2, 1, 1), "tokenizer", made_from)

@@ -36,7 +36,7 @@ WAY_OUT = "load the matching tokenizer"
         ),
         (
             {"patch_grid": (4, 2)},
-            r"2 x 2 patches a frame, but features/ has 4 x 2 \(32 px\): use its image size",
+            r"2 x 2 patches per frame, but features/ has 4 x 2 \(32 px\): use its image size",
         ),
     ],
 )

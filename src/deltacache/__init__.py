@@ -27,19 +27,25 @@ if TYPE_CHECKING:
     from deltacache.models.futures import decode_future
     from deltacache.models.world_model import WorldModel
     from deltacache.pipeline.datasets.dataset import Dataset
+    from deltacache.pipeline.datasets.writing import DatasetWriter
     from deltacache.schemas.clips import DeltaClip, FeatureClip
+    from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
     from deltacache.schemas.errors import DeltacacheError
     from deltacache.schemas.progress import Reporter, SilentReporter
 
 __all__ = [
     "Backbone",
+    "BackboneCard",
     "Dataset",
+    "DatasetCard",
+    "DatasetWriter",
     "DeltaClip",
     "DeltaTok",
     "DeltacacheError",
     "Evaluated",
     "FeatureClip",
     "Reporter",
+    "SamplingSettings",
     "SilentReporter",
     "WorldModel",
     "__version__",
@@ -58,12 +64,16 @@ __all__ = [
 
 _ELSEWHERE = {
     "Backbone": "deltacache.models.backbone",
+    "BackboneCard": "deltacache.schemas.datasets",
     "Dataset": "deltacache.pipeline.datasets.dataset",
+    "DatasetCard": "deltacache.schemas.datasets",
+    "DatasetWriter": "deltacache.pipeline.datasets.writing",
     "DeltaClip": "deltacache.schemas.clips",
     "DeltaTok": "deltacache.models.deltatok",
     "DeltacacheError": "deltacache.schemas.errors",
     "FeatureClip": "deltacache.schemas.clips",
     "Reporter": "deltacache.schemas.progress",
+    "SamplingSettings": "deltacache.schemas.datasets",
     "SilentReporter": "deltacache.schemas.progress",
     "WorldModel": "deltacache.models.world_model",
     "decode_future": "deltacache.models.futures",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
+from tabulate import tabulate
 
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
@@ -576,12 +577,6 @@ def _mebi(size: int) -> str:
 
 def _table(title: str, rows: Rows, texts: int = 1) -> str:
     """Aligned columns, the first ``texts`` to the left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+    sides = ["left" if column < texts else "right" for column in range(len(rows[0]))]
+    table = tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
+    return "\n".join([title, *(f"  {line.rstrip()}" for line in table.splitlines())])

@@ -227,7 +227,7 @@ def test_features_of_another_size_leave_the_table_alone(
     systems: TrainedSystems, text: str, tmp_path: Path
 ) -> None:
     features = _extracted(systems, tmp_path / "features", image_size=32)
-    with pytest.raises(MismatchError, match=r"4 x 4 patches a frame, but .* has 2 x 2"):
+    with pytest.raises(MismatchError, match=r"4 x 4 patches per frame, but .* has 2 x 2"):
         _compare(systems, features, out=tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
     assert (systems.paths.out / "systems.md").read_text() == text

@@ -71,7 +71,7 @@ def test_tokenizer_of_another_backbone(drawn: DrawnWorld) -> None:
 
 def test_tokenizer_of_another_patch_grid(drawn: DrawnWorld) -> None:
     other = save_tokenizer(drawn.root / "other", patch_grid=[4, 6])
-    message = r"4 x 6 patches a frame, but .* has 2 x 3"
+    message = r"4 x 6 patches per frame, but .* has 2 x 3"
     refused(drawn, MismatchError, message, tokenizer=other, worlds=(), futures=None)
 
 

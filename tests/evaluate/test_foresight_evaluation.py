@@ -218,7 +218,7 @@ def test_layers_and_a_pca_make_the_features(made: Path, cityscapes: Path, tmp_pa
     assert named.endswith(f"layers 0,1, PCA {pca.fingerprint}")
     made_from = {"backbone_sha256": joined.weights_sha256, "patch_grid": list(GRID), "layers": [0, 1]}
     save_model(tmp_path / "head", SegmentationHead(20, 19), "head", made_from)
-    with pytest.raises(MismatchError, match=f"pca_fingerprint None, but here it is {pca.fingerprint}"):
+    with pytest.raises(MismatchError, match=f"without PCA, but .* reduced by PCA {pca.fingerprint}"):
         evaluate_foresight(
             whole_settings(
                 made,
@@ -249,11 +249,15 @@ def test_what_does_not_belong_together_is_refused(made: Path, cityscapes: Path, 
     save_model(tmp_path / "wide", Foresight(24, 4, 1), "world", {})
     refused(
         MismatchError,
-        "has 64-wide tokens, but .*wide expects 24: give the backbone",
+        "has 64-wide tokens, but .*wide expects 24: load the model",
         worlds=(tmp_path / "wide",),
     )
     save_model(tmp_path / "grid", Foresight(WIDTH, 4, 1), "world", {"patch_grid": [2, 2]})
-    refused(MismatchError, r"with patch_grid \[2, 2\], but here it is \[2, 4\]", worlds=(tmp_path / "grid",))
+    refused(
+        MismatchError,
+        "2 x 2 patches per frame, but .* has 2 x 4: use its image size",
+        worlds=(tmp_path / "grid",),
+    )
     save_model(tmp_path / "head", SegmentationHead(WIDTH, 124), "head", {})
     refused(MismatchError, "knows 124 classes", segmentation_head=tmp_path / "head")
     refused(DatasetError, "has no depth map", depth=tmp_path)

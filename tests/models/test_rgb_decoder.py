@@ -109,6 +109,6 @@ def test_what_does_not_fit_is_refused(
     other = RgbDecoder(width, width=48, layers=1, num_heads=4, mlp_width=8, image_size=32)
     save_model(tmp_path / "other", other, "rgb_decoder", {"backbone_sha256": "ab" * 32})
     with pytest.raises(
-        MismatchError, match=f"abababababababab, but .* is {golden_backbone.weights_sha256[:16]}"
+        MismatchError, match=f"abababababababab, but .* has those of {golden_backbone.weights_sha256[:16]}"
     ):
         load_rgb_decoder(tmp_path / "other", golden_backbone)

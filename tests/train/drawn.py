@@ -7,12 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from deltacache.pipeline.datasets.dataset import finish_dataset, prepare_dataset, write_plan, write_shard
-from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
-from deltacache.pipeline.datasets.receipts import StoredClip
-from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache import DatasetWriter
 from deltacache.pipeline.storage.files import crc32c_of_npy
-from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.configs import (
     TokenizerConfig,
     TokenizerModelConfig,
@@ -79,26 +75,11 @@ def drawn_card(kind: Literal["features", "deltas"], frames: int) -> DatasetCard:
 def write_dataset(root: Path, kind: Literal["features", "deltas"], tokens: np.ndarray, seed: int = 0) -> Path:
     """Write (C, T, ...) tokens as a finished dataset of several shards, a clip a video."""
     frames = tokens.shape[1]
-    card = drawn_card(kind, frames)
-    prepare_dataset(root, card, black_tokens())
-    videos = [
-        VideoSource(f"video{i:03d}", f"video{i:03d}.mp4", f"video{i:03d}.mp4", 1) for i in range(len(tokens))
-    ]
-    plan = extend_plan(None, videos, views=1, videos_per_shard=5)
-    write_plan(root, plan)
-    clip_of = FeatureClip if kind == "features" else DeltaClip
     rng = np.random.default_rng(seed)
-    for task in shard_tasks(plan):
-        stored = []
-        for video in task.videos:
+    with DatasetWriter(root, drawn_card(kind, frames), black_tokens(), videos_per_shard=5) as out:
+        for number, clip in enumerate(tokens):
             times = 3.0 + np.cumsum(rng.uniform(0.04, 0.33, frames)).astype(np.float32)
-            clip = clip_of(clip_id_of(video.video_id, 0), tokens[int(video.video_id[5:])], times)
-            indices = tuple(range(frames))
-            stored.append(
-                StoredClip(clip, video.video_uri, 0, indices, CropBox(0, 0, 32, 32), False, "drawn", 0)
-            )
-        write_shard(root, card, task.shard_id, stored, [], [])
-    finish_dataset(root)
+            out.write(f"video{number:03d}.mp4", [(clip, times)], video_id=f"video{number:03d}")
     return root
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
+from tabulate import tabulate
 
 from deltacache.evaluate.foresight.predictions import whole_frame_metrics
 from deltacache.evaluate.metrics import FEWEST_UNITS, group_sums, metrics_of, paired_intervals
@@ -482,14 +483,13 @@ def _same(shown: Sequence[Difference]) -> dict[tuple[str, str], None]:
 def _print_rows(rows: list[Difference], console: Console) -> None:
     digits = _digits(rows)
     table = [_HEADING, *(_texts(row, digits) for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADING))]
-    for line, row in zip(table, [None, *rows], strict=True):
-        first, *middle, last = line
-        cells = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
-        text = escape("  ".join(["", first.ljust(widths[0]), *cells]))
+    sides = ["left", *["right"] * (len(_HEADING) - 2), "left"]
+    lines = tabulate(table, tablefmt="plain", colalign=sides, disable_numparse=True).splitlines()
+    for line, (*_, verdict), row in zip(lines, table, [None, *rows], strict=True):
+        text = line.rstrip().removesuffix(verdict)
         style = _STYLES.get(row.verdict, "") if row else "bold"
-        verdict = f"[{style}]{last}[/]" if style else last
-        console.print(f"{text}  {verdict}", highlight=False, soft_wrap=True)
+        shown = f"[{style}]{verdict}[/]" if style else verdict
+        console.print(f"  {escape(text)}{shown}", highlight=False, soft_wrap=True)
 
 
 def _texts(row: Difference, digits: int) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ def require_matches(model: Provenance, given: Provenance, way_out: str, *, any_s
     if differ(trained.patch_grid, here.patch_grid) and not (any_size and _sizes_differ(trained, here)):
         size = "" if here.image_size is None else f" ({size_text(here.image_size)} px)"
         raise MismatchError(
-            f"{trained.name} was trained on {_grid(trained)} patches a frame, but {here.name} has {_grid(here)}{size}: "
-            f"use its image size, or {way_out}"
+            f"{trained.name} was trained on {_grid(trained)} patches per frame, but {here.name} has "
+            f"{_grid(here)}{size}: use its image size, or {way_out}"
         )
     if differ(trained.tokenizer_fingerprint, here.tokenizer_fingerprint):
         raise MismatchError(

@@ -235,7 +235,7 @@ def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: Fr
     require_matches(
         Provenance.of_checkpoint(loaded.metadata, loaded.model.hidden_size, f"the {what} {path}"),
         features.provenance,
-        "give the backbone, --layers, --pca and --image-size it was trained with",
+        "load the model that was trained on these features",
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from tabulate import tabulate
 
 from deltacache.evaluate.metrics import FEWEST_UNITS
 from deltacache.evaluate.output import UNIT_PLURALS, is_clips, units_text
@@ -60,15 +62,9 @@ def plain_text(metrics: pa.Table) -> str:
 def _plain_panel(panel: Panel) -> str:
     heading = ["method", *(panel.heading(column) for column in range(len(panel.columns)))]
     body = [[line.label, *(" ".join(panel.text(cell)) for cell in line.cells)] for line in panel.lines]
-    widths = [max(len(row[column]) for row in [heading, *body]) for column in range(len(heading))]
-    lines = [_aligned(row, widths) for row in [heading, *body]]
-    return "\n".join([f"{panel.dataset}: {panel.title}", *lines])
-
-
-def _aligned(row: Iterable[str], widths: Sequence[int]) -> str:
-    first, *others = row
-    cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-    return "  ".join(["", first.ljust(widths[0]), *cells])
+    sides = ["left", *["right"] * len(panel.columns)]
+    table = tabulate([heading, *body], tablefmt="plain", colalign=sides, disable_numparse=True)
+    return f"{panel.dataset}: {panel.title}\n{indent(table, '  ')}"
 
 
 def print_metrics(metrics: pa.Table, console: Console) -> None:

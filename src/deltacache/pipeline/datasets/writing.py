@@ -24,10 +24,14 @@ from deltacache.pipeline.datasets.plan import (
     SHARD_ID,
     Plan,
     check_shard_id,
+    extend_plan,
     hashes,
     open_plan,
     ordinal_of,
+    read_plan,
     resize_plan,
+    shard_tasks,
+    write_plan,
 )
 from deltacache.pipeline.datasets.receipts import (
     RECEIPTS,
@@ -45,6 +49,8 @@ from deltacache.pipeline.datasets.receipts import (
     receipt_path,
 )
 from deltacache.pipeline.datasets.stores import shard_store
+from deltacache.pipeline.inputs.folders import VideoSource
+from deltacache.pipeline.inputs.sources import video_id_of
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.files import (
     crc32c_of_file,
@@ -69,7 +75,7 @@ from deltacache.pipeline.storage.files import (
     write_if_changed,
     write_new,
 )
-from deltacache.pipeline.storage.locking import LOCK_FILE, held_by
+from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock, held_by
 from deltacache.pipeline.storage.storage import (
     AnyPath,
     dataset_root,
@@ -79,7 +85,8 @@ from deltacache.pipeline.storage.storage import (
     size_of,
     sizes_in,
 )
-from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard, canonical_json
+from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
+from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard, canonical_json, sides
 from deltacache.schemas.errors import DatasetError, MismatchError, problems_of
 from deltacache.schemas.secrets import has_secrets
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
@@ -1191,3 +1198,119 @@ def _make_durable(root: AnyPath, folder: str) -> None:
     place = root / folder
     if is_local(place) and place.is_dir():
         sync(place)
+
+
+# ----------------------------------------------------------------------------------------------------
+# All of it for clips that somebody has made already: plan, shards, tables.
+# ----------------------------------------------------------------------------------------------------
+
+
+class DatasetWriter:
+    """Writes a dataset of clips that are at hand: ``with DatasetWriter(...) as out: out.write(name, [clip])``.
+
+    The dataset is finished when the block ends without an error; until then it does not open. The clips of
+    ``videos_per_shard`` videos are held in memory.
+
+    Args:
+        root: a new or empty folder.
+        card: what the tokens are: backbone, image size, frames per clip, store. Its ``black_crc32c`` is filled in.
+        black_patch_tokens: (N, D) float16, the patch tokens of a black frame, before which a clip begins.
+        views: clips per video.
+
+    Raises:
+        DatasetError: the folder holds something, a video is written twice, or a clip does not fit the card.
+
+    Example:
+        >>> with deltacache.DatasetWriter("features/", card, black) as out:
+        ...     out.write("cat.mp4", [(tokens, times)])  # (T, N, D) and (T,)
+    """
+
+    def __init__(
+        self,
+        root: AnyPath | str,
+        card: DatasetCard,
+        black_patch_tokens: np.ndarray,
+        *,
+        views: int = 1,
+        videos_per_shard: int = 64,
+    ) -> None:
+        self.root = dataset_root(root)
+        self.card = card.model_copy(update={"black_crc32c": crc32c_of_npy(black_patch_tokens)})
+        self._black, self._views, self._videos_per_shard = black_patch_tokens, views, videos_per_shard
+        self._waiting: dict[str, tuple[VideoSource, list[StoredClip]]] = {}
+        self._seen: set[str] = set()
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Self:
+        if is_dataset(self.root):
+            raise DatasetError(f"{self.root} holds a dataset already: give a new folder, or remove it")
+        with ExitStack() as stack:
+            stack.enter_context(dataset_lock(self.root, "DatasetWriter"))
+            prepare_dataset(self.root, self.card, self._black)
+            write_plan(self.root, read_plan(self.root))
+            self._lock = stack.pop_all()
+        return self
+
+    def write(
+        self,
+        name: str,
+        clips: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        video_id: str | None = None,
+        crop: CropBox | None = None,
+    ) -> None:
+        """Add a video by its clips.
+
+        Args:
+            name: of the video, unique in the dataset.
+            clips: of each view its tokens (float16, (T, N, D) of patches or (T, D) of deltas) and seconds (T,).
+            video_id: stands in file names; made from ``name`` without it.
+            crop: of the upright frame in pixels; the whole image without it.
+        """
+        if len(clips) != self._views:
+            raise DatasetError(
+                f"{name} has {len(clips)} clips, but each video has {self._views} (views): give as many"
+            )
+        source = VideoSource(video_id or video_id_of(name), name, name, 0)
+        if source.video_id in self._seen:
+            raise DatasetError(f"{name} is written twice: give each video once")
+        rows, columns = sides(self.card.image_size)
+        clip_of = FeatureClip if self.card.kind == "features" else DeltaClip
+        stored = [
+            StoredClip(
+                clip_of(clip_id_of(source.video_id, view), tokens, times),
+                name,
+                view,
+                tuple(range(len(times))),
+                crop or CropBox(0, 0, rows, columns),
+                flip=False,
+                decoder="none",
+                duplicate_frames=0,
+            )
+            for view, (tokens, times) in enumerate(clips)
+        ]
+        self._seen.add(source.video_id)
+        self._waiting[source.video_id] = source, stored
+        if len(self._waiting) == self._videos_per_shard:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        videos = [source for source, _ in self._waiting.values()]
+        before = read_plan(self.root)
+        plan = extend_plan(before, videos, self._views, self._videos_per_shard)
+        write_plan(self.root, plan)
+        for task in shard_tasks(plan.slice(before.num_rows)):
+            clips = [clip for video in task.videos for clip in self._waiting[video.video_id][1]]
+            sources = [
+                SourceRecord(v.video_id, v.video_uri, 0, v.first_view, v.views, "", "") for v in task.videos
+            ]
+            write_shard(self.root, self.card, task.shard_id, clips, [], sources)
+        self._waiting.clear()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._lock:
+            if kind is None:
+                self._write_waiting()
+                finish_dataset(self.root)
