@@ -1,8 +1,6 @@
 """A trainer that is killed while it writes: the last good checkpoint survives and a resumed run is exact."""
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from cases import Case
 from deltacache.schemas.errors import StorageError
 from deltacache.train import checkpoints
 from deltacache.train.checkpoints import finished_checkpoints
+from warm_process import start_script
 
 # Dies in {victim} while a second checkpoint is being written or the first deleted.
 KILLED = """
@@ -75,8 +74,9 @@ def test_killed_while_writing(case: Case, tmp_path: Path, victim: str, after: bo
         victim=victim,
         after=after,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    log = tmp_path / "log"
+    with start_script(script, stdout=log) as process:
+        assert process.wait() == -signal.SIGKILL, log.read_text()
     assert [path.name for path in finished_checkpoints(out)] == [left]
     assert len(list((out / "checkpoints").iterdir())) == 2  # the leftover of what was going on
     resumed = case.run(out, resume=True, keep=1)
@@ -92,13 +92,13 @@ def test_killed_at_any_moment(case: Case, tmp_path: Path, seconds: float) -> Non
     script = ENDLESS.format(
         tests=str(Path(__file__).parent), out=str(out), root=str(case.root), kind=case.kind
     )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 60
-    while len(finished_checkpoints(out)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process.kill()
-    process.wait()
+    with start_script(script) as process:
+        deadline = time.monotonic() + 60
+        while len(finished_checkpoints(out)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     step = int(finished_checkpoints(out)[-1].name.removeprefix("step-"))
     resumed = case.weights(case.run(out, resume=True, steps=step + 2))
     few = {"save_every": 10**6, "log_every": 10**6}
@@ -117,11 +117,13 @@ def test_a_full_disk_is_said_in_one_line(features: Path, tmp_path: Path) -> None
         "deltacache.cli.main()"
     )
     flags = ["--preset", "tiny", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
-    command = [sys.executable, "-c", script, "train-tokenizer", str(features), str(out), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert f"{out} cannot be written (File too large)" in done.stderr
+    log = tmp_path / "log"
+    with start_script(script, "train-tokenizer", features, out, *flags, stdout=log) as process:
+        code = process.wait()
+    said = log.read_text()
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert f"{out} cannot be written (File too large)" in said
     assert finished_checkpoints(out) == []
 
 

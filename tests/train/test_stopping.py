@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from deltacache.train.optimizer import FiniteGuard
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.workers.group import stop_on_sigterm
 from deltacache.train.world import WorldTask
+from warm_process import start_command
 
 
 def changed_loss(monkeypatch: pytest.MonkeyPatch, factor: Any) -> None:
@@ -68,22 +67,9 @@ def test_sigterm_in_the_last_step_is_a_finished_run(
 
 
 def test_the_command_exits_0_when_it_is_terminated(features: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deltacache", "train-tokenizer", str(features), str(tmp_path / "out")]
-    flags = [
-        "--preset",
-        "tiny",
-        "--steps",
-        "1000000",
-        "--batch-size",
-        "4",
-        "--log-every",
-        "5",
-        "--device",
-        "cpu",
-    ]
+    flags = ("--preset", "tiny", "--steps", 10**6, "--batch-size", 4, "--log-every", 5, "--device", "cpu")
     log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen([*command, *flags], stdout=output, stderr=subprocess.STDOUT)
+    with start_command("train-tokenizer", features, tmp_path / "out", *flags, stdout=log) as process:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "out").glob("tensorboard/*")) and time.monotonic() < deadline:
             time.sleep(0.2)
