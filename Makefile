@@ -1,5 +1,6 @@
 # make demo   the whole chain on videos it draws itself, on the CPU, in minutes
 # make test   checks and tests
+# make test-fast  the tests that start no Ray and no process and train for seconds at most, in two minutes
 # make gpu    what a GPU does with it, as a table in gpu.md, in minutes; needs a PyTorch that sees the GPU
 # make check  lint, formatting, types and import direction only
 # make format rewrite the code in the project's format
@@ -10,13 +11,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo-output
 
-.PHONY: demo test gpu check format clean
+.PHONY: demo test test-fast gpu check format clean
 
 demo: $(READY)
 	$(BIN)/deltacache demo $(DEMO)
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 gpu:
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --out gpu.md

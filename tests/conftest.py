@@ -1,9 +1,14 @@
-"""Where the golden numbers and real videos are found; everything else a test needs, it makes itself."""
+"""Where the golden numbers and real videos are found, which tests are slow, and in which order they run.
 
+Everything else a test needs, it makes itself.
+"""
+
+import inspect
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +17,10 @@ from xdist.scheduler import LoadFileScheduling
 if TYPE_CHECKING:
     from shared_ray import SharedRay
 
-# Two test processes share the cores: threads that wait for each other must sleep, not spin. Torch reads it when it is
-# imported, so nothing above may import torch.
+# Two test processes share the cores, and layers this small gain nothing from more threads, which only wait for each
+# other; and the bits of a sum may depend on how it is split. Torch reads both when it is imported, here and in the
+# processes that tests start, so nothing above may import torch.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +94,26 @@ def no_ray(shared_ray: "SharedRay") -> None:
     shared_ray.stop()
 
 
-_SLOW_FIRST = ("commands", "train", "chain", "pipeline", "evaluate", "models")
+_PROCESSES = {"SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"}
+"""Names that code of tests uses to start Ray or a process."""
+_LONG_FILES = (
+    "train/test_foresight_training.py",
+    "train/test_layers_and_pca.py",
+    "train/test_longer_runs.py",
+)
+"""Files whose tests start no process, and still take long: most of them train for many steps."""
+_LONGEST_FIRST = (
+    "commands/test_chain_commands.py",
+    "train/test_ray_workers.py",
+    "commands/test_backbone_chain.py",
+    "commands/test_chaos.py",
+    "pipeline/test_cluster_faults.py",
+    "commands/test_object_store_command.py",
+    "chain/test_systems_table.py",
+    "commands/test_predictions_command.py",
+    "train/test_simulated_cuda.py",
+)
+_FOLDERS = ("commands", "train", "chain", "pipeline", "evaluate", "models")
 _TOGETHER = {
     "the real clips encoded": (
         "commands/test_extract",
@@ -100,10 +126,42 @@ _TOGETHER = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that no worker is left alone with one at the end."""
-    rooms = {room: place for place, room in enumerate(_SLOW_FIRST)}
+    """Mark what is slow; and put files that take minutes first, so that no worker is left alone with one at the end."""
     root = Path(__file__).parent
-    items.sort(key=lambda item: rooms.get(item.path.relative_to(root).parts[0], len(rooms)))
+    for item in items:
+        if item.path.relative_to(root).as_posix() in _LONG_FILES or _starts_processes(item):
+            item.add_marker("slow")
+    places = {file: place for place, file in enumerate((*_LONGEST_FIRST, *_FOLDERS))}
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(root)
+        return places.get(file.as_posix(), places.get(file.parts[0], len(places)))
+
+    items.sort(key=place)
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    """Whether the test, a fixture of it or a function of their files that they use names one of ``_PROCESSES``."""
+    assert isinstance(item, pytest.Function)
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    waiting: list[Any] = [item.function, *(one.func for fixture in fixtures for one in fixture)]
+    seen = set[int]()
+    while waiting:
+        function = waiting.pop()
+        if callable(function):
+            function = inspect.unwrap(function)  # of a context manager
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        codes = [function.__code__]
+        while codes:
+            code = codes.pop()
+            if not _PROCESSES.isdisjoint(code.co_names):
+                return True
+            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+            used = [function.__globals__.get(name) for name in code.co_names]
+            waiting += [each for each in used if getattr(each, "__module__", None) == function.__module__]
+    return False
 
 
 class _ByFixture(LoadFileScheduling):

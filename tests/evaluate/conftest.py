@@ -1,23 +1,12 @@
 """One small world for all tests of a session, and a fresh one for those that change something."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from drawn_features import DrawnWorld, draw_world
 
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.schemas.progress import SilentReporter
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

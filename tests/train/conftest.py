@@ -1,24 +1,13 @@
 """Datasets that several tests only read, and how they run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from cases import Case
 from drawn import drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
 
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.train import train_tokenizer, train_world
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from more; and the bits of a sum may depend on how it is split."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
