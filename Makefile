@@ -1,6 +1,6 @@
 # make demo   the whole chain on videos it draws itself, on the CPU, in minutes
 # make test   checks and tests
-# make test-fast  the tests that start no Ray and no process and train for seconds at most, in two minutes
+# make test-fast  the tests that start no Ray and no process and do not train for long
 # make gpu    what a GPU does with it, as a table in gpu.md, in minutes; needs a PyTorch that sees the GPU
 # make check  lint, formatting, types and import direction only
 # make format rewrite the code in the project's format
