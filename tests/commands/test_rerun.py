@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -72,6 +73,27 @@ def tokens(out: Path) -> dict[str, str]:
 def failures(out: Path) -> dict[str, str]:
     rows = pq.read_table(out / "failures.parquet").to_pylist()
     return {row["video_uri"]: row["reason"] for row in rows}
+
+
+def test_videos_inside_parquet_files_run_again_as_complete(
+    deltacache: Command, clips: list[Path], tmp_path: Path
+) -> None:
+    """One file, then the folder that it lies in with another, as Hugging Face datasets have them; then a glob."""
+    data, out = tmp_path / "data", tmp_path / "features"
+    data.mkdir()
+    files = [data / f"train-0000{number}-of-00002.parquet" for number in range(2)]
+    for file, clip in zip(files, (clips[0], clips[3]), strict=True):
+        video = {"bytes": clip.read_bytes(), "path": clip.name}
+        pq.write_table(pa.Table.from_pylist([{"video": video, "label": 1}]), file)
+    for source, videos in ((files[0], 1), (files[0], 1), (data, 2), (f"{data}/*.parquet", 2)):
+        before = receipts(out)
+        said = deltacache("extract-features", source, out, *FLAGS).done().stdout
+        assert ("already complete, nothing to do" in said) == (len(before) == videos)
+        assert len(receipts(out)) == videos
+        assert receipts(out).items() >= before.items()
+    assert pq.read_table(out / "index.parquet").column("video_uri").to_pylist() == [
+        f"{file.name}/0/{clip.name}" for file, clip in zip(files, (clips[0], clips[3]), strict=True)
+    ]
 
 
 def test_new_videos_and_views_are_computed_alone_and_settings_stay(

@@ -102,7 +102,8 @@ def test_a_long_video_may_take_longer_and_not_for_ever() -> None:
     """Four times the limit, as its bytes and frames allow; the owner waits as long."""
     with ChildDecoder(timeout_s=0.5, memory_bytes=2 << 30, decode=STUBS) as decoder:
         assert decoder.decode(job_of("long", uri="1"))
-        assert "not decoded within 2 s" in refusal(decoder, job_of("long", uri="60")).message
+        said = refusal(decoder, job_of("long", uri="60")).message
+        assert "not decoded within 2 s, 4 times --decode-timeout for its bytes and frames" in said
         assert "not decoded within 0.5 s" in refusal(decoder, job_of("hang")).message
 
 

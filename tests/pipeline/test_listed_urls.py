@@ -10,7 +10,7 @@ import pytest
 from archive_maker import tar_bytes, zip_bytes
 from fsspec.implementations.memory import MemoryFileSystem
 from object_stores import s3_bucket
-from test_archives import content
+from test_archives import FOUND, FRAMES, VIDEO, content, write_zip
 
 from deltacache.pipeline.inputs.fetching import fetched
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
@@ -191,6 +191,26 @@ def test_servers_with_few_manners(web: Web, tmp_path: Path, ranges: bool, sizes:
     words = "gives no parts" if sizes else "does not say how long"
     reason, message = refusal(videos[f"{web.url}/z.zip"], tmp_path)
     assert (reason, words in message) == (FailureReason.UNREADABLE, True), message
+
+
+@pytest.mark.parametrize("kind", ["cut", "spanned"])
+def test_archives_in_parts_are_read_from_a_server_that_lists_nothing(
+    web: Web, tmp_path: Path, kind: str
+) -> None:
+    write_zip(tmp_path / "in", kind)
+    web.files |= {f"/v/{path.name}": path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    first = "a.zip.001" if kind == "cut" else "a.zip"
+    videos = find_videos(f"{web.url}/v/{first}", None)
+    assert {video.video_uri: video.size_bytes for video in videos} == FOUND
+    by_list = listed(tmp_path, f"{web.url}/v/a.zip")
+    assert set(by_list) == {f"{web.url}/v/{uri}" for uri in FOUND}
+    assert content(by_list[f"{web.url}/v/a.zip/clips/v.MP4"], tmp_path / "spool") == {"video.mp4": VIDEO}
+    assert len(content(by_list[f"{web.url}/v/a.zip/run 1/cam"], tmp_path / "spool")) == len(FRAMES)
+    last = max(path for path in web.files if path != "/v/a.zip")
+    del web.files[last]
+    web.statuses[last] = [403]  # as stores answer that may not be listed
+    [(_, broken)] = listed(tmp_path, f"{web.url}/v/a.zip").items()
+    assert "a part is missing" in refusal(broken, tmp_path)[1]
 
 
 def test_credentials_in_a_list_are_used_and_are_no_part_of_names(web: Web, tmp_path: Path) -> None:

@@ -205,6 +205,55 @@ def test_videos_inside_a_parquet_are_read(
         content_sha256(again[3].path)
 
 
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_several_parquets_of_videos_are_one_source(
+    place: str, tmp_path: Path, memory_root: UPath, videos: Path
+) -> None:
+    """A folder as Hugging Face's, a glob, and a list of files; tables of something else beside them are passed over."""
+    root = videos / "hub" if place == "local" else memory_root
+    (root / "data").mkdir(parents=True)
+
+    def write(file: str, rows: list[dict[str, object]], features: dict[str, object] | None = None) -> None:
+        table = pa.Table.from_pylist(rows)
+        if features is not None:
+            table = table.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
+        stream = io.BytesIO()
+        pq.write_table(table, stream)
+        (root / file).write_bytes(stream.getvalue())
+
+    names = [f"data/train-0000{number}-of-00002.parquet" for number in range(2)]
+    write(names[0], [{"clip": {"bytes": b"0", "path": "a.mp4"}}, {"clip": {"bytes": b"1", "path": None}}])
+    write(names[1], [{"v": {"bytes": b"2", "path": None}}, {"v": None}], {"v": {"_type": "Video"}})
+    write(
+        "data/pictures.parquet", [{"image": {"bytes": b"p", "path": "a.png"}}], {"image": {"_type": "Image"}}
+    )
+    write("data/labels.parquet", [{"video": {"bytes": None, "path": "a.mp4"}, "label": 1}])
+    expected = [f"{names[0]}/0/a.mp4", f"{names[0]}/1", f"{names[1]}/0", f"{names[1]}/1"]
+    found = find_videos(str(root), None)
+    assert [video.video_uri for video in found] == expected
+    contents = list[bytes]()
+    for video in found[:3]:
+        with fetched(video.path, tmp_path) as got:
+            contents.append(Path(got.path).read_bytes())
+            assert (got.size_bytes, got.version) == (video.size_bytes, video.version)
+    assert contents == [b"0", b"1", b"2"]
+    with pytest.raises(VideoRefusedError, match="its row holds no bytes"):
+        content_sha256(found[3].path)
+    assert [f"data/{uri}" for uri in uris(root / "data" / "train-*.parquet")] == expected
+    assert [f"data/{uri}" for uri in uris(root / "data" / "train-00000-of-00002.parquet")] == expected[:2]
+    (root / "some.txt").write_text("\n".join(names))
+    assert uris(root / "some.txt") == expected
+    (root / "some.txt").write_text("\n".join(expected[1:3]))  # as in index.parquet
+    assert uris(root / "some.txt") == expected[1:3]
+    (root / names[1]).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    *_, broken = find_videos(str(root), None)
+    assert broken.video_uri == names[1]
+    with pytest.raises(VideoRefusedError, match="a Parquet file that cannot be read"):
+        content_sha256(broken.path)
+
+
 @pytest.mark.parametrize("layout", ["{label}/", "", "train/{label}/", "{label_}/"])
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "json by id"])
 def test_kinetics_annotations_name_its_files(layout: str, suffix: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from upath import UPath
 from deltacache.pipeline.datasets.dataset import prepare_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.storage import locking
+from deltacache.pipeline.storage.files import write_bytes
 from deltacache.pipeline.storage.locking import (
     LOCK_FILE,
     DatasetLock,
@@ -32,7 +33,7 @@ from deltacache.pipeline.storage.locking import (
 from deltacache.pipeline.storage.storage import names_in, put
 from deltacache.schemas.errors import DatasetError, StorageError
 
-SHORT = LeaseTimes(renew_s=0.2, grace_s=1.5)
+SHORT = LeaseTimes(renew_s=0.5, grace_s=3.0)
 
 _HOLDER = """
 import sys, time
@@ -41,7 +42,7 @@ from deltacache.pipeline.storage import locking
 from deltacache.pipeline.storage.locking import LeaseTimes
 if "no-flock" in sys.argv:
     locking._locked = lambda path: (_ for _ in ()).throw(OSError(38, "Function not implemented"))
-with locking.dataset_lock(sys.argv[1], "deltacache extract-features a b", LeaseTimes(0.2, 1.5)) as lock:
+with locking.dataset_lock(sys.argv[1], "deltacache extract-features a b", LeaseTimes(0.5, 3.0)) as lock:
     lock.update({"shards": 3})
     print("held", flush=True)
     for line in sys.stdin:
@@ -161,7 +162,9 @@ def test_status_of_a_local_lock_is_written_once_a_second(tmp_path: Path) -> None
 
 def stranger(root: UPath, **changes: object) -> None:
     """A lease of a command on another machine, which nobody renews."""
-    record = LockRecord("deltacache far-away", "lease", 1.5, host="elsewhere", pid=7, machine="00000000")
+    record = LockRecord(
+        "deltacache far-away", "lease", SHORT.grace_s, host="elsewhere", pid=7, machine="00000000"
+    )
     for name, value in changes.items():
         setattr(record, name, value)
     put(root / LOCK_FILE, record.to_bytes())
@@ -204,12 +207,50 @@ def updating(lock: DatasetLock, loss: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("loss", [stranger, lambda root: (root / LOCK_FILE).unlink()])
+@pytest.mark.parametrize(
+    "loss", [stranger, lambda root: (root / LOCK_FILE).unlink()], ids=["taken", "unlink"]
+)
 def test_owner_that_lost_its_lease_stops(s3_root: UPath, loss: Callable[[UPath], None]) -> None:
+    def between_renewals() -> None:  # one that has read its lease would write over what comes then
+        with lock._hold._writing:  # pyright: ignore[reportAttributeAccessIssue]
+            loss(s3_root)
+
     said = r"\.lock was lost: it (belongs to `deltacache far-away`|was removed)"
     with pytest.raises(DatasetError, match=said), dataset_lock(s3_root, "x", SHORT) as lock:
-        updating(lock, lambda: loss(s3_root))
+        updating(lock, between_renewals)
     assert names_in(s3_root) == ([LOCK_FILE] if loss is stranger else [])  # the other's stays
+
+
+@pytest.mark.parametrize("end", ["answered", "failed"])
+def test_a_renewal_that_is_carried_out_after_a_takeover_lets_nobody_go_on(
+    s3_root: UPath, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """It has read its own lease, and writes when another command has watched it, taken over and begun."""
+    at_the_write, taken_over = threading.Event(), threading.Event()
+
+    def late(path: UPath, content: bytes) -> None:
+        is_late = b"deltacache late" in content and not at_the_write.is_set()
+        if is_late:
+            at_the_write.set()
+            assert taken_over.wait(60)
+        write_bytes(path, content)
+        if is_late and end == "failed":
+            raise TimeoutError("no answer")
+
+    def overtaken() -> None:
+        assert at_the_write.wait(60)
+        said = r"\.lock was lost: it (was removed|belongs to `deltacache late`)"
+        with (
+            pytest.raises(DatasetError, match=said),
+            dataset_lock(s3_root, "deltacache next", SHORT, lambda _: None) as other,
+        ):
+            updating(other, taken_over.set)
+
+    monkeypatch.setattr(locking, "write_bytes", late)
+    said = r"\.lock was lost: it was not renewed for \d+ s, so another command may have taken it over"
+    with pytest.raises(DatasetError, match=said), dataset_lock(s3_root, "deltacache late", SHORT) as lock:
+        updating(lock, overtaken)
+    assert names_in(s3_root) == []
 
 
 def test_two_that_take_over_at_once_do_not_both_win(s3_root: UPath) -> None:

@@ -7,14 +7,17 @@ Credentials themselves come from the list, the command line or the environment e
 import re
 from urllib.parse import unquote
 
-# user:password@, also a password with an unescaped slash in it; host:port/ is neither, unless the name has no dot and
-# what follows an @ is a host. A url that was taken for a path has one slash.
+# user:password@ before the first slash, which every client takes for them; also a password with an unescaped slash in
+# it, which none does: host:port/ is no user, unless the name has no dot and what follows an @ is a host. A url that was
+# taken for a path has one slash. A quote or bracket ends a url, unless the url goes on behind it.
 _USER = re.compile(
     r"(?P<scheme>\b(?:[a-z][a-z0-9+.-]*://|(?:https?|s?ftps?|s3a?|gc?s|abfss?|az|ray):/))"
-    r"(?:[^\s/?#\"<>]*@|[^\s/?#@:'\"<>\[]*:(?!\d{1,5}[/?#])[^\s@'\"<>]*@"
+    r"(?:(?:[^\s/?#\"<>]|[\"<>](?=[^\s\"<>),;:}\]]))*@"
+    r"|[^\s/?#@:'\"<>\[]*:(?!(?:[0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])[/?#])[^\s@'\"<>]*@"
     r"|(?!localhost:)[^\s/?#@:'\"<>\[.]*:\d+/[^\s@'\"<>]*@(?=(?:[a-z0-9-]+\.)+[a-z0-9-]+(?::\d+)?/))",
     re.IGNORECASE,
 )
+_ALONE = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/?#:]*:(?!\s|\d{1,5}\s)[^/?#]*@", re.IGNORECASE)
 # A quote ends a url, unless the url goes on behind it.
 _QUERY = re.compile(
     r"(?P<mark>[?#])(?P<pairs>(?:[^\s#'\"<>`]|['\"`](?=[\w%&=+/~-]))+?)"
@@ -41,6 +44,9 @@ def without_secrets(text: str) -> str:
     What else a query says (``?id=5``) stays.
     """
     if ":/" in text:
+        text = (
+            _ALONE.sub(r"\g<scheme>", text, count=1) if _ALONE.match(text) else text
+        )  # spaces in a password
         text = _USER.sub(lambda match: match[0] if _CONTAINER.match(match[0]) else match["scheme"], text)
     return _QUERY.sub(_without_signature, text) if "=" in text else text
 

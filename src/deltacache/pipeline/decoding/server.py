@@ -106,7 +106,9 @@ def _decode_in_child(decode: Decode, request: dict[str, Any], channel: _Channel)
         try:
             data, limit_s = _collect(read_end, request["timeout_s"], channel)
             if data is None:
-                message = f"not decoded within {limit_s:g} s"
+                times = limit_s / request["timeout_s"]
+                by = f", {times:.3g} times --decode-timeout for its bytes and frames" if times > 1 else ""
+                message = f"not decoded within {limit_s:.4g} s{by}"
                 os.kill(child, signal.SIGKILL)
                 exit_code = _reap(child)  # or it might write into the next video's pixels
                 answer = _refused(FailureReason.DECODE_TIMEOUT, f"{message}{_said(log)}")

@@ -1,4 +1,4 @@
-"""Videos inside archives: zip archives of frames or videos, in parts too, and WebDataset tars of videos.
+"""Videos inside archives: zip archives of frames or videos, in parts too, WebDataset tars and Parquet files of videos.
 
 Compressed tars are looked into, and refused if they hold videos: they can only be read from their beginning.
 
@@ -9,6 +9,7 @@ claims is believed only as far as limits allow.
 import atexit
 import hashlib
 import io
+import json
 import lzma
 import os
 import re
@@ -19,14 +20,18 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deltacache.pipeline.inputs.locations import (
     Location,
+    ParquetVideo,
     Refused,
     TarVideo,
     ZipFrames,
@@ -59,6 +64,14 @@ _BLOCK_BYTES = 1 << 20
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+INSIDE_ARCHIVE = re.compile(
+    r"(?P<archive>.+?\.(?:zip|tar)|.+\.(?:parquet|pq)(?=/[0-9]+(?:/[^/]+)?\Z))/(?P<inner>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A video in an archive as it is called in tables and lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
     """One archive among the files of a folder.
@@ -83,9 +96,11 @@ def is_tar(name: str) -> bool:
 
 def looks_like_archive(name: str) -> bool:
     """Whether a file of this name is an archive or one of its parts."""
-    return (
-        is_tar(name) or name.lower().endswith(".zip") or any(p.fullmatch(name) for p in (_NUMBERED, _SPANNED))
-    )
+    return _is_whole(name) or any(pattern.fullmatch(name) for pattern in (_NUMBERED, _SPANNED))
+
+
+def _is_whole(name: str) -> bool:
+    return is_tar(name) or name.lower().endswith(".zip") or suffix_of(name) in PARQUET_SUFFIXES
 
 
 def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
@@ -94,7 +109,7 @@ def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
     numbered: dict[str, dict[int, str]] = {}
     spanned: dict[str, dict[int, str]] = {}
     for name in names:
-        if is_tar(name) or name.lower().endswith(".zip"):
+        if _is_whole(name):
             whole.add(name)
         elif match := _NUMBERED.fullmatch(name):
             numbered.setdefault(match["name"], {})[int(match["number"])] = name
@@ -130,6 +145,15 @@ def part_names(archive: str, parts: int) -> list[str]:
         return [f"{match['name']}.{number:03d}" for number in range(1, parts + 1)]
     stem, letter = archive[:-4], archive[-3]
     return [*(f"{stem}.{letter}{number:02d}" for number in range(1, parts)), archive]
+
+
+def parts_beside(archive: str) -> Iterator[list[str]]:
+    """What the other parts of an archive may be called, one after the other, in each way that parts are named."""
+    if match := _NUMBERED.fullmatch(archive):
+        archive = match["name"]
+    if archive.lower().endswith(".zip"):
+        yield [f"{archive}.{number:03d}" for number in range(1, 1000)]
+        yield [f"{archive[:-4]}.{archive[-3]}{number:02d}" for number in range(1, 1000)]
 
 
 def open_parts(paths: Sequence[str], block_bytes: int = _BLOCK_BYTES) -> "JoinedFile":
@@ -253,6 +277,8 @@ def videos_in_archive(
     try:
         if is_tar(archive.first):
             return retried(lambda: list(_tar_videos(first, version)), host_of(first))
+        if suffix_of(archive.first) in PARQUET_SUFFIXES:
+            return retried(lambda: _parquet_videos(first, version), host_of(first))
         return retried(lambda: _zip_videos(first, archive.parts), host_of(first))
     except VideoRefusedError as error:
         return [_refused(error.reason, error.message, version)]
@@ -535,3 +561,81 @@ def _tar_video(archive: str, member: tarfile.TarInfo, archive_size: int, version
 
 open_zips = OpenZips()
 atexit.register(open_zips.close)
+
+
+# --- Parquet ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_rows(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file here or on a store, for reading parts of it."""
+    with ExitStack() as stack:
+        source: Any = path
+        if is_remote(path):
+            fs, place = filesystem_of(path)
+            source = stack.enter_context(retried(lambda: fs.open(place, "rb")))
+        yield stack.enter_context(pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20))
+
+
+def rows_of(
+    file: pq.ParquetFile, path: str, column: str, paths: Iterable[str | None]
+) -> Iterator[tuple[str, ParquetVideo]]:
+    """All rows of a column of ``bytes`` and ``path``, each with its name: ``<row>`` or ``<row>/<name in path>``."""
+    names, place = iter(paths), 0
+    for group in range(file.metadata.num_row_groups):
+        held = file.metadata.row_group(group)
+        chunks = [held.column(number) for number in range(held.num_columns)]
+        size = sum(each.total_compressed_size for each in chunks if each.path_in_schema == f"{column}.bytes")
+        for row in range(held.num_rows):
+            name = PurePosixPath((next(names) or "").replace("\\", "/")).name
+            video = ParquetVideo(path, f"{column}.bytes", group, row, size // held.num_rows, suffix_of(name))
+            yield (f"{place}/{name}" if name else f"{place}"), video
+            place += 1
+
+
+def has_bytes(file: pq.ParquetFile, column: str) -> bool:
+    """Whether a row of a column of ``bytes`` and ``path`` has some, by the statistics of its row groups."""
+    kind: Any = file.schema_arrow.field(column).type.field("bytes").type
+    if pa.types.is_null(kind):
+        return False
+    for group in range(file.metadata.num_row_groups):
+        held = file.metadata.row_group(group)
+        for place in range(held.num_columns):
+            chunk = held.column(place)
+            if chunk.path_in_schema == f"{column}.bytes":
+                known = chunk.statistics
+                empty = known.null_count if known is not None and known.has_null_count else 0
+                if chunk.num_values > empty:
+                    return True
+    return False
+
+
+def _parquet_videos(path: str, version: str) -> list[ArchivedVideo]:
+    """The rows of a file whose bytes are videos; none of another table, such as of annotations or pictures.
+
+    They are if Hugging Face's description in the file says so, if the column is called ``video``, or if a path in it is
+    that of a video.
+    """
+    try:
+        with open_rows(path) as file:
+            schema: Any = file.schema_arrow
+            about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            features = about.get("info", {}).get("features", {})
+            for name in schema.names:
+                kind = schema.field(name).type
+                if not pa.types.is_struct(kind) or {"bytes", "path"} - {each.name for each in kind}:
+                    continue
+                if not has_bytes(file, name):
+                    continue
+                rows = file.read([f"{name}.path"]).column(0).to_pylist()
+                paths = [row["path"] if row else None for row in rows]
+                named = features.get(name, {}).get("_type", "Video" if name.casefold() == "video" else "")
+                if named == "Video" or any(is_video(each) for each in paths if isinstance(each, str)):
+                    return [
+                        ArchivedVideo(inner, row, row.size, f"{version}@{row.group}.{row.row}")
+                        for inner, row in rows_of(file, path, name, paths)
+                    ]
+            return []
+    except (pa.ArrowException, ValueError) as error:
+        message = f"a Parquet file that cannot be read: {error}"
+        raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error

@@ -31,11 +31,11 @@ from typing import Any, TypeAlias
 from deltacache.pipeline.inputs.archives import (
     MAX_VIDEO_BYTES,
     NO_RANGES,
+    open_rows,
     open_zips,
     read_member,
     zip_version,
 )
-from deltacache.pipeline.inputs.lists import open_rows
 from deltacache.pipeline.inputs.locations import (
     VIDEO_SUFFIXES,
     FrameObjects,

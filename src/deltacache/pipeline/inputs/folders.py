@@ -9,7 +9,12 @@ from typing import Any, TypeAlias
 
 from fsspec import AbstractFileSystem
 
-from deltacache.pipeline.inputs.archives import archives_among, looks_like_archive, videos_in_archive
+from deltacache.pipeline.inputs.archives import (
+    archives_among,
+    looks_like_archive,
+    parts_beside,
+    videos_in_archive,
+)
 from deltacache.pipeline.inputs.locations import (
     FrameObjects,
     Location,
@@ -23,11 +28,14 @@ from deltacache.pipeline.inputs.locations import (
     video_id_of,
 )
 from deltacache.pipeline.storage.storage import (
+    client_errors,
     filesystem_of,
     frames_version,
     host_of,
     info_of,
+    is_http,
     is_remote,
+    may_pass,
     url_of,
     version_of,
 )
@@ -106,12 +114,30 @@ def folder_at(place: str, uri: str, names: set[str] | None, query: str = "") -> 
                 folder.files[info["name"].rpartition("/")[2]] = _of_info(info)
         return folder
     for name in sorted(names):
-        fs, path = filesystem_of(folder.place_of(name))
-        with suppress(FileNotFoundError):
-            info = retried(lambda fs=fs, path=path: info_of(fs, path), host_of(place))
-            if info.get("type") != "directory":
-                folder.files[name] = _of_info(info)
+        _look_at(folder, name)
+        if is_http(place) and not query:  # a signature is that of one file
+            for parts in parts_beside(name):
+                _ = all(part in folder.files or _is_part(folder, part) for part in parts)
     return folder
+
+
+def _is_part(folder: ListedFolder, name: str) -> bool:
+    try:
+        return _look_at(folder, name)
+    except client_errors() as error:
+        if may_pass(error):
+            raise
+        return False  # servers that list nothing may refuse what is not there
+
+
+def _look_at(folder: ListedFolder, name: str) -> bool:
+    """Whether a store or server has a file; it is in the folder's then."""
+    fs, path = filesystem_of(folder.place_of(name))
+    with suppress(FileNotFoundError):
+        info = retried(lambda: info_of(fs, path), host_of(folder.place))
+        if info.get("type") != "directory":
+            folder.files[name] = _of_info(info)
+    return name in folder.files
 
 
 def _of_info(info: Mapping[str, Any]) -> ListedFile:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from deltacache.pipeline.inputs.archives import looks_like_archive
+from deltacache.pipeline.inputs.archives import INSIDE_ARCHIVE, looks_like_archive
 from deltacache.pipeline.inputs.fetching import archive_stamp
 from deltacache.pipeline.inputs.folders import (
     ListedFile,
@@ -50,7 +50,6 @@ from deltacache.schemas.secrets import without_secrets
 
 _T = TypeVar("_T")
 
-_INSIDE = re.compile(r"(?P<archive>.+?\.(?:zip|tar))/(?P<inner>.+)", re.IGNORECASE | re.DOTALL)
 _SIGNED = re.compile(r"(signature|[?&]sig)=|://[^/?#]*@", re.IGNORECASE)
 _FEW = 4  # names under one prefix that are asked for one by one instead of listing the prefix
 _THREADS = 32  # ask stores and servers at once
@@ -128,7 +127,7 @@ def _entry(line: str, base: str, schemes: Collection[str]) -> _Entry:
     if is_http(base) and not remote:
         place, query = split_query(f"http://{line}")
         place = place.removeprefix("http://")
-    inside = _INSIDE.fullmatch(place)
+    inside = INSIDE_ARCHIVE.fullmatch(place)
     whole = _absolute(inside["archive"] if inside else place, base)
     parent, _, name = whole.rpartition("/")
     plain = is_remote(base) and "//" in line  # there another name than the one with a single slash
@@ -257,7 +256,7 @@ class _Looking:
         ]
 
     def _archived(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
-        inside = _INSIDE.fullmatch(entry.uri)
+        inside = INSIDE_ARCHIVE.fullmatch(entry.uri)
         above = (inside["archive"] if inside else entry.uri.partition("?")[0]).rpartition("/")[0]
         at = ListedFolder(folder.place, above, folder.files, folder.query)
         videos = list(videos_of_archives(at, {entry.name}))

@@ -15,16 +15,21 @@ import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from deltacache.pipeline.inputs.archives import looks_like_archive
+from deltacache.pipeline.inputs.archives import (
+    INSIDE_ARCHIVE,
+    PARQUET_SUFFIXES,
+    has_bytes,
+    looks_like_archive,
+    open_rows,
+    rows_of,
+)
 from deltacache.pipeline.inputs.folders import local_folders, remote_folders
 from deltacache.pipeline.inputs.locations import PICTURE_SUFFIXES, ParquetVideo, is_video, suffix_of
 from deltacache.pipeline.storage.storage import client_errors, filesystem_of, is_remote, split_query
@@ -32,9 +37,8 @@ from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.texts import decoded
 
-_PARQUET = frozenset({".parquet", ".pq"})
 _JSON = frozenset({".json", ".jsonl", ".ndjson"})
-LIST_SUFFIXES = _PARQUET | _JSON | {".txt", ".csv", ".tsv"}
+LIST_SUFFIXES = PARQUET_SUFFIXES | _JSON | {".txt", ".csv", ".tsv"}
 _OURS = "video_uri"
 _KINETICS = ("youtube_id", "time_start", "time_end")
 _USUAL = (
@@ -143,36 +147,13 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     return entries
 
 
-@contextmanager
-def open_rows(path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file here or on a store, for reading parts of it."""
-    with ExitStack() as stack:
-        source: Any = path
-        if is_remote(path):
-            fs, place = filesystem_of(path)
-            source = stack.enter_context(retried(lambda: fs.open(place, "rb")))
-        yield stack.enter_context(pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20))
-
-
 def _rows_of(path: str, column: Column) -> list[str]:
     """The rows of a Parquet file as videos, named ``<file>/<row>`` or ``<file>/<row>/<name>``."""
-    entries, names = list[str](), iter(column.paths)
+    entries, own = list[str](), split_query(path)[0].rpartition("/")[2]
     with open_rows(path) as file:
-        metadata = file.metadata
-        for group in range(metadata.num_row_groups):
-            held = metadata.row_group(group)
-            chunks = [held.column(place) for place in range(held.num_columns)]
-            size = sum(
-                each.total_compressed_size for each in chunks if each.path_in_schema == f"{column.name}.bytes"
-            )
-            for row in range(held.num_rows):
-                name = PurePosixPath((next(names) or "").replace("\\", "/")).name
-                place = f"{split_query(path)[0].rpartition('/')[2]}/{len(entries)}"
-                entry = Entry(f"{place}/{name}" if name else place)
-                entry.rows = ParquetVideo(
-                    path, f"{column.name}.bytes", group, row, size // held.num_rows, suffix_of(name)
-                )
-                entries.append(entry)
+        for inner, rows in rows_of(file, path, column.name, column.paths):
+            entries.append(entry := Entry(f"{own}/{inner}"))
+            entry.rows = rows
     return entries
 
 
@@ -233,8 +214,8 @@ class _There:
         by_name = bool(_named_like_a_video(split_query(entry)[0] if is_remote(entry) else entry))
         if is_remote(entry):
             return _URL if by_name else 0.1
-        inside = re.match(r"(.+?\.(?:zip|tar))/", entry, re.IGNORECASE)
-        place = inside[1] if inside else entry
+        inside = INSIDE_ARCHIVE.fullmatch(entry)
+        place = inside["archive"] if inside else entry
         place = place if place.startswith("/") or not self._base else f"{self._base}/{place}"
         try:
             names = self._names_in(place)
@@ -322,7 +303,7 @@ def _parent(path: str, label: str) -> tuple[str, str]:
 
 def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
     suffix = suffix_of(split_query(path)[0])
-    if suffix in _PARQUET:
+    if suffix in PARQUET_SUFFIXES:
         yield _of_parquet(path, forced)
         return
     text = decoded(_content(path))
@@ -534,19 +515,5 @@ def _strings(
         if value and value.strip()
     ]
     kind = file.schema_arrow.field(name).type
-    has_bytes = leaf == f"{name}.path" and kind.get_field_index("bytes") >= 0
-    return entries, (), tuple(values) if has_bytes and _has_bytes(file, name) else ()
-
-
-def _has_bytes(file: Any, name: str) -> bool:
-    """Whether a row has some, by the statistics of its row groups, without reading any."""
-    for group in range(file.metadata.num_row_groups):
-        held = file.metadata.row_group(group)
-        for place in range(held.num_columns):
-            chunk = held.column(place)
-            if chunk.path_in_schema == f"{name}.bytes":
-                known = chunk.statistics
-                empty = known.null_count if known is not None and known.has_null_count else 0
-                if chunk.num_values > empty:
-                    return True
-    return False
+    embeds = leaf == f"{name}.path" and kind.get_field_index("bytes") >= 0
+    return entries, (), tuple(values) if embeds and has_bytes(file, name) else ()

@@ -129,6 +129,7 @@ def refused(path: AnyPath, holder: LockRecord | None) -> DatasetError:
 
 
 _TAKEOVERS = 3
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # it runs on while the machine sleeps
 _NO_CONDITIONS = (errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -147,7 +148,9 @@ class Lease:
         self._path = path
         self._record = record
         self._times = times
-        self._renewed = 0.0
+        self._renewed = 0.0  # when the last write that is known to have succeeded began
+        self._written = b""  # by it
+        self._held = 0.0  # when this was last seen to lie there
         self._lost = ""
         self._writing = Lock()
         self._stop = Event()
@@ -162,13 +165,13 @@ class Lease:
         """
         settle_s = 0.0
         for _ in range(_TAKEOVERS):
+            self._renewed = self._held = time.clock_gettime(_CLOCK)
             with patience_of_at_most(self._times.renew_s):
                 created = self._create()
             if created:
                 if settle_s:
                     time.sleep(settle_s)
                     self._check_ours()
-                self._renewed = time.monotonic()
                 self._thread.start()
                 return
             found = self._read()
@@ -193,7 +196,7 @@ class Lease:
             DatasetError: it was taken over.
             StorageError: the store does not say so, for as long as what may pass is tried again.
         """
-        if not self._lost and time.monotonic() - self._renewed > self._times.grace_s:
+        if not self._lost and time.clock_gettime(_CLOCK) - self._renewed > self._times.grace_s:
             deadline = time.monotonic() + patience_s()
             while True:  # the machine slept, or the store does not answer
                 try:
@@ -226,14 +229,35 @@ class Lease:
                     raise  # else the store does not answer: nobody is known to have taken over
 
     def _renew(self) -> None:
+        """Write the record once more, if the lease is still ours.
+
+        Stores have no condition for this write that all of them honour. Whoever takes over watches for ``grace_s``, and
+        looks once more ``renew_s`` after the new lease was made. So a write that came within either time replaced no
+        lease that somebody works by; one that came later may have, and then nobody goes on.
+        """
         with self._writing:
+            if self._lost:
+                return
+            reading = time.clock_gettime(_CLOCK)
             held = self._read()
             if not self._is_ours(held):
                 self._lost = f"it belongs to {parse_record(held)} now" if held else "it was removed"
                 return
+            if held == self._written:  # else a write that seemed to fail was carried out, nobody knows when
+                self._held = reading
+            content, writing = self._record.to_bytes(), time.clock_gettime(_CLOCK)
             with patience_of_at_most(self._times.renew_s):
-                write_bytes(self._path, self._record.to_bytes())
-            self._renewed = time.monotonic()
+                write_bytes(self._path, content)
+            ended = time.clock_gettime(_CLOCK)
+            if ended - self._renewed > self._times.grace_s and ended - self._held > self._times.renew_s:
+                late_s = ended - self._renewed
+                self._lost = (
+                    f"it was not renewed for {late_s:.0f} s, so another command may have taken it over"
+                )
+                if self._is_ours(self._read()):
+                    self._remove()
+                return
+            self._renewed, self._written, self._held = writing, content, ended
 
     def _refuse_living(self, found: bytes) -> None:
         record = parse_record(found)
