@@ -202,6 +202,31 @@ def test_a_fault_of_the_encoder_is_not_blamed_on_videos(run: Run) -> None:
         run.with_encoder(StubEncoder(raises=every))
 
 
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (
+            {"gpus_per_encoder": 1.0},
+            r"no encoder found room within 3 s \(--wait-for-nodes\): 2 wait for a node with 1 GPUs",
+        ),
+        (
+            {"cpus_per_encoder": 1.5},
+            r"no CPU to decode on for \d+ s \(--wait-for-nodes\): the 1 nodes have none beside",
+        ),
+    ],
+)
+def test_room_that_is_lost_is_waited_for_up_to_the_limit(
+    run: Run, monkeypatch: pytest.MonkeyPatch, lost: dict[str, float], said: str
+) -> None:
+    """As after the nodes with GPUs, or with CPUs, have gone: encoders that fit nowhere, or that leave no CPU."""
+    monkeypatch.setattr("deltacache.pipeline.cluster._SAY_S", 0.5)
+    run.placement = replace(run.placement, wait_s=3.0, **lost)
+    with pytest.raises(DeltacacheError, match=said):
+        run.with_encoder(StubEncoder())
+    if "cpus_per_encoder" in lost:
+        assert any("nothing was encoded for" in line and "given up after 3 s" in line for line in run.lines)
+
+
 def test_decoding_runs_ahead_within_its_share_and_in_the_plans_order(
     videos: Path, placement: Placement
 ) -> None:

@@ -52,6 +52,21 @@ def test_every_item_once_although_a_process_dies(tmp_path: Path) -> None:
     assert kept >= len(announced) - 1  # all but what the dead process was to do next
 
 
+def test_room_that_others_have_is_waited_for_up_to_the_limit(tmp_path: Path) -> None:
+    class Other:
+        def here(self) -> None: ...
+
+    other = ray.remote(num_cpus=SLOTS)(Other).remote()
+    ray.get(other.here.remote())
+    try:
+        with pytest.raises(
+            DeltacacheError, match=r"no worker found a CPU free within 1 s \(--wait-for-nodes\)"
+        ):
+            list(run_tasks(squares(tmp_path), [1], 1, wait_s=1))
+    finally:
+        ray.kill(other)
+
+
 def test_what_a_worker_refuses_ends_it(tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="-1 is negative"):
         list(run_tasks(squares(tmp_path), [0, -1, 2], 2))

@@ -229,6 +229,7 @@ def test_several_parquets_of_videos_are_one_source(
     write(
         "data/pictures.parquet", [{"image": {"bytes": b"p", "path": "a.png"}}], {"image": {"_type": "Image"}}
     )
+    write("data/hostile.parquet", [{"a": {"bytes": 1, "path": 2}}], {"a": ["Video"]})
     write("data/labels.parquet", [{"video": {"bytes": None, "path": "a.mp4"}, "label": 1}])
     expected = [f"{names[0]}/0/a.mp4", f"{names[0]}/1", f"{names[1]}/0", f"{names[1]}/1"]
     found = find_videos(str(root), None)

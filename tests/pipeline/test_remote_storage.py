@@ -562,6 +562,22 @@ def test_local_paths_in_every_form_are_local(tmp_path: Path) -> None:
         assert len(open_dataset(form)) == 2
 
 
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (
+            "nosuch://b/out",
+            "nosuch://b/out cannot be opened: .*Give a folder, or a url of a store such as s3://",
+        ),
+        ("s3:/b/out", "s3:/b/out has one slash behind its scheme: give s3://b/out"),
+        ("simplecache::s3://b/out", "simplecache::s3 chains protocols, which is not opened"),
+    ],
+)
+def test_outputs_that_are_no_store_are_refused_by_name(out: str, said: str) -> None:
+    with pytest.raises(DatasetError, match=said):
+        dataset_root(out)
+
+
 def test_leftovers_of_others_stay_in_the_spool(root: UPath, spool: Path) -> None:
     living = temporary_path(spool / "deltacache")
     living.mkdir()

@@ -19,7 +19,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -619,23 +619,39 @@ def _parquet_videos(path: str, version: str) -> list[ArchivedVideo]:
     try:
         with open_rows(path) as file:
             schema: Any = file.schema_arrow
-            about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            features = about.get("info", {}).get("features", {})
-            for name in schema.names:
-                kind = schema.field(name).type
-                if not pa.types.is_struct(kind) or {"bytes", "path"} - {each.name for each in kind}:
+            told = _described(schema.metadata or {})
+            for field in schema:
+                held = {each.name: each.type for each in field.type} if pa.types.is_struct(field.type) else {}
+                is_text = "path" in held and str(held["path"]) in (
+                    "string",
+                    "large_string",
+                    "string_view",
+                    "null",
+                )
+                if not is_text or "bytes" not in held or not has_bytes(file, field.name):
                     continue
-                if not has_bytes(file, name):
-                    continue
-                rows = file.read([f"{name}.path"]).column(0).to_pylist()
+                rows = file.read([f"{field.name}.path"]).column(0).to_pylist()
                 paths = [row["path"] if row else None for row in rows]
-                named = features.get(name, {}).get("_type", "Video" if name.casefold() == "video" else "")
-                if named == "Video" or any(is_video(each) for each in paths if isinstance(each, str)):
+                kind = told.get(field.name, "Video" if field.name.casefold() == "video" else "")
+                if kind == "Video" or any(is_video(each) for each in paths if each):
                     return [
                         ArchivedVideo(inner, row, row.size, f"{version}@{row.group}.{row.row}")
-                        for inner, row in rows_of(file, path, name, paths)
+                        for inner, row in rows_of(file, path, field.name, paths)
                     ]
             return []
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, KeyError) as error:
         message = f"a Parquet file that cannot be read: {error}"
         raise VideoRefusedError(FailureReason.CORRUPT_STREAM, message) from error
+
+
+def _described(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    """What the columns of a Hugging Face dataset hold, such as ``Video``, as far as its files say so."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items()
+        return {
+            name: str(about["_type"])
+            for name, about in features
+            if isinstance(about, dict) and "_type" in about
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

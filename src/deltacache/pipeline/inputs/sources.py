@@ -168,8 +168,8 @@ def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = 
     if not videos:
         raise DeltacacheError(
             f"{source} holds no video: it must have files such as *.mp4 or *.mkv, folders of frames named "
-            "<anything>_<seconds>.jpg, or zip and tar archives of these (not RAR or 7z), at any depth. Give the "
-            "folder that holds them"
+            "<anything>_<seconds>.jpg, zip and tar archives of these (not RAR or 7z), or Parquet files of videos, at "
+            "any depth. Give the folder that holds them"
         )
     return videos
 
