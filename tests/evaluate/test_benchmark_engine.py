@@ -186,22 +186,6 @@ def test_a_cache_is_a_feature_dataset_and_is_used(
     assert rounded != exact
     with pytest.raises(DatasetError, match="holds another evaluation"):  # rounded numbers are other numbers
         evaluate_benchmarks(settings.model_copy(update={"out": plain, "examples": 1}), SilentReporter())
-    monkeypatch.setattr(Backbone, "patch_tokens", encode)
-    by_two = {"out": tmp_path / "three", "cache": tmp_path / "filled by two", "workers": 2}
-    evaluate_benchmarks(settings.model_copy(update=by_two), SilentReporter())
-    assert same_tables(tmp_path / "one", tmp_path / "three")
-    for folder in folders:
-        filled = tmp_path / "filled by two" / folder.name
-        one, two = (
-            {
-                str(path.relative_to(each)): path.read_bytes()
-                for path in (each / "shards").rglob("*")
-                if path.is_file()
-            }
-            for each in (folder, filled)
-        )
-        assert one == two
-        assert verify_dataset(filled) == []
 
 
 def test_a_killed_cache_goes_on(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
