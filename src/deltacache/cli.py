@@ -54,7 +54,7 @@ from deltacache.cli_options import (
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.schemas.arguments import arguments_of, build, changed_by
 from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig, FrameFeatureConfig
 from deltacache.schemas.jobs import DEFAULT_BACKBONE, ExtractionSettings
 from deltacache.schemas.secrets import without_secrets
@@ -970,11 +970,7 @@ def main() -> None:
             _state["debug"] or type(error).__name__ != "OutOfMemoryError"
         ):  # torch's, which is not imported here
             raise
-        typer.echo(
-            "error: out of memory on the GPU: free memory there, make the work smaller (--batch-size, --image-size, "
-            f"--samples: what the command has), or give --device cpu. PyTorch says: {str(error).splitlines()[0]}",
-            err=True,
-        )
+        typer.echo(f"error: {out_of_memory_text(error)}", err=True)
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C

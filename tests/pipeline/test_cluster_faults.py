@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
 from upath import UPath
 from video_maker import write_video
@@ -35,15 +37,22 @@ SIZE = 32
 
 @dataclass
 class StubEncoder:
-    """Tokens that are the mean pixel; dies, raises or refuses with videos of certain names."""
+    """Tokens that are the mean pixel; dies, raises or refuses with videos of certain names.
+
+    ``full`` is a folder of marks: the first six batches in whatever process find no memory.
+    """
 
     dies: tuple[str, ...] = ()
     raises: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     marks: Path | None = None
+    full: Path | None = None
     batch_clips: int = 2
 
     def encode(self, clips: Sequence[PixelClip]) -> list[FeatureClip]:
+        if self.full is not None and clips[0].clip_id != "probe-0" and len(list(self.full.iterdir())) < 6:
+            (self.full / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
         for clip in clips:
             if clip.video_uri in self.dies:
                 os._exit(3)
@@ -184,6 +193,17 @@ def test_shards_that_a_disk_does_not_take_for_a_while_are_made_again(run: Run, t
     assert len(open_dataset(run.out)) == 12
     assert open_dataset(run.out).failures.num_rows == 0
     assert any("is tried again" in line and "Input/output error" in line for line in run.lines)
+
+
+def test_memory_that_another_program_takes_for_a_while_costs_no_video(run: Run, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    set_patience(100)
+    run.with_encoder(StubEncoder(full=full))
+    assert len(list(full.iterdir())) >= 6
+    assert len(open_dataset(run.out)) == 12
+    assert open_dataset(run.out).failures.num_rows == 0
+    assert any("is tried again (out of memory on the GPU: " in line for line in run.lines)
 
 
 def test_what_a_worker_refuses_ends_the_job_with_its_message(run: Run) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from deltacache.pipeline.cluster import TaskWorker, run_tasks
 from deltacache.pipeline.work.placement import gpu_share
@@ -31,6 +32,10 @@ def squares(folder: Path) -> Callable[[str], TaskWorker]:
         def run(self, item: int, following: Sequence[int]) -> tuple[int, tuple[int, ...], int]:
             if item < 0:
                 raise DeltacacheError(f"{item} is negative")
+            if item == 1000:
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"
+                )
             if item == 3 and not (folder / "died").exists():
                 (folder / "died").touch()
                 os._exit(1)
@@ -70,6 +75,8 @@ def test_room_that_others_have_is_waited_for_up_to_the_limit(tmp_path: Path) -> 
 def test_what_a_worker_refuses_ends_it(tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="-1 is negative"):
         list(run_tasks(squares(tmp_path), [0, -1, 2], 2))
+    with pytest.raises(DeltacacheError, match=r"^out of memory on the GPU: free memory .* 2\.00 GiB\.$"):
+        list(run_tasks(squares(tmp_path), [0, 1000, 2], 2))
     assert list(run_tasks(squares(tmp_path), [], 2)) == []
     deadline = (
         time.monotonic() + 60

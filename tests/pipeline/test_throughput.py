@@ -1,11 +1,18 @@
-"""The last line of a job."""
+"""The last line of a job, and what a dry run of one says about precision."""
 
+import re
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from deltacache.models.backbone import Backbone
+from deltacache.pipeline.jobs.preview import Estimate, preview_extraction
 from deltacache.pipeline.jobs.progress import Throughput
+from deltacache.schemas.jobs import ExtractionSettings
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,41 @@ def test_what_bfloat16_would_save(
     # Three of four quarters of 3,000 s in the forward pass
     expected = "; --precision bfloat16 would save up to about 38 min of it on this CPU, into another dataset"
     assert throughput.bfloat16_hint(card) == (expected if said else "")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "gain", "said"),
+    [
+        ("cpu", "auto", 4.0, True),
+        ("cpu", "auto", 1.1, False),
+        ("cpu", "bfloat16", 4.0, False),
+        ("cuda", "auto", 4.0, False),
+    ],
+)
+def test_what_a_dry_run_says_of_bfloat16(
+    device: str, precision: Any, gain: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From forward passes in both precisions, here of a backbone that takes ten times as long in float32."""
+    forward = Backbone.patch_tokens
+
+    def slow(backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.2 if backbone._dtype is None else 0.02)
+        return forward(backbone, pixels)
+
+    placement: Any = SimpleNamespace(device=device, encoders=1, decoders=1)
+    estimate = Estimate(decode_s=3600.0, forward_s=360_000.0, refused=0.0, placement=placement)
+    monkeypatch.setattr(Backbone, "patch_tokens", slow)
+    monkeypatch.setattr("deltacache.pipeline.jobs.preview.NARROW", 1)
+    monkeypatch.setattr("deltacache.pipeline.jobs.preview.cpu_bfloat16_gain", lambda: gain)
+    monkeypatch.setattr("deltacache.pipeline.jobs.preview._try", lambda *_: (estimate, 1))
+    (tmp_path / "a.mp4").touch()
+    settings = ExtractionSettings(
+        source=str(tmp_path), backbone="tiny", image_size=32, views=1, precision=precision
+    )
+    text = preview_extraction(settings, tmp_path / "out")
+    assert "101.0 h in all" in text
+    faster = re.search(
+        r"--precision bfloat16 would take about ([\d.]+) h: this CPU multiplies it faster", text
+    )
+    assert (faster is not None) == said
+    assert faster is None or 10 < float(faster[1]) < 60

@@ -3,14 +3,18 @@
     world/PRESET[/STAGE]     a training step of a world model, at the whole batch unless :PASS says how many clips
     tokenizer/PRESET/STAGE   one of a tokenizer, pairs at the resolution of its stage
     head/PRESET/RECIPE       one of a head, on 512 px through a ViT-B; frames that are not kept, so each is encoded
+    foresight-head/PRESET/RECIPE  one on whole frames of Cityscapes, 224 x 448 px, likewise
     extract/PIXELS           64 frames through extraction's encoder, a ViT-B
     tokenize/PIXELS          the same to delta tokens with the released tokenizer; features/PIXELS from patch tokens
     evaluate/RECIPE          a sequence of a benchmark with a head, a tokenizer and two world models, 512 px
 
+    flops/PRESET             what ``flops --measure`` runs: futures of a crop of 256 px
+
     gpu/small                benchmarks/gpu.py from end to end, tiny
 
-``@float32`` behind a name: in float32 instead of bfloat16. A step is the second one, when all that happens once has
-happened. Tiny presets take 64 wide tokens, and a backbone to match.
+``@float32`` behind a name: in float32 instead of bfloat16. ``#2``: with two layers of every model, which are all alike.
+A step is the second one, when all that happens once has happened. Tiny presets take 64 wide tokens, and a backbone to
+match.
 """
 
 import io
@@ -19,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from device import CUDA, Watch, simulated  # isort: skip: it comes before torch
@@ -38,6 +43,7 @@ from deltacache.evaluate.metrics import SampleSums
 from deltacache.evaluate.output import Method
 from deltacache.evaluate.predictions import Protocol
 from deltacache.models import backbone as backbone_module
+from deltacache.models import flops
 from deltacache.models.backbone import IMAGENET, Backbone
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import forward_precision
@@ -48,11 +54,15 @@ from deltacache.models.worlds import world_class
 from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrame, TrainingFrames
 from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder
+from deltacache.pipeline.work.frame_features import FrameFeatures
 from deltacache.pipeline.work.lanes import OverlappedForward
 from deltacache.schemas.benchmarks import CLASSES, LabelledSequence
 from deltacache.schemas.configs import head_preset, rgb_preset, tokenizer_preset, world_preset
+from deltacache.schemas.foresight import FrameFeatureConfig, foresight_head
 from deltacache.train.data import ClipBatch, PairBatch, ResidentClips, clip_batches
+from deltacache.train.heads import foresight
 from deltacache.train.heads.data import HeadFrames
+from deltacache.train.heads.foresight import WholeFrameHeadTask, WholeFrames
 from deltacache.train.heads.training import LinearHeadTask, RgbTask
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import MicroBatch, Split
@@ -60,6 +70,14 @@ from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.world import WorldTask
 
 FRAMES, CLIPS = 8, 2048
+most_layers: int | None = None
+"""Of each model, where not all of them are asked for."""
+
+
+def shallow(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a model with no more layers than were asked for."""
+    depths = {"num_layers", "encoder_layers", "decoder_layers", "layers"} & arguments.keys()
+    return arguments | {name: min(arguments[name], most_layers or arguments[name]) for name in depths}
 
 
 class RandomPatches:
@@ -84,7 +102,7 @@ def world_step(samples: int | None, precision: Any, preset: str, stage: str | No
     )
     if "tiny" in preset:
         hidden, grid = 64, (4, 4)
-    arguments = dict(config.model.arguments)
+    arguments = shallow(dict(config.model.arguments))
     tokens: tuple[int, ...] = (hidden,) if made.trains_on == "deltas" else (grid[0] * grid[1], hidden)
     training = config.training
     effective = training.batch_size * (training.accumulation or 1)
@@ -110,7 +128,7 @@ def tokenizer_step(samples: int | None, precision: Any, preset: str, stage: str)
     side = (512 if "512" in stage or "cooldown" in stage else 256) // 16
     hidden = 64 if preset == "tiny" else 768
     with torch.device("cuda"):
-        model = DeltaTok(hidden, **config.model.model_dump())
+        model = DeltaTok(hidden, **shallow(config.model.model_dump()))
     task = TokenizerTask.__new__(TokenizerTask)  # what opens a dataset is not needed
     task.model, task._config, task._grid = model.train(), config, (side, side)
     effective = config.training.batch_size * (config.training.accumulation or 1)
@@ -128,7 +146,8 @@ def tokenizer_step(samples: int | None, precision: Any, preset: str, stage: str)
 def backbone(hidden: int, precision: Any) -> Backbone:
     """A DINOv3 of the width of the tokens: a ViT-B, or one of two blocks."""
     sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
-    sizes |= {"num_hidden_layers": 12 if hidden == 768 else 2, "num_attention_heads": hidden // 64 or 1}
+    layers = min(12 if hidden == 768 else 2, most_layers or 12)
+    sizes |= {"num_hidden_layers": layers, "num_attention_heads": hidden // 64 or 1}
     with torch.device("cuda"):
         model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, patch_size=16, num_register_tokens=4, image_size=224))
         made = Backbone(model, "random", IMAGENET)
@@ -163,7 +182,7 @@ def head_step(samples: int | None, precision: Any, preset: Any, recipe: str) -> 
     with torch.device("cuda"):
         if recipe == "rgb":
             sizes = {"patch_size": 16, "image_size": side}
-            decoder = RgbDecoder(hidden, **config.model.model_dump(), **sizes)
+            decoder = RgbDecoder(hidden, **shallow(config.model.model_dump()), **sizes)
             for name, buffer in decoder.named_buffers():
                 setattr(decoder, name, buffer.to(CUDA))
             task = RgbTask(decoder, seen, config, effective)
@@ -176,15 +195,53 @@ def head_step(samples: int | None, precision: Any, preset: Any, recipe: str) -> 
         return measured(task, split, training, lambda _: next(batches))
 
 
+def foresight_head_step(samples: int | None, precision: Any, preset: Any, task_name: Any) -> dict[str, Any]:
+    """Whole frames of 1024 x 2048, resized, through the data of the trainer: nothing but the files is drawn."""
+    size, hidden = ((64, 128), 64) if preset == "tiny" else ((224, 448), 768)
+    depth = Path("maps") if task_name == "depth" else None
+    config = foresight_head(task_name, preset, FrameFeatureConfig(image_size=size), depth)
+    training = config.training.model_copy(update={"precision": precision})
+    features = FrameFeatures(backbone(hidden, precision), size)
+    frames = TrainingFrames("cityscapes", (TrainingFrame("frame", None),) * 2048, {})
+    seen = WholeFrames(frames, config, features, CUDA)
+    label = np.ones((1024, 2048), np.float32 if depth else np.uint8)
+    picture = np.zeros((*size, 3), np.uint8)
+    seen._read = lambda frame: (picture, label)  # pyright: ignore[reportAttributeAccessIssue]
+    foresight.RESIDENT_SHARE = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    effective = training.batch_size
+    with torch.device("cuda"):
+        head = DepthHead(hidden) if depth else SegmentationHead(hidden, CLASSES["cityscapes"])
+    weights = config.gradient_loss, config.rmse_loss
+    task = WholeFrameHeadTask(head, seen, training.seed, effective, weights)
+    split = Split(samples or effective, effective // (samples or effective))
+    with closing(task.batches(split.parts_of(range(2)))) as batches:
+        return measured(task, split, training, lambda _: next(batches))
+
+
+def futures(samples: int | None, precision: Any, preset: str) -> dict[str, Any]:
+    """Futures of a crop, as ``flops --measure`` runs them."""
+    config = world_preset(preset)
+    with torch.device("meta"):
+        world = world_class(config.model.architecture)(768, **shallow(dict(config.model.arguments)))
+        tokenizer = DeltaTok(768, **shallow(tokenizer_preset("released", "256px").model.model_dump()))
+    flops._MOST_RUNS, flops._peak_on_cuda = 1, lambda run, device: run() or 0
+    system = SimpleNamespace(world=world, tokenizer=tokenizer if world.trains_on == "deltas" else None)
+    setting = SimpleNamespace(image_size=(256, 256), context=4, horizon=2, samples=samples or 4)
+    encoder = SimpleNamespace(encoder=torch.nn.Identity(), hidden_states=lambda pixels: pixels)
+    flops.grid_of = lambda encoder, size: (size[0] // 16, size[1] // 16)
+    return watched(
+        lambda: flops.futures_cost(system, encoder, setting, CUDA) and None, [], samples or 4, runs=1
+    )
+
+
 def encoding(samples: int | None, precision: Any, kind: str, pixels: str) -> dict[str, Any]:
     """What an encoder does on a GPU between two copies: 64 frames."""
     side, clips = int(pixels), samples or 8
     exact: Any = "float32" if precision == "float32" else "bfloat16_autocast"
     grid = (side // 16, side // 16)
     with torch.device("cuda"):
-        tokenizer = DeltaTok(768, **tokenizer_preset("released", "256px").model.model_dump()).to_precision(
-            exact
-        )
+        sizes = shallow(tokenizer_preset("released", "256px").model.model_dump())
+        tokenizer = DeltaTok(768, **sizes).to_precision(exact)
     encoder = backbone(768, precision)
     frames = torch.empty(clips, FRAMES, side, side, 3, dtype=torch.uint8, device=CUDA)
     tokens = torch.empty(clips, FRAMES, grid[0] * grid[1], 768, dtype=torch.float16, device=CUDA)
@@ -365,6 +422,8 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "world": world_step,
     "tokenizer": tokenizer_step,
     "head": head_step,
+    "foresight-head": foresight_head_step,
+    "flops": futures,
     "evaluate": evaluation,
     "gpu": whole_table,
     **{
@@ -379,8 +438,11 @@ def main() -> None:
     backbone_module.tensors_sha256 = lambda _: "random"
     # A seed drawn on the host, from a generator there: nothing that a GPU would be waited for.
     MaskedTransformer._dropout_from = lambda *_: nullcontext()
+    global most_layers  # noqa: PLW0603
     for name in sys.argv[1:]:
-        place, _, precision = name.partition("@")
+        place, _, layers = name.partition("#")
+        most_layers = int(layers) if layers else None
+        place, _, precision = place.partition("@")
         kind, *rest = place.partition(":")[0].split("/")
         samples = int(place.partition(":")[2] or 0) or None
         with simulated():

@@ -310,6 +310,30 @@ def test_slow_passes_are_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) 
     assert cost.sample_seconds >= 0.2
 
 
+@pytest.mark.parametrize(("slow", "said"), [(1, "at least "), (2, "at most about ")])
+def test_something_is_said_about_the_time_while_a_long_pass_runs(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: int, said: str
+) -> None:
+    """The first estimate comes within a budget of time, whatever the model."""
+    task = TokenizerTask if case.kind == "tokenizer" else WorldTask
+    loss_of, reporter, before = task.training_loss, Lines(), list[list[str]]()
+
+    def waits(self: Any, batch: Any, part: MicroBatch) -> Any:
+        if part.stop == slow and not before:
+            deadline = time.monotonic() + 60
+            while not any(" for 2 steps" in line for line in reporter.said) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            before.append(list(reporter.said))
+        return loss_of(self, batch, part)
+
+    monkeypatch.setattr(task, "training_loss", waits)
+    monkeypatch.setattr("deltacache.train.passes.EARLY_S", 0.5)
+    monkeypatch.setattr("deltacache.train.passes._ENOUGH_S", 600.0)
+    case.run(tmp_path / "run", reporter=reporter, steps=2, batch_size=4)
+    assert before[0][-1].startswith(f"train {case.kind}: {said}")
+    assert sum(" for 2 steps" in line for line in reporter.said) == 2  # and the measured one
+
+
 def test_the_bar_moves_between_rows(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltacache.train.loop._SHOW_S", 0.0)
     reporter = Lines()

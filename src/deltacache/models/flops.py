@@ -597,13 +597,17 @@ def training_step_cost(
 
 
 def futures_cost(system: System, encoder: InputConvention, setting: Setting, device: torch.device) -> Cost:
-    """All futures of one crop as patch tokens, from the pixels of its context, in float32.
+    """All futures of one crop as patch tokens, from the pixels of its context; bfloat16 products on CUDA.
 
     ``encoder`` is on ``device``; random tokens of the width that the models take stand for what it answers.
     """
     grid = grid_of(encoder, setting.image_size)
-    world = rebuilt(system.world, device)
-    tokenizer = None if system.tokenizer is None else rebuilt(system.tokenizer, device)
+    products = torch.bfloat16 if device.type == "cuda" else None
+    precision = "float32" if products is None else "bfloat16_autocast"
+    world = rebuilt(system.world, device).to_precision(precision)
+    tokenizer = (
+        None if system.tokenizer is None else rebuilt(system.tokenizer, device).to_precision(precision)
+    )
     pixels = torch.randn(setting.context, 3, *setting.image_size, device=device)
     seconds = torch.arange(setting.context + setting.horizon, device=device)[None] * _SPACING_S
     noise = None
@@ -614,7 +618,8 @@ def futures_cost(system: System, encoder: InputConvention, setting: Setting, dev
 
     @torch.no_grad()
     def roll_out() -> Tensor:
-        encoder.hidden_states(pixels)
+        with autocast_to(device.type, products):
+            encoder.hidden_states(pixels)
         if tokenizer is None:
             return world.rollout(patches, seconds, noise, grid=grid)
         deltas = tokenizer.encode_clip(patches, torch.zeros_like(patches[0, 0]), grid)
@@ -625,7 +630,8 @@ def futures_cost(system: System, encoder: InputConvention, setting: Setting, dev
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, seconds: float, side: int | None = None) -> float:
-    """FLOP a second of square matrix products, the fastest of those that ``seconds`` allow, and of at least five."""
+    """FLOP a second of square matrix products, the fastest of those that ``seconds`` allow: at least five, or fewer
+    where these would take five times as long."""
     side = side or (1024 if device.type == "cpu" else 8192)
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     shortest, started = float("inf"), time.perf_counter()
@@ -639,7 +645,9 @@ def product_rate(device: torch.device, dtype: torch.dtype, seconds: float, side:
 
     product()
     runs = 0
-    while runs < 5 or time.perf_counter() - started < seconds:
+    while (
+        (taken := time.perf_counter() - started) < seconds or not runs or (runs < 5 and taken < 5 * seconds)
+    ):
         shortest, runs = min(shortest, product()), runs + 1
     return 2 * side**3 / shortest
 

@@ -47,7 +47,7 @@ from deltacache.pipeline.work.attempts import Attempts, Kind, Work
 from deltacache.pipeline.work.placement import DecodeShare, Node, NoRoomError, Placement, place, place_tasks
 from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
-from deltacache.schemas.errors import DeltacacheError, StorageError
+from deltacache.schemas.errors import DeltacacheError, StorageError, out_of_memory_text
 from deltacache.schemas.jobs import ClusterSettings
 from deltacache.schemas.secrets import without_secrets
 
@@ -546,15 +546,21 @@ class _Encoder:
         except StorageError as error:
             if not error.passing:  # else what was written may be gone: all of it is made again
                 return {"refused": str(error)}
-            self._pause_s = min(2 * self._pause_s, patience_s() / 4, _LONGEST_PAUSE_S)
-            time.sleep(self._pause_s)
-            return {"again": str(error)}
+            passing = str(error)
         except DeltacacheError as error:
             return {"refused": str(error)}
+        except RuntimeError as error:
+            # The batch did fit when the encoder began: another program took the memory, and no video is to blame.
+            if not _is_out_of_memory(error):
+                raise
+            passing = out_of_memory_text(error)
         finally:
             for each in groups:
                 each.close()
             self.forget(ticket)  # a generator that nobody began has nothing to end
+        self._pause_s = min(2 * self._pause_s, patience_s() / 4, _LONGEST_PAUSE_S)
+        time.sleep(self._pause_s)
+        return {"again": passing}
 
     def clips(self) -> int:
         """Clips encoded in works that are under way."""
@@ -659,6 +665,8 @@ class _Pool:
         except RayTaskError as error:
             if isinstance(error.cause, DeltacacheError):
                 raise DeltacacheError(str(error.cause)) from error
+            if _is_out_of_memory(error.cause):
+                raise DeltacacheError(out_of_memory_text(error.cause)) from error
             raise DeltacacheError(f"the encoder fails on noise: {_cause(error)}") from error
         except RayError:
             return []  # one is lost already; the work that it gets will say so
@@ -950,6 +958,11 @@ class _Pool:
         return "" if math.isinf(wait_s) else f"; given up after {wait_s:g} s (--wait-for-nodes)"
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is torch's, which a driver need not import."""
+    return type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError)
+
+
 def _cause(error: RayError) -> str:
     """The exception behind an error of Ray in one line."""
     cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
@@ -1053,6 +1066,10 @@ class _TaskActor:
             return {"result": self._worker.run(item, following)}
         except DeltacacheError as error:
             return {"refused": str(error)}
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return {"refused": out_of_memory_text(error)}
 
 
 @dataclass(slots=True)

@@ -168,3 +168,11 @@ def _models(kind: Any) -> Iterator[type[BaseModel]]:
     elif not (isinstance(origin, type) and issubclass(origin, Mapping | Sequence)):
         for each in get_args(kind):
             yield from _models(each)
+
+
+def out_of_memory_text(error: BaseException) -> str:
+    """What torch's ``OutOfMemoryError`` means to a user of any command, in one line."""
+    return (
+        "out of memory on the GPU: free memory there, make the work smaller (--batch-size, --image-size, --samples: "
+        f"what the command has), or give --device cpu. PyTorch says: {str(error).splitlines()[0]}"
+    )

@@ -374,7 +374,16 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tu
     Raises:
         OtherWorkerFailedError: another worker cannot measure, and has said why.
     """
-    split, failed = run.split, True
+    split, failed, steps = run.split, True, run.config.steps - run.first_step
+    samples = split.batch_size * split.accumulation * steps
+
+    def early(sample_s: float, input_s: float, at_least: bool) -> None:
+        seconds = samples * sample_s + task.inputs_computed(samples) * input_s
+        said = f"at least {duration(seconds)} for {steps:,} steps: the first pass has not ended yet"
+        if not at_least:
+            said = f"{describe_time(seconds, steps)}, from the first pass"
+        run.reporter.line(f"train {task.kind}: {said}")
+
     try:
         cost = measure_passes(
             task,
@@ -382,6 +391,7 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tu
             device,
             run.config.precision,
             moments_there=run.optimizer_state is not None,
+            early=early,
         )
         failed = False
     finally:  # or those that measured would wait for this one
@@ -393,10 +403,8 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tu
         before = run.samples_per_pass
         if before is not None and before < split.batch_size and run.split.batch_size % before == 0:
             split = cut_into(run.split, before)  # bitwise what an unbroken run would compute
-    steps = run.config.steps - run.first_step
     said = describe_split(cost, split, device)
     if not run.dry_run:
-        samples = split.batch_size * split.accumulation * steps
         seconds = samples * cost.sample_seconds + task.inputs_computed(samples) * cost.input_seconds
         said += f"; {describe_time(seconds, steps)}"
         if (size := task.bytes_to_load(device)) > 2**30:

@@ -4,8 +4,9 @@ The effective batch belongs to the recipe, how it is cut to the machine. Gradien
 so every cut gives the same numbers to float32 rounding.
 """
 
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,8 @@ BatchT = TypeVar("BatchT")
 _TRIED = (1, 2, 4, 8, 16)
 """Samples of the passes that are measured, as far as time and memory allow."""
 _ENOUGH_S = 8.0
+EARLY_S = 5.0
+"""After which something is said about the time, however long a single pass takes."""
 _SHARE = {"cuda": 0.9, "cpu": 0.7}
 """Of the free memory; an allocator leaves gaps, and other programs share a host's memory."""
 
@@ -58,6 +61,7 @@ def measure_passes(
     precision: TrainingPrecision = "auto",
     *,
     moments_there: bool = False,
+    early: Callable[[float, float, bool], None] = lambda sample_s, input_s, at_least: None,
 ) -> PassCost:
     """Run passes of 1, 2, 4, … samples of the first step, backward included, and change nothing.
 
@@ -68,6 +72,8 @@ def measure_passes(
         task: a ``TrainingTask``.
         effective_batch: samples of a step.
         moments_there: the optimizer has its moments already, as that of a resumed run: they are not free any more.
+        early: hears, once, after ``EARLY_S`` if measuring takes longer: seconds of a sample and of an input, and
+            whether these are no more than lower bounds, for the first pass still runs. Another thread calls it.
 
     Raises:
         DeltacacheError: not even one sample fits.
@@ -79,7 +85,20 @@ def measure_passes(
     state = [(buffer, buffer.clone()) for buffer in task.model.buffers()]  # running means of BatchNorm
     measured: list[tuple[int, int, float]] = []  # samples, peak bytes, seconds
     free, input_seconds, started = 0, 0.0, time.perf_counter()
-    with closing(task.trial_batches(MicroBatch(0, 0, size) for size in sizes)) as batches:
+    begun: float | None = None
+
+    def say_early() -> None:
+        if measured:
+            early(measured[-1][2] / measured[-1][0], input_seconds, False)
+        elif begun is None:
+            early(0.0, (time.perf_counter() - started) / sizes[0], True)
+        else:
+            early((time.perf_counter() - begun) / sizes[0], input_seconds, True)
+
+    with (
+        _after(EARLY_S, say_early),
+        closing(task.trial_batches(MicroBatch(0, 0, size) for size in sizes)) as batches,
+    ):
         for size, batch in zip(sizes, batches, strict=True):
             if not free:
                 input_seconds = (time.perf_counter() - started) / size
@@ -220,6 +239,19 @@ def memory_for(what: str, device: torch.device) -> Iterator[None]:
             f"out of memory in {what}: free memory on {device}, give a smaller --batch-size or larger --accumulation, "
             f"or choose a smaller model. PyTorch says: {str(error).splitlines()[0]}"
         ) from error
+
+
+@contextmanager
+def _after(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call from another thread if what is inside takes longer; that call has ended when this does."""
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _gib(size: int) -> str:

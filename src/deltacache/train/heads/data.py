@@ -107,9 +107,9 @@ class HeadFrames:
                 yield self._batch(keys, loaded)
 
     def computed(self, samples: int) -> int:
-        """How many of so many frames go through the backbone, once it is known whether they are kept."""
+        """How many of so many frames go through the backbone; the fewest, until it is known whether they are kept."""
         variants = 2 if 0 < self._config.flip < 1 else 1
-        return min(samples, variants * len(self._frames.frames)) if self._keep else samples
+        return min(samples, variants * len(self._frames.frames)) if self._keep is not False else samples
 
     @property
     def frame_bytes(self) -> float:
