@@ -67,7 +67,9 @@ def test_what_a_dry_run_says_of_bfloat16(
         source=str(tmp_path), backbone="tiny", image_size=32, views=1, precision=precision
     )
     text = preview_extraction(settings, tmp_path / "out")
-    assert "101.0 h in all" in text
+    assert (
+        "101.0 h in all" if device == "cpu" else "100.0 h in all"
+    ) in text  # CPUs decode and encode in turn
     faster = re.search(
         r"--precision bfloat16 would take about ([\d.]+) h: this CPU multiplies it faster", text
     )
