@@ -3,12 +3,9 @@
     world/PRESET[/STAGE]     a training step of a world model, at the whole batch unless :PASS says how many clips
     tokenizer/PRESET/STAGE   one of a tokenizer, pairs at the resolution of its stage
     head/PRESET/RECIPE       one of a head, on 512 px through a ViT-B; frames that are not kept, so each is encoded
-    foresight-head/PRESET/RECIPE  one on whole frames of Cityscapes, 224 x 448 px, likewise
     extract/PIXELS           64 frames through extraction's encoder, a ViT-B
     tokenize/PIXELS          the same to delta tokens with the released tokenizer; features/PIXELS from patch tokens
     evaluate/RECIPE          a sequence of a benchmark with a head, a tokenizer and two world models, 512 px
-
-    flops/PRESET             what ``flops --measure`` runs: futures of a crop of 256 px
 
     gpu/small                benchmarks/gpu.py from end to end, tiny
 
@@ -23,7 +20,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from device import CUDA, Watch, simulated  # isort: skip: it comes before torch
@@ -43,7 +39,6 @@ from deltacache.evaluate.metrics import SampleSums
 from deltacache.evaluate.output import Method
 from deltacache.evaluate.predictions import Protocol
 from deltacache.models import backbone as backbone_module
-from deltacache.models import flops
 from deltacache.models.backbone import IMAGENET, Backbone
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import forward_precision
@@ -54,15 +49,11 @@ from deltacache.models.worlds import world_class
 from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrame, TrainingFrames
 from deltacache.pipeline.work.encoders import DeltaEncoder, FeatureEncoder
-from deltacache.pipeline.work.frame_features import FrameFeatures
 from deltacache.pipeline.work.lanes import OverlappedForward
 from deltacache.schemas.benchmarks import CLASSES, LabelledSequence
 from deltacache.schemas.configs import head_preset, rgb_preset, tokenizer_preset, world_preset
-from deltacache.schemas.foresight import FrameFeatureConfig, foresight_head
 from deltacache.train.data import ClipBatch, PairBatch, ResidentClips, clip_batches
-from deltacache.train.heads import foresight
 from deltacache.train.heads.data import HeadFrames
-from deltacache.train.heads.foresight import WholeFrameHeadTask, WholeFrames
 from deltacache.train.heads.training import LinearHeadTask, RgbTask
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
 from deltacache.train.order import MicroBatch, Split
@@ -193,45 +184,6 @@ def head_step(samples: int | None, precision: Any, preset: Any, recipe: str) -> 
     split = Split(samples or effective, effective // (samples or effective))
     with closing(task.batches(split.parts_of(range(2)))) as batches:
         return measured(task, split, training, lambda _: next(batches))
-
-
-def foresight_head_step(samples: int | None, precision: Any, preset: Any, task_name: Any) -> dict[str, Any]:
-    """Whole frames of 1024 x 2048, resized, through the data of the trainer: nothing but the files is drawn."""
-    size, hidden = ((64, 128), 64) if preset == "tiny" else ((224, 448), 768)
-    depth = Path("maps") if task_name == "depth" else None
-    config = foresight_head(task_name, preset, FrameFeatureConfig(image_size=size), depth)
-    training = config.training.model_copy(update={"precision": precision})
-    features = FrameFeatures(backbone(hidden, precision), size)
-    frames = TrainingFrames("cityscapes", (TrainingFrame("frame", None),) * 2048, {})
-    seen = WholeFrames(frames, config, features, CUDA)
-    label = np.ones((1024, 2048), np.float32 if depth else np.uint8)
-    picture = np.zeros((*size, 3), np.uint8)
-    seen._read = lambda frame: (picture, label)  # pyright: ignore[reportAttributeAccessIssue]
-    foresight.RESIDENT_SHARE = 0.0  # pyright: ignore[reportAttributeAccessIssue]
-    effective = training.batch_size
-    with torch.device("cuda"):
-        head = DepthHead(hidden) if depth else SegmentationHead(hidden, CLASSES["cityscapes"])
-    weights = config.gradient_loss, config.rmse_loss
-    task = WholeFrameHeadTask(head, seen, training.seed, effective, weights)
-    split = Split(samples or effective, effective // (samples or effective))
-    with closing(task.batches(split.parts_of(range(2)))) as batches:
-        return measured(task, split, training, lambda _: next(batches))
-
-
-def futures(samples: int | None, precision: Any, preset: str) -> dict[str, Any]:
-    """Futures of a crop, as ``flops --measure`` runs them."""
-    config = world_preset(preset)
-    with torch.device("meta"):
-        world = world_class(config.model.architecture)(768, **shallow(dict(config.model.arguments)))
-        tokenizer = DeltaTok(768, **shallow(tokenizer_preset("released", "256px").model.model_dump()))
-    flops._MOST_RUNS, flops._peak_on_cuda = 1, lambda run, device: run() or 0
-    system = SimpleNamespace(world=world, tokenizer=tokenizer if world.trains_on == "deltas" else None)
-    setting = SimpleNamespace(image_size=(256, 256), context=4, horizon=2, samples=samples or 4)
-    encoder = SimpleNamespace(encoder=torch.nn.Identity(), hidden_states=lambda pixels: pixels)
-    flops.grid_of = lambda encoder, size: (size[0] // 16, size[1] // 16)
-    return watched(
-        lambda: flops.futures_cost(system, encoder, setting, CUDA) and None, [], samples or 4, runs=1
-    )
 
 
 def encoding(samples: int | None, precision: Any, kind: str, pixels: str) -> dict[str, Any]:
@@ -422,8 +374,6 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "world": world_step,
     "tokenizer": tokenizer_step,
     "head": head_step,
-    "foresight-head": foresight_head_step,
-    "flops": futures,
     "evaluate": evaluation,
     "gpu": whole_table,
     **{

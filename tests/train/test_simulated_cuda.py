@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 _FOLDER = Path(__file__).resolve().parent.parent / "simulated_cuda"
-# name: (peak in GiB, launches of a pass with the update); linear heads compute in float32 in any case
+# name: (peak in GiB, launches of a pass with the update); #2: two layers of each model.
+# Linear heads compute in float32 in any case.
 STEPS = {
     "tokenizer/released/256px:128": (57.1, 3854),
     "tokenizer/paper/256px:64": (21.2, 2523),
@@ -29,6 +30,7 @@ STEPS = {
     "head/tiny/segmentation": (0.34, 687),
     "head/tiny/depth": (0.08, 546),
     "head/tiny/rgb": (0.01, 412),
+    "head/released/segmentation#2": (0.95, 2381),
     "extract/256": (0.65, 425),
     "tokenize/256": (1.36, 1040),
     "features/256": (1.35, 608),
