@@ -27,6 +27,8 @@ STEPS = {
     "world/discriminative": (4.05, 1354),
     "world/dino-world:64": (49.5, 7210),
     "world/best-of-many:64": (49.5, 11520),
+    "world/paper#2": (9.73, 1611),
+    "world/frame-tokens#2": (1.76, 994),
     "world/tiny": (0.01, 934),
     "world/foresight/224px:8#2": (11.93, 248),
     "world/foresight/448px:4#2": (23.28, 256),
