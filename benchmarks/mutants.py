@@ -6,7 +6,7 @@
 
 A mutant is one small change of one line: another loss, another winner, another unit, another order. Each is made in a
 copy of the tree, never in the tree itself, and the tests named beside it run there. Killed: a test fails. Survived: all
-pass, so nothing would notice that mistake. The named tests first run once without any change: they must pass, or a
+pass, so nothing would notice that mistake. All named tests first run once without any change: they must pass, or a
 mutant would be killed by nothing. A mutant whose text is not found exactly once stops the run: the code has moved, so
 move the mutant with it.
 
@@ -14,8 +14,10 @@ Choose the smallest selection of tests that kills a mutant: what it costs is pai
 """
 
 import argparse
+import compileall
 import multiprocessing
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -28,24 +30,21 @@ from pathlib import Path
 from queue import Queue
 
 ROOT = Path(__file__).resolve().parent.parent
-_LIMIT_S = 600  # of one selection of tests: what hangs is no mistake that a test noticed
+_LIMIT_S = 600  # of a mutant's tests: what hangs is no mistake that a test noticed
 
-# Children are forked from a process that has imported the libraries, but nothing of deltacache: that takes longer than
-# most of the tests.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        "cv2",
-        "hypothesis",
-        "pandas",
-        "pyarrow.parquet",
-        "pytest",
-        "ray",
-        "scipy.stats",
-        "torch",
-        "transformers",
-        "zarr",
-    ]
+# Imported, but nothing of deltacache, by the process that children are forked from: that takes longer than most tests.
+_LIBRARIES = (
+    "cv2",
+    "hypothesis",
+    "pandas",
+    "pyarrow.parquet",
+    "pytest",
+    "ray",
+    "scipy.stats",
+    "torch",
+    "transformers",
+    "zarr",
 )
 
 
@@ -739,6 +738,10 @@ def copy_of_tree(folder: Path) -> Path:
     shared = ROOT.parent / "shared"
     if shared.exists():
         (folder / "shared").symlink_to(shared.resolve())
+    # by hash, not by time: a mutant of the same length, made within the same second, must not be taken for the original
+    compileall.compile_dir(
+        tree / "src", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
+    )
     return tree
 
 
@@ -767,16 +770,16 @@ def _run_pytest(tree: Path, tests: Sequence[str], printed: Path) -> None:
     os._exit(code)
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+def run_tests(tree: Path, tests: Sequence[str], limit_s: float = _LIMIT_S) -> tuple[int, str]:
     """pytest's exit code and the end of what it printed; 0 passed, 1 failed, anything else is neither."""
     printed = tree.parent / "printed.txt"
     child = _SERVER.Process(target=_run_pytest, args=(tree, tests, printed))
     child.start()
-    child.join(_LIMIT_S)
+    child.join(limit_s)
     if child.exitcode is None:
         child.kill()
         child.join()
-        return -1, f"no result within {_LIMIT_S} s"
+        return -1, f"no result within {limit_s:.0f} s"
     return child.exitcode, printed.read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
@@ -818,6 +821,7 @@ def main() -> None:
     ]
     for each in wanted:
         checked_source(each)
+    _SERVER.set_forkserver_preload(list(_LIBRARIES))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees: Queue[Path] = Queue()
         for number in range(asked.jobs):
@@ -825,17 +829,15 @@ def main() -> None:
             place.mkdir()
             trees.put(copy_of_tree(place))
 
-        def passes(tests: tuple[str, ...]) -> tuple[str, ...] | None:
-            tree, started = trees.get(), time.perf_counter()
-            code, text = run_tests(tree, tests)
-            trees.put(tree)
-            print(
-                f"{'FAILS' if code else 'passes':9}{time.perf_counter() - started:6.0f} s  {' '.join(tests)}",
-                flush=True,
-            )
-            if code:
-                print(f"without a mutant, these must pass:\n{text}", flush=True)
-            return None if code else tests
+        tests = list(dict.fromkeys(test for each in wanted for test in each.tests))
+        started = time.perf_counter()
+        code, text = run_tests(trees.queue[0], tests, _LIMIT_S * len(tests))
+        print(
+            f"{time.perf_counter() - started:6.0f} s  {len(tests)} tests and files without a mutant",
+            flush=True,
+        )
+        if code:
+            sys.exit(f"without a mutant, these must pass:\n{text}")
 
         def judged(mutant: Mutant) -> str:
             tree, started = trees.get(), time.perf_counter()
@@ -849,8 +851,6 @@ def main() -> None:
             return verdict
 
         with ThreadPoolExecutor(asked.jobs) as pool:
-            if None in list(pool.map(passes, dict.fromkeys(each.tests for each in wanted))):
-                sys.exit(1)
             verdicts = list(pool.map(judged, wanted))
     print(
         f"{len(verdicts)} mutants: {verdicts.count('killed')} killed, {len(verdicts) - verdicts.count('killed')} not"

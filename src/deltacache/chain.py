@@ -6,6 +6,7 @@ its own rules whether it is finished, so a stopped chain goes on where it was, a
 refused by the stage it belongs to.
 """
 
+import json
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
+from deltacache.models.checkpoints import CONFIG_FILE
 from deltacache.pipeline.jobs.offline import extract_features, tokenize_features
 from deltacache.pipeline.storage.files import remove
 from deltacache.schemas.arguments import merged
@@ -28,7 +30,7 @@ from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.train.checkpoints import finished_checkpoints, steps_of
-from deltacache.train.setup import TrainingRequest
+from deltacache.train.setup import TrainingRequest, check_same_settings
 from deltacache.train.workers.launch import launch
 from deltacache.train.workers.trainable import Workers
 
@@ -234,11 +236,12 @@ def run_chain(
     """Run every stage that is not finished yet.
 
     Args:
-        from_stage: what this stage and those after it made is removed first, and made again.
+        from_stage: what this stage and those after it made is removed when its turn comes, and made again.
 
     Raises:
-        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept. A training that has
-            steps left although something was made from it is refused before anything is done.
+        DeltacacheError: a stage refused its input or settings; what earlier stages made is kept. Trainings whose
+            settings changed, and those with steps left from which something was made, are refused before anything
+            is done.
     """
     paths = ChainPaths(out)
     evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
@@ -249,11 +252,15 @@ def run_chain(
         "evaluation": [paths.evaluation],
     }
     redone = list(made_from)[list(made_from).index(from_stage) :] if from_stage else []
-    removed = [folder for stage in redone for folder in made_from[stage] if folder.exists()]
-    _check_nothing_stale(config, paths, set(redone))
-    for folder in removed:
-        reporter.line(f"--from-stage {from_stage}: {folder} is removed and made again")
-        remove(folder)
+    _check_trainings(config, paths, set(redone))
+
+    def begin(stage: ChainStage) -> None:
+        """Remove what is made again only now: what the stages before refuse has then cost nothing."""
+        if stage == from_stage:
+            for folder in (each for later in redone for each in made_from[later] if each.exists()):
+                reporter.line(f"--from-stage {from_stage}: {folder} is removed and made again")
+                remove(folder)
+
     features, test = paths.train_features, paths.test_features
     with _timed("features of the training videos", reporter):
         extract_features(config.train_videos, features, reporter)
@@ -267,10 +274,12 @@ def run_chain(
                 )
     with _timed("features of the test videos", reporter):
         extract_features(config.test_videos, test, reporter)
+    begin("tokenizer")
     with _timed("tokenizer", reporter):
         folders = paths.stage_folders(paths.tokenizer, stages)
         data = [sizes[stage.image_size] for stage in stages]
         train_stages("tokenizer", stages, data, folders, config.device, config.trainers, reporter)
+    begin("deltas")
     with _timed("delta tokens", reporter):
         job = TokenizeSettings(
             features=str(features),
@@ -280,12 +289,14 @@ def run_chain(
             cluster=config.train_videos.cluster,
         )
         tokenize_features(job, paths.deltas, reporter)
+    begin("worlds")
     for name in config.worlds:
         with _timed(f"world model {name}", reporter):
             world = config.world_stages(name)
             folders = paths.stage_folders(paths.world(name), world)
             data = [paths.deltas] * len(world)
             train_stages("world", world, data, folders, config.device, config.trainers, reporter)
+    begin("evaluation")
     with _timed("evaluation", reporter):
         evaluate_clips(evaluation, reporter)
     return paths
@@ -296,8 +307,12 @@ def _models_precision(config: ChainConfig) -> Literal["auto", "float32"]:
     return "float32" if config.train_videos.precision == "float32" else "auto"
 
 
-def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
-    """Refuse to train on, or again, what later stages have used already; ``redone`` stages are about to be removed."""
+def _check_trainings(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
+    """Refuse trainings that cannot go on with these settings, and such as would leave behind what was made of them.
+
+    Args:
+        redone: stages whose outputs are about to be removed.
+    """
     later: list[tuple[ChainStage, Path]] = [
         ("deltas", paths.deltas),
         *(("worlds", folder) for folder in sorted((paths.out / "worlds").glob("*"))),
@@ -308,6 +323,10 @@ def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[Cha
         *(("worlds", config.world_stages(name), paths.world(name)) for name in config.worlds),
     ]
     for kind, stages, last in trainings:
+        for stage in stages:
+            stage.config.training.shared_by(config.trainers.count)  # refuses what does not split
+        if kind in redone:
+            continue
         folders = paths.stage_folders(last, stages)
         used_by: list[tuple[ChainStage, Path]] = [
             (stage, folder) for stage, folder in later if kind == "tokenizer" or stage == "evaluation"
@@ -315,12 +334,10 @@ def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[Cha
         for place, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
             checkpoints = finished_checkpoints(folder)
             done, steps = steps_of(checkpoints[-1]) if checkpoints else 0, stage.config.training.steps
+            if checkpoints:
+                _check_goes_on(checkpoints[-1], stage.config, kind)
             following: list[tuple[ChainStage, Path]] = [(kind, each) for each in folders[place + 1 :]]
-            used = [
-                each
-                for by, each in (*following, *used_by)
-                if by not in redone and kind not in redone and each.exists()
-            ]
+            used = [each for by, each in (*following, *used_by) if by not in redone and each.exists()]
             if done < steps and used:
                 again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
                 raise MismatchError(
@@ -329,6 +346,27 @@ def _check_nothing_stale(config: ChainConfig, paths: ChainPaths, redone: set[Cha
                     "made of another model. Put training.steps back, choose another output folder, or give "
                     f"--from-stage {again}, which removes what is made from there on and makes it again"
                 )
+
+
+def _check_goes_on(checkpoint: Path, config: TokenizerConfig | WorldConfig, kind: ChainStage) -> None:
+    """Refuse settings by which the training that left this checkpoint cannot go on, or has gone too far."""
+    again = (
+        f"give --from-stage {kind}, which removes what is trained there and made from it, and makes it again"
+    )
+    done, steps = steps_of(checkpoint), config.training.steps
+    if done > steps:
+        raise MismatchError(
+            f"{checkpoint.parents[1]} was trained for {done:,} steps, but training.steps is {steps:,}, and steps "
+            f"cannot be undone: put training.steps back, choose another output folder, or {again}"
+        )
+    effective_batch = config.training.batch_size * (config.training.accumulation or 1)  # whoever shares it
+    now = {"config": config.model_dump(mode="json"), "effective_batch": effective_batch}
+    try:
+        check_same_settings(checkpoint, json.loads((checkpoint / CONFIG_FILE).read_bytes()), now)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # damaged: reading it says so
+    except MismatchError as error:
+        raise MismatchError(f"{error}, or {again}") from error
 
 
 def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:

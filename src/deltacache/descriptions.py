@@ -178,8 +178,10 @@ def describe_chain(path: Path) -> Iterator[str]:
     yield f"{path}: a chain of outputs, {size_of(path)}"
     parts: list[tuple[Path, Callable[[Path], str]]] = [
         *((folder, _dataset) for folder in sorted((path / "features").iterdir()) if is_dataset(folder)),
+        *((folder, _steps) for folder in sorted((path / "stages/tokenizer").glob("*"))),
         (paths.tokenizer, _steps),
         (paths.deltas, _dataset),
+        *((folder, _steps) for folder in sorted((path / "stages/worlds").glob("*/*"))),
         *((folder, _steps) for folder in sorted((path / "worlds").glob("*"))),
         (paths.evaluation, _evaluation),
     ]
@@ -194,12 +196,18 @@ def _made_of_others(paths: ChainPaths, folder: Path) -> str:
     if folder == paths.deltas and is_dataset(folder):
         made = read_card(dataset_root(folder)).tokenizer_fingerprint
         return f"made by tokenizer {made}, which is {tokenizer} by now" if made != tokenizer else ""
-    if folder.parent == paths.out / "worlds" and finished_checkpoints(folder):
-        trained_on = json.loads((finished_checkpoints(folder)[-1] / CONFIG_FILE).read_bytes())
-        data = paths.train_features if "tokenizer_fingerprint" not in trained_on else paths.deltas
-        now = read_card(dataset_root(data)).fingerprint if is_dataset(data) else None
-        made = trained_on.get("data_fingerprint")
-        return f"trained on data {made}, which are {now} by now" if made != now else ""
+    if folder != paths.evaluation and (checkpoints := finished_checkpoints(folder)):
+        trained = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())
+        if (stages := paths.out / "stages") in folder.parents:  # what a stage begins with lies beside it
+            earlier, data = folder.parent, None
+        else:
+            earlier = stages / folder.relative_to(paths.out)
+            data = paths.deltas if "tokenizer_fingerprint" in trained else paths.train_features
+        begun, made = (trained.get("started_from") or {}).get("fingerprint"), trained.get("data_fingerprint")
+        if begun and earlier.is_dir() and begun not in map(fingerprint_at, earlier.iterdir()):
+            return f"begun with checkpoint {begun}, which is none of those in {earlier.relative_to(paths.out)} by now"
+        now = read_card(dataset_root(data)).fingerprint if data and is_dataset(data) else None
+        return f"trained on data {made}, which are {now} by now" if data and made != now else ""
     record = read_models(folder) if folder == paths.evaluation else None
     if record is None:
         return ""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from deltacache.chain import ChainConfig, ChainPaths, run_chain
+from deltacache.cli import app
 from deltacache.demo.demo import demo_config
 from deltacache.demo.world import draw_world
 from deltacache.descriptions import describe_output
@@ -21,6 +23,7 @@ from deltacache.schemas.configs import (
 )
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
+from shared_ray import SharedRay
 
 
 @pytest.mark.parametrize(
@@ -84,10 +87,13 @@ def test_the_last_stage_has_the_size_of_the_videos(tmp_path: Path) -> None:
         chain_of({"stages": [stage]}, tmp_path)
 
 
-def test_a_chain_in_stages_to_its_end(tmp_path: Path) -> None:
-    """Four tokenizer stages of two sizes and two world stages; the second call finds all of it finished."""
-    demo = demo_config(tmp_path / "videos/train", tmp_path / "videos/test", tmp_path / "futures.csv", seed=3)
-    draw_world(tmp_path, seed=3, train_videos=6, test_scenes=2, image_size=64, reporter=SilentReporter())
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory, shared_ray: SharedRay) -> tuple[dict[str, Any], Path]:
+    """A finished chain of four tokenizer stages of two sizes and two world stages: its YAML and its output folder."""
+    shared_ray.start()
+    root = tmp_path_factory.mktemp("staged")
+    demo = demo_config(root / "videos/train", root / "videos/test", root / "futures.csv", seed=3)
+    draw_world(root, seed=3, train_videos=6, test_scenes=2, image_size=64, reporter=SilentReporter())
     content = demo.model_dump(mode="json")
 
     def stages(rates: list[tuple[str, str, int, float]], **changes: Any) -> dict[str, Any]:
@@ -113,9 +119,32 @@ def test_a_chain_in_stages_to_its_end(tmp_path: Path) -> None:
     cooled = stages([("main", "random", 6, 1e-3), ("cooldown", "everything", 8, 1e-4)], candidates=4)
     content["worlds"] = {"deltaworld": cooled}
     content["evaluation"]["samples"] = 2
-    config, out = ChainConfig.model_validate(content), tmp_path / "out"
-    paths = run_chain(config, out, SilentReporter())
-    assert paths == ChainPaths(out)
+    paths = run_chain(ChainConfig.model_validate(content), root / "out", SilentReporter())
+    assert paths == ChainPaths(root / "out")
+    return content, root / "out"
+
+
+def changed_chain(content: dict[str, Any], kind: str, **training: Any) -> ChainConfig:
+    """The chain with other settings of the last stage of its tokenizer or its world model."""
+    changed = json.loads(json.dumps(content))
+    model = changed["tokenizer"] if kind == "tokenizer" else changed["worlds"]["deltaworld"]
+    model["stages"][-1]["config"]["training"] |= training
+    return ChainConfig.model_validate(changed)
+
+
+def times_below(folder: Path) -> dict[Path, int]:
+    """When each file was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def stale_parts(out: Path) -> list[str]:
+    """Names of the parts that ``inspect`` shows as stale."""
+    return [line.split()[0] for line in describe_output(out).splitlines() if "STALE" in line]
+
+
+def test_a_chain_in_stages_to_its_end(staged: tuple[dict[str, Any], Path]) -> None:
+    """Each stage begins with the one before it; the second call finds all of it finished."""
+    content, out = staged
     names = {path.name for path in (out / "stages/tokenizer").iterdir()}
     assert names == {"32px", "64px", "cooldown1"}
     before = None
@@ -128,21 +157,73 @@ def test_a_chain_in_stages_to_its_end(tmp_path: Path) -> None:
         assert (begun and begun["fingerprint"]) == (None if folder.endswith("main") else before)
         assert metadata["image_size"] == (32 if folder.endswith("32px") else 64)
         before = metadata["fingerprint"]
-    files = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*") if path.is_file()}
-    run_chain(config, out, SilentReporter())
-    assert "STALE" not in describe_output(out)
-    content["tokenizer"]["stages"][-1]["config"]["training"]["steps"] = 10
-    longer = ChainConfig.model_validate(content)
-    with pytest.raises(
-        MismatchError, match=r"tokenizer has 9 of 10 steps, but .*deltas.*--from-stage deltas"
+    files = times_below(out / "stages")
+    run_chain(ChainConfig.model_validate(content), out, SilentReporter())
+    assert files == times_below(out / "stages")
+    assert not stale_parts(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "message"),
+    [
+        ("tokenizer", {"steps": 10}, r"tokenizer has 9 of 10 steps, but .*deltas.*--from-stage deltas"),
+        ("tokenizer", {"steps": 8}, r"was trained for 9 steps, but .*steps is 8.*--from-stage tokenizer"),
+        ("tokenizer", {"learning_rate": 0.1}, r"learning_rate was 1e-05, now 0.1.*--from-stage tokenizer"),
+        ("worlds", {"steps": 9}, r"deltaworld has 8 of 9 steps, but .*evaluation.*--from-stage evaluation"),
+        ("worlds", {"learning_rate": 0.1}, r"learning_rate was 0.0001, now 0.1.*--from-stage worlds"),
+        ("worlds", {"batch_size": 8}, r"effective batch of 4, now it is 8.*--from-stage worlds"),
+    ],
+)
+def test_changed_trainings_are_refused_before_anything_starts(
+    staged: tuple[dict[str, Any], Path], kind: str, training: dict[str, Any], message: str
+) -> None:
+    """Also where stages before them would have been removed."""
+    content, out = staged
+    files = times_below(out)
+    config = changed_chain(content, kind, **training)
+    with pytest.raises(MismatchError, match=message):
+        run_chain(config, out, SilentReporter())
+    if "steps" not in training:
+        with pytest.raises(MismatchError, match=message):
+            run_chain(config, out, SilentReporter(), "deltas" if kind == "tokenizer" else "evaluation")
+    assert files == times_below(out)
+
+
+def test_inspect_shows_what_is_stale(staged: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    _, out = staged
+    for folder, other, found in (
+        ("tokenizer", "stages/tokenizer/cooldown1", ["deltas", "evaluation"]),
+        ("stages/tokenizer/64px", "stages/tokenizer/32px", ["stages/tokenizer/cooldown1"]),
+        (
+            "stages/worlds/deltaworld/main",
+            "worlds/deltaworld",
+            ["stages/worlds/deltaworld/main", "worlds/deltaworld"],
+        ),
     ):
-        run_chain(longer, out, SilentReporter())
-    assert not (out / "tokenizer/checkpoints/step-00000010").exists()
-    (out / "tokenizer").rename(tmp_path / "kept")
-    shutil.copytree(out / "stages/tokenizer/cooldown1", out / "tokenizer")
-    stale = [line for line in describe_output(out).splitlines() if "STALE" in line]
-    assert len(stale) == 2  # the delta tokens and the evaluation
-    shutil.rmtree(out / "tokenizer")
-    (tmp_path / "kept").rename(out / "tokenizer")
-    assert "STALE" not in describe_output(out)
-    assert files == {path: path.stat().st_mtime_ns for path in files}
+        (out / folder).rename(tmp_path / "kept")
+        shutil.copytree(out / other, out / folder)
+        assert stale_parts(out) == found
+        shutil.rmtree(out / folder)
+        (tmp_path / "kept").rename(out / folder)
+    assert not stale_parts(out)
+
+
+def test_from_stage_makes_again_what_follows(staged: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """Other ``steps`` in the middle: the command refuses, and makes again from the stage that it is given."""
+    content, out = staged
+    earlier, later = times_below(out / "stages/tokenizer"), times_below(out / "stages/worlds")
+    save_config(changed_chain(content, "tokenizer", steps=10), tmp_path / "chain.yaml")
+    command = ["run", str(tmp_path / "chain.yaml"), str(out)]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, MismatchError)
+    longer = out / "tokenizer/checkpoints/step-00000010"
+    assert not longer.exists()
+    done = CliRunner().invoke(app, [*command, "--from-stage", "deltas"])
+    assert done.exit_code == 0, done.output
+    assert longer.is_dir()
+    assert not stale_parts(out)
+    assert earlier == times_below(out / "stages/tokenizer")
+    again = times_below(out / "stages/worlds")
+    weights = [path for path in later if path.name == "model.safetensors"]
+    assert weights
+    assert all(again[path] > later[path] for path in weights)

@@ -1,9 +1,11 @@
 """Shards read by their receipts alone: all of a clip or an error, and the same bytes when written again."""
 
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_datasets import BLACK, FRAMES, make_dataset, shard_of, small_card, sources_of
 
@@ -11,6 +13,7 @@ from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset, 
 from deltacache.pipeline.datasets.receipts import StoredClip, read_receipt, receipt_path
 from deltacache.pipeline.datasets.stores import SCALES
 from deltacache.pipeline.datasets.verification import verify_dataset
+from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.schemas.clips import DeltaClip, FeatureClip
 from deltacache.schemas.errors import DatasetError
 
@@ -169,3 +172,22 @@ def test_times_that_are_not_those_of_their_checksum_are_an_error(tmp_path: Path)
     altered = replace(receipt, clips=({**row, "timestamps_s": [0.0] * FRAMES},))
     with pytest.raises(DatasetError, match=rf"clip {row['clip_id']} .*its times do not have their crc32c"):
         next(stored_clips(tmp_path, small_card("deltas", "webdataset"), altered))
+
+
+def test_what_was_read_is_no_memory_of_the_process_after_its_release(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float16)  # 32 MiB
+    numbers.tofile(tmp_path / "numbers")
+    files = MappedFiles()
+
+    def mapped_mib() -> float:
+        """Pages of files that count as memory of this process."""
+        (line,) = re.findall(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line) / 1024
+
+    before = mapped_mib()
+    view = files.float16(tmp_path / "numbers", 0, numbers.shape, numbers.strides[0])
+    assert (view == numbers).all()
+    assert mapped_mib() > before + 30
+    files.release()
+    assert mapped_mib() < before + 2
+    assert (view == numbers).all()

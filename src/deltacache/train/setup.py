@@ -166,25 +166,38 @@ def _check_ours(out: Path) -> None:
         )
 
 
-def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) -> None:
-    before, now = {**_BEFORE_THERE_WAS, **flatten(resumed.metadata["config"])}, flatten(metadata["config"])
+def check_same_settings(folder: Path, before: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Refuse settings that would make another model than those that the checkpoint in ``folder`` was trained with.
+
+    Args:
+        before, metadata: what the checkpoint's ``config.json`` says, and what it would say now, at least ``config`` and
+            ``effective_batch``.
+
+    Raises:
+        MismatchError: the first that differs.
+    """
+    was, now = {**_BEFORE_THERE_WAS, **flatten(before["config"])}, flatten(metadata["config"])
     changed = [
-        f"{name} was {before.get(name)}, now {now.get(name)}"
-        for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME)
-        if before.get(name) != now.get(name)
+        f"{name} was {was.get(name)}, now {now.get(name)}"
+        for name in sorted((was.keys() | now.keys()) - FREE_ON_RESUME)
+        if was.get(name) != now.get(name)
     ]
     if changed:
         raise MismatchError(
-            f"{resumed.folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
+            f"{folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
             "the same one; put these back or choose another output folder"
         )
-    _check_same_rates(resumed, metadata)
-    batch_before, batch_now = resumed.metadata.get("effective_batch"), metadata["effective_batch"]
+    _check_same_rates(folder, before, metadata)
+    batch_before, batch_now = before.get("effective_batch"), metadata["effective_batch"]
     if batch_before != batch_now:
         raise MismatchError(
-            f"{resumed.folder} was trained with an effective batch of {batch_before}, now it is {batch_now}: batch x "
+            f"{folder} was trained with an effective batch of {batch_before}, now it is {batch_now}: batch x "
             "accumulation x workers must stay the same; change --batch-size or --accumulation so that it does"
         )
+
+
+def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) -> None:
+    check_same_settings(resumed.folder, resumed.metadata, metadata)
     compared = metadata.keys() & resumed.metadata.keys() - {
         "config",
         "code_version",
@@ -200,12 +213,12 @@ def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) 
             )
 
 
-def _check_same_rates(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) -> None:
+def _check_same_rates(folder: Path, resumed: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Refuse a schedule by which the steps that are done would have had other rates."""
-    before, now = resumed.metadata["config"]["training"], metadata["config"]["training"]
+    before, now = resumed["config"]["training"], metadata["config"]["training"]
     if all(before.get(name) == now.get(name) for name in _SCHEDULE):
         return
-    begun = resumed.metadata.get("started_from") or {}
+    begun = resumed.get("started_from") or {}
     first = begun["step"] if begun.get("start") == "everything" else 0
 
     def rate(training: Mapping[str, Any], step: int) -> float:
@@ -213,11 +226,11 @@ def _check_same_rates(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]
             step, now["learning_rate"], training["warmup_steps"], training.get("decay_steps")
         )
 
-    other = next((s for s in range(first, resumed.step) if rate(before, s) != rate(now, s)), None)
+    other = next((s for s in range(first, steps_of(folder)) if rate(before, s) != rate(now, s)), None)
     if other is not None:
         was, is_now = (", ".join(f"{name} {each.get(name)}" for name in _SCHEDULE) for each in (before, now))
         raise MismatchError(
-            f"{resumed.folder} was trained with {was}, now they are {is_now}: step {other} had another rate than this "
+            f"{folder} was trained with {was}, now they are {is_now}: step {other} had another rate than this "
             "schedule gives it. --resume continues a schedule: give --warmup-steps and --decay-steps (in a file "
             "training.warmup_steps and training.decay_steps) as they were, or choose another output folder"
         )
@@ -539,15 +552,16 @@ class OpenedRun(Generic[SavedModelT]):
         return run if hint is None else replace(run, hint=hint)
 
 
-def say_finished(what: str, finished: Path, reporter: Reporter) -> Path:
-    """Report that the run of checkpoint ``finished`` has all its steps."""
-    reporter.line(f"train {what}: {finished} has all its steps, nothing to do")
+def say_finished(what: str, finished: Path, steps: int, reporter: Reporter) -> Path:
+    """Report that the run of checkpoint ``finished`` has all its ``steps``, or even more."""
+    more = f", more than the {steps:,} asked for" if steps_of(finished) > steps else ""
+    reporter.line(f"train {what}: {finished} has all its steps{more}, nothing to do")
     return finished
 
 
 def nothing_to_do(kind: Kind, finished: Path, training: TrainingConfig, reporter: Reporter) -> Prepared:
     """For a run whose checkpoint ``finished`` has all its steps."""
-    say_finished(kind, finished, reporter)
+    say_finished(kind, finished, training.steps, reporter)
     return Prepared(training.steps, lambda: finished)
 
 

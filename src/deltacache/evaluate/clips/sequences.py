@@ -73,7 +73,7 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
         DatasetError: there are no clips.
         MismatchError: all clips are too short.
     """
-    lengths = [len(times) for times in index["timestamps_s"].to_pylist()]
+    lengths = index["timestamps_s"].combine_chunks().value_lengths().to_pylist()
     uris = index["video_uri"].to_pylist()
     rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
     if not lengths:
@@ -131,6 +131,7 @@ def read_batches(
         tokens = np.stack([held[row].patch_tokens[:frames] for row in needed])
         seconds = np.stack([held[row].timestamps_s[:frames] for row in rows]).astype(np.float64)
         positions = [needed.index(row) for row in partners]
+        dataset.release()
         yield ClipBatch(
             rows=rows,
             clip_ids=tuple(held[row].clip_id for row in rows),

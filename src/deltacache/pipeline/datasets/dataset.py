@@ -406,6 +406,10 @@ class Dataset:
         arrays = self._arrays(position) if self._verified[position] else self._verify(position)
         return _float16(arrays, slice(start, stop))
 
+    def release(self) -> None:
+        """Let go of the memory of what was read from local files; views of it stay valid. For who reads clips once."""
+        self._files.release()
+
     def read_all(self) -> np.ndarray:
         """The tokens of all clips, verified: (C, T, N, D) float16, of deltas (C, T, D).
 

@@ -54,6 +54,15 @@ class MappedFiles:
         """``array`` of float16."""
         return self.array(path, np.float16, offset, shape, row_stride)
 
+    def release(self) -> None:
+        """Give the pages that were read back to the page cache: views stay valid, and read them from there again.
+
+        Until then they count as memory of this process, however large the files are.
+        """
+        with self._lock:
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def _map(self, path: Path) -> mmap.mmap:
         with self._lock:
             mapped = self._maps.pop(path, None)

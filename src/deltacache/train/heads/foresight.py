@@ -184,7 +184,7 @@ def _train(
     metadata = _metadata(root, frames, config, features)
     opened = open_run(out, config, "head", load, metadata, resume=resume, dry_run=dry_run)
     if opened.finished is not None:
-        return say_finished("head", opened.finished, reporter)
+        return say_finished("head", opened.finished, opened.config.training.steps, reporter)
     model = opened.model(_builder(config, features)).to(chosen)
     seen = WholeFrames(frames, config, features, chosen)
     weights = config.gradient_loss, config.rmse_loss

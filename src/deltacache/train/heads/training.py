@@ -211,7 +211,7 @@ def _train_head(request: HeadRequest, config: HeadConfig, reporter: Reporter) ->
         return SegmentationHead(width, CLASSES[benchmark]) if benchmark in CLASSES else DepthHead(width)
 
     if opened.finished is not None:
-        return say_finished("head", opened.finished, reporter)
+        return say_finished("head", opened.finished, opened.config.training.steps, reporter)
     model = opened.model(build).to(inputs.device)
     weights = config.gradient_loss, config.rmse_loss
     task = LinearHeadTask(model, inputs.seen(), config.training.seed, opened.effective_batch, weights)
@@ -235,7 +235,7 @@ def _train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Report
         return RgbDecoder(backbone.hidden_size, **config.model.model_dump(), **sizes)
 
     if opened.finished is not None:
-        return say_finished("rgb_decoder", opened.finished, reporter)
+        return say_finished("rgb_decoder", opened.finished, opened.config.training.steps, reporter)
     model = opened.model(build)
     undo_backbone(model, inputs.backbone)
     task = RgbTask(model.to(inputs.device), inputs.seen(pictures=True), config, opened.effective_batch)
