@@ -153,6 +153,8 @@ def test_resuming_a_finished_run_returns_at_once(case: Case, tmp_path: Path) -> 
     reporter = Lines()
     assert case.run(tmp_path / "out", resume=True, reporter=reporter) == checkpoint
     assert reporter.said == [f"train {case.kind}: {checkpoint} has all its steps, nothing to do"]
+    assert case.run(tmp_path / "out", resume=True, steps=1, reporter=reporter) == checkpoint
+    assert reporter.said[-1].endswith("has all its steps, more than the 1 asked for, nothing to do")
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
