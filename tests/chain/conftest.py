@@ -10,12 +10,14 @@ from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.progress import SilentReporter
 from deltacache.systems.training import SystemsConfig, systems_preset, train_systems
 from deltacache.train.workers.trainable import Workers
+from shared_ray import SharedRay
 
 STEPS = {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="session")
-def systems(tmp_path_factory: pytest.TempPathFactory) -> TrainedSystems:
+def systems(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> TrainedSystems:
+    shared_ray.start()
     root = tmp_path_factory.mktemp("systems")
     draw_world(root, seed=1, train_videos=6, test_scenes=2, image_size=64)
     chain = demo_config(root / "videos/train", root / "videos/test", root / "futures.csv", seed=1)

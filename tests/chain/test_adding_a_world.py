@@ -1,5 +1,6 @@
 """The example of docs/worlds.md, as a reader would use it: one file, one preset, two commands."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,21 @@ from trained_systems import TrainedSystems
 
 import deltacache
 
+END = "--- end of a command ---"
+COMMANDS = f"""
+import json, sys
+from deltacache.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["deltacache", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    print({END!r}, flush=True)
+"""
+"""The commands one after another in one process, as it takes seconds to import the copy of the package."""
 PAGE = Path(__file__).parents[2] / "docs" / "worlds.md"
 
 
@@ -42,33 +58,27 @@ def test_one_file_and_one_preset(package: Path, systems: TrainedSystems, tmp_pat
     """It trains, its checkpoint says what it is, and it has rows in the table."""
     (tmp_path / "recurrent.yaml").write_text(_block("yaml"))
 
-    def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", "deltacache", *map(str, arguments)]
-        done = subprocess.run(  # noqa: PLW1510 - asserted below
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(package)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    paths = systems.paths
-    run(
-        "train-world",
-        paths.deltas("delta"),
-        "world",
-        "--preset",
-        "recurrent.yaml",
-        "--steps",
-        20,
-        "--device",
-        "cpu",
+    models = ("--tokenizer", systems.paths.tokenizer("delta"), "--world", "world")
+    deltas, flags = (
+        systems.paths.deltas("delta"),
+        ("--preset", "recurrent.yaml", "--steps", 20, "--device", "cpu"),
     )
-    assert "Recurrent" in run("inspect", "world")
-    models = ("--tokenizer", paths.tokenizer("delta"), "--world", "world")
-    run("evaluate", "results", "--data", f"clips={systems.test}", *models)
+    commands = [
+        ("train-world", deltas, "world", *flags),
+        ("inspect", "world"),
+        ("evaluate", "results", "--data", f"clips={systems.test}", *models),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands, default=str)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, inspected, _ = done.stdout.split(END)[:3]
+    assert "Recurrent" in inspected
     table = pq.read_table(tmp_path / "results/metrics.parquet")
     rows = table.filter(pc.equal(table["method"], "recurrent"))
     assert set(rows["aggregation"].to_pylist()) == {"single"}

@@ -256,8 +256,9 @@ def test_the_backbone_does_not_depend_on_the_current_directory(
 
 
 def test_an_unknown_backbone_is_said_to_be_left_out(
-    systems: TrainedSystems, from_folder: Path, tmp_path: Path
+    systems: TrainedSystems, text: str, from_folder: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(systems.paths.evaluation, tmp_path / "evaluation")  # what is scored is the same
     text = _compare(systems, from_folder, out=tmp_path / "evaluation").read_text()
     assert _heading(text)[-2:] == ["futures without backbone (GFLOP)", "step (GFLOP)"]
     assert "backbone left out" in text
@@ -271,6 +272,7 @@ def test_an_unknown_backbone_is_said_to_be_left_out(
 def test_the_backbone_that_is_given_is_counted(
     systems: TrainedSystems, rows: list[dict], from_folder: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(systems.paths.evaluation, tmp_path / "evaluation")
     _compare(systems, from_folder, out=tmp_path / "evaluation", backbone=str(tiny_folder))
 
     def futures(table: list[dict]) -> list[tuple]:
