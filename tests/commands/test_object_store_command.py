@@ -5,14 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import psutil
 import pytest
 
 from conftest import Command
+from shared_ray import SharedRay
+from warm_process import start_command
 
 SERVER = """
 import sys, time
@@ -41,24 +42,25 @@ FLAGS = ("--backbone", "tiny", "--image-size", "32", "--videos-per-shard", "2")
 
 
 @pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """Processes of their own, and of their own Ray, find the store through their variables."""
-    return deltacache_process
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While there is a file ``hold``, uploads of shards do not end; ``held`` tells that one began."""
+    return tmp_path_factory.mktemp("server")
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def bucket(shared_ray: SharedRay, real_videos: Path, server_folder: Path) -> Iterator[str]:
     """A bucket with three real videos, on a server of its own; found through the usual variables.
 
-    While there is a file ``hold``, uploads of shards do not end; ``held`` tells that one began.
+    Ray's workers have them too: it starts after they are set, and ends with them.
     """
+    shared_ray.stop()
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(tmp_path)],
+        [sys.executable, "-c", SERVER, str(server_folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    with server:
+    with server, pytest.MonkeyPatch.context() as patch:
         assert server.stdout is not None
         port = next(line.strip() for line in server.stdout if line.strip().isdigit())
         environment = {
@@ -68,13 +70,14 @@ def bucket(monkeypatch: pytest.MonkeyPatch, real_videos: Path, tmp_path: Path) -
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         for name, value in environment.items():
-            monkeypatch.setenv(name, value)
+            patch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket="films")
         for video in sorted((real_videos / "fixture").glob("*.mp4"))[:3]:
             client.upload_file(str(video), "films", f"videos/{video.name}")
         yield "s3://films"
         server.terminate()
+        shared_ray.stop()
 
 
 def shards_of(bucket: str, dataset: str) -> dict[str, bytes]:
@@ -87,8 +90,12 @@ def shards_of(bucket: str, dataset: str) -> dict[str, bytes]:
     }
 
 
-def local_shards(deltacache: Command, real_videos: Path, folder: Path) -> dict[str, bytes]:
-    """The shards that the same videos give on a disk."""
+@pytest.fixture(scope="module")
+def local_shards(
+    deltacache: Command, bucket: str, real_videos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The shards that the same videos give on a disk; on the Ray that has the bucket's variables."""
+    folder = tmp_path_factory.mktemp("local")
     videos = folder / "videos"
     videos.mkdir()
     for video in sorted((real_videos / "fixture").glob("*.mp4"))[:3]:
@@ -113,50 +120,49 @@ def few_requests(folder: Path, most: int) -> Iterator[None]:
 
 @pytest.mark.timeout(800)
 def test_the_chain_reads_and_writes_an_object_store(
-    deltacache: Command, bucket: str, real_videos: Path, tmp_path: Path
+    deltacache: Command,
+    bucket: str,
+    server_folder: Path,
+    local_shards: dict[str, bytes],
+    tmp_path: Path,
 ) -> None:
     features, tokenizer, deltas = f"{bucket}/features", tmp_path / "tokenizer", f"{bucket}/deltas"
     made = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "3 clips of 3 videos" in made.stdout
-    with few_requests(tmp_path, 14):
+    with few_requests(server_folder, 14):
         again = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "nothing to do" in again.stdout
-    with few_requests(tmp_path, 14):
+    with few_requests(server_folder, 14):
         assert "3 clips of 3 videos in 2 of 2 shards" in deltacache("inspect", features).done().stdout
     assert "no damage" in deltacache("verify", features).done().stdout
     deltacache("train-tokenizer", features, tokenizer, "--preset", "tiny", "--steps", 2).done()
     deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
-    with few_requests(tmp_path, 16):  # of two datasets; with four for the lock, 20
+    with few_requests(server_folder, 16):  # of two datasets; with four for the lock, 20
         again = deltacache("tokenize", features, deltas, "--tokenizer", tokenizer).done()
     assert "nothing to do" in again.stdout
     deltacache("train-world", deltas, tmp_path / "world", "--preset", "tiny", "--steps", 2).done()
-    assert shards_of(bucket, "features") == local_shards(deltacache, real_videos, tmp_path)
+    assert shards_of(bucket, "features") == local_shards
 
 
 @pytest.mark.timeout(800)
 def test_a_command_killed_while_it_uploads_leaves_nothing_that_counts_and_is_made_good(
-    deltacache: Command, bucket: str, real_videos: Path, tmp_path: Path
+    deltacache: Command, bucket: str, server_folder: Path, local_shards: dict[str, bytes]
 ) -> None:
-    command = ["extract-features", f"{bucket}/videos", f"{bucket}/features", *FLAGS]
-    (tmp_path / "hold").touch()
-    process = psutil.Popen(
-        [sys.executable, "-m", "deltacache", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "held").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for victim in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
-    process.wait()
-    (tmp_path / "hold").unlink()
-    assert shards_of(bucket, "features") == {}
-    assert "0 of 2 shards" in deltacache("inspect", f"{bucket}/features").done().stdout
+    out = f"{bucket}/killed"
+    command = ["extract-features", f"{bucket}/videos", out, *FLAGS]
+    (server_folder / "hold").touch()
+    with start_command(*command) as process:  # at the end it is killed, with all processes below it
+        deadline = time.monotonic() + 240
+        while not (server_folder / "held").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    (server_folder / "hold").unlink()
+    assert shards_of(bucket, "killed") == {}
+    assert "0 of 2 shards" in deltacache("inspect", out).done().stdout
     deltacache(*command).done()
-    assert "no damage" in deltacache("verify", f"{bucket}/features").done().stdout
-    assert shards_of(bucket, "features") == local_shards(deltacache, real_videos, tmp_path)
+    assert "no damage" in deltacache("verify", out).done().stdout
+    assert shards_of(bucket, "killed") == local_shards
 
 
 def test_a_store_that_refuses_says_so(deltacache: Command, bucket: str) -> None:
