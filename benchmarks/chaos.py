@@ -17,6 +17,7 @@ from collections import Counter
 from itertools import cycle
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "commands"))
 from chaos import KINDS, contents, nodes, run_through
 

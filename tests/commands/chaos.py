@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,8 @@ from typing import Any
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+
+from warm_process import WarmProcess, start_command
 
 KINDS = {"decode child": 2, "decode task": 2, "encoder": 2, "raylet": 1, "driver": 1}
 """What is killed, and how often. A driver takes half a minute to be back, so most would die while starting."""
@@ -114,11 +115,12 @@ def run_through(
     report = Report()
     receipts: dict[str, tuple[int, int]] = {}
     while True:
-        driver = _start(command, cluster.address, out.with_suffix(".log"))
+        driver = start_command(*command, "--ray-address", cluster.address, stdout=out.with_suffix(".log"))
         report.starts += 1
         struck = ""
         while driver.poll() is None:
-            _wait(driver, rng.uniform(*pause_s))
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(rng.uniform(*pause_s))
             if driver.poll() is not None or report.kills.total() >= most_kills:
                 continue
             (wanted,) = rng.choices(list(kinds), list(kinds.values()))
@@ -139,18 +141,7 @@ def run_through(
         say(f"exit code {code}: starting again")
 
 
-def _start(command: Sequence[object], address: str, log: Path) -> "subprocess.Popen[bytes]":
-    arguments = [sys.executable, "-m", "deltacache", *map(str, command), "--ray-address", address]
-    with log.open("ab") as file:
-        return subprocess.Popen(arguments, stdout=file, stderr=file)
-
-
-def _wait(driver: "subprocess.Popen[bytes]", seconds: float) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        driver.wait(seconds)
-
-
-def _strike(kind: str, driver: "subprocess.Popen[bytes]", cluster: Nodes, rng: random.Random) -> bool:
+def _strike(kind: str, driver: WarmProcess, cluster: Nodes, rng: random.Random) -> bool:
     """Kill one of a kind; False when there is none now."""
     if kind == "driver":
         driver.kill()

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +18,9 @@ from drawn import tokenizer_config, world_config
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.train import train_tokenizer, train_world
 from deltacache.train.checkpoints import finished_checkpoints
+from warm_process import WarmProcess, start_script
 
-SCRIPT = Path(__file__).parent / "together.py"
+SCRIPT = (Path(__file__).parent / "together.py").read_text()
 FAR: dict[str, Any] = {"batch_size": 8, "steps": 10**6, "save_every": 20, "log_every": 20, "keep": 3}
 
 
@@ -32,22 +31,12 @@ def world_case(deltas: Path) -> Case:
 @contextmanager
 def together(
     case: Case, out: Path, workers: int, *, resume: bool = False, **training: object
-) -> Iterator[tuple[psutil.Popen, Path]]:
+) -> Iterator[tuple[WarmProcess, Path]]:
     """The process, and the file with what it prints. Whatever is left of it is killed."""
-    command = [case.kind, case.root, out, workers, json.dumps(training), "resume" if resume else "new"]
+    arguments = [case.kind, case.root, out, workers, json.dumps(training), "resume" if resume else "new"]
     log = out.with_suffix(".log")
-    with log.open("w") as file:
-        process = psutil.Popen(
-            [sys.executable, str(SCRIPT), *map(str, command)], stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
+    with start_script(SCRIPT, *arguments, stdout=log) as process:
         yield process, log
-    finally:
-        left = process.children(recursive=True) if process.is_running() else []
-        for one in [process, *left]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait(30)
 
 
 def finished(case: Case, out: Path, workers: int, **training: object) -> str:
@@ -57,7 +46,7 @@ def finished(case: Case, out: Path, workers: int, **training: object) -> str:
     return log.read_text()
 
 
-def wait_for(what: Callable[[], object], process: psutil.Popen, log: Path) -> None:
+def wait_for(what: Callable[[], object], process: WarmProcess, log: Path) -> None:
     """Until ``what`` is true."""
     deadline = time.monotonic() + 150
     while not what():
@@ -66,10 +55,10 @@ def wait_for(what: Callable[[], object], process: psutil.Popen, log: Path) -> No
         time.sleep(0.1)
 
 
-def trainers(process: psutil.Popen) -> list[psutil.Process]:
+def trainers(process: WarmProcess) -> list[psutil.Process]:
     """The processes that train."""
     found = []
-    for child in process.children(recursive=True):
+    for child in process.children():
         with suppress(psutil.NoSuchProcess):
             if "TrainWorker" in " ".join(child.cmdline()):
                 found.append(child)
@@ -163,9 +152,7 @@ def test_a_dead_relay_ends_the_training_with_one_message(deltas: Path, tmp_path:
     out = tmp_path / "out"
     with together(world_case(deltas), out, 2, **FAR) as (process, log):
         wait_for(lambda: finished_checkpoints(out), process, log)
-        relays = [
-            each for each in process.children(recursive=True) if each.name().startswith("ray::_RelayAct")
-        ]
+        relays = [each for each in process.children() if each.name().startswith("ray::_RelayAct")]
         assert len(relays) == 1
         relays[0].kill()
         assert process.wait(240) == 1
