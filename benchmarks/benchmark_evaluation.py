@@ -109,7 +109,7 @@ def _report(run: Path) -> str:
     each = timing["sequences"]
     parts = ", ".join(f"{name} {1000 * seconds / each:.0f}" for name, seconds in timing["parts"].items())
     return (
-        f"{1000 * timing['total_s'] / each:.0f} ms a sequence ({parts}; "
+        f"{1000 * timing['total_s'] / each:.0f} ms per sequence ({parts}; "
         f"threads decode {1000 * timing['decode_s'] / each:.0f}), "
         f"waiting {100 * timing['waiting_share']:.0f} %, peak {timing['peak_bytes'] / 1e6:.0f} MB, "
         f"GPU {timing['peak_gpu_bytes'] / 1e6:.0f} MB"

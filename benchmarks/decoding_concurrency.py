@@ -41,7 +41,9 @@ def main() -> None:
         ]
         subprocess.run(list(map(str, command)), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         figures = json.loads((out / "throughput.json").read_text())
-    print("| decoders | encoders | videos a shard | most at once | mean | clips/s | at most, by the delay |")
+    print(
+        "| decoders | encoders | videos per shard | most at once | mean | clips/s | at most, by the delay |"
+    )
     print(
         f"| {arguments.decoders} | {arguments.encoders} | {arguments.videos_per_shard} | {source.most} | "
         f"{source.mean:.1f} | {figures['clips_per_s']:.1f} | {arguments.decoders / arguments.delay:.1f} |"

@@ -139,8 +139,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--backbone", default="vitb", help="tiny, vits, vitb, vitl, a directory or a hub id")
     parser.add_argument("--image-size", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--frames", type=int, default=8, help="frames a clip")
-    parser.add_argument("--batch-clips", type=int, help="clips a forward; else as the extraction chooses")
+    parser.add_argument("--frames", type=int, default=8, help="frames per clip")
+    parser.add_argument(
+        "--batch-clips", type=int, help="clips per forward pass; else as the extraction chooses"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--dtype", default="float16", choices=["float16", "int8"])

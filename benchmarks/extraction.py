@@ -4,7 +4,7 @@
     python benchmarks/extraction.py VIDEOS --backbone random-vitb16 --image-size 256 --videos 40
 
 In one run: decode alone, forward alone, the whole job, decode alone, forward alone again. Every stage uses all
-cores, as the job does: as many processes as cores, one thread each. With rates D and F (clips a second) the
+cores, as the job does: as many processes as cores, one thread each. With rates D and F (clips per second) the
 ceiling is 1 / (1 / D + 1 / F). The job's clock starts when its encoders are ready; what came before is printed.
 """
 

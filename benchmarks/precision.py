@@ -94,7 +94,8 @@ def training_step(pairs: int) -> None:
             updates.update(one_pass(step, cpu, MicroBatch(at, 0, pairs)))
             taken.append((time.perf_counter() - start) / pairs)
         print(
-            f"tokenizer step, {pairs} pairs at 256 px, {precision}: {min(taken[1:]):.2f} s a pair", flush=True
+            f"tokenizer step, {pairs} pairs at 256 px, {precision}: {min(taken[1:]):.2f} s per pair",
+            flush=True,
         )
 
 

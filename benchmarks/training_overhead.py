@@ -139,9 +139,9 @@ def time_checkpoint(
 
 def show(step_s: float, shares: dict[str, float]) -> None:
     """Print seconds a step and their share of the forward and backward pass, part by part and together."""
-    print(f"{'forward and backward pass':42} {step_s:10.5f} s a step")
+    print(f"{'forward and backward pass':42} {step_s:10.5f} s per step")
     for name, seconds in {**shares, "together": sum(shares.values())}.items():
-        print(f"{name:42} {seconds:10.5f} s a step {100 * seconds / step_s:6.2f} %")
+        print(f"{name:42} {seconds:10.5f} s per step {100 * seconds / step_s:6.2f} %")
 
 
 def drawn() -> ResidentClips:

@@ -30,7 +30,7 @@ def main() -> None:
 
     delta = tokenizer.encode(previous, current)  # (1, D): one token for the whole change
     guess = tokenizer.decode(delta, previous)  # (1, N, D)
-    print(f"{previous.shape[1]} patch tokens a frame; the delta token has {delta.shape[-1]} numbers")
+    print(f"{previous.shape[1]} patch tokens per frame; the delta token has {delta.shape[-1]} numbers")
     print(f"mean squared error of copying the first frame:       {(previous - current).square().mean():.5f}")
     print(f"mean squared error of decoding with the delta token: {(guess - current).square().mean():.5f}")
 

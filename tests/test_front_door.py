@@ -205,7 +205,7 @@ def test_example_of_a_tokenizer(chain: dict[str, Path]) -> None:
     printed = run_example(
         "tokenizer_on_two_frames", chain["tokenizer"], *pictures, "--backbone", "tiny", "--image-size", 32
     )
-    assert "4 patch tokens a frame" in printed
+    assert "4 patch tokens per frame" in printed
 
 
 def test_example_of_futures(chain: dict[str, Path]) -> None:

@@ -219,8 +219,8 @@ def parsed_horizons(text: str) -> tuple[int, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Flags of a command from the schema of its settings: name, type, bounds, default and help text stand
-# there alone.
+# Flags of a command from the schema of its settings: name, type, bounds, default and help text stand there
+# alone.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,9 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device
 from deltacache.models.flops import (
     Cost,
+    CountedSystem,
     Flops,
     Setting,
-    System,
     SystemFlops,
     Totals,
     encoder_on,
@@ -48,8 +48,7 @@ from deltacache.schemas.progress import Reporter, SilentReporter
 from deltacache.systems.training import CONFIG, SystemsConfig, systems_preset
 
 # ----------------------------------------------------------------------------------------------------
-# Which systems ``flops`` counts: those of a preset, of a list, or one model of a recipe; on the meta
-# device.
+# Which systems ``flops`` counts: those of a preset, of a list, or one model of a recipe; on the meta device.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -96,14 +95,14 @@ def chosen_systems(preset: str, hidden_size: int, heads: int | None = None) -> C
 
 def systems_of(
     preset: str, hidden_size: int, candidates: int | None = None, heads: int | None = None
-) -> list[System]:
+) -> list[CountedSystem]:
     """``chosen_systems`` on meta; see ``on_meta``."""
     return on_meta(chosen_systems(preset, hidden_size, heads).config, preset, hidden_size, candidates)
 
 
 def on_meta(
     config: SystemsConfig, preset: str, hidden_size: int, candidates: int | None = None
-) -> list[System]:
+) -> list[CountedSystem]:
     """Models without weights.
 
     Args:
@@ -112,7 +111,7 @@ def on_meta(
     Raises:
         MismatchError: they do not fit tokens of that width.
     """
-    systems: list[System] = []
+    systems: list[CountedSystem] = []
     for name, each in config.systems.items():
         tokenizer = None if each.tokenizer is None else config.tokenizers[each.tokenizer]
         wanted = candidates or each.world.candidates
@@ -128,7 +127,7 @@ def on_meta(
 
 def _on_meta(
     name: str, tokenizer: TokenizerConfig | None, world: WorldConfig, hidden_size: int, candidates: int
-) -> System:
+) -> CountedSystem:
     arguments = dict(world.model.arguments)
     with torch.device("meta"):
         made = None if tokenizer is None else DeltaTok(hidden_size, **tokenizer.model.model_dump())
@@ -136,7 +135,7 @@ def _on_meta(
             arguments["tokens_per_frame"] = made.tokens_per_frame
         model: Any = world_class(world.model.architecture)
         predictor = model(hidden_size, **arguments)
-    return System(name, predictor, made, candidates if predictor.stochastic else 1)
+    return CountedSystem(name, predictor, made, candidates if predictor.stochastic else 1)
 
 
 def _of_preset(preset: str) -> SystemsConfig:
@@ -255,8 +254,7 @@ def _each_model(config: SystemsConfig, change: Callable[[Any], Any]) -> SystemsC
 
 
 # ----------------------------------------------------------------------------------------------------
-# ``flops``: what the systems of a preset cost, counted and, if asked, measured (the paper's Tables 2 and
-# B).
+# ``flops``: what the systems of a preset cost, counted and, if asked, measured (the paper's Tables 2 and B).
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +306,7 @@ class SystemCost:
         measured: if that was asked for.
     """
 
-    system: System
+    system: CountedSystem
     flops: SystemFlops
     totals: Totals
     measured: Measured | None
@@ -350,7 +348,7 @@ def count_costs(
     return Costs(request, backbone, rows, chosen.notes)
 
 
-def _measured(system: System, request: CostRequest, device: torch.device) -> Measured:
+def _measured(system: CountedSystem, request: CostRequest, device: torch.device) -> Measured:
     encoder = encoder_on(device, request.backbone)
     grid = grid_of(encoder, request.image_size)
     futures = futures_cost(system, encoder, request.setting, device)
@@ -362,8 +360,7 @@ def _measured(system: System, request: CostRequest, device: torch.device) -> Mea
 
 
 # ----------------------------------------------------------------------------------------------------
-# The paper's numbers, to stand beside those that are counted: Table B for a part, Table 2 for all
-# futures.
+# The paper's numbers, to stand beside those that are counted: Table B for a part, Table 2 for all futures.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +378,7 @@ def published_backbone(request: CostRequest) -> str | None:
     return _BACKBONE if _in_table_b(request) else None
 
 
-def published_encoder(request: CostRequest, system: System) -> str | None:
+def published_encoder(request: CostRequest, system: CountedSystem) -> str | None:
     """Of a frame, by delta compression."""
     delta = system.tokenizer is not None and system.tokenizer.frame_compression == "off"
     return _ENCODER if _in_table_b(request) and delta else None
@@ -392,14 +389,14 @@ def published_decoder(request: CostRequest) -> str | None:
     return _DECODER if _in_table_b(request) else None
 
 
-def published_predictor(request: CostRequest, system: System, context: int) -> str | None:
+def published_predictor(request: CostRequest, system: CountedSystem, context: int) -> str | None:
     """Of one predicted frame."""
     if not _in_table_b(request):
         return None
     return (_OF_PATCHES if system.tokenizer is None else _OF_DELTAS).get(context)
 
 
-def published_total(request: CostRequest, system: System) -> str | None:
+def published_total(request: CostRequest, system: CountedSystem) -> str | None:
     """Of all futures of an image."""
     asked = request.context, request.horizon, request.samples, request.crops
     return _TOTALS.get(system.name) if _in_table_b(request) and asked == (4, 3, 20, 2) else None

@@ -30,7 +30,7 @@ def systems(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _small(config: SystemsConfig) -> SystemsConfig:
-    """The same systems, with few steps, and one more on two tokens a frame."""
+    """The same systems, with few steps, and one more on two tokens per frame."""
     content = config.model_dump(mode="json")
     content["tokenizers"]["two"] = yaml.safe_load(yaml.safe_dump(content["tokenizers"]["delta"]))
     content["tokenizers"]["two"]["model"]["tokens_per_frame"] = 2

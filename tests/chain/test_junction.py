@@ -13,8 +13,8 @@ from deltacache.demo.world import (
     CONTEXT_FRAMES,
     FRAMES,
     FRAMES_PER_SECOND,
+    DrawnScene,
     Outcome,
-    Scene,
     draw_scene,
     draw_video,
     draw_world,
@@ -25,7 +25,7 @@ from deltacache.schemas.errors import DatasetError, DeltacacheError
 SIZE = 64
 
 
-def _scene(seed: int = 0) -> Scene:
+def _scene(seed: int = 0) -> DrawnScene:
     return draw_scene(np.random.default_rng(seed))
 
 
@@ -105,7 +105,7 @@ def test_world_on_disk(tmp_path: Path) -> None:
         assert np.abs(frames.astype(int) - expected).mean() < 5
 
 
-def _test_scene(seed: int, name: str) -> Scene:
+def _test_scene(seed: int, name: str) -> DrawnScene:
     return draw_scene(np.random.default_rng((seed, 1, int(name.removeprefix("scene-")))))
 
 

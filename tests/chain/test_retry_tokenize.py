@@ -45,7 +45,7 @@ def _lose_a_video(features: UPath, out: UPath, tokenizer: Path) -> str:
         "cpu",
     )
     blamed = task.videos[0].video_uri
-    work = Work(Kind.COMMIT, task, culprits=((blamed, "the encoder died"),))
+    work = Work(Kind.COMMIT, task, known_failures=((blamed, "the encoder died"),))
     worker.run(work, lambda _: iter(()), lambda _: None)
     finish_dataset(out)
     return blamed

@@ -220,7 +220,7 @@ def test_a_folder_says_what_it_is(systems: TrainedSystems) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"patch_grid": [2, 8]}, "trained on 2 x 8 patches a frame"),
+        ({"patch_grid": [2, 8]}, "trained on 2 x 8 patches per frame"),
         ({"pca_fingerprint": "0123", "layers": [1]}, "reduced by PCA 0123"),
         ({"backbone_sha256": "f" * 64}, "trained on features of backbone ffff"),
     ],

@@ -39,7 +39,7 @@ class DrawnClip:
 
 
 def draw_clips(seed: int = 0) -> list[DrawnClip]:
-    """Two clips a scene, equal for ``CONTEXT`` frames; afterwards each drifts its own way."""
+    """Two clips per scene, equal for ``CONTEXT`` frames; afterwards each drifts its own way."""
     rng = np.random.default_rng(seed)
     clips = []
     for scene in range(SCENES):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from deltacache.evaluate.benchmarks.labels import depth_totals, segmentation_totals
 from deltacache.evaluate.metrics import pooled_metrics
 from deltacache.pipeline.benchmarks.frames import (
-    Split,
+    CropSplit,
     crop_frames,
     label_halves,
     resize_frame,
@@ -35,7 +35,7 @@ def cases(golden: Path) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def split_of_case(case: dict[str, torch.Tensor]) -> Split:
+def split_of_case(case: dict[str, torch.Tensor]) -> CropSplit:
     height, width = case["frames"].shape[-2:]
     return split_of(height, width, min(height, width))
 

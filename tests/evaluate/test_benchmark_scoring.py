@@ -12,7 +12,7 @@ from deltacache.evaluate.benchmarks import labels
 from deltacache.evaluate.benchmarks import sampling as ensembles
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
-from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.models.heads import load_head
@@ -35,11 +35,13 @@ def evaluated(golden: Path, mini_benchmarks: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def inputs(golden: Path, mini_benchmarks: Path) -> Inputs:
+def inputs(golden: Path, mini_benchmarks: Path) -> BenchmarkInputs:
     return load_inputs(mini_settings(golden, mini_benchmarks, Path("unused"), seed=SEED, horizons=HORIZONS))
 
 
-def slow_samples(inputs: Inputs, clip: torch.Tensor, name: str, spacing: float, horizon: int) -> torch.Tensor:
+def slow_samples(
+    inputs: BenchmarkInputs, clip: torch.Tensor, name: str, spacing: float, horizon: int
+) -> torch.Tensor:
     """Futures (S, H, N, D) of one crop (T, N, D): contexts encoded pair by pair, samples one by one."""
     assert inputs.models.tokenizer is not None
     tokenizer, (world,) = inputs.models.tokenizer.model, inputs.models.worlds
@@ -72,7 +74,7 @@ def test_best_mean_and_vote_of_a_slow_loop(
     benchmark: BenchmarkName,
     horizon: int,
     evaluated: Path,
-    inputs: Inputs,
+    inputs: BenchmarkInputs,
     golden: Path,
     mini_benchmarks: Path,
 ) -> None:

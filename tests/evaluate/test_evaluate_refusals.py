@@ -32,7 +32,7 @@ from deltacache.evaluate.report.tables import plain_text
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.models.heads import SegmentationHead
-from deltacache.pipeline.benchmarks.frames import Split, read_depth_map
+from deltacache.pipeline.benchmarks.frames import CropSplit, read_depth_map
 from deltacache.schemas.errors import (
     CheckpointError,
     DatasetError,
@@ -255,7 +255,7 @@ def test_a_head_that_gives_nan_is_refused() -> None:
     label = torch.zeros(1, 4, 4, dtype=torch.uint8)
     message = "copy_last, sequence x, horizon 3: the head gives values that are not finite"
     with pytest.raises(NotFiniteError, match=message), naming("copy_last", "x", 3):
-        scorer.totals(torch.ones(1, 4, 8), Split((4, 4), wide=False), label)
+        scorer.totals(torch.ones(1, 4, 8), CropSplit((4, 4), wide=False), label)
 
 
 def test_depth_maps_of_nan_are_refused_by_name(tmp_path: Path) -> None:

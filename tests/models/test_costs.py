@@ -19,9 +19,9 @@ from deltacache.models.blocks import (
 )
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.flops import (
+    CountedSystem,
     Flops,
     Setting,
-    System,
     backbone_flops,
     count_flops,
     decoder_flops,
@@ -59,14 +59,14 @@ def vit_b():
 
 
 @pytest.fixture(scope="module")
-def systems() -> dict[str, System]:
+def systems() -> dict[str, CountedSystem]:
     with torch.device("meta"):
         delta, frame = (DeltaTok(*VIT_B, 12, frame_compression=kind) for kind in ("off", "learned"))
         return {
-            "dino_world": System("dino_world", DinoWorld(*VIT_B, query="learned"), None, 1),
-            "best_of_many": System("best_of_many", DinoWorld(*VIT_B), None, 16),
-            "frame": System("frame", DeltaWorld(*VIT_B), frame, 16),
-            "delta": System("delta", DeltaWorld(*VIT_B), delta, 16),
+            "dino_world": CountedSystem("dino_world", DinoWorld(*VIT_B, query="learned"), None, 1),
+            "best_of_many": CountedSystem("best_of_many", DinoWorld(*VIT_B), None, 16),
+            "frame": CountedSystem("frame", DeltaWorld(*VIT_B), frame, 16),
+            "delta": CountedSystem("delta", DeltaWorld(*VIT_B), delta, 16),
         }
 
 
@@ -347,8 +347,8 @@ def test_measured_futures():
     width = encoder.encoder.config.hidden_size
     setting = Setting((32, 32), context=2, horizon=2, samples=3, crops=1, frames=2)
     tokenizer, cpu = DeltaTok(width, 4, 1, 1), torch.device("cpu")
-    delta = futures_cost(System("", DeltaWorld(width, 4, 1), tokenizer, 4), encoder, setting, cpu)
-    patches = futures_cost(System("", DinoWorld(width, 4, 1), None, 4), encoder, setting, cpu)
+    delta = futures_cost(CountedSystem("", DeltaWorld(width, 4, 1), tokenizer, 4), encoder, setting, cpu)
+    patches = futures_cost(CountedSystem("", DinoWorld(width, 4, 1), None, 4), encoder, setting, cpu)
     assert delta.seconds > 0
     assert delta.peak_bytes > _weight_bytes(tokenizer) + _weight_bytes(encoder.encoder)
     assert patches.peak_bytes > _weight_bytes(encoder.encoder)

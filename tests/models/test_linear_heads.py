@@ -31,7 +31,7 @@ def test_folders_and_bin_files_hold_the_same_head(golden: Path, tmp_path: Path) 
 
 
 def test_what_is_no_such_head_is_refused(golden: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"head_vspw\.safetensors gives 124 numbers a patch"):
+    with pytest.raises(CheckpointError, match=r"head_vspw\.safetensors gives 124 numbers per patch"):
         load_head(golden / "eval" / "head_vspw.safetensors", "depth")
     with pytest.raises(CheckpointError, match="holds no linear head"):
         load_head(golden / "tiny" / "deltatok_paper.safetensors", "segmentation")

@@ -37,7 +37,7 @@ def kills(*uris: str) -> Callable[[Work], str | None]:
     """A worker that dies with any of these videos."""
 
     def outcome(work: Work) -> str | None:
-        left_out = dict(work.culprits)
+        left_out = dict(work.known_failures)
         alive = [v.video_uri for v in work.task.videos if v.video_uri not in left_out]
         return "died" if set(alive) & set(uris) else None
 
@@ -50,12 +50,12 @@ def test_without_failures_every_shard_is_committed_once_in_order() -> None:
 
 
 @pytest.mark.parametrize("lost", [True, False])
-@pytest.mark.parametrize("culprits", [("c.mp4",), ("a.mp4", "g.mp4"), ("d.mp4", "e.mp4")])
-def test_culprits_are_found_and_nobody_else_is_blamed(culprits: tuple[str, ...], lost: bool) -> None:
+@pytest.mark.parametrize("known_failures", [("c.mp4",), ("a.mp4", "g.mp4"), ("d.mp4", "e.mp4")])
+def test_culprits_are_found_and_nobody_else_is_blamed(known_failures: tuple[str, ...], lost: bool) -> None:
     attempts = Attempts([shard(0, *"abcdefg"), shard(1, "h")])
-    committed = play(attempts, kills(*culprits), lost=lost)
-    found = {work.task.shard_id[:5]: {uri for uri, _ in work.culprits} for work in committed}
-    assert found == {"00000": set(culprits), "00001": set()}
+    committed = play(attempts, kills(*known_failures), lost=lost)
+    found = {work.task.shard_id[:5]: {uri for uri, _ in work.known_failures} for work in committed}
+    assert found == {"00000": set(known_failures), "00001": set()}
     assert attempts.split_shards == 1
 
 
@@ -71,7 +71,7 @@ def test_a_lost_worker_alone_splits_nothing() -> None:
         return "node lost"
 
     attempts = Attempts([shard(0, "a", "b"), shard(1, "c")])
-    assert [work.culprits for work in play(attempts, once)] == [(), ()]
+    assert [work.known_failures for work in play(attempts, once)] == [(), ()]
     assert attempts.split_shards == 0
 
 
@@ -92,7 +92,7 @@ def test_an_encoder_that_fails_with_every_video_is_not_the_fault_of_any() -> Non
     """With one video a shard nobody else is there to compare with; after a few shards it is plain."""
     shards = [shard(number, f"v{number}") for number in range(10)]
     with pytest.raises(DeltacacheError, match=r"one after the other.*died"):
-        play(Attempts(shards), lambda work: "died" if not work.culprits else None)
+        play(Attempts(shards), lambda work: "died" if not work.known_failures else None)
 
 
 def test_a_shard_that_fails_only_as_a_whole_is_an_error_that_says_so() -> None:
@@ -127,4 +127,4 @@ def test_chance_blames_nobody() -> None:
         attempts = Attempts([shard(number, f"a{number}", f"b{number}") for number in range(10)])
         committed = play(attempts, lambda work, rng=rng: "lost" if rng.random() < 0.2 else None)
         assert len(committed) == 10
-        assert sum(len(work.culprits) for work in committed) == 0, seed
+        assert sum(len(work.known_failures) for work in committed) == 0, seed

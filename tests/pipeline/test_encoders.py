@@ -223,7 +223,7 @@ def test_what_does_not_fit_into_a_batch_is_refused() -> None:
     backbone = load_backbone("tiny")
     encoder, deltas = FeatureEncoder(backbone, CPU, 2), delta_encoder(backbone, 2)
     assert encoder.encode([]) == []
-    with pytest.raises(ValueError, match="3 clips are more than the 2 of a forward"):
+    with pytest.raises(ValueError, match="3 clips are more than the 2 of a forward pass"):
         encoder.encode([pixel_clip(number) for number in range(3)])
     with pytest.raises(ValueError, match="clips of one forward must be alike"):
         encoder.encode([pixel_clip(0), pixel_clip(1, frames=2)])

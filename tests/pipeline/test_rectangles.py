@@ -63,7 +63,7 @@ def test_other_sizes_are_refused(wrong: object) -> None:
 
 def test_sizes_too_small_are_refused() -> None:
     with pytest.raises(
-        ValidationError, match="image size 448x8 is too small: give at least 16 pixels a side"
+        ValidationError, match="image size 448x8 is too small: give at least 16 pixels per side"
     ):
         ExtractionSettings.model_validate({"source": "v", "image_size": "448x8"})
 

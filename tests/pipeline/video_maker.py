@@ -51,7 +51,7 @@ def write_video(
     """Write a square video of ``frames`` numbered frames, in the container that the suffix names.
 
     Args:
-        milliseconds: presentation times, ascending; 25 frames a second when left out.
+        milliseconds: presentation times, ascending; 25 frames per second when left out.
         rotation: degrees counter-clockwise that a player must turn the coded frames by.
     """
     times = milliseconds or range(0, 40 * frames, 40)

@@ -37,7 +37,7 @@ from deltacache.evaluate.benchmarks.scoring import BatchScorer
 from deltacache.evaluate.inputs import Models, Tokenizer, World
 from deltacache.evaluate.metrics import SampleSums
 from deltacache.evaluate.output import Method
-from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.models import backbone as backbone_module
 from deltacache.models.backbone import IMAGENET, Backbone
 from deltacache.models.deltatok import DeltaTok
@@ -238,7 +238,7 @@ def evaluation(samples: int | None, precision: Any, recipe: str) -> dict[str, An
     for module in modules:
         module.eval().requires_grad_(False)
     frames = torch.zeros(grid[0] * grid[1], 768, device=CUDA)
-    protocol = Protocol(context=4, horizons=(1,), seed=0, grid=grid, black=frames)
+    protocol = RolloutProtocol(context=4, horizons=(1,), seed=0, grid=grid, black=frames)
     label = np.ones((2, 720, 640), np.uint8 if recipe == "segmentation" else np.float32)
     sequences = tuple(
         LoadedSequence(

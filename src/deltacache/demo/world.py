@@ -109,7 +109,7 @@ _PALETTES = (_MEADOW, _DESERT, _SNOW, _NIGHT, _AUTUMN, _HARBOUR)
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class DrawnScene:
     """All that is seen of one video, except which way the shape turns.
 
     ``speed`` is in sides a frame; ``plants`` are (x, y, radius); ``grain`` seeds the ground's texture.
@@ -133,11 +133,11 @@ class Scene:
         return (x - travelled if outcome == "left" else x + travelled), y
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
+def draw_scene(rng: np.random.Generator) -> DrawnScene:
     """Draw how a scene looks and moves; the way the shape turns is no part of it."""
     palette = _PALETTES[rng.integers(len(_PALETTES))]
     junction = (0.5 + rng.uniform(-0.015, 0.015), 0.36 + rng.uniform(-0.015, 0.015))
-    return Scene(
+    return DrawnScene(
         palette=palette,
         kind=_KINDS[rng.integers(len(_KINDS))],
         colour=palette.bodies[rng.integers(len(palette.bodies))],
@@ -149,7 +149,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def draw_video(scene: Scene, outcome: Outcome, image_size: int) -> np.ndarray:
+def draw_video(scene: DrawnScene, outcome: Outcome, image_size: int) -> np.ndarray:
     """Frames (T, S, S, 3) uint8 RGB; the first four do not depend on ``outcome``."""
     canvas = _Canvas(image_size)
     _draw_scenery(canvas, scene)
@@ -215,7 +215,7 @@ def _shaded(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-def _draw_scenery(canvas: _Canvas, scene: Scene) -> None:
+def _draw_scenery(canvas: _Canvas, scene: DrawnScene) -> None:
     palette = scene.palette
     canvas.pixels[...] = palette.ground
     grain = np.random.default_rng(scene.grain)
@@ -258,7 +258,7 @@ def _outline(kind: Kind, centre: Point, radius: float) -> np.ndarray:
     return np.array(centre) + radius * reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _draw_shape(canvas: _Canvas, scene: Scene, centre: Point) -> None:
+def _draw_shape(canvas: _Canvas, scene: DrawnScene, centre: Point) -> None:
     x, y = centre
     shadow = _shaded(scene.palette.road, 0.6)
     canvas.polygon(_outline(scene.kind, (x + 0.015, y + 0.02), scene.radius), shadow)
@@ -343,7 +343,7 @@ def draw_world(
 class _Video:
     name: str
     scene_name: str
-    scene: Scene
+    scene: DrawnScene
     outcome: Outcome
 
 

@@ -77,7 +77,7 @@ for name in sys.argv[1:]:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SetupProblem:
     """What is wrong, the way out, and whether no command works with it."""
 
     what: str
@@ -90,7 +90,7 @@ class Examination:
     """What was found, by section, and the problems; all text in it is free of credentials."""
 
     facts: Facts
-    problems: Sequence[Problem]
+    problems: Sequence[SetupProblem]
 
     @property
     def healthy(self) -> bool:
@@ -104,7 +104,7 @@ def examine(output: str | None = None) -> Examination:
     Args:
         output: a folder that a command would write.
     """
-    problems: list[Problem] = []
+    problems: list[SetupProblem] = []
     packages = subprocess.Popen(
         [sys.executable, "-c", _IMPORTS, *_NEEDED],
         stdout=subprocess.PIPE,
@@ -131,11 +131,11 @@ def examine(output: str | None = None) -> Examination:
         for name, value in sorted(os.environ.items())
         if _SHOWN.fullmatch(name) and value
     }
-    found = [Problem(_cleaned(each.what), _cleaned(each.way_out), each.essential) for each in problems]
+    found = [SetupProblem(_cleaned(each.what), _cleaned(each.way_out), each.essential) for each in problems]
     return Examination(_cleaned(facts), found)
 
 
-def _versions(packages: "subprocess.Popen[str]", problems: list[Problem]) -> Facts:
+def _versions(packages: "subprocess.Popen[str]", problems: list[SetupProblem]) -> Facts:
     versions: Facts = {"Python": platform.python_version(), "deltacache": __version__}
     try:
         told, _ = packages.communicate(timeout=_CHILD_S)
@@ -159,11 +159,11 @@ def _versions(packages: "subprocess.Popen[str]", problems: list[Problem]) -> Fac
         install = f"pip install '{needed or distribution}'"
         lost = f": {without} will not work" if without else ""
         if "missing" in about:
-            problems.append(Problem(f"{distribution} is not installed{lost}", install, without is None))
+            problems.append(SetupProblem(f"{distribution} is not installed{lost}", install, without is None))
         elif "error" in about:
             way = f"pip install --force-reinstall '{needed or distribution}'"
             problems.append(
-                Problem(
+                SetupProblem(
                     f"{distribution} {version or ''} cannot be imported ({about['error']}){lost}",
                     way,
                     without is None,
@@ -171,7 +171,7 @@ def _versions(packages: "subprocess.Popen[str]", problems: list[Problem]) -> Fac
             )
         elif needed is not None and version and not _satisfies(version, needed):
             problems.append(
-                Problem(f"{distribution} {version} is not what deltacache needs ({needed})", install)
+                SetupProblem(f"{distribution} {version} is not what deltacache needs ({needed})", install)
             )
     versions["CUDA of torch"] = torch.version.cuda
     versions["cuDNN"] = torch.backends.cudnn.version() if torch.version.cuda else None
@@ -236,7 +236,7 @@ def _machine() -> Facts:
     }
 
 
-def _devices(problems: list[Problem]) -> list[Facts]:
+def _devices(problems: list[SetupProblem]) -> list[Facts]:
     """The CPU and what else torch can use, each with the rate of its products in float32 and bfloat16."""
     found = [_rates(torch.device("cpu"), {"name": "cpu"})]
     if torch.cuda.is_available():
@@ -260,7 +260,7 @@ def _devices(problems: list[Problem]) -> list[Facts]:
             except RuntimeError as error:  # CUDA's own, out of memory among them
                 told = str(error).splitlines()[0]
                 problems.append(
-                    Problem(
+                    SetupProblem(
                         f"cuda:{index} does not compute ({told})",
                         "look at nvidia-smi: is it full, broken, or of another driver? Or give --device cpu",
                         True,
@@ -276,7 +276,7 @@ def _devices(problems: list[Problem]) -> list[Facts]:
             "; CUDA_VISIBLE_DEVICES hides it" if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") else ""
         )
         problems.append(
-            Problem(
+            SetupProblem(
                 f"there is an NVIDIA GPU that torch cannot use ({why}{hidden})",
                 "install the build of torch for this driver or a newer driver; everything runs on the CPU until then",
             )
@@ -303,7 +303,7 @@ def _rates(device: torch.device, about: Facts) -> Facts:
     return {**about, "flop_per_s": rates, "bfloat16_is_fast": rates["bfloat16"] > 1.5 * rates["float32"]}
 
 
-def _disks(output: str | None, problems: list[Problem]) -> list[Facts]:
+def _disks(output: str | None, problems: list[SetupProblem]) -> list[Facts]:
     places: list[tuple[Literal["here", "output", "temporary", "shared memory"], str]] = [
         ("here", str(Path.cwd()))
     ]
@@ -327,7 +327,7 @@ def _disks(output: str | None, problems: list[Problem]) -> list[Facts]:
         needed = use in ("output", "temporary")
         if needed and not _can_write(there):
             problems.append(
-                Problem(
+                SetupProblem(
                     f"{there} ({use}) cannot be written",
                     "choose another folder"
                     if use == "output"
@@ -337,7 +337,7 @@ def _disks(output: str | None, problems: list[Problem]) -> list[Facts]:
             )
         if inodes.f_files and not inodes.f_favail:
             problems.append(
-                Problem(
+                SetupProblem(
                     f"{there} ({use}) has no inodes left",
                     "delete files there, or choose another folder",
                     needed,
@@ -345,21 +345,21 @@ def _disks(output: str | None, problems: list[Problem]) -> list[Facts]:
             )
         if use == "temporary" and usage.free < _GIB:
             problems.append(
-                Problem(
+                SetupProblem(
                     f"{place} has {usage.free / _GIB:.2g} GiB free for videos of urls and Ray's objects",
                     "free space there, or set TMPDIR",
                 )
             )
         if use == "output" and usage.free < 10 * _GIB:
             problems.append(
-                Problem(
+                SetupProblem(
                     f"{place} has {usage.free / _GIB:.2g} GiB free: 3,500 clips at 256 px take 10 GiB",
                     "free space there, or choose another folder",
                 )
             )
         if use == "shared memory" and usage.total < _GIB:
             problems.append(
-                Problem(
+                SetupProblem(
                     f"/dev/shm has {usage.total / 2**20:.0f} MiB: Ray's objects then lie on the disk, which is slow",
                     "start the container with more, such as docker run --shm-size=8g",
                 )
@@ -390,7 +390,7 @@ def _file_system(path: Path) -> str | None:
     return max(mounts, default=(0, None))[1]
 
 
-def _ray(problems: list[Problem]) -> Facts:
+def _ray(problems: list[SetupProblem]) -> Facts:
     """What a command would do without ``--ray-address``, and which cluster there is on this machine."""
     temporary = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
     facts: Facts = {"without_address": "starts a Ray on this machine that listens on loopback only"}
@@ -410,7 +410,7 @@ def _ray(problems: list[Problem]) -> Facts:
         shown = _without_user(asked)
         facts["RAY_ADDRESS"] = shown
         problems.append(
-            Problem(
+            SetupProblem(
                 f"RAY_ADDRESS ({shown}) is not read by deltacache",
                 f"give --ray-address {shown} to run on that cluster",
             )
@@ -455,7 +455,7 @@ def _ask_hub(answers: Facts) -> None:
     answers["done"] = True
 
 
-def _hub(answers: Facts, problems: list[Problem]) -> Facts:
+def _hub(answers: Facts, problems: list[SetupProblem]) -> Facts:
     facts = {name: value for name, value in answers.items() if name != "done"}
     facts = {"backbone": DEFAULT_BACKBONE, **facts}
     if not answers.get("done") and "access" not in answers:
@@ -465,14 +465,14 @@ def _hub(answers: Facts, problems: list[Problem]) -> Facts:
     tiny = "or give --backbone a local Hugging Face folder, or tiny"
     if facts.get("offline"):
         problems.append(
-            Problem(
+            SetupProblem(
                 f"offline mode (HF_HUB_OFFLINE), and {DEFAULT_BACKBONE} is not in the local cache",
                 f"fetch it once without offline mode; {tiny}",
             )
         )
     elif not facts.get("reachable"):
         problems.append(
-            Problem(
+            SetupProblem(
                 f"the hub does not answer ({facts.get('error')})",
                 f"look at the network and HTTPS_PROXY; {tiny}",
             )
@@ -480,7 +480,7 @@ def _hub(answers: Facts, problems: list[Problem]) -> Facts:
     elif facts["access"] != "granted":
         token = "the token that is set has no access to it" if facts["token"] else "no token is set"
         problems.append(
-            Problem(
+            SetupProblem(
                 f"{DEFAULT_BACKBONE} is gated, and {token}"
                 if facts["access"] == "gated"
                 else f"{DEFAULT_BACKBONE}: {facts['access']}",

@@ -86,7 +86,7 @@ class Measurement:
     """Rates and, from them, the stages of each chain.
 
     Attributes:
-        model_flop_per_s: operations a second that passes of models reach.
+        model_flop_per_s: operations per second that passes of models reach.
         decode_clips_per_s: of one core, by the size of the frames.
     """
 

@@ -222,8 +222,7 @@ def spread(rows: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# From tensors to what is kept of an example: tokens, and what a head or a decoder of pictures makes of
-# them.
+# From tensors to what is kept of an example: tokens, and what a head or a decoder of pictures makes of them.
 #
 # Shapes: T frames, H longest horizon, s samples, N patches, D hidden, h x w pixels of a map.
 # ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,13 @@ from av.error import FFmpegError
 from pydantic import Field, ValidationError
 
 from deltacache.evaluate.settings import BenchmarkEvaluation
-from deltacache.pipeline.benchmarks.frames import Split, crop_frames, frame_shape, read_frame, resize_frame
+from deltacache.pipeline.benchmarks.frames import (
+    CropSplit,
+    crop_frames,
+    frame_shape,
+    read_frame,
+    resize_frame,
+)
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
 from deltacache.pipeline.storage.errors import readable_errors
@@ -257,7 +263,7 @@ _COSMOS_HEIGHT, _COSMOS_WIDTH = 640, 1024
 _PICTURE_HEIGHT = 512
 
 
-class Placement(Frozen):
+class CropPlacement(Frozen):
     """Where the picture lies in a frame for the generator: all of it for ``plain``.
 
     Attributes:
@@ -273,16 +279,16 @@ class Placement(Frozen):
     columns: int
 
 
-def placement_of(height: int, width: int, padding: Padding, benchmark: BenchmarkName) -> Placement:
+def placement_of(height: int, width: int, padding: Padding, benchmark: BenchmarkName) -> CropPlacement:
     """Where frames of ``height`` x ``width`` go: as they are, or 512 high in 640 x 1024.
 
     The aspect is kept, but for KITTI and what would be wider than 1024: squashed to that width.
     """
     if padding == "plain":
-        return Placement(height=height, width=width, top=0, left=0, rows=height, columns=width)
+        return CropPlacement(height=height, width=width, top=0, left=0, rows=height, columns=width)
     columns = min(round(width * _PICTURE_HEIGHT / height), _COSMOS_WIDTH)
     columns = _COSMOS_WIDTH if benchmark == "kitti" else columns
-    return Placement(
+    return CropPlacement(
         height=_COSMOS_HEIGHT,
         width=_COSMOS_WIDTH,
         top=(_COSMOS_HEIGHT - _PICTURE_HEIGHT) // 2,
@@ -292,7 +298,7 @@ def placement_of(height: int, width: int, padding: Padding, benchmark: Benchmark
     )
 
 
-def padded(frame: np.ndarray, place: Placement) -> np.ndarray:
+def padded(frame: np.ndarray, place: CropPlacement) -> np.ndarray:
     """(H, W, 3) uint8 to (P, Q, 3): resized bilinearly, its mirrored edges around it."""
     if frame.shape[:2] != (place.rows, place.columns):
         frame = cv2.resize(frame, (place.columns, place.rows), interpolation=cv2.INTER_LINEAR)
@@ -302,7 +308,7 @@ def padded(frame: np.ndarray, place: Placement) -> np.ndarray:
     return cv2.copyMakeBorder(frame, place.top, bottom, place.left, right, cv2.BORDER_REFLECT_101)
 
 
-def unpadded(frame: np.ndarray, place: Placement) -> np.ndarray:
+def unpadded(frame: np.ndarray, place: CropPlacement) -> np.ndarray:
     """(P, Q, 3) to the picture in it, (rows, columns, 3)."""
     return frame[place.top : place.top + place.rows, place.left : place.left + place.columns]
 
@@ -329,7 +335,7 @@ class ContextEntry(Frozen):
     context_frames: int = Field(ge=1)
     target_frame: int = Field(ge=0)
     frames_per_second: float = Field(gt=0)
-    place: Placement
+    place: CropPlacement
 
     @property
     def folder(self) -> Path:
@@ -633,7 +639,7 @@ class GeneratedFutures:
         fingerprint = fingerprint_of({"entry": entry.model_dump(mode="json"), "files": named})
         return _Answer(len(samples), tuple(folders.values()), fingerprint)
 
-    def load(self, key: Key, split: Split) -> np.ndarray:
+    def load(self, key: Key, split: CropSplit) -> np.ndarray:
         """The scored frame of every sample, resized and cut as the true frames are: (S, C, s, s, 3) uint8.
 
         Raises:

@@ -40,7 +40,7 @@ class World:
     """A world model that fits the features, or the delta tokens of its ``tokenizer``.
 
     Attributes:
-        samples: roll-outs of each sequence, 1 where nothing is random.
+        samples: rollouts of each sequence, 1 where nothing is random.
         tokenizer: decodes what it predicts; ``None`` where that is patch tokens.
     """
 
@@ -235,7 +235,7 @@ def _check_distinct(paths: Sequence[Path], worlds: Sequence[World]) -> None:
         if world.method.world in seen:
             raise DeltacacheError(
                 f"{path} and {seen[world.method.world]} are the same world model ({world.method.world}): "
-                "its rows could not be told apart, so name it once"
+                "its rows could not be distinguished, so name it once"
             )
         seen[world.method.world] = path
 

@@ -212,23 +212,18 @@ _TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
 
 
 # ----------------------------------------------------------------------------------------------------
-# Confidence intervals of pooled metrics from sums by unit: which video, scene, city or drive a sequence
-# is from.
+# Confidence intervals of pooled metrics from sums by unit: which video, scene, city or drive a sequence is
+# from.
 #
-# Sequences of one unit are not independent, so whole units are left out, one at a time (the jackknife),
-# and the spread of
-# the metric over these gives its standard error; it takes ratios of sums and means over classes alike.
-# The interval is
-# that of Student's t on a scale without bounds: the logarithm of a loss, the logit of a share. It holds
-# its level from
-# three units on, also where a few units are much worse than the others (docs/evaluation.md has the
-# simulated coverage).
-# Units of unequal size count as fewer: the degrees of freedom are ``1 / sum(w^2) - 1`` for their shares w
-# of what is
-# scored.
+# Sequences of one unit are not independent, so whole units are left out, one at a time (the jackknife), and
+# the spread of the metric over these gives its standard error; it takes ratios of sums and means over classes
+# alike. The interval is that of Student's t on a scale without bounds: the logarithm of a loss, the logit of
+# a share. It holds its level from three units on, also where a few units are much worse than the others
+# (docs/evaluation.md has the simulated coverage). Units of unequal size count as fewer: the degrees of
+# freedom are ``1 / sum(w^2) - 1`` for their shares w of what is scored.
 #
-# There is no interval (it is left out) with fewer than three units, nor where all units agree: no width
-# is no certainty.
+# There is no interval (it is left out) with fewer than three units, nor where all units agree: no width is no
+# certainty.
 #
 # Shapes: G units, K sums.
 # ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.sequences import ClipBatch
+from deltacache.evaluate.clips.sequences import SequenceBatch
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import check_finite, feature_metrics
 from deltacache.evaluate.output import Aggregation, Method
@@ -20,7 +20,7 @@ from deltacache.models.futures import decode_future
 
 
 @dataclass(frozen=True)
-class Protocol:
+class RolloutProtocol:
     """How every sequence is used. ``black`` (N, D): patch tokens of the frame before the first."""
 
     context: int
@@ -56,7 +56,7 @@ class AboutSequence:
     seconds: tuple[float, ...]
 
 
-def about_sequences(batch: ClipBatch, protocol: Protocol, dataset: str) -> list[AboutSequence]:
+def about_sequences(batch: SequenceBatch, protocol: RolloutProtocol, dataset: str) -> list[AboutSequence]:
     """Of every sequence of ``batch``, what its statistics in the tables of ``dataset`` share."""
     times = batch.seconds.double()
     seconds = (times[:, protocol.targets] - times[:, protocol.context - 1, None]).tolist()
@@ -66,7 +66,7 @@ def about_sequences(batch: ClipBatch, protocol: Protocol, dataset: str) -> list[
     ]
 
 
-def bounds(batch: ClipBatch, protocol: Protocol) -> Iterator[tuple[Method, Tensor]]:
+def bounds(batch: SequenceBatch, protocol: RolloutProtocol) -> Iterator[tuple[Method, Tensor]]:
     """Yield what needs no model: the last context frame repeated, and the truth, as (B, K, N, D)."""
     last = batch.own[:, protocol.context - 1, None].expand(-1, len(protocol.horizons), -1, -1)
     yield Method("copy_last"), last
@@ -74,7 +74,7 @@ def bounds(batch: ClipBatch, protocol: Protocol) -> Iterator[tuple[Method, Tenso
 
 
 def reconstructions(
-    tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, protocol: Protocol
+    tokenizer: Tokenizer, batch: SequenceBatch, deltas: Tensor, protocol: RolloutProtocol
 ) -> Iterator[tuple[Method, Tensor]]:
     """Yield what the tokenizer makes of true frames, as (B, K, N, D).
 
@@ -96,7 +96,9 @@ def reconstructions(
         yield tokenizer.method("deltatok_swapped"), swapped
 
 
-def _decode_one_step(tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, protocol: Protocol) -> Tensor:
+def _decode_one_step(
+    tokenizer: Tokenizer, batch: SequenceBatch, deltas: Tensor, protocol: RolloutProtocol
+) -> Tensor:
     """Decode each target's delta token (B, T, D) from the true frame before the target."""
     frames = [
         tokenizer.model.decode(deltas[:, target], batch.own[:, target - 1], protocol.grid)
@@ -108,9 +110,9 @@ def _decode_one_step(tokenizer: Tokenizer, batch: ClipBatch, deltas: Tensor, pro
 def score_predictions(
     method: Method,
     predictions: Tensor,
-    batch: ClipBatch,
+    batch: SequenceBatch,
     about: Sequence[AboutSequence],
-    protocol: Protocol,
+    protocol: RolloutProtocol,
 ) -> Iterator[Statistic]:
     """Compare single predictions (B, K, N, D) with the true frames."""
     values = feature_metrics(predictions, batch.own[:, protocol.targets]).cpu()

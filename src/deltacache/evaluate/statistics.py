@@ -210,9 +210,8 @@ def _numbered(column: pa.Array, names: dict[str, int]) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------
 # From the sums of single sequences to the tables of an evaluation, sequence by sequence.
 #
-# What grows with the data is written as it comes: ``statistics.parquet`` and ``sequences.parquet``. Sums
-# by unit are
-# held, from which ``metrics.parquet`` and ``samples.parquet`` follow.
+# What grows with the data is written as it comes: ``statistics.parquet`` and ``sequences.parquet``. Sums by
+# unit are held, from which ``metrics.parquet`` and ``samples.parquet`` follow.
 #
 # Shapes: U units of a data set, K sums.
 # ----------------------------------------------------------------------------------------------------

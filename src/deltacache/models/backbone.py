@@ -390,14 +390,12 @@ def _smooth_filters(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Outputs of several blocks of an encoder, each through its final norm, as dense heads and forecasters
-# take them.
+# Outputs of several blocks of an encoder, each through its final norm, as dense heads and forecasters take
+# them.
 #
-# DINO-Foresight (Karypidis et al. 2024, arXiv 2412.11673; method section 4, Table D) joins blocks 2, 5, 8
-# and 11 of a
-# DINOv2 ViT-B/14 with registers: blocks are counted from 0, and the final norm that was trained for the
-# last of them
-# is applied to all.
+# DINO-Foresight (Karypidis et al. 2024, arXiv 2412.11673; method section 4, Table D) joins blocks 2, 5, 8 and
+# 11 of a DINOv2 ViT-B/14 with registers: blocks are counted from 0, and the final norm that was trained for
+# the last of them is applied to all.
 #
 # Shapes: B images, P prefix tokens, N patches, D width of the encoder, L layers.
 # ----------------------------------------------------------------------------------------------------

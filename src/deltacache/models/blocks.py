@@ -225,7 +225,7 @@ class CrossAttention(nn.Module):
         return KeysValues(keys, split_heads(values, self.num_heads))
 
     def forward(self, hidden: Tensor, rotation: Rotation, past: KeysValues, visible: Tensor | None) -> Tensor:
-        """(B, Q, D) to (B, Q, D); ``visible`` (Q, T) says which tokens a query may see, None for all."""
+        """(B, Q, D) to (B, Q, D); ``visible`` (Q, T) says which tokens per query may see, None for all."""
         queries = rotate(split_heads(self.q_proj(hidden), self.num_heads), rotation)
         mixed = F.scaled_dot_product_attention(queries, past.keys, past.values, attn_mask=visible)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -22,8 +22,7 @@ from deltacache.models.worlds import architecture_of, world_class
 from deltacache.schemas.errors import CheckpointError
 
 # ----------------------------------------------------------------------------------------------------
-# Constructor arguments read off a checkpoint's parameter names and shapes: released files carry no
-# config.
+# Constructor arguments read off a checkpoint's parameter names and shapes: released files carry no config.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -34,7 +33,7 @@ _RELEASED_HEAD_DIM = 64  # of every ViT the method uses
 def tokenizer_arguments(shapes: Shapes) -> dict[str, Any]:
     """Arguments of the ``DeltaTok`` that wrote these weights.
 
-    What leaves no trace keeps the released value: 64 dims a head where neither gate nor QK-norm tell,
+    What leaves no trace keeps the released value: 64 dims per head where neither gate nor QK-norm tell,
     RoPE's base and augmentation, and no frame compression.
     """
     if not any(name.startswith("encoder_blocks.") for name in shapes):

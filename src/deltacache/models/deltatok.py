@@ -67,7 +67,7 @@ class DeltaTok(InPrecision):
     ) -> None:
         super().__init__()
         if tokens_per_frame < 1:
-            raise ValueError(f"{tokens_per_frame} tokens a frame: give at least 1")
+            raise ValueError(f"{tokens_per_frame} tokens per frame: give at least 1")
         check_heads(hidden_size, num_heads, multiple=4, least=4)
         self.arguments: dict[str, Any] = {
             "hidden_size": hidden_size,

@@ -113,9 +113,8 @@ def _config(source: str) -> "PretrainedConfig":
 # Counting the FLOP of whatever runs: torch's counter, with every kernel of attention registered.
 #
 # A multiplication and the addition behind it are 2 FLOP; only matrix products, convolutions and attention
-# count. Torch's
-# own table lacks several kernels of ``scaled_dot_product_attention``, the CPU's among them, and takes
-# them for nothing.
+# count. Torch's own table lacks several kernels of ``scaled_dot_product_attention``, the CPU's among them,
+# and takes them for nothing.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -384,8 +383,7 @@ def _spread(queries: Tensor, count: int) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------
-# FLOP of whole systems: futures of an image, and training from videos or from a cache (the paper's Table
-# 2).
+# FLOP of whole systems: futures of an image, and training from videos or from a cache (the paper's Table 2).
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +394,7 @@ _NOTHING = Flops(0)
 
 
 @dataclass(frozen=True, slots=True)
-class System:
+class CountedSystem:
     """A world model and, where it predicts delta tokens, their tokenizer; on any device.
 
     Attributes:
@@ -468,7 +466,7 @@ class Totals:
     here: int
 
 
-def system_flops(system: System, grid: Grid, backbone: Flops, setting: Setting) -> SystemFlops:
+def system_flops(system: CountedSystem, grid: Grid, backbone: Flops, setting: Setting) -> SystemFlops:
     """Count every part of ``system`` on patches of ``grid``; ``backbone`` is what a frame needs."""
     tokenizer, world = system.tokenizer, system.world
     encoding = encoder_flops(tokenizer, grid) if tokenizer else _NOTHING
@@ -596,7 +594,9 @@ def training_step_cost(
     return _measured(step, held, device)
 
 
-def futures_cost(system: System, encoder: InputConvention, setting: Setting, device: torch.device) -> Cost:
+def futures_cost(
+    system: CountedSystem, encoder: InputConvention, setting: Setting, device: torch.device
+) -> Cost:
     """All futures of one crop as patch tokens, from the pixels of its context; bfloat16 products on CUDA.
 
     ``encoder`` is on ``device``; random tokens of the width that the models take stand for what it answers.
@@ -630,7 +630,7 @@ def futures_cost(system: System, encoder: InputConvention, setting: Setting, dev
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, seconds: float, side: int | None = None) -> float:
-    """FLOP a second of square matrix products, the fastest of those that ``seconds`` allow: at least five, or fewer
+    """FLOP per second of square matrix products, the fastest of those that ``seconds`` allow: at least five, or fewer
     where these would take five times as long."""
     side = side or (1024 if device.type == "cpu" else 8192)
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -69,7 +69,7 @@ def _segmentation_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     classes, hidden_size = _convolution(shapes)
     if classes == DEPTH_BINS:
         raise CheckpointError(
-            f"is a head of depth (its {DEPTH_BINS} numbers a patch are bins of depth): give a head of segmentation"
+            f"is a head of depth (its {DEPTH_BINS} numbers per patch are bins of depth): give a head of segmentation"
         )
     return {"hidden_size": hidden_size, "classes": classes}
 
@@ -78,7 +78,7 @@ def _depth_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     bins, hidden_size = _convolution(shapes)
     if bins != DEPTH_BINS:
         raise CheckpointError(
-            f"gives {bins} numbers a patch, a depth head {DEPTH_BINS}: give a head of depth"
+            f"gives {bins} numbers per patch, a depth head {DEPTH_BINS}: give a head of depth"
         )
     return {"hidden_size": hidden_size}
 

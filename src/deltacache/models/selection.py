@@ -238,9 +238,8 @@ def _through(states: Tensor, weight: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------
 # Best-of-many where a frame is many tokens: a candidate is one noise vector, shared by all of them.
 #
-# Keys are too many to fold (see ``selection``); all candidates of a frame are queries of one product
-# instead, so that
-# its keys are never copied.
+# Keys are too many to fold (see ``selection``); all candidates of a frame are queries of one product instead,
+# so that its keys are never copied.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -340,7 +340,7 @@ class Events:
     """What the driver hears while the work is under way.
 
     Attributes:
-        started: called once, when all encoders (or as many as find room) are ready; with the clips a second
+        started: called once, when all encoders (or as many as find room) are ready; with the clips per second
             of their bare forwards, one an encoder.
         encoding: called with the number of clips in shards that are not committed yet.
         line: called with a sentence about what was lost or is being waited for.
@@ -385,7 +385,7 @@ class _Upcoming:
     """Groups of a shard that an encoder has or gets next: those not asked for, and those asked for, in order."""
 
     left: deque[tuple[tuple[PlannedVideo, ...], Mapping[str, str]]]
-    culprits: dict[str, str]
+    known_failures: dict[str, str]
     asked: deque[ray.ObjectRef] = field(default_factory=deque)
     begun: bool = False
 
@@ -415,7 +415,7 @@ class _Ahead:
                 (videos, {v.video_uri: locations[v.video_uri] for v in videos if v.video_uri in locations})
                 for videos in groups
             )
-            self._shards[ticket] = _Upcoming(deque(located), dict(work.culprits))
+            self._shards[ticket] = _Upcoming(deque(located), dict(work.known_failures))
             self._ask()
 
     def groups(self, ticket: int) -> Generator[DecodedGroup, None, None]:
@@ -470,7 +470,7 @@ class _Ahead:
             if full and (shard.asked or not shard.begun):
                 break
             videos, located = shard.left.popleft()
-            ref = self._task.remote(videos, located, self._settings, shard.culprits)
+            ref = self._task.remote(videos, located, self._settings, shard.known_failures)
             shard.asked.append(ref)
             in_flight += 1
             if self._share.at_once < self._share.in_flight:

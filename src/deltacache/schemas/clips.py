@@ -129,7 +129,7 @@ class DeltaClip:
     """Delta tokens of one clip; token t encodes frame t against frame t-1, frame -1 being black.
 
     Attributes:
-        delta_tokens: (T, D) float16; (T, M, D) of a tokenizer with M > 1 tokens a frame.
+        delta_tokens: (T, D) float16; (T, M, D) of a tokenizer with M > 1 tokens per frame.
         timestamps_s: (T,) float32, seconds from the first frame of the video.
     """
 
@@ -142,7 +142,7 @@ class DeltaClip:
         if self.delta_tokens.ndim not in (2, 3) or self.delta_tokens.dtype != np.float16:
             raise ValueError(
                 f"{self.clip_id}: delta_tokens are {self.delta_tokens.dtype}{self.delta_tokens.shape}, "
-                "must be float16(T, D), or (T, M, D) with M tokens a frame"
+                "must be float16(T, D), or (T, M, D) with M tokens per frame"
             )
         _check_timestamps(self.clip_id, self.timestamps_s, self.delta_tokens.shape[0])
 

@@ -71,8 +71,7 @@ Layers = Annotated[tuple[int, ...] | None, BeforeValidator(parse_layers)]
 
 
 # ----------------------------------------------------------------------------------------------------
-# Sizes of images, one number for squares, height and width for rectangles; and horizons, as text or
-# numbers.
+# Sizes of images, one number for squares, height and width for rectangles; and horizons, as text or numbers.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +166,7 @@ class SamplingSettings(Frozen):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Of folders of frames whose names only count them (img_00001.jpg, 00001.jpg): frames a second; "
+        description="Of folders of frames whose names only count them (img_00001.jpg, 00001.jpg): frames per second; "
         "1000 for names in milliseconds.",
     )
 

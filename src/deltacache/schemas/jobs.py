@@ -124,7 +124,7 @@ class ExtractionSettings(Frozen):
     def _not_too_small(self) -> Self:
         if min(sides(self.image_size)) < 16:
             raise ValueError(
-                f"image size {size_text(self.image_size)} is too small: give at least 16 pixels a side"
+                f"image size {size_text(self.image_size)} is too small: give at least 16 pixels per side"
             )
         return self
 

@@ -29,6 +29,7 @@ from deltacache.models.encoders import InputConvention
 from deltacache.models.flops import (
     NAMES,
     Cost,
+    CountedSystem,
     Flops,
     Setting,
     SystemFlops,
@@ -38,7 +39,6 @@ from deltacache.models.flops import (
     totals,
     training_step_cost,
 )
-from deltacache.models.flops import System as CostedSystem
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.storage.files import replacing
@@ -48,8 +48,7 @@ from deltacache.schemas.progress import Reporter
 from deltacache.systems.training import System, SystemPaths, open_systems
 
 # ----------------------------------------------------------------------------------------------------
-# Costs of trained systems: GFLOPs counted from the models on the meta device, training steps measured
-# here.
+# Costs of trained systems: GFLOPs counted from the models on the meta device, training steps measured here.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +220,7 @@ def _flops(
     with reporter.stage("count GFLOPs", len(systems)) as stage:
         for each in systems:
             tokenizer = each.tokenizer.model if each.tokenizer else None
-            costed = CostedSystem(each.name, each.world.model, tokenizer, each.candidates)
+            costed = CountedSystem(each.name, each.world.model, tokenizer, each.candidates)
             found.append(system_flops(costed, card.patch_grid, backbone, setting))
             stage.advance()
     return found
@@ -521,7 +520,7 @@ def _check_clips(system: LoadedSystem, card: DatasetCard, features: str) -> None
     sampling = card.sampling
     raise MismatchError(
         f"it was trained on features {trained_on}, but {features} is {given} ({size_text(card.image_size)} px, "
-        f"{sampling.frames} frames a clip, {sampling.spacing_min_s:g} to {sampling.spacing_max_s:g} s apart, "
+        f"{sampling.frames} frames per clip, {sampling.spacing_min_s:g} to {sampling.spacing_max_s:g} s apart, "
         f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}, {card.dtype})"
     )
 

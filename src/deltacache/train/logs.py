@@ -247,8 +247,7 @@ class RunLog:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Checkpoints written beside the training: a copy of the state is taken, and a thread writes it to the
-# disk.
+# Checkpoints written beside the training: a copy of the state is taken, and a thread writes it to the disk.
 # ----------------------------------------------------------------------------------------------------
 
 

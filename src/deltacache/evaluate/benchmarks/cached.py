@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, crops_bytes, load_sequence
-from deltacache.evaluate.benchmarks.opening import Inputs, feature_card, load_inputs, patch_tokens
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, feature_card, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.sampling import Advance, tell_nobody
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.frames import frame_shape, split_of
@@ -88,7 +88,9 @@ class CachedFeatures:
 
 
 def plan_caches(
-    settings: BenchmarkEvaluation, inputs: Inputs, found: dict[BenchmarkName, tuple[LabelledSequence, ...]]
+    settings: BenchmarkEvaluation,
+    inputs: BenchmarkInputs,
+    found: dict[BenchmarkName, tuple[LabelledSequence, ...]],
 ) -> list[CachePlan]:
     """A dataset for each benchmark and number of frames."""
     assert settings.cache is not None
@@ -142,7 +144,7 @@ class CacheWorkerPlan:
     settings: BenchmarkEvaluation
     threads: int
 
-    def worker(self, inputs: Inputs, advance: Advance = tell_nobody) -> "CacheWorker":
+    def worker(self, inputs: BenchmarkInputs, advance: Advance = tell_nobody) -> "CacheWorker":
         """The worker of models that are loaded; ``advance`` is told of sequences as they are done."""
         return CacheWorker(self, inputs, advance)
 
@@ -154,7 +156,9 @@ class CacheWorkerPlan:
 class CacheWorker:
     """Computes the patch tokens of one shard after the other and commits them."""
 
-    def __init__(self, plan: CacheWorkerPlan, inputs: Inputs, advance: Advance = tell_nobody) -> None:
+    def __init__(
+        self, plan: CacheWorkerPlan, inputs: BenchmarkInputs, advance: Advance = tell_nobody
+    ) -> None:
         self._settings, self._inputs, self._advance = plan.settings, inputs, advance
         size = plan.settings.image_size
         self._frames = Ahead(self._load, plan.threads, lambda item: crops_bytes(item[1], size))

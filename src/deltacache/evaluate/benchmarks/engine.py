@@ -18,7 +18,7 @@ import torch
 
 from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.cached import CacheWorkerPlan, plan_caches
-from deltacache.evaluate.benchmarks.opening import Inputs
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs
 from deltacache.evaluate.benchmarks.run import BenchmarkRun, Block, Parts, open_benchmarks
 from deltacache.evaluate.benchmarks.sampling import Advance, Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
@@ -51,7 +51,7 @@ def frame_threads(settings: BenchmarkEvaluation) -> int:
 class WorkerBuilder(Protocol):
     """How a worker is built: from loaded models, with whom it tells of sequences, or on its own process."""
 
-    def worker(self, inputs: Inputs, advance: Advance) -> Any: ...
+    def worker(self, inputs: BenchmarkInputs, advance: Advance) -> Any: ...
 
     def build(self, device: str) -> Any: ...
 

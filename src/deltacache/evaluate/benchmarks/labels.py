@@ -1,6 +1,6 @@
 """What a head says about patch tokens, compared with the label at its own resolution.
 
-Shapes: C crops, S samples, N patches, D hidden, K numbers a pixel of the head, H' x W' a half of the label.
+Shapes: C crops, S samples, N patches, D hidden, K numbers per pixel of the head, H' x W' a half of the label.
 """
 
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltacache.evaluate.metrics import finite_of_head
 from deltacache.models.deltatok import Grid
-from deltacache.pipeline.benchmarks.frames import Split, upsample, upsample_crop
+from deltacache.pipeline.benchmarks.frames import CropSplit, upsample, upsample_crop
 from deltacache.schemas.benchmarks import IGNORE, Task
 
 # ----------------------------------------------------------------------------------------------------
@@ -50,12 +50,12 @@ class LabelScorer(Protocol):
     task: Task
 
     @abstractmethod
-    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+    def totals(self, tokens: Tensor, split: CropSplit, label: Tensor) -> Tensor:
         """Sums of ``pooled`` for one prediction (C, N, D) of a frame labelled (C, H', W')."""
         ...
 
     @abstractmethod
-    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+    def covered(self, samples: Tensor, split: CropSplit, label: Tensor, crop: int) -> Tensor:
         """(2,) float64: valid pixels of a half (H', W'), and those of them that the samples (S, N, D) cover."""
         ...
 
@@ -75,7 +75,7 @@ class _Head:
         """(B, N, D) to (B, K, h, w)."""
         return finite_of_head(self._head(tokens.transpose(1, 2).unflatten(2, self._grid)))
 
-    def chunks(self, samples: Tensor, split: Split, half: tuple[int, int], crop: int) -> Iterator[Tensor]:
+    def chunks(self, samples: Tensor, split: CropSplit, half: tuple[int, int], crop: int) -> Iterator[Tensor]:
         """Maps (s, K, H', W') of a few samples (S, N, D) at a time."""
         small = self(samples)
         numbers = small.shape[1] * max(half) ** 2
@@ -84,7 +84,7 @@ class _Head:
 
     def square(self, tokens: Tensor, side: int) -> Iterator[Tensor]:
         """Maps (s, K, side, side) of whole crops."""
-        whole = Split((side, side), wide=False)
+        whole = CropSplit((side, side), wide=False)
         yield from self.chunks(tokens, whole, (side, side), 0)
 
 
@@ -96,13 +96,13 @@ class SegmentationScorer:
     def __init__(self, head: nn.Module, grid: Grid, classes: int) -> None:
         self._head, self._classes = _Head(head, grid), classes
 
-    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+    def totals(self, tokens: Tensor, split: CropSplit, label: Tensor) -> Tensor:
         small, half = self._head(tokens), _half(label)
         # Crop by crop: logits of both side by side would be copied into another memory format, ten times as slow
         classes = [upsample_crop(each[None], split, half, crop).argmax(1) for crop, each in enumerate(small)]
         return segmentation_totals(torch.cat(classes), label, self._classes)
 
-    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+    def covered(self, samples: Tensor, split: CropSplit, label: Tensor, crop: int) -> Tensor:
         hit = torch.zeros_like(label, dtype=torch.bool)
         for logits in self._head.chunks(samples, split, _half(label), crop):
             hit |= (logits.argmax(1) == label).any(0)
@@ -121,10 +121,10 @@ class DepthScorer:
     def __init__(self, head: nn.Module, grid: Grid) -> None:
         self._head = _Head(head, grid)
 
-    def totals(self, tokens: Tensor, split: Split, label: Tensor) -> Tensor:
+    def totals(self, tokens: Tensor, split: CropSplit, label: Tensor) -> Tensor:
         return depth_totals(upsample(self._head(tokens), split, _half(label))[:, 0], label)
 
-    def covered(self, samples: Tensor, split: Split, label: Tensor, crop: int) -> Tensor:
+    def covered(self, samples: Tensor, split: CropSplit, label: Tensor, crop: int) -> Tensor:
         above, below = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label, dtype=torch.bool)
         for depth in self._head.chunks(samples, split, _half(label), crop):
             above |= (depth[:, 0] >= label).any(0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from deltacache.pipeline.benchmarks.frames import (
     INVALID_DEPTH,
-    Split,
+    CropSplit,
     check_depth_belongs,
     crop_frames,
     frame_shape,
@@ -45,7 +45,7 @@ class LoadedSequence:
     """
 
     sequence: LabelledSequence
-    split: Split
+    split: CropSplit
     crops: np.ndarray | None
     label: np.ndarray | None
     seconds: float
@@ -113,7 +113,7 @@ class CachedTokens(Protocol):
 
 
 def _halves(
-    benchmark: BenchmarkName, sequence: LabelledSequence, shape: tuple[int, int], split: Split
+    benchmark: BenchmarkName, sequence: LabelledSequence, shape: tuple[int, int], split: CropSplit
 ) -> np.ndarray:
     ignore = IGNORE if BENCHMARK_TASK[benchmark] == "segmentation" else INVALID_DEPTH
     if benchmark == "kitti":

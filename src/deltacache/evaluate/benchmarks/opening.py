@@ -14,7 +14,7 @@ from deltacache.evaluate.benchmarks.labels import DepthScorer, LabelScorer, Segm
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.inputs import Models, load_models
 from deltacache.evaluate.output import training_record
-from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import LoadedModel
@@ -28,11 +28,11 @@ from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.provenance import Provenance, require_matches
 
-_BACKBONE_FRAMES = 64  # of a forward
+_BACKBONE_FRAMES = 64  # of a forward pass
 
 
 @dataclass(frozen=True)
-class Inputs:
+class BenchmarkInputs:
     """Everything that is loaded once a process.
 
     Attributes:
@@ -47,7 +47,7 @@ class Inputs:
     backbone: Backbone
     black: np.ndarray
     models: Models
-    protocol: Protocol
+    protocol: RolloutProtocol
     scorers: dict[BenchmarkName, LabelScorer | None]
     heads: dict[BenchmarkName, str]
     trained_on: dict[BenchmarkName, Mapping[str, Any]]
@@ -56,7 +56,7 @@ class Inputs:
     device: torch.device
 
 
-def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -> Inputs:
+def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -> BenchmarkInputs:
     """Load all models of ``settings``, on its device or the one of this name.
 
     Raises:
@@ -72,7 +72,7 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
         exact = backbone.black_patch_tokens(settings.image_size)
         black = black_patch_tokens_of(backbone, settings.image_size)
     card = feature_card(settings, backbone, black, settings.frames, next(iter(settings.data)), device)
-    protocol = Protocol(
+    protocol = RolloutProtocol(
         context=settings.context,
         horizons=settings.horizons,
         seed=settings.seed,
@@ -91,7 +91,9 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
     if settings.rgb_decoder is not None:
         decoder = load_rgb_decoder(settings.rgb_decoder, backbone)
         rgb, rgb_fingerprint = decoder.model.to(device).requires_grad_(False), decoder.fingerprint
-    return Inputs(backbone, black, models, protocol, scorers, heads, trained_on, rgb, rgb_fingerprint, device)
+    return BenchmarkInputs(
+        backbone, black, models, protocol, scorers, heads, trained_on, rgb, rgb_fingerprint, device
+    )
 
 
 def feature_card(
@@ -142,14 +144,14 @@ def _scorer(
 
 
 @torch.inference_mode()
-def patch_tokens(inputs: Inputs, loaded: LoadedSequence) -> Tensor:
+def patch_tokens(inputs: BenchmarkInputs, loaded: LoadedSequence) -> Tensor:
     """(C, T, N, D) float32 of a sequence's crops (C, T, S, S, 3), on the device."""
     if loaded.crops is None:
         raise ValueError(f"{loaded.sequence.sequence_id} was loaded without its frames")
     return crop_tokens(inputs, loaded.crops)
 
 
-def crop_tokens(inputs: Inputs, crops: np.ndarray) -> Tensor:
+def crop_tokens(inputs: BenchmarkInputs, crops: np.ndarray) -> Tensor:
     """(A, B, N, D) float32 of crops (A, B, S, S, 3) uint8, on the device."""
     frames = torch.from_numpy(crops).flatten(0, 1).permute(0, 3, 1, 2)
     tokens = torch.cat([inputs.backbone.patch_tokens(chunk) for chunk in frames.split(_BACKBONE_FRAMES)])

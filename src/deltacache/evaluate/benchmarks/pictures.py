@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltacache.evaluate.benchmarks.opening import Inputs
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs
 from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch, judge
 from deltacache.evaluate.clips.scenes import NOTHING_REACHED
 from deltacache.evaluate.examples import (
@@ -36,7 +36,7 @@ _PICTURES_AT_ONCE = 16
 
 @torch.inference_mode()
 def save_picture(
-    batch: SequenceBatch, frames: np.ndarray | None, inputs: Inputs, sampler: Sampler, folder: Path
+    batch: SequenceBatch, frames: np.ndarray | None, inputs: BenchmarkInputs, sampler: Sampler, folder: Path
 ) -> None:
     """Keep the first crop of the one sequence of ``batch``; ``frames`` (C, T, S, S, 3) are its pixels."""
     sequence, clip = batch.sequences[0].sequence, batch.tokens[0]
@@ -90,7 +90,7 @@ def _world(world: World, clip: Tensor, futures: CropFutures) -> tuple[Tensor, Ex
     return kept, entry
 
 
-def _map_makers(batch: SequenceBatch, inputs: Inputs) -> Iterator[MapMaker]:
+def _map_makers(batch: SequenceBatch, inputs: BenchmarkInputs) -> Iterator[MapMaker]:
     """The head, and the decoder of pictures."""
     loaded, scorer = batch.sequences[0], inputs.scorers[batch.dataset]
     side = min(MAP_SIDE, loaded.split.size)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache import __version__
-from deltacache.evaluate.benchmarks.opening import Inputs, load_inputs
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
 from deltacache.evaluate.benchmarks.sampling import Timing, timing_from
 from deltacache.evaluate.clips import run as opening
 from deltacache.evaluate.examples import examples_of
@@ -42,8 +42,7 @@ from deltacache.schemas.errors import DatasetError
 # Fixed blocks of sequences: the unit of work, of resuming and of splitting over processes.
 #
 # A finished block is a folder ``parts/<dataset>-<number>`` in the output: its sums, its timing and its
-# examples,
-# written whole. What blocks there are depends on the sequences alone.
+# examples, written whole. What blocks there are depends on the sequences alone.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +176,7 @@ _FULL_SETS: Mapping[BenchmarkName, tuple[int, str]] = MappingProxyType(
 """Labelled sequences of the published set, where it is published how many these are."""
 
 
-def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: Inputs) -> list[str]:
+def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: BenchmarkInputs) -> list[str]:
     """In words, for the terminal, ``notes.json`` and the report."""
     notes = [*inputs.models.notes]
     frames = dict(zip(settings.horizons, settings.frame_counts, strict=True))
@@ -259,10 +258,10 @@ class BenchmarkRun:
     """
 
     settings: BenchmarkEvaluation
-    inputs: Inputs
+    inputs: BenchmarkInputs
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]]
     blocks: tuple[Block, ...]
-    clips: opening.Run | None
+    clips: opening.ClipRun | None
     generated: Mapping[str, int]
     notes: tuple[str, ...]
     counts: tuple[str, ...]
@@ -351,9 +350,9 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
 
 def _run_id(
     settings: BenchmarkEvaluation,
-    inputs: Inputs,
+    inputs: BenchmarkInputs,
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]],
-    clips: opening.Run | None,
+    clips: opening.ClipRun | None,
     answers: Mapping[str, Answers],
 ) -> str:
     """Follows from the numbers that went in: not from paths, the workers, the device or the clock."""

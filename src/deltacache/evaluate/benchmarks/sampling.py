@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol as Seam
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from deltacache.evaluate.benchmarks.loading import LoadedSequence
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.inputs import Models, Tokenizer, World
 from deltacache.evaluate.metrics import feature_metrics
-from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.models.deltatok import DeltaTok, Grid
 from deltacache.models.futures import decode_future, decode_steps
 from deltacache.schemas.benchmarks import BenchmarkName
@@ -146,7 +146,7 @@ class Timing:
     def __str__(self) -> str:
         each = 1000 / max(self.sequences, 1)
         shown = ", ".join(f"{name} {seconds * each:.1f}" for name, seconds in self.parts.items() if seconds)
-        return f"ms a sequence: {shown}; decoding in threads {self.decode_s * each:.1f}"
+        return f"ms per sequence: {shown}; decoding in threads {self.decode_s * each:.1f}"
 
 
 def timing_from(fields: Mapping[str, object]) -> Timing:
@@ -202,7 +202,9 @@ TrueDeltas = Mapping[str, Mapping[int, Tensor]]
 class Sampler:
     """Encodes contexts and rolls world models out."""
 
-    def __init__(self, models: Models, protocol: Protocol, device: torch.device, timing: Timing) -> None:
+    def __init__(
+        self, models: Models, protocol: RolloutProtocol, device: torch.device, timing: Timing
+    ) -> None:
         self._models, self._protocol = models, protocol
         self._device, self._timing = device, timing
 
@@ -288,7 +290,7 @@ class Sampler:
         return torch.stack(drawn).unflatten(0, (len(crops), world.samples, horizon))
 
 
-class CropFutures(Seam):
+class CropFutures(Protocol):
     """Sampled futures of the crops of a batch, as patch tokens."""
 
     def last(self, crop: int) -> Tensor:

@@ -33,7 +33,7 @@ from deltacache.evaluate.metrics import (
     sample_counts,
 )
 from deltacache.evaluate.output import Aggregation, Method
-from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.futures import decode_steps
 
@@ -78,7 +78,7 @@ class Future:
 
 
 @dataclass(frozen=True)
-class Futures:
+class ScoredFutures:
     """Samples of one method.
 
     Attributes:
@@ -92,7 +92,7 @@ class Futures:
     of_crop: Callable[[int, int], Tensor]
 
 
-def summaries(ensemble: Ensemble, futures: Futures) -> Iterator[tuple[Summary, Future]]:
+def summaries(ensemble: Ensemble, futures: ScoredFutures) -> Iterator[tuple[Summary, Future]]:
     """Best and mean (N, D) of the first 1, 2, 5, ... samples and of all; the one future of a single sample."""
     samples = ensemble.samples
     if futures.single:
@@ -112,7 +112,7 @@ class BatchScorer:
     def __init__(
         self,
         models: Models,
-        protocol: Protocol,
+        protocol: RolloutProtocol,
         labels: LabelScorer | None,
         device: torch.device,
         timing: Timing,
@@ -221,14 +221,14 @@ class BatchScorer:
         deltas: TrueDeltas,
         horizon: int,
     ) -> Iterator[Statistic]:
-        """Roll-outs of a world model, decoded crop by crop."""
+        """Rollouts of a world model, decoded crop by crop."""
         futures = self._sampler.roll_out(world, batch, deltas, horizon)
 
         def of_crop(at: int, crop: int) -> Tensor:
             return futures.last(batch.first[at] + crop)
 
         yield from self._score_samples(
-            batch, halves, Futures(world.method, world.samples, world.single, of_crop), horizon
+            batch, halves, ScoredFutures(world.method, world.samples, world.single, of_crop), horizon
         )
 
     def _score_generated(
@@ -241,11 +241,11 @@ class BatchScorer:
             return batch.generated[at][name, horizon][:, crop]
 
         yield from self._score_samples(
-            batch, halves, Futures(Method(name), count, count == 1, encoded), horizon
+            batch, halves, ScoredFutures(Method(name), count, count == 1, encoded), horizon
         )
 
     def _score_samples(
-        self, batch: SequenceBatch, halves: Sequence[Tensor | None], futures: Futures, horizon: int
+        self, batch: SequenceBatch, halves: Sequence[Tensor | None], futures: ScoredFutures, horizon: int
     ) -> Iterator[Statistic]:
         """Best and mean of the samples as predictions, and what the samples are together."""
         for at in range(len(batch.sequences)):

@@ -19,7 +19,7 @@ from deltacache.evaluate.benchmarks.loading import (
     load_cached,
     load_sequence,
 )
-from deltacache.evaluate.benchmarks.opening import Inputs, crop_tokens, load_inputs, patch_tokens
+from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, crop_tokens, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.pictures import save_picture
 from deltacache.evaluate.benchmarks.run import Block, BlockResult
 from deltacache.evaluate.benchmarks.sampling import Advance, Sampler, SequenceBatch, Timing, tell_nobody
@@ -47,7 +47,7 @@ class WorkerPlan:
     generated: Mapping[str, int]
     threads: int
 
-    def worker(self, inputs: Inputs, advance: Advance = tell_nobody) -> "BlockWorker":
+    def worker(self, inputs: BenchmarkInputs, advance: Advance = tell_nobody) -> "BlockWorker":
         """The worker of models that are loaded; ``advance`` is told of sequences as they are done."""
         return BlockWorker(self, inputs, advance)
 
@@ -64,7 +64,7 @@ def batch_sequences(device: torch.device) -> int:
 class BlockWorker:
     """Holds the models and scores one block after the other."""
 
-    def __init__(self, plan: WorkerPlan, inputs: Inputs, advance: Advance = tell_nobody) -> None:
+    def __init__(self, plan: WorkerPlan, inputs: BenchmarkInputs, advance: Advance = tell_nobody) -> None:
         self._settings, self._inputs, self._advance = plan.settings, inputs, advance
         self._caches = {key: CachedFeatures(place) for key, place in plan.caches.items()}
         self._generators = open_generators(plan.settings)

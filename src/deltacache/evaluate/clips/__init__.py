@@ -1,1 +1,1 @@
-"""Evaluation on feature datasets: sequences of cached clips, roll-outs, scenes whose futures are known."""
+"""Evaluation on feature datasets: sequences of cached clips, rollouts, scenes whose futures are known."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.sequences import ClipBatch
+from deltacache.evaluate.clips.sequences import SequenceBatch
 from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import SampleSums, check_finite, feature_metrics, token_distance
-from deltacache.evaluate.predictions import AboutSequence, Protocol, feature_statistics
+from deltacache.evaluate.predictions import AboutSequence, RolloutProtocol, feature_statistics
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.models.futures import decode_future
 
@@ -66,7 +66,7 @@ def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
 
 
 def roll_out(
-    world: World, batch: ClipBatch, deltas: Mapping[str, Tensor], protocol: Protocol
+    world: World, batch: SequenceBatch, deltas: Mapping[str, Tensor], protocol: RolloutProtocol
 ) -> list[Futures]:
     """Futures sampled for every sequence of ``batch``.
 
@@ -100,7 +100,7 @@ def roll_out(
 
 
 def _of_patches(
-    world: World, context: Tensor, seconds: Tensor, noise: Tensor | None, row: int, protocol: Protocol
+    world: World, context: Tensor, seconds: Tensor, noise: Tensor | None, row: int, protocol: RolloutProtocol
 ) -> Futures:
     """Futures of a model of patch tokens, predicted when they are asked for: all at once would be too many."""
 
@@ -116,7 +116,7 @@ def score_samples(
     sampled: Futures,
     clip: Tensor,
     about: AboutSequence,
-    protocol: Protocol,
+    protocol: RolloutProtocol,
     futures: Tensor | None = None,
     keep: int = 0,
 ) -> ScoredSamples:

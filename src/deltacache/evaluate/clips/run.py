@@ -33,13 +33,13 @@ from deltacache.evaluate.clips.scenes import (
     read_futures_of,
     score_modes,
 )
-from deltacache.evaluate.clips.sequences import ClipBatch, SequenceList, choose_sequences, read_batches
+from deltacache.evaluate.clips.sequences import SequenceBatch, SequenceList, choose_sequences, read_batches
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example, spread
 from deltacache.evaluate.inputs import Models, Tokenizer, World, load_models
 from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp, write_models
 from deltacache.evaluate.predictions import (
     AboutSequence,
-    Protocol,
+    RolloutProtocol,
     about_sequences,
     bounds,
     reconstructions,
@@ -74,7 +74,7 @@ _NOT_NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class ClipRun:
     """An evaluation whose inputs have been opened and checked.
 
     ``example_rows``: sequences to keep for the report; scenes, if there are any.
@@ -83,7 +83,7 @@ class Run:
     settings: ClipEvaluation
     dataset: Dataset
     models: Models
-    protocol: Protocol
+    protocol: RolloutProtocol
     sequences: SequenceList
     scenes: dict[int, CheckedScene]
     notes: tuple[str, ...]
@@ -109,14 +109,14 @@ class Run:
         )
 
 
-def open_run(settings: ClipEvaluation) -> Run:
+def open_run(settings: ClipEvaluation) -> ClipRun:
     """Open what ``settings`` names; see ``evaluate_clips`` for what is refused."""
     dataset = open_dataset(settings.features, "features")
     device = choose_device(settings.device)
     settings = settings.model_copy(update={"precision": resolve_precision(device, settings.precision)})
     allow_tf32(device, settings.precision != "float32")
     models = load_models(settings, dataset.card, settings.features, device)
-    protocol = Protocol(
+    protocol = RolloutProtocol(
         context=settings.context,
         horizons=settings.horizons,
         seed=settings.seed,
@@ -125,7 +125,7 @@ def open_run(settings: ClipEvaluation) -> Run:
     )
     sequences = choose_sequences(dataset.index, settings.frames, settings.features)
     scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
-    return Run(
+    return ClipRun(
         settings=settings,
         dataset=dataset,
         models=models,
@@ -139,7 +139,7 @@ def open_run(settings: ClipEvaluation) -> Run:
     )
 
 
-def _without_energy(models: Models, protocol: Protocol) -> Iterator[str]:
+def _without_energy(models: Models, protocol: RolloutProtocol) -> Iterator[str]:
     """World models whose samples of a sequence are too many to be held together."""
     frame, count = protocol.black.numel(), len(protocol.horizons)
     for world in models.worlds:
@@ -147,13 +147,13 @@ def _without_energy(models: Models, protocol: Protocol) -> Iterator[str]:
         if numbers > sample_sums.ENERGY_NUMBERS:
             yield (
                 f"{world.method.name} ({world.method.world}) has no energy score: {world.samples} samples of {count} "
-                f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB a sequence, and at most "
+                f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB per sequence, and at most "
                 f"{sample_sums.ENERGY_NUMBERS * 4 / 2**20:.0f} are held; give fewer samples or horizons"
             )
 
 
 def _open_scenes(
-    settings: ClipEvaluation, dataset: Dataset, sequences: SequenceList, protocol: Protocol
+    settings: ClipEvaluation, dataset: Dataset, sequences: SequenceList, protocol: RolloutProtocol
 ) -> tuple[dict[int, CheckedScene], tuple[str, ...]]:
     if settings.futures is None:
         return {}, ()
@@ -205,7 +205,7 @@ _CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 
 
 @torch.inference_mode()
-def score_batch(run: Run, batch: ClipBatch, examples: Path) -> Iterator[Statistic]:
+def score_batch(run: ClipRun, batch: SequenceBatch, examples: Path) -> Iterator[Statistic]:
     """Every method's sums on the sequences of ``batch``; some are kept in the folder ``examples``.
 
     Raises:
@@ -225,7 +225,7 @@ def score_batch(run: Run, batch: ClipBatch, examples: Path) -> Iterator[Statisti
         yield from _score_futures(run, batch, position, each, futures, examples)
 
 
-def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: Protocol) -> Tensor:
+def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: RolloutProtocol) -> Tensor:
     """Delta tokens (U, T, ...) of clips (U, T, N, D), a few clips at a time: all may be long."""
     most = max(1, _CHUNK_NUMBERS // tokens[0].numel())
     encode = tokenizer.model.encode_clip
@@ -233,8 +233,8 @@ def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: Protocol) -> Tensor
 
 
 def _score_futures(
-    run: Run,
-    batch: ClipBatch,
+    run: ClipRun,
+    batch: SequenceBatch,
     position: int,
     about: AboutSequence,
     rollouts: list[tuple[World, Futures]],
@@ -260,7 +260,7 @@ def _score_futures(
 
 
 def _example(
-    run: Run, batch: ClipBatch, position: int, judgements: list[tuple[World, ScoredSamples]]
+    run: ClipRun, batch: SequenceBatch, position: int, judgements: list[tuple[World, ScoredSamples]]
 ) -> Example:
     row, protocol = batch.rows[position], run.protocol
     clip = batch.own[position]
@@ -338,7 +338,7 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
     return metrics
 
 
-def score_clips(run: Run, examples: Path, reporter: Reporter) -> Iterator[Iterator[Statistic]]:
+def score_clips(run: ClipRun, examples: Path, reporter: Reporter) -> Iterator[Iterator[Statistic]]:
     """Sums of all sequences, a few sequences at a time; some are kept in the folder ``examples``."""
     count = len(run.sequences.rows)
     started = time.perf_counter()

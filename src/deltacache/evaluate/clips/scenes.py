@@ -17,7 +17,7 @@ from torch import Tensor
 from deltacache.evaluate.clips.sequences import read_features
 from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import token_distance
-from deltacache.evaluate.predictions import Protocol
+from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
@@ -28,9 +28,8 @@ from deltacache.schemas.texts import decoded
 #
 # A scene is a set of sequences that share their context and differ in what comes after. A sample
 # **reaches** a true future at a horizon when that future is the nearest one (Euclidean distance over the
-# patch tokens of the target frame) and the sample is closer to it than half the distance between that
-# future and the true future nearest to it. With two futures: closer than half the distance between the
-# two.
+# patch tokens of the target frame) and the sample is closer to it than half the distance between that future
+# and the true future nearest to it. With two futures: closer than half the distance between the two.
 #
 # Shapes: S samples, F futures.
 # ----------------------------------------------------------------------------------------------------
@@ -48,7 +47,7 @@ class Scene:
     """Sequences with the same past.
 
     Attributes:
-        rows: a dataset row for each true future; roll-outs start from the first one's context.
+        rows: a dataset row for each true future; rollouts start from the first one's context.
         outcomes: what happens in each.
     """
 
@@ -86,7 +85,7 @@ def separations(between: np.ndarray) -> np.ndarray:
 
 
 def futures_differ(between: np.ndarray, lengths: np.ndarray) -> bool:
-    """Whether all futures can be told apart: by more than float16 rounding of vectors of ``lengths`` (F,)."""
+    """Whether all futures can be distinguished: by more than float16 rounding of vectors of ``lengths`` (F,)."""
     return bool((separations(between) > _ROUNDING * lengths).all())
 
 
@@ -184,7 +183,7 @@ class CheckedScene:
 
     Attributes:
         between: (K, F, F) distances between the true futures at each horizon.
-        differ: (K,) whether they can be told apart there.
+        differ: (K,) whether they can be distinguished there.
         horizons_s: (K,) seconds from the last context frame.
     """
 
@@ -198,19 +197,21 @@ class CheckedScene:
         return reached_futures(distances[:, horizon], self.between[horizon])
 
 
-def read_futures_of(dataset: Dataset, scene: Scene, protocol: Protocol, device: torch.device) -> Tensor:
+def read_futures_of(
+    dataset: Dataset, scene: Scene, protocol: RolloutProtocol, device: torch.device
+) -> Tensor:
     """(F, K, N, D) float32: the true target frames of a scene."""
     frames = [read_features(dataset, row).patch_tokens[protocol.targets] for row in scene.rows]
     return torch.from_numpy(np.stack(frames)).to(device).float()
 
 
 def check_scenes(
-    dataset: Dataset, scenes: Iterable[Scene], protocol: Protocol
+    dataset: Dataset, scenes: Iterable[Scene], protocol: RolloutProtocol
 ) -> tuple[dict[int, CheckedScene], list[str]]:
     """Check every scene before anything is computed.
 
     Returns:
-        The scenes by the row that roll-outs start from, and what will not be counted, in words.
+        The scenes by the row that rollouts start from, and what will not be counted, in words.
 
     Raises:
         MismatchError: the sequences of a scene do not share their context.
@@ -227,7 +228,7 @@ def check_scenes(
     return checked, notes
 
 
-def _check_scene(dataset: Dataset, scene: Scene, protocol: Protocol) -> CheckedScene:
+def _check_scene(dataset: Dataset, scene: Scene, protocol: RolloutProtocol) -> CheckedScene:
     clips = [read_features(dataset, row) for row in scene.rows]
     tokens = [torch.from_numpy(clip.patch_tokens[: protocol.frames].astype(np.float32)) for clip in clips]
     seconds = np.stack([clip.timestamps_s[: protocol.frames] for clip in clips]).astype(np.float64)
@@ -262,7 +263,7 @@ def _check_context(scene: Scene, contexts: Tensor, between: np.ndarray) -> None:
 
 
 def score_modes(
-    world: World, checked: CheckedScene, distances: np.ndarray, dataset: str, protocol: Protocol
+    world: World, checked: CheckedScene, distances: np.ndarray, dataset: str, protocol: RolloutProtocol
 ) -> Iterator[Statistic]:
     """Coverage and balance of one scene from the samples' distances (S, K, F) to its true futures."""
     futures = len(checked.scene.rows)

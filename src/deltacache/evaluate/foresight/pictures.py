@@ -27,7 +27,7 @@ from deltacache.evaluate.examples import (
     save_frames,
     stored,
 )
-from deltacache.evaluate.foresight.predictions import Inputs, WholeSequence, depth_place
+from deltacache.evaluate.foresight.predictions import ForesightInputs, WholeSequence, depth_place
 from deltacache.evaluate.output import Method
 from deltacache.models.pca import Moments
 from deltacache.pipeline.benchmarks.frames import is_relative
@@ -53,7 +53,9 @@ def principal_axes(frames: Iterable[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def save_picture(seen: WholeSequence, settings: ForesightEvaluation, inputs: Inputs, album: Album) -> None:
+def save_picture(
+    seen: WholeSequence, settings: ForesightEvaluation, inputs: ForesightInputs, album: Album
+) -> None:
     """Keep ``seen`` in the album with every world model's future of it."""
     systems, context, clip = inputs.systems, settings.context, seen.tokens
     horizon, axes = len(clip) - context, album.axes.to(clip.device)
@@ -98,7 +100,9 @@ def _world(method: Method, future: Tensor) -> ExampleWorld:
     )
 
 
-def _map_makers(seen: WholeSequence, settings: ForesightEvaluation, inputs: Inputs) -> Iterator[MapMaker]:
+def _map_makers(
+    seen: WholeSequence, settings: ForesightEvaluation, inputs: ForesightInputs
+) -> Iterator[MapMaker]:
     heads, labels = inputs.heads, seen.labels
     segmentation, depth = heads.segmentation, heads.depth
     if segmentation is not None and labels.classes is not None:

@@ -107,7 +107,7 @@ class Systems:
 # ----------------------------------------------------------------------------------------------------
 # How a prediction of the labelled frame is judged: by its features, and by what heads read off them.
 #
-# Shapes: N patches, D hidden, h x w patches of a frame, K numbers a patch of a head, H x W pixels of the
+# Shapes: N patches, D hidden, h x w patches of a frame, K numbers per patch of a head, H x W pixels of the
 # label.
 # ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ _TASKS: tuple[Task, ...] = ("segmentation", "depth")
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ForesightInputs:
     """Everything that is loaded once.
 
     Attributes:
@@ -175,7 +175,7 @@ class Inputs:
     record: ModelRecord
 
 
-def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
+def load_inputs(settings: ForesightEvaluation, device: torch.device) -> ForesightInputs:
     """Load all models of ``settings``.
 
     Raises:
@@ -194,7 +194,7 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
     names = [method.world for method, _ in worlds]
     if len(set(names)) < len(names):
         raise DeltacacheError(
-            "a world model is named twice: its rows could not be told apart, so name it once"
+            "a world model is named twice: its rows could not be distinguished, so name it once"
         )
     heads = _heads(settings, features, device)
     systems = Systems(
@@ -227,7 +227,7 @@ def load_inputs(settings: ForesightEvaluation, device: torch.device) -> Inputs:
         },
         rgb_decoder=None,
     )
-    return Inputs(features, systems, Heads(segmentation, depth, features.grid), fingerprints, record)
+    return ForesightInputs(features, systems, Heads(segmentation, depth, features.grid), fingerprints, record)
 
 
 def check_made_for(loaded: LoadedModel[Any], path: Path, what: str, features: FrameFeatures) -> None:
@@ -298,7 +298,9 @@ class WholeSequence:
     labels: Labels
 
 
-def load_whole(sequence: LabelledSequence, settings: ForesightEvaluation, inputs: Inputs) -> WholeSequence:
+def load_whole(
+    sequence: LabelledSequence, settings: ForesightEvaluation, inputs: ForesightInputs
+) -> WholeSequence:
     """Read frames and labels.
 
     Raises:
@@ -316,7 +318,7 @@ def depth_place(sequence: LabelledSequence, settings: ForesightEvaluation) -> Pa
 
 
 def _labels(
-    sequence: LabelledSequence, settings: ForesightEvaluation, inputs: Inputs, device: torch.device
+    sequence: LabelledSequence, settings: ForesightEvaluation, inputs: ForesightInputs, device: torch.device
 ) -> Labels:
     shape = frame_shape("cityscapes", sequence.frames[-1])
     classes = depth = None

@@ -12,7 +12,7 @@ from deltacache.evaluate.benchmarks.run import content_of, head_notes, sequence_
 from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.foresight.pictures import Album, principal_axes, save_picture
 from deltacache.evaluate.foresight.predictions import (
-    Inputs,
+    ForesightInputs,
     WholeSequence,
     depth_place,
     load_inputs,
@@ -74,7 +74,11 @@ def evaluate_foresight(settings: ForesightEvaluation, reporter: Reporter) -> Pat
 
 
 def _score(
-    settings: ForesightEvaluation, found: SequenceSet, inputs: Inputs, folder: Path, reporter: Reporter
+    settings: ForesightEvaluation,
+    found: SequenceSet,
+    inputs: ForesightInputs,
+    folder: Path,
+    reporter: Reporter,
 ) -> Iterator[Iterator[Statistic]]:
     """Sums of all sequences, sequence by sequence; a few are kept in ``folder`` for the report."""
     wanted = examples_of(found.sequences, settings.examples)
@@ -89,7 +93,9 @@ def _score(
             stage.advance()
 
 
-def _scores(seen: WholeSequence, settings: ForesightEvaluation, inputs: Inputs) -> Iterator[Statistic]:
+def _scores(
+    seen: WholeSequence, settings: ForesightEvaluation, inputs: ForesightInputs
+) -> Iterator[Statistic]:
     """Sums of every method at every horizon that the sequence has frames for."""
     sequence = seen.sequence
     check_finite_frames(seen.tokens, f"{DATASET}, sequence {sequence.sequence_id}")
@@ -112,7 +118,7 @@ def _sequences(settings: ForesightEvaluation) -> SequenceSet:
     return benchmark_sequences("cityscapes", settings.root, counts)
 
 
-def _notes(settings: ForesightEvaluation, found: SequenceSet, inputs: Inputs) -> list[str]:
+def _notes(settings: ForesightEvaluation, found: SequenceSet, inputs: ForesightInputs) -> list[str]:
     frames = {horizon: settings.context + horizon for horizon in settings.horizons}
     notes = list(sequence_notes(DATASET, "cityscapes", found, frames))
     for task, head in inputs.record.heads.items():
@@ -120,7 +126,7 @@ def _notes(settings: ForesightEvaluation, found: SequenceSet, inputs: Inputs) ->
     return notes
 
 
-def _stamp(settings: ForesightEvaluation, inputs: Inputs, found: SequenceSet) -> RunStamp:
+def _stamp(settings: ForesightEvaluation, inputs: ForesightInputs, found: SequenceSet) -> RunStamp:
     """Columns that all rows share; the id follows from what the numbers follow from, not from paths or the clock."""
     made_from = {
         "foresight": settings.model_dump(mode="json", include=_NUMBERS_FROM),

@@ -105,8 +105,8 @@ def _for_page(svg: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Are the samples as different from each other as the truth is from them? Rank histograms and spread
-# against error.
+# Are the samples as different from each other as the truth is from them? Rank histograms and spread against
+# error.
 #
 # Shapes: S samples, n sequences.
 # ----------------------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ def spread_chart(
 # How predictions go astray: feature loss over that of copying, at every horizon over the same sequences.
 #
 # Long horizons exist only for some sequences of a benchmark, and a curve over ever other ones would show
-# these and
-# not the drift. So what is drawn is over those that have the last horizon; a feature dataset's have all.
+# these and not the drift. So what is drawn is over those that have the last horizon; a feature dataset's have
+# all.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -341,8 +341,7 @@ def styles_of(lines: Iterable[Line]) -> dict[str, Style]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Legends of charts as HTML with small swatches, so that nothing overlaps and the text has the page's
-# size.
+# Legends of charts as HTML with small swatches, so that nothing overlaps and the text has the page's size.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -387,8 +386,7 @@ def _marker(marker: str, fill: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Charts of metrics: against the horizon, against the number of samples, and of training. No legends: the
-# page
+# Charts of metrics: against the horizon, against the number of samples, and of training. No legends: the page
 # has one for all charts of a section.
 # ----------------------------------------------------------------------------------------------------
 

@@ -118,8 +118,7 @@ def class_name(dataset: str, label: int) -> str:
 # Numbers that others published, as rows in the words of ``metrics.parquet`` (method section 4).
 #
 # ``published.csv``: the main table (512 px; best and mean of 20 samples), Table C (256 px, mid-term) and
-# Table D
-# (DINO-Foresight's setting, 448 × 896). Short is one step, mid three.
+# Table D (DINO-Foresight's setting, 448 × 896). Short is one step, mid three.
 # ----------------------------------------------------------------------------------------------------
 
 

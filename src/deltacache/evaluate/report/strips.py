@@ -1,4 +1,4 @@
-"""The pictures of one example: what was seen, what came, and what the models expected, a strip a future.
+"""The pictures of one example: what was seen, what happened, and what the models expected, a strip per future.
 
 All strips of an example have a picture for every moment, so that a slider over time can pick one; strips of futures
 are empty before the first predicted frame.

@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al. 2016): ``leftImg8bit_sequence/val`` and ``gtFine/val``, 16 frames a second.
+"""Cityscapes (Cordts et al. 2016): ``leftImg8bit_sequence/val`` and ``gtFine/val``, 16 frames per second.
 
 A snippet has 30 frames; the 20th is labelled, and its number is in the label's name.
 """

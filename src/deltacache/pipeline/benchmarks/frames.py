@@ -224,7 +224,7 @@ _MOST_ASPECT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class CropSplit:
     """How a frame of one size is cut.
 
     Attributes:
@@ -264,14 +264,14 @@ class Split:
         return CropBox(round(top * down), round(left * across), *size)
 
 
-def split_of(height: int, width: int, size: int) -> Split:
+def split_of(height: int, width: int, size: int) -> CropSplit:
     """The split of frames of ``height`` x ``width`` for an input size: aspect clamped to 1:2."""
     short = min(height, width)
     long = min(round(size * max(height, width) / short), _MOST_ASPECT * size)
-    return Split((size, long) if width >= height else (long, size), wide=width > height)
+    return CropSplit((size, long) if width >= height else (long, size), wide=width > height)
 
 
-def resize_frame(frame: np.ndarray, split: Split) -> np.ndarray:
+def resize_frame(frame: np.ndarray, split: CropSplit) -> np.ndarray:
     """(H, W, 3) uint8 to (h, w, 3), bilinear."""
     height, width = split.resized
     if frame.shape[:2] == (height, width):
@@ -279,13 +279,13 @@ def resize_frame(frame: np.ndarray, split: Split) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def crop_frames(frames: np.ndarray, split: Split) -> np.ndarray:
+def crop_frames(frames: np.ndarray, split: CropSplit) -> np.ndarray:
     """(T, h, w, 3) resized frames to (C, T, S, S, 3): the crops at both ends."""
     size = split.size
     return np.stack([frames[:, top : top + size, left : left + size] for top, left in split.corners])
 
 
-def label_halves(label: np.ndarray, split: Split, ignore: int) -> np.ndarray:
+def label_halves(label: np.ndarray, split: CropSplit, ignore: int) -> np.ndarray:
     """(..., H, W) to (C, ..., H', W'): halves that do not overlap.
 
     Of an odd side the second half gets the larger part, and the first one row or column of ``ignore`` behind it.
@@ -301,8 +301,7 @@ def label_halves(label: np.ndarray, split: Split, ignore: int) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Cityscapes as DINO-Foresight uses it: whole frames at one size, and depth maps in a folder of the
-# user's.
+# Cityscapes as DINO-Foresight uses it: whole frames at one size, and depth maps in a folder of the user's.
 #
 # Shapes: H x W a frame as it is, h x w resized.
 # ----------------------------------------------------------------------------------------------------
@@ -404,13 +403,13 @@ def _stored(path: Path) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------
 
 
-def upsample(predictions: Tensor, split: Split, half: tuple[int, int]) -> Tensor:
+def upsample(predictions: Tensor, split: CropSplit, half: tuple[int, int]) -> Tensor:
     """Predictions (C, K, h, w) of the crops at the size of the label's halves: (C, K, H', W')."""
     crops = [upsample_crop(each[None], split, half, crop) for crop, each in enumerate(predictions)]
     return torch.cat(crops)
 
 
-def upsample_crop(predictions: Tensor, split: Split, half: tuple[int, int], crop: int) -> Tensor:
+def upsample_crop(predictions: Tensor, split: CropSplit, half: tuple[int, int], crop: int) -> Tensor:
     """Predictions (B, K, h, w) of one crop at the size of its half of the label: (B, K, H', W').
 
     Crops that overlap reach beyond their half: they are upsampled to a square of the half's longer side,
@@ -425,7 +424,9 @@ def upsample_crop(predictions: Tensor, split: Split, half: tuple[int, int], crop
     return square[:, :, side - height :, side - width :]
 
 
-def upsample_rows(predictions: Tensor, split: Split, half: tuple[int, int], crop: int, rows: range) -> Tensor:
+def upsample_rows(
+    predictions: Tensor, split: CropSplit, half: tuple[int, int], crop: int, rows: range
+) -> Tensor:
     """``rows`` of what ``upsample_crop`` gives, up to rounding, without the others: (B, K, R, W')."""
     side, (height, width) = max(half), half
     size = (side, side) if split.overlap else half

@@ -1,4 +1,4 @@
-"""KITTI depth on the Eigen test split (Eigen et al. 2014): raw drives and annotated depth, 10 frames a second.
+"""KITTI depth on the Eigen test split (Eigen et al. 2014): raw drives and annotated depth, 10 frames per second.
 
 The list's lines are ``<image> <depth> <focal>``, ``None`` where there is no ground truth; depth lies below
 ``train/`` or ``val/``. The list is the user's data.
@@ -27,8 +27,7 @@ from deltacache.schemas.errors import DatasetError
 # Lists of KITTI's frames, which are the user's data: lines ``<image> <depth> <focal>``.
 #
 # An image is ``<date>/<drive>/<camera>/data/<number>.png``, a depth map ``<drive>/proj_depth/...``, or
-# ``None``
-# where there is no ground truth.
+# ``None`` where there is no ground truth.
 # ----------------------------------------------------------------------------------------------------
 
 

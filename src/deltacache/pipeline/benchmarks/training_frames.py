@@ -18,7 +18,7 @@ from deltacache.pipeline.benchmarks.cityscapes import LABEL_SUFFIX, labelled_cit
 from deltacache.pipeline.benchmarks.files import existing, existing_picture, lines_of, names_in
 from deltacache.pipeline.benchmarks.frames import (
     INVALID_DEPTH,
-    Split,
+    CropSplit,
     check_depth_belongs,
     crop_frames,
     label_halves,
@@ -69,7 +69,7 @@ class TrainingFrames:
 class LoadedFrame:
     """One frame as arrays: ``crops`` (C, S, S, 3) uint8, ``label`` (C, H', W') class ids or metres."""
 
-    split: Split
+    split: CropSplit
     crops: np.ndarray
     label: np.ndarray | None
 

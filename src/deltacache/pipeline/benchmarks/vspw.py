@@ -1,4 +1,4 @@
-"""VSPW (Miao et al. 2021): ``val.txt`` and ``data/<video>/{origin/*.jpg,mask/*.png}``, 15 frames a second."""
+"""VSPW (Miao et al. 2021): ``val.txt`` and ``data/<video>/{origin/*.jpg,mask/*.png}``, 15 frames per second."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""What lies on disk: plan, shards in their two forms, receipts, merged tables; making, reading and mending it."""
+"""What lies on disk: plan, shards in their two forms, receipts, merged tables; writing, reading and repairing it."""

@@ -44,12 +44,10 @@ from deltacache.schemas.errors import (
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
 
 # ----------------------------------------------------------------------------------------------------
-# What the finished shards hold, from the tables where they are of all shards, else from parts and
-# receipts.
+# What the finished shards hold, from the tables where they are of all shards, else from parts and receipts.
 #
-# A command that runs commits shards that the tables do not know yet, and folds them into parts: receipts
-# are read
-# of the others alone.
+# A command that runs commits shards that the tables do not know yet, and folds them into parts: receipts are
+# read of the others alone.
 # ----------------------------------------------------------------------------------------------------
 
 

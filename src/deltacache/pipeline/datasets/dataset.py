@@ -276,8 +276,8 @@ class DeltaArrays:
 class Dataset:
     """A finished dataset, open for reading clips in any order, from several threads if need be.
 
-    Opening takes some 100 bytes a shard. Reading adds 13 bytes a clip (29 of int8 features) and some 1,300 bytes
-    for each shard that was read from, ``timestamps_s`` adds 4 T bytes a clip, ids some 50 (``read`` needs both, and
+    Opening takes some 100 bytes per shard. Reading adds 13 bytes per clip (29 of int8 features) and some 1,300 bytes
+    for each shard that was read from, ``timestamps_s`` adds 4 T bytes per clip, ids some 50 (``read`` needs both, and
     ``clip_ids`` makes a list of texts besides), and ``index`` all that it holds.
 
     Attributes:

@@ -1,7 +1,7 @@
 """``plan.parquet``: which videos form which shard. Written before any shard, and only ever appended to.
 
 A plan may have ten million rows. What the offline jobs need goes over them in batches (``Plan``, ``grow_plan``);
-a few bytes a video are held, as arrays of numbers.
+a few bytes per video are held, as arrays of numbers.
 """
 
 import re
@@ -332,7 +332,7 @@ def _added(
 def _missing(planned: Columns, videos: Iterable[VideoSource], views: int) -> Iterator[PlannedVideo]:
     """What the plan lacks of these videos, by first view and number of views, then in the order of uris.
 
-    A video is looked up by 64 bits of a hash of its id: 24 bytes a video are held, not the plan.
+    A video is looked up by 64 bits of a hash of its id: 24 bytes per video are held, not the plan.
     """
     videos = _in_order(videos)
     keys = hashes(video.video_id for video in videos)

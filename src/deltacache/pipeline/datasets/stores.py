@@ -94,7 +94,7 @@ def token_array(card: DatasetCard) -> str:
 
 
 def token_shape(card: DatasetCard) -> tuple[int, ...]:
-    """Of one clip: (T, N, D) of features; (T, D) of deltas, (T, M, D) with M > 1 tokens a frame."""
+    """Of one clip: (T, N, D) of features; (T, D) of deltas, (T, M, D) with M > 1 tokens per frame."""
     frames, (rows, columns) = card.sampling.frames, card.patch_grid
     tokens = rows * columns if card.kind == "features" else card.tokens_per_frame
     of_a_frame = () if card.kind == "deltas" and tokens == 1 else (tokens,)

@@ -615,9 +615,8 @@ def _rows_of(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator
 # ----------------------------------------------------------------------------------------------------
 # Looking for damage: every byte of every shard, and whether plan, receipts and tables say the same.
 #
-# Shards are read in threads, one after the other is let go: memory holds the plan and what is wrong,
-# nothing else
-# that grows with the dataset.
+# Shards are read in threads, one after the other is let go: memory holds the plan and what is wrong, nothing
+# else that grows with the dataset.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -94,15 +94,11 @@ from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA
 # ----------------------------------------------------------------------------------------------------
 # Folding receipts into parts while a job runs, so that finishing a dataset reads few files.
 #
-# A part, ``parts/part-<first>-<last>.parquet``, has a row for each of 1,024 shards that follow each other
-# in the plan:
-# what their receipts give to the tables. It is written once all of them are finished. A part counts only
-# if its
-# shards are the very ones that the plan has there. Whatever takes a shard out of the dataset, or replaces
-# it, removes
-# its part first; so a part never says something else than the receipts that are there. Shards at the end
-# of a plan
-# that are too few for a part are read from their receipts.
+# A part, ``parts/part-<first>-<last>.parquet``, has a row for each of 1,024 shards that follow each other in
+# the plan: what their receipts give to the tables. It is written once all of them are finished. A part counts
+# only if its shards are the very ones that the plan has there. Whatever takes a shard out of the dataset, or
+# replaces it, removes its part first; so a part never says something else than the receipts that are there.
+# Shards at the end of a plan that are too few for a part are read from their receipts.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -283,25 +279,18 @@ class Folding:
 # ----------------------------------------------------------------------------------------------------
 # Committing shards: the files first, the receipt last, and both of one attempt.
 #
-# Several attempts of a shard may run at once, for one that was given up as dead may live. Each writes to
-# a folder of
-# its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>-<receipt>-<number>``, which
-# names its folder,
-# the receipt that it is to replace, if any, and the lock of the command that it belongs to. Then the
-# files move to
-# ``shards``, the receipt to ``receipts``, and the commit is removed. Whoever finds a commit that another
-# attempt of the
-# same command began carries it out first; a step that was done already finds nothing to move. Only if the
-# receipt is
-# still the same then is the commit void, as when files of its attempt are gone, and the next number is
-# free. A commit
-# is removed when its receipt was replaced, or by the next command: so none is ever in the place of
-# another.
+# Several attempts of a shard may run at once, for one that was given up as dead may live. Each writes to a
+# folder of its own in ``.staging``. To commit, it makes ``.staging/commit-<shard id>-<receipt>-<number>``,
+# which names its folder, the receipt that it is to replace, if any, and the lock of the command that it
+# belongs to. Then the files move to ``shards``, the receipt to ``receipts``, and the commit is removed.
+# Whoever finds a commit that another attempt of the same command began carries it out first; a step that was
+# done already finds nothing to move. Only if the receipt is still the same then is the commit void, as when
+# files of its attempt are gone, and the next number is free. A commit is removed when its receipt was
+# replaced, or by the next command: so none is ever in the place of another.
 #
-# The lock is looked at when the commit is there. A command that takes the lock carries out the commits
-# that it finds;
-# one that is made later by an attempt of an earlier command is of another lock than the one held, and
-# does not count.
+# The lock is looked at when the commit is there. A command that takes the lock carries out the commits that
+# it finds; one that is made later by an attempt of an earlier command is of another lock than the one held,
+# and does not count.
 #
 # ::
 #
@@ -859,15 +848,12 @@ def _flat(body: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Merging what the finished shards hold into the tables of a dataset: ``index.parquet``,
-# ``failures.parquet``,
+# Merging what the finished shards hold into the tables of a dataset: ``index.parquet``, ``failures.parquet``,
 # ``sources.parquet``.
 #
-# ``tables.json`` is written after them. It says of which plan they are, whether all its shards are in
-# them, and what
-# they hold together, so that a finished dataset is known as such from a few files, however many shards it
-# has.
-# Whatever takes a shard out of a dataset, or replaces it, removes ``tables.json`` first.
+# ``tables.json`` is written after them. It says of which plan they are, whether all its shards are in them,
+# and what they hold together, so that a finished dataset is known as such from a few files, however many
+# shards it has. Whatever takes a shard out of a dataset, or replaces it, removes ``tables.json`` first.
 # ----------------------------------------------------------------------------------------------------
 
 

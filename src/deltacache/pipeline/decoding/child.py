@@ -21,12 +21,10 @@ from deltacache.schemas.datasets import SamplingSettings, parse_size
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 # ----------------------------------------------------------------------------------------------------
-# Messages between the decoder's processes, and pixels in a memory file that they share. Nothing is
-# pickled.
+# Messages between the decoder's processes, and pixels in a memory file that they share. Nothing is pickled.
 #
 # On the wire: the length of a message (8 bytes, big-endian), then the message as JSON. Pixels are written
-# once, by
-# the child, into a file that only memory holds, and read once, by the owner.
+# once, by the child, into a file that only memory holds, and read once, by the owner.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -33,12 +33,10 @@ from deltacache.schemas.errors import FailureReason, VideoRefusedError
 # ----------------------------------------------------------------------------------------------------
 # What the compressed bytes of one packet tell without decoding them.
 #
-# Containers flag "keyframes" that are no safe place to start (open groups of pictures, recovery points)
-# and hold
-# packets that show nothing. Pixels are exact after a seek only to a packet that resets the decoder, so
-# that is
-# read from the bitstream: H.264 and HEVC (ITU-T H.264/H.265 section 7.4), VP8 (RFC 6386 section 9.1), VP9
-# (bitstream specification section 6.2), AV1 (section 5.9.2), MPEG-4 part 2 (section 6.2.5).
+# Containers flag "keyframes" that are no safe place to start (open groups of pictures, recovery points) and
+# hold packets that show nothing. Pixels are exact after a seek only to a packet that resets the decoder, so
+# that is read from the bitstream: H.264 and HEVC (ITU-T H.264/H.265 section 7.4), VP8 (RFC 6386 section 9.1),
+# VP9 (bitstream specification section 6.2), AV1 (section 5.9.2), MPEG-4 part 2 (section 6.2.5).
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -660,7 +658,7 @@ class VideoProbe:
         container: FFmpeg's name of the format, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
         height: of the upright frame, pixels; likewise ``width``.
         time_base: seconds a unit of presentation time.
-        rate: average frames a second, where the container tells.
+        rate: average frames per second, where the container tells.
         interlaced: some frame is, or may be as far as packets tell.
         frames: at most this many, a packet each.
         index: None where only decoding tells which frames there are.

@@ -206,9 +206,8 @@ class _RgbConverter:
 # Decode twice in two ways and believe only what agrees: for codecs that hide damage.
 #
 # FFmpeg's VP8 decoder neither fails nor complains when a damaged file leaves pixels undefined: they are
-# whatever
-# the recycled memory held. Holding on to frames changes which memory is recycled, and so brings it to
-# light.
+# whatever the recycled memory held. Holding on to frames changes which memory is recycled, and so brings it
+# to light.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ def middle_clip_indices(*, frame_count: int, fps: float, num_frames: int, stride
     """``num_frames`` indices around the middle of a video of constant rate, a whole stride apart.
 
     Args:
-        fps: frames a second.
+        fps: frames per second.
         stride_s: wanted time between frames; rounded to a whole number of frames, at least one.
 
     Raises:

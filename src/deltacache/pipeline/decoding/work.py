@@ -102,13 +102,13 @@ def decode_group(
     videos: Sequence[PlannedVideo],
     locations: Mapping[str, str],
     settings: DecodeSettings,
-    culprits: Mapping[str, str],
+    known_failures: Mapping[str, str],
 ) -> DecodedGroup:
     """Decode some videos, each in a disposable child; a refused video becomes a failure.
 
     Args:
         locations: where each ``video_uri`` lies; one without is no longer in the source, and refused.
-        culprits: videos that are not decoded because workers die with them, and how.
+        known_failures: videos that are not decoded because workers die with them, and how.
     """
     set_patience(settings.limits.retry_s)
     decoder = _decoders.get(settings.limits)
@@ -120,8 +120,8 @@ def decode_group(
     with spool_folder() as spool:
         for video in videos:
             content = None
-            if video.video_uri in culprits:
-                failures.append(_blamed(video, culprits[video.video_uri]))
+            if video.video_uri in known_failures:
+                failures.append(_blamed(video, known_failures[video.video_uri]))
                 sources.append(_source(video, None))
                 continue
             try:

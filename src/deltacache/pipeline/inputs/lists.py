@@ -72,7 +72,7 @@ class Entry(str):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ListColumn:
     """One way to read the videos out of a list.
 
     Attributes:
@@ -108,8 +108,8 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     """
     base = split_query(path)[0].rpartition("/")[0]
     there = _There(base)
-    columns = list[Column]()
-    chosen: tuple[float, Column] | None = None
+    columns = list[ListColumn]()
+    chosen: tuple[float, ListColumn] | None = None
     try:
         for group in _groups(path, column):
             columns += [each for each in group if each.entries or each.paths]
@@ -147,7 +147,7 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     return entries
 
 
-def _rows_of(path: str, column: Column) -> list[str]:
+def _rows_of(path: str, column: ListColumn) -> list[str]:
     """The rows of a Parquet file as videos, named ``<file>/<row>`` or ``<file>/<row>/<name>``."""
     entries, own = list[str](), split_query(path)[0].rpartition("/")[2]
     with open_rows(path) as file:
@@ -164,7 +164,9 @@ def _content(path: str) -> bytes:
     return retried(lambda: fs.cat_file(place))
 
 
-def _choose(columns: Sequence[Column], there: "_There", forced: str | None) -> tuple[float, Column] | None:
+def _choose(
+    columns: Sequence[ListColumn], there: "_There", forced: str | None
+) -> tuple[float, ListColumn] | None:
     """The column to take and how much of it is there."""
     measure = there.measure
     if there.is_remote and any(each.share(_named_like_a_video) > _URL for each in columns):
@@ -240,7 +242,9 @@ class _There:
             return iter([entry.name for entry, _ in zip(entries, range(100), strict=False)])
 
 
-def _named_files(base: str, columns: Sequence[Column], least: float) -> tuple[Column, list[str], str] | None:
+def _named_files(
+    base: str, columns: Sequence[ListColumn], least: float
+) -> tuple[ListColumn, list[str], str] | None:
     """The column whose entries are names of videos below ``base``, if more of it are than ``least``; its paths."""
     if not columns:
         return None
@@ -301,7 +305,7 @@ def _parent(path: str, label: str) -> tuple[str, str]:
 # --- kinds of files -----------------------------------------------------------------------------------------
 
 
-def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
+def _groups(path: str, forced: str | None) -> Iterator[list[ListColumn]]:
     suffix = suffix_of(split_query(path)[0])
     if suffix in PARQUET_SUFFIXES:
         yield _of_parquet(path, forced)
@@ -315,7 +319,7 @@ def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
     ]
     if any(_CONCAT_FILE.match(line) for line in lines) and all(map(_CONCAT.match, lines)):
         files = [shlex.split(line)[1] for line in lines if _CONCAT_FILE.match(line)]
-        yield [Column("file", files)]
+        yield [ListColumn("file", files)]
         return
     first = {".csv": ",", ".tsv": "\t"}.get(suffix)
     separators = [first, *(each for each in _SEPARATORS if each != first)] if first else list(_SEPARATORS)
@@ -331,7 +335,7 @@ def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
     words = [line.split() for line in lines]
     if any(len(row) > 1 for row in words[:_SAMPLE]):
         without_labels = [
-            Column(
+            ListColumn(
                 f"the line without its last {count} words",
                 [line.strip().rsplit(maxsplit=count)[0] for line in long],
             )
@@ -343,7 +347,7 @@ def _groups(path: str, forced: str | None) -> Iterator[list[Column]]:
         yield whole
 
 
-def _without_header(rows: list[list[str]], only: str, *, guess: bool) -> list[Column]:
+def _without_header(rows: list[list[str]], only: str, *, guess: bool) -> list[ListColumn]:
     """The columns of rows whose first may be a header.
 
     It is one if it holds a usual name (of a rate too), or (``guess``) if nothing in it is named like a video while
@@ -360,9 +364,9 @@ def _without_header(rows: list[list[str]], only: str, *, guess: bool) -> list[Co
     return _columns(rows[1:], only, first) if is_header else _columns(rows, only, None)
 
 
-def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | None) -> list[Column]:
+def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | None) -> list[ListColumn]:
     count = len(header) if header else max(map(len, rows[:_SAMPLE]), default=0)
-    columns = list[Column]()
+    columns = list[ListColumn]()
     rate = next((place for place, name in enumerate(header or ()) if _key(name) in _RATES), None)
     for place in range(count):
         if place == rate:
@@ -373,7 +377,7 @@ def _columns(rows: Sequence[Sequence[str]], only: str, header: Sequence[str] | N
             if len(row) > place and row[place].strip()
         ]
         name = header[place] if header and header[place] else only or f"column {place + 1}"
-        columns.append(Column(name, entries))
+        columns.append(ListColumn(name, entries))
     if header and (kinetics := _kinetics([_key(each) for each in header], rows)) is not None:
         columns.append(kinetics)
     return columns
@@ -392,7 +396,7 @@ def _rated(entry: str, rate: Any) -> str:
     return rated
 
 
-def _kinetics(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Column | None:
+def _kinetics(names: Sequence[str], rows: Sequence[Sequence[str]]) -> ListColumn | None:
     """Kinetics' annotations: ``<youtube_id>_<start>_<end>`` in six digits, by the names of its CSV's columns."""
     if not set(_KINETICS) <= set(names):
         return None
@@ -405,10 +409,10 @@ def _kinetics(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Column | N
         except (ValueError, IndexError, TypeError):
             continue
         labels.append(str(row[label] or "") if label is not None and len(row) > label else "")
-    return Column("_".join(_KINETICS), entries, tuple(labels)) if entries else None
+    return ListColumn("_".join(_KINETICS), entries, tuple(labels)) if entries else None
 
 
-def _of_json(text: str) -> list[Column]:
+def _of_json(text: str) -> list[ListColumn]:
     """An array or lines of objects or strings; of an object its lists, or its keys and what they hold.
 
     Columns of lists that are not the longest have the lists' names in front, so that what is not taken is shown.
@@ -424,7 +428,7 @@ def _of_json(text: str) -> list[Column]:
         several = [each for each in content.values() if isinstance(each, dict)]
         if held and not several:
             held.sort(key=lambda each: -each[0])
-            columns = list[Column]()
+            columns = list[ListColumn]()
             for place, (_, key, rows) in enumerate(held):
                 for column in _of_rows(rows):
                     own = f"{key}.{column.name}" if place else column.name
@@ -439,7 +443,7 @@ def _of_json(text: str) -> list[Column]:
     return _of_rows(content)
 
 
-def _of_rows(content: Sequence[Any]) -> list[Column]:
+def _of_rows(content: Sequence[Any]) -> list[ListColumn]:
     rows = [each if isinstance(each, dict) else {"": each} for each in content]
     header = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_text(row.get(name)) for name in header] for row in rows]
@@ -464,7 +468,7 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
-def _of_parquet(path: str, forced: str | None) -> list[Column]:
+def _of_parquet(path: str, forced: str | None) -> list[ListColumn]:
     """Columns of strings, also dictionary-encoded, large and view ones, and the paths of structs of path and bytes."""
     with open_rows(path) as file:
         schema: Any = file.schema_arrow
@@ -478,7 +482,9 @@ def _of_parquet(path: str, forced: str | None) -> list[Column]:
         rate = next((name for name in schema.names if _key(name) in _RATES), None)
         rates = file.read([rate]).column(0).to_pylist() if rate else []
         columns = [
-            Column(name, *_strings(file, name, leaf, rates)) for name, leaf in leaves.items() if name != rate
+            ListColumn(name, *_strings(file, name, leaf, rates))
+            for name, leaf in leaves.items()
+            if name != rate
         ]
         if set(_KINETICS) <= {_key(name) for name in schema.names}:
             names = [name for name in schema.names if _key(name) in (*_KINETICS, "label")]

@@ -36,7 +36,7 @@ THROUGHPUT_FILE = "throughput.json"
 class Throughput:
     """Adds up what shards report. Seconds of work are summed over workers; ``wall_s`` is the clock.
 
-    The clock starts when the encoders are ready: starting Ray and loading models is told apart.
+    The clock starts when the encoders are ready: starting Ray and loading models is reported separately.
 
     Attributes:
         reads: what the encoders wait for: ``decoding``, or ``reading`` features.
@@ -63,7 +63,7 @@ class Throughput:
     _end: float = 0.0
 
     def start(self, rates: list[float]) -> None:
-        """The encoders are ready; ``rates`` are the clips a second of each one's bare forward."""
+        """The encoders are ready; ``rates`` are the clips per second of each one's bare forward."""
         self.forward_clips_per_s = sum(rates)
         self._start = self._end = time.perf_counter()
 

@@ -135,12 +135,10 @@ def npy_view(buffer: memoryview) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Files that are there whole or not at all: on local disks written aside in the same folder, flushed,
-# renamed;
+# Files that are there whole or not at all: on local disks written aside in the same folder, flushed, renamed;
 # in object stores uploaded under their names when they are complete.
 #
-# Temporary names carry the host and process of the attempt, so that leftovers of dead ones can be told
-# from
+# Temporary names carry the host and process of the attempt, so that leftovers of dead ones can be told from
 # what somebody is writing now; nothing of that gets into a file.
 # ----------------------------------------------------------------------------------------------------
 
@@ -424,12 +422,11 @@ def is_alive(pid: int) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Files that carry a checksum of themselves, so that one flipped bit anywhere in them is noticed on
-# reading.
+# Files that carry a checksum of themselves, so that one flipped bit anywhere in them is noticed on reading.
 #
 # JSON files end with a field that holds the CRC-32C of all before it. Parquet files hold theirs in the
-# key-value
-# metadata of the footer, computed with its own eight digits as zeros; any reader of Parquet reads them.
+# key-value metadata of the footer, computed with its own eight digits as zeros; any reader of Parquet reads
+# them.
 # ----------------------------------------------------------------------------------------------------
 
 

@@ -35,8 +35,7 @@ from deltacache.schemas.errors import DatasetError, FailureReason, VideoRefusedE
 from deltacache.schemas.secrets import has_secrets, without_secrets
 
 # ----------------------------------------------------------------------------------------------------
-# Files on object stores and web servers through fsspec, and which of their errors may pass when tried
-# again.
+# Files on object stores and web servers through fsspec, and which of their errors may pass when tried again.
 # ----------------------------------------------------------------------------------------------------
 
 

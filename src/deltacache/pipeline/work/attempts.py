@@ -1,4 +1,4 @@
-"""What becomes of shards whose work fails: tried again, then split to find the culprit. Free of Ray.
+"""What becomes of shards whose work fails: tried again, then split to find the video that fails. Free of Ray.
 
 A shard is *committed* by one call on one worker. When the worker is lost (a node died, a process was killed) the
 shard may well pass on the next attempt; it gets a bounded number of them. When it fails again and again, or
@@ -20,7 +20,7 @@ from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask
 from deltacache.schemas.errors import DeltacacheError
 
 MOST_COMMITS = 4  # attempts of a shard whose worker is lost, before it is split
-MOST_BLAMING = 3  # shards with culprits, with no shard without any in between
+MOST_BLAMING = 3  # shards with failing videos, with no shard without any in between
 MOST_TRIALS = 3  # of a single video: one lost worker may be chance
 
 
@@ -34,16 +34,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One call of a worker: the videos of ``task``, of which ``culprits`` are known to fail.
+    """One call of a worker: the videos of ``task``, of which ``known_failures`` are known to fail.
 
     Attributes:
-        culprits: error text by ``video_uri``.
+        known_failures: error text by ``video_uri``.
         alone: nothing else may run in its process: whoever dies takes the others along, who are then blamed.
     """
 
     kind: Kind
     task: ShardTask
-    culprits: tuple[tuple[str, str], ...] = ()
+    known_failures: tuple[tuple[str, str], ...] = ()
     alone: bool = False
 
 
@@ -53,7 +53,7 @@ class _Split:
 
     task: ShardTask
     open_trials: int = 0
-    culprits: dict[str, str] = field(default_factory=dict)
+    known_failures: dict[str, str] = field(default_factory=dict)
 
 
 class Attempts:
@@ -92,7 +92,7 @@ class Attempts:
             self._trial_ended(work.task.shard_id)
         else:
             self._open -= 1
-            self._blaming = self._blaming if work.culprits else 0
+            self._blaming = self._blaming if work.known_failures else 0
 
     def failed(self, work: Work, error: str, *, lost: bool) -> None:
         """``work`` failed: ``lost`` with its worker, or with an exception that would only come again.
@@ -110,7 +110,7 @@ class Attempts:
         elif len(videos) == 1 and lost and tries < MOST_TRIALS:
             self._queue.appendleft(work)
         elif len(videos) == 1:
-            self._splits[work.task.shard_id].culprits[videos[0].video_uri] = error
+            self._splits[work.task.shard_id].known_failures[videos[0].video_uri] = error
             self._trial_ended(work.task.shard_id)
         else:
             self._halve(work)
@@ -148,17 +148,17 @@ class Attempts:
         split.open_trials -= 1
         if split.open_trials:
             return
-        if len(split.culprits) > max(1, len(split.task.videos) // 2):
-            error = next(iter(split.culprits.values()))
+        if len(split.known_failures) > max(1, len(split.task.videos) // 2):
+            error = next(iter(split.known_failures.values()))
             raise DeltacacheError(
-                f"{len(split.culprits)} of the {len(split.task.videos)} videos of shard {shard_id} fail when "
+                f"{len(split.known_failures)} of the {len(split.task.videos)} videos of shard {shard_id} fail when "
                 f"encoded alone, so the fault is not theirs: {error}"
             )
-        self._blaming += bool(split.culprits)
+        self._blaming += bool(split.known_failures)
         if self._blaming > MOST_BLAMING:
             raise DeltacacheError(
                 f"in {self._blaming} shards, one after the other, encoders failed with some videos, so the fault is "
-                f"hardly theirs: {next(iter(split.culprits.values()))}"
+                f"hardly theirs: {next(iter(split.known_failures.values()))}"
             )
         self._tries = {key: count for key, count in self._tries.items() if key[1] != shard_id}
-        self._queue.appendleft(Work(self.kind, split.task, tuple(split.culprits.items())))
+        self._queue.appendleft(Work(self.kind, split.task, tuple(split.known_failures.items())))

@@ -1,6 +1,6 @@
 """What turns the pixels of clips into the tokens that are stored.
 
-Shapes: B clips of a forward, T frames, H x W pixels, N patches, D hidden size.
+Shapes: B clips of a forward pass, T frames, H x W pixels, N patches, D hidden size.
 
 Every forward has the same shape (B clips, padded with zeros), so a clip's tokens do not depend on how many
 clips were left for it. Tokens are rounded to float16 before anything else uses them: what is computed straight
@@ -27,7 +27,7 @@ from deltacache.schemas.datasets import AskedPrecision, Precision, Size, size_te
 from deltacache.schemas.errors import DeltacacheError
 
 _CUDA_FRAMES = 64
-"""Frames in a forward on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""
+"""Frames in a forward pass on a GPU. On a CPU a clip at a time is as fast, and pads nothing (docs/benchmarks.md)."""
 
 
 class ClipEncoder(Protocol):
@@ -41,7 +41,7 @@ class ClipEncoder(Protocol):
 
 
 def default_batch_clips(device: torch.device, frames: int) -> int:
-    """Clips of ``frames`` frames in a forward: about 64 frames on a GPU, one clip on a CPU."""
+    """Clips of ``frames`` frames in a forward pass: about 64 frames on a GPU, one clip on a CPU."""
     return max(1, _CUDA_FRAMES // frames) if device.type == "cuda" else 1
 
 

@@ -16,7 +16,7 @@ from deltacache.schemas.datasets import Size
 from deltacache.schemas.foresight import FrameFeatureConfig
 from deltacache.schemas.provenance import Provenance
 
-_FRAMES = 8  # of a forward
+_FRAMES = 8  # of a forward pass
 
 
 class FrameFeatures:

@@ -1,7 +1,7 @@
-"""Host arrays through a forward and back, from several threads at once.
+"""Host arrays through a forward pass and back, from several threads at once.
 
 On CUDA each thread has a lane: a stream and pinned memory of its own. While one thread waits for its numbers or
-writes them, the device works for the other. B clips of a forward.
+writes them, the device works for the other. B clips of a forward pass.
 """
 
 import threading
@@ -15,7 +15,7 @@ Forward = Callable[..., tuple[Tensor, ...]]
 
 
 class OverlappedForward:
-    """The lanes of one device. What a forward reads beside its arguments must be on the device already."""
+    """The lanes of one device. What a forward pass reads beside its arguments must be on the device already."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -122,7 +122,9 @@ def _filled(stack: Tensor, given: Sequence[np.ndarray]) -> Tensor:
 
 def _check(arrays: Sequence[Sequence[np.ndarray]], size: int) -> None:
     if len(arrays[0]) > size:
-        raise ValueError(f"{len(arrays[0])} clips are more than the {size} of a forward: give fewer at once")
+        raise ValueError(
+            f"{len(arrays[0])} clips are more than the {size} of a forward pass: give fewer at once"
+        )
     for given in arrays:
         kinds = {(array.shape, array.dtype) for array in given}
         if len(kinds) > 1 or len(given) != len(arrays[0]):

@@ -103,16 +103,16 @@ def tokenize_shard(
     lacks are encoded and join them. Shards are committed while ``lock`` is held; see ``write_shard``.
     """
     started = time.perf_counter()
-    shard_id, culprits = work.task.shard_id, dict(work.culprits)
+    shard_id, known_failures = work.task.shard_id, dict(work.known_failures)
     receipt = checked_receipt(features[0], shard_id, features[1])
-    wanted = {video.video_uri for video in work.task.videos} - culprits.keys()
+    wanted = {video.video_uri for video in work.task.videos} - known_failures.keys()
     replaces = receipt_digest(deltas[0], shard_id) if work.kind is Kind.RETRY else ""
     old = checked_receipt(deltas[0], shard_id, deltas[1]) if replaces else None
     kept = {stored.clip.clip_id: stored for stored in stored_clips(*deltas, old)} if old else {}
     with_kept = {stored.video_uri for stored in kept.values()}
     lacking = [row for row in receipt.clips if row["clip_id"] not in kept]
     blamed: list[Failure] = []
-    for uri, error in culprits.items():
+    for uri, error in known_failures.items():
         views = [row["view"] for row in lacking if row["video_uri"] == uri] if uri in with_kept else [None]
         reason = FailureReason.ENCODE_FAILED.value
         blamed.extend(Failure(uri, view, "encode", reason, error) for view in views)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltacache.models.backbone import Backbone
-from deltacache.pipeline.benchmarks.frames import Split
+from deltacache.pipeline.benchmarks.frames import CropSplit
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
 from deltacache.schemas.configs import FramesConfig
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
@@ -35,7 +35,7 @@ class LabelledCrops:
 
     start: int
     stop: int
-    split: Split
+    split: CropSplit
     label: Tensor
 
 

@@ -28,10 +28,10 @@ from deltacache.train.order import MicroBatch
 from deltacache.train.setup import holding_output, say_finished
 
 # ----------------------------------------------------------------------------------------------------
-# What the heads' trainings share: batches of labelled frames through a frozen backbone, and the linear
-# heads' losses.
+# What the heads' trainings share: batches of labelled frames through a frozen backbone, and the linear heads'
+# losses.
 #
-# Shapes: M crops or frames of a batch, D hidden, h x w patches, K numbers a patch of a head.
+# Shapes: M crops or frames of a batch, D hidden, h x w patches, K numbers per patch of a head.
 # ----------------------------------------------------------------------------------------------------
 
 
