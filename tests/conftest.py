@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # processes that tests start, so nothing above may import torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray gives its workers the lowest priority (niceness 15), so beside another test they would hardly run.
+os.environ["RAY_worker_niceness"] = "0"
 
 _ROOT = Path(__file__).resolve().parent.parent
 
