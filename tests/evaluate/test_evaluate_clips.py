@@ -28,7 +28,7 @@ from torch import Tensor
 
 from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
-from deltacache.evaluate.clips.sequences import SequenceBatch, _partners
+from deltacache.evaluate.clips.sequences import CachedSequences, _partners
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import RolloutProtocol, reconstructions
@@ -400,7 +400,7 @@ def test_parallel_is_what_the_released_readme_calls_so(golden: Path) -> None:
     black = held["black_patch_tokens"][0]
     protocol = RolloutProtocol(frames - 3, (1, 3), 0, (side, side), black)
     names = tuple(f"clip{at}" for at in range(clips))
-    batch = SequenceBatch(tuple(range(clips)), names, names, held["patch_tokens"], None, held["timestamps"])
+    batch = CachedSequences(tuple(range(clips)), names, names, held["patch_tokens"], None, held["timestamps"])
     deltas = model.encode_clip(held["patch_tokens"], black, protocol.grid)
     found = {method.name: values for method, values in reconstructions(tokenizer, batch, deltas, protocol)}
     truth = held["patch_tokens"][:, protocol.targets]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.sequences import SequenceBatch
+from deltacache.evaluate.clips.sequences import CachedSequences
 from deltacache.evaluate.inputs import Tokenizer
 from deltacache.evaluate.metrics import check_finite, feature_metrics
 from deltacache.evaluate.output import Aggregation, Method
@@ -56,7 +56,7 @@ class AboutSequence:
     seconds: tuple[float, ...]
 
 
-def about_sequences(batch: SequenceBatch, protocol: RolloutProtocol, dataset: str) -> list[AboutSequence]:
+def about_sequences(batch: CachedSequences, protocol: RolloutProtocol, dataset: str) -> list[AboutSequence]:
     """Of every sequence of ``batch``, what its statistics in the tables of ``dataset`` share."""
     times = batch.seconds.double()
     seconds = (times[:, protocol.targets] - times[:, protocol.context - 1, None]).tolist()
@@ -66,7 +66,7 @@ def about_sequences(batch: SequenceBatch, protocol: RolloutProtocol, dataset: st
     ]
 
 
-def bounds(batch: SequenceBatch, protocol: RolloutProtocol) -> Iterator[tuple[Method, Tensor]]:
+def bounds(batch: CachedSequences, protocol: RolloutProtocol) -> Iterator[tuple[Method, Tensor]]:
     """Yield what needs no model: the last context frame repeated, and the truth, as (B, K, N, D)."""
     last = batch.own[:, protocol.context - 1, None].expand(-1, len(protocol.horizons), -1, -1)
     yield Method("copy_last"), last
@@ -74,7 +74,7 @@ def bounds(batch: SequenceBatch, protocol: RolloutProtocol) -> Iterator[tuple[Me
 
 
 def reconstructions(
-    tokenizer: Tokenizer, batch: SequenceBatch, deltas: Tensor, protocol: RolloutProtocol
+    tokenizer: Tokenizer, batch: CachedSequences, deltas: Tensor, protocol: RolloutProtocol
 ) -> Iterator[tuple[Method, Tensor]]:
     """Yield what the tokenizer makes of true frames, as (B, K, N, D).
 
@@ -97,7 +97,7 @@ def reconstructions(
 
 
 def _decode_one_step(
-    tokenizer: Tokenizer, batch: SequenceBatch, deltas: Tensor, protocol: RolloutProtocol
+    tokenizer: Tokenizer, batch: CachedSequences, deltas: Tensor, protocol: RolloutProtocol
 ) -> Tensor:
     """Decode each target's delta token (B, T, D) from the true frame before the target."""
     frames = [
@@ -110,7 +110,7 @@ def _decode_one_step(
 def score_predictions(
     method: Method,
     predictions: Tensor,
-    batch: SequenceBatch,
+    batch: CachedSequences,
     about: Sequence[AboutSequence],
     protocol: RolloutProtocol,
 ) -> Iterator[Statistic]:

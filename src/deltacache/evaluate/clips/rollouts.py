@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.sequences import SequenceBatch
+from deltacache.evaluate.clips.sequences import CachedSequences
 from deltacache.evaluate.inputs import World
 from deltacache.evaluate.metrics import SampleSums, check_finite, feature_metrics, token_distance
 from deltacache.evaluate.predictions import AboutSequence, RolloutProtocol, feature_statistics
@@ -66,7 +66,7 @@ def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
 
 
 def roll_out(
-    world: World, batch: SequenceBatch, deltas: Mapping[str, Tensor], protocol: RolloutProtocol
+    world: World, batch: CachedSequences, deltas: Mapping[str, Tensor], protocol: RolloutProtocol
 ) -> list[Futures]:
     """Futures sampled for every sequence of ``batch``.
 

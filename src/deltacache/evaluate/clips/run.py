@@ -33,7 +33,7 @@ from deltacache.evaluate.clips.scenes import (
     read_futures_of,
     score_modes,
 )
-from deltacache.evaluate.clips.sequences import SequenceBatch, SequenceList, choose_sequences, read_batches
+from deltacache.evaluate.clips.sequences import CachedSequences, SequenceList, choose_sequences, read_batches
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example, spread
 from deltacache.evaluate.inputs import Models, Tokenizer, World, load_models
 from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp, write_models
@@ -205,7 +205,7 @@ _CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 
 
 @torch.inference_mode()
-def score_batch(run: ClipRun, batch: SequenceBatch, examples: Path) -> Iterator[Statistic]:
+def score_batch(run: ClipRun, batch: CachedSequences, examples: Path) -> Iterator[Statistic]:
     """Every method's sums on the sequences of ``batch``; some are kept in the folder ``examples``.
 
     Raises:
@@ -234,7 +234,7 @@ def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: RolloutProtocol) ->
 
 def _score_futures(
     run: ClipRun,
-    batch: SequenceBatch,
+    batch: CachedSequences,
     position: int,
     about: AboutSequence,
     rollouts: list[tuple[World, Futures]],
@@ -260,7 +260,7 @@ def _score_futures(
 
 
 def _example(
-    run: ClipRun, batch: SequenceBatch, position: int, judgements: list[tuple[World, ScoredSamples]]
+    run: ClipRun, batch: CachedSequences, position: int, judgements: list[tuple[World, ScoredSamples]]
 ) -> Example:
     row, protocol = batch.rows[position], run.protocol
     clip = batch.own[position]

@@ -38,7 +38,7 @@ class SequenceList:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceBatch:
+class CachedSequences:
     """Clips on the device.
 
     Attributes:
@@ -116,7 +116,7 @@ def _partners(rows: Sequence[int], uris: Sequence[str]) -> tuple[int, ...]:
 
 def read_batches(
     dataset: Dataset, sequences: SequenceList, frames: int, device: torch.device
-) -> Iterator[SequenceBatch]:
+) -> Iterator[CachedSequences]:
     """Read the sequences' first ``frames`` frames, a few clips at a time.
 
     Raises:
@@ -132,7 +132,7 @@ def read_batches(
         seconds = np.stack([held[row].timestamps_s[:frames] for row in rows]).astype(np.float64)
         positions = [needed.index(row) for row in partners]
         dataset.release()
-        yield SequenceBatch(
+        yield CachedSequences(
             rows=rows,
             clip_ids=tuple(held[row].clip_id for row in rows),
             videos=sequences.videos[start : start + BATCH_CLIPS],
