@@ -204,7 +204,7 @@ def test_shares_are_per_cent_and_depth_is_metres() -> None:
     ("of_backbone", "of_card", "words"),
     [
         ({"weights_sha256": "f" * 64}, {}, ("features of backbone", "ffffffff")),
-        ({}, {"hidden_size": 128}, ("64-wide patch tokens", "128-wide")),
+        ({}, {"hidden_size": 128}, ("128-wide tokens", "expects 64")),
         ({"layers": (0,)}, {}, ("the last hidden state without PCA", "layers 0 without PCA")),
         ({"layers": (1,), "pca_fingerprint": "0123"}, {}, ("the last hidden state", "reduced by PCA 0123")),
         ({}, {"dtype": "int8"}, ("trained on features", "int8")),

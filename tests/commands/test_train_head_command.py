@@ -95,7 +95,7 @@ def test_heads_that_do_not_belong_are_refused_naming_both(
         "takes 32-wide features, but", f"gives {golden_sizes(golden)[2]}"
     )
     other = ["--backbone", "tiny", *common[2:4]]
-    evaluated("vspw", "vspw", *other).refused("was trained on features of backbone", "but tiny is")
+    evaluated("vspw", "vspw", *other).refused("was trained on features of backbone", "but tiny has those of")
 
 
 def test_usage_and_missing_splits(
