@@ -36,6 +36,9 @@ class WarmProcess:
 
     def __init__(self, argv: Sequence[object], script: str, stdout: Path | None, stderr: Path | None) -> None:
         files = [str(stdout or os.devnull), str(stderr or stdout or os.devnull)]
+        for file in (stdout, stderr):
+            if file is not None:
+                file.write_bytes(b"")  # who reads it may be faster than the process
         state = dict(os.environ), str(Path.cwd()), sys.path
         self._process = _CONTEXT.Process(target=_run, args=(script, [*map(str, argv)], *files, *state))
         self._process.start()
