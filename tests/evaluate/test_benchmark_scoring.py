@@ -8,8 +8,7 @@ import pytest
 import torch
 from benchmark_runs import SAMPLES, mini_settings, table
 
-from deltacache.evaluate.benchmarks import labels
-from deltacache.evaluate.benchmarks import sampling as ensembles
+from deltacache.evaluate.benchmarks import labels, sampling
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
 from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
@@ -172,7 +171,7 @@ def test_chunks_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One sample at a time through decoder and head; the others in one pass."""
-    monkeypatch.setattr(ensembles, "_CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(sampling, "_DECODED_NUMBERS", 1)
     monkeypatch.setattr(labels, "_CHUNK_NUMBERS", 1)
     settings = mini_settings(golden, mini_benchmarks, tmp_path, seed=SEED, horizons=HORIZONS)
     evaluate_benchmarks(settings, SilentReporter())
