@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray gives its workers the lowest priority (niceness 15), so beside another test they would hardly run.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- as Ray spells it
 
 _ROOT = Path(__file__).resolve().parent.parent
 

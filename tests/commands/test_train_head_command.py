@@ -92,7 +92,7 @@ def test_heads_that_do_not_belong_are_refused_naming_both(
     evaluated("kitti", "vspw", *common).refused(str(trained / "vspw"), "head")
     save_model(trained / "narrow", SegmentationHead(32, 124), "head", {})
     evaluated("vspw", "narrow", *common).refused(
-        "takes 32-wide features, but", f"gives {golden_sizes(golden)[2]}"
+        f"has {golden_sizes(golden)[2]}-wide tokens, but", "expects 32: give the head"
     )
     other = ["--backbone", "tiny", *common[2:4]]
     evaluated("vspw", "vspw", *other).refused("was trained on features of backbone", "but tiny has those of")
