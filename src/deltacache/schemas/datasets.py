@@ -100,7 +100,7 @@ def parse_size(value: Any) -> Size:
 
 
 def _message(value: Any) -> str:
-    return f"image size {value!r} is none: give the side of a square such as 512, or height x width such as 448x896"
+    return f"Invalid image size {value!r}: give the side of a square such as 512, or height x width such as 448x896"
 
 
 ImageSize = Annotated[Size, BeforeValidator(parse_size)]
