@@ -81,7 +81,7 @@ def draw(folder: Path, hidden: int, clips: int) -> None:
     tokens = rng.standard_normal((clips, 8, PATCHES, hidden), dtype=np.float32).astype(np.float16)
     drawn.write_dataset(folder / "features", "features", tokens)
     drawn.write_dataset(folder / "deltas", "deltas", tokens[:, :, 0])
-    draw_vspw(folder / "vspw", 4, 16, 480)
+    draw_vspw(folder / "vspw", 4, 24, 480)  # the last frame that is scored is the twentieth
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     world/PRESET[/STAGE]     a training step of a world model, at the whole batch unless :PASS says how many clips
     tokenizer/PRESET/STAGE   one of a tokenizer, pairs at the resolution of its stage
-    head/PRESET/RECIPE       one of a head, on 512 px through a ViT-B; frames that are not kept, so each is encoded
+    head/PRESET/RECIPE       one of a head, on 512 px through a ViT-B; frames that are not kept, so each is encoded;
+                             segmentation, depth or rgb; whole-segmentation and whole-depth: frames of 448 x 896 px
     extract/PIXELS           64 frames through extraction's encoder, a ViT-B
     tokenize/PIXELS          the same to delta tokens with the released tokenizer; features/PIXELS from patch tokens
     evaluate/RECIPE          a sequence of a benchmark with a head, a tokenizer and two world models, 512 px
@@ -116,18 +117,21 @@ def tokenizer_step(samples: int | None, precision: Any, preset: str, stage: str)
     config = config.model_copy(
         update={"training": config.training.model_copy(update={"precision": precision})}
     )
-    side = (512 if "512" in stage or "cooldown" in stage else 256) // 16
-    hidden = 64 if preset == "tiny" else 768
+    if "foresight" in preset:  # frames of 448 x 896 px in patches of 14
+        hidden, grid = 1152, (32, 64)
+    else:
+        side = (512 if "512" in stage or "cooldown" in stage else 256) // 16
+        hidden, grid = 64 if preset == "tiny" else 768, (side, side)
     with torch.device("cuda"):
         model = DeltaTok(hidden, **shallow(config.model.model_dump()))
     task = TokenizerTask.__new__(TokenizerTask)  # what opens a dataset is not needed
-    task.model, task._config, task._grid = model.train(), config, (side, side)
+    task.model, task._config, task._grid = model.train(), config, grid
     effective = config.training.batch_size * (config.training.accumulation or 1)
     split = Split(samples or effective, effective // (samples or effective))
 
     def batch(part: MicroBatch) -> PairBatch:
         pinned = torch.empty(
-            2, part.stop - part.start, side * side, hidden, dtype=torch.float16, pin_memory=True
+            2, part.stop - part.start, grid[0] * grid[1], hidden, dtype=torch.float16, pin_memory=True
         )
         return PairBatch(*pinned.to(CUDA, non_blocking=True).float())
 
@@ -147,28 +151,29 @@ def backbone(hidden: int, precision: Any) -> Backbone:
 
 def head_step(samples: int | None, precision: Any, preset: Any, recipe: str) -> dict[str, Any]:
     """Frames of 720 x 1280 in two crops each, through the data of the trainer: nothing but the files is drawn."""
+    recipe, whole = recipe.removeprefix("whole-"), recipe.startswith("whole-")
     benchmark: Any = {"segmentation": "vspw", "depth": "kitti", "rgb": None}[recipe]
     config: Any = head_preset(benchmark, preset) if benchmark else rgb_preset(preset)
     training = config.training.model_copy(update={"precision": precision})
     side, hidden = (64, 64) if preset == "tiny" else (512, 768)
-    split_of_frame, random = split_of(720, 1280, side), np.random.default_rng(0)
-    loaded = LoadedFrame(
-        split_of_frame,
-        random.integers(0, 256, (2, side, side, 3), np.uint8),
-        {"vspw": np.ones((2, 720, 640), np.uint8), "kitti": np.ones((2, 720, 640), np.float32), None: None}[
-            benchmark
-        ],
-    )
-    frames = TrainingFrames(benchmark, (TrainingFrame("frame", None),) * 2048, {})
+    labels: dict[Any, Any] = {"vspw": np.uint8, "kitti": np.float32}
+    size = ((side, 2 * side) if preset == "tiny" else (448, 896)) if whole else side
+    label = None if benchmark is None else np.ones((2, 720, 640), labels[benchmark])
+    if whole:
+        crops, label = np.zeros((1, *size, 3), np.uint8), np.ones((1, 1024, 2048), labels[benchmark])
+    else:
+        crops = np.zeros((2, side, side, 3), np.uint8)
+    loaded = LoadedFrame(None if whole else split_of(720, 1280, side), crops, label)
     seen = HeadFrames(
-        frames,
-        config.frames.model_copy(update={"image_size": side}),
+        TrainingFrames(benchmark, (TrainingFrame("frame", None),) * 2048, {}),
+        lambda *_: loaded,
+        size,
+        config.frames.flip,
         backbone(hidden, precision),
         CUDA,
         pictures=not benchmark,
     )
-    seen._keep = False
-    seen._load = lambda key: loaded  # pyright: ignore[reportAttributeAccessIssue]
+    seen._room = 0
     effective, task = training.batch_size, None
     with torch.device("cuda"):
         if recipe == "rgb":

@@ -16,7 +16,6 @@ from deltacache.train.heads.losses import (
     depth_losses,
     picture_losses,
     segmentation_loss_by_rows,
-    whole_segmentation_loss_by_rows,
 )
 
 CLASSES = 5
@@ -99,7 +98,8 @@ def test_whole_frames_by_rows_give_loss_and_gradient_of_whole_logits(
         for each, size in zip(whole, sizes, strict=True)
     ]
     plain = segmentation_loss(large, [label[None] for label in labels])
-    by_rows = whole_segmentation_loss_by_rows(parts, labels)
+    frames = [LabelledCrops(at, at + 1, None, label[None]) for at, label in enumerate(labels)]
+    by_rows = segmentation_loss_by_rows(parts, frames)
     torch.testing.assert_close(by_rows, plain, rtol=1e-5, atol=0)
     (3 * plain).backward()
     (3 * by_rows).backward()
@@ -109,7 +109,7 @@ def test_whole_frames_by_rows_give_loss_and_gradient_of_whole_logits(
 def test_a_batch_without_a_valid_pixel_gives_zero_and_no_gradient() -> None:
     logits, depth = torch.ones(1, 3, 2, 2, requires_grad=True), torch.ones(1, 9, 9, requires_grad=True)
     label = torch.full((1, 2, 2), IGNORE, dtype=torch.uint8)
-    loss = whole_segmentation_loss_by_rows(logits, [label[0]])
+    loss = segmentation_loss_by_rows(logits, [LabelledCrops(0, 1, None, label)])
     loss = loss + segmentation_loss_by_rows(logits, [LabelledCrops(0, 1, split_of(2, 2, 16), label)])
     (loss + sum(depth_losses([depth], [torch.zeros(1, 9, 9)]))).backward()
     assert loss == 0

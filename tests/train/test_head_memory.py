@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from deltacache.pipeline.benchmarks.frames import split_of
 from deltacache.train.heads.data import LabelledCrops
-from deltacache.train.heads.losses import segmentation_loss_by_rows, whole_segmentation_loss_by_rows
+from deltacache.train.heads.losses import segmentation_loss_by_rows
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -27,8 +27,9 @@ before = peak()
 if kind == "crops":
     segmentation_loss_by_rows(logits, batch).backward()
 else:
-    whole = torch.randint(0, 124, (frames, height, width), dtype=torch.uint8)
-    whole_segmentation_loss_by_rows(logits, list(whole.repeat(2, 1, 1))).backward()
+    whole = torch.randint(0, 124, (1, height, width), dtype=torch.uint8)
+    batch = [LabelledCrops(at, at + 1, None, whole) for at in range(2 * frames)]
+    segmentation_loss_by_rows(logits, batch).backward()
 assert logits.grad.any()
 print((peak() - before) // 1024)
 """

@@ -120,9 +120,7 @@ def test_pictures_of_any_shape_train_the_same_weights_in_passes_of_any_size(
 
 def test_a_backbone_that_runs_out_of_memory_gets_fewer_crops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = TrainingFrames(None, (), {}, ())
-    seen = head_data.HeadFrames(
-        frames, FramesConfig(image_size=32), load_backbone("tiny"), torch.device("cpu")
-    )
+    seen = head_data.HeadFrames(frames, lambda *_: None, 32, 0.0, load_backbone("tiny"), torch.device("cpu"))
     crops, sizes = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8), list[int]()
     expected, features = seen._of_all(crops), head_data.HeadFrames._features
 

@@ -320,7 +320,7 @@ def read_whole(path: str, size: tuple[int, int]) -> np.ndarray:
     picture = read_frame("cityscapes", path)
     if picture.shape[:2] == size:
         return picture
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def depth_of(label: str, split: str, folder: Path) -> Path:

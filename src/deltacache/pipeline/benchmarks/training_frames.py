@@ -67,9 +67,12 @@ class TrainingFrames:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LoadedFrame:
-    """One frame as arrays: ``crops`` (C, S, S, 3) uint8, ``label`` (C, H', W') class ids or metres."""
+    """One frame as arrays: ``crops`` (C, S, S, 3) uint8, ``label`` (C, H', W') class ids or metres.
 
-    split: CropSplit
+    A whole frame is one crop of any shape, and has no ``split``.
+    """
+
+    split: CropSplit | None
     crops: np.ndarray
     label: np.ndarray | None
 

@@ -23,6 +23,7 @@ class FrameFeatures:
     """Frames of one size in, tokens out.
 
     Attributes:
+        backbone: frozen.
         grid: rows and columns of patches.
         hidden_size: D.
         metadata: what a model must have been trained on, under the names that its checkpoint uses.
@@ -30,7 +31,7 @@ class FrameFeatures:
     """
 
     def __init__(self, backbone: Backbone, size: Size) -> None:
-        self._backbone, self._size = backbone, size
+        self.backbone, self._size = backbone, size
         self.grid, self.hidden_size = backbone.grid(size), backbone.hidden_size
         layers, pca = backbone.layers, backbone.pca
         self.metadata: dict[str, Any] = {
@@ -55,7 +56,7 @@ class FrameFeatures:
     def tokens(self, frames: Sequence[np.ndarray]) -> Tensor:
         """(T, N, D) float32 of frames (h, w, 3) uint8, rounded to float16 as feature datasets hold them."""
         parts = [
-            self._backbone.patch_tokens(
+            self.backbone.patch_tokens(
                 torch.from_numpy(np.stack(frames[at : at + _FRAMES])).permute(0, 3, 1, 2)
             )
             for at in range(0, len(frames), _FRAMES)
@@ -64,7 +65,7 @@ class FrameFeatures:
 
     def black(self) -> Tensor:
         """(N, D) of an all-black frame."""
-        return self._backbone.black_patch_tokens(self._size).half().float()
+        return self.backbone.black_patch_tokens(self._size).half().float()
 
 
 def load_frame_features(config: FrameFeatureConfig, device: torch.device) -> FrameFeatures:

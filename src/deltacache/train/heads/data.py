@@ -6,7 +6,7 @@ B frames, M crops of them, C crops of one frame, S input size, D hidden, h x w p
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from deltacache.models.backbone import Backbone
 from deltacache.pipeline.benchmarks.frames import CropSplit
-from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
-from deltacache.schemas.configs import FramesConfig
+from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames
+from deltacache.schemas.datasets import Size
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
 from deltacache.train.order import MicroBatch, batch_items, step_rng
 
@@ -31,11 +31,14 @@ Key = tuple[int, bool]
 
 @dataclass(frozen=True, slots=True)
 class LabelledCrops:
-    """Crops ``start`` to ``stop - 1`` of a batch are of one labelled frame; ``label`` (C, H', W')."""
+    """Crops ``start`` to ``stop - 1`` of a batch are of one labelled frame; ``label`` (C, H', W').
+
+    ``split`` is ``None`` where the frame is whole: one crop.
+    """
 
     start: int
     stop: int
-    split: CropSplit
+    split: CropSplit | None
     label: Tensor
 
 
@@ -74,27 +77,33 @@ def mean_file_bytes(frames: TrainingFrames, most: int = 256) -> float:
 
 
 class HeadFrames:
-    """The frames of a training, seen through a frozen backbone.
+    """The frames of a training, seen through a frozen backbone. What memory has room for is computed once.
 
     Args:
+        load: reads the frame of a number, mirrored or not; called in threads.
+        image_size: of what is loaded: a side of its crops, or height and width of whole frames.
+        flip: the share of frames that are mirrored.
         pictures: whether batches hold the pictures.
     """
 
     def __init__(
         self,
         frames: TrainingFrames,
-        config: FramesConfig,
+        load: Callable[[int, bool], LoadedFrame],
+        image_size: Size,
+        flip: float,
         backbone: Backbone,
         device: torch.device,
         *,
         pictures: bool = False,
     ) -> None:
-        self._frames, self._config, self._device = frames, config, device
+        self._frames, self._load, self._flip, self._device = frames, load, flip, device
         self._backbone = backbone.to(device)
-        self._grid = backbone.grid(config.image_size)
+        self._grid = backbone.grid(image_size)
         self._pictures = pictures
         self._known: dict[Key, _Known] = {}
-        self._keep: bool | None = None  # decided at the first frame
+        self._room = RESIDENT_SHARE * memory_bytes()
+        self._frame_size = 1  # bytes of a frame that is kept, known from the first one
         self._crops_a_pass = _BACKBONE_CROPS
 
     def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[HeadBatch]:
@@ -107,9 +116,9 @@ class HeadFrames:
                 yield self._batch(keys, loaded)
 
     def computed(self, samples: int) -> int:
-        """How many of so many frames go through the backbone; the fewest, until it is known whether they are kept."""
-        variants = 2 if 0 < self._config.flip < 1 else 1
-        return min(samples, variants * len(self._frames.frames)) if self._keep is not False else samples
+        """How many of so many frames go through the backbone: those beyond what memory keeps come again."""
+        whole = len(self._frames.frames) * (2 if 0 < self._flip < 1 else 1)
+        return min(samples, whole) if whole * self._frame_size <= self._room else samples
 
     @property
     def frame_bytes(self) -> float:
@@ -122,26 +131,20 @@ class HeadFrames:
         for part in parts:
             items = batch_items(seed, part.step, effective_batch, len(self._frames.frames))[part.positions]
             drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions]
-            keys = list(zip(items.tolist(), (drawn < self._config.flip).tolist(), strict=True))
+            keys = list(zip(items.tolist(), (drawn < self._flip).tolist(), strict=True))
             missing = [key for key in dict.fromkeys(keys) if key not in self._known]
-            yield keys, dict(zip(missing, pool.map(self._load, missing), strict=True))
-
-    def _load(self, key: Key) -> LoadedFrame:
-        number, flip = key
-        return load_frame(self._frames, number, self._config.image_size, flip=flip)
+            yield keys, dict(zip(missing, pool.map(lambda key: self._load(*key), missing), strict=True))
 
     def _batch(self, keys: Sequence[Key], loaded: dict[Key, LoadedFrame]) -> HeadBatch:
         missing = {key: each for key, each in loaded.items() if key not in self._known}
         found = {**{key: self._known[key] for key in keys if key in self._known}, **self._seen(missing)}
-        if self._keep:
-            self._known.update(found)
         labelled, start = list[LabelledCrops](), 0
         for key in keys:
-            each = found[key].loaded
+            each, crops = found[key].loaded, len(found[key].features)
             if each.label is not None:
                 label = sent(each.label, self._device)
-                labelled.append(LabelledCrops(start, start + each.split.crops, each.split, label))
-            start += each.split.crops
+                labelled.append(LabelledCrops(start, start + crops, each.split, label))
+            start += crops
         tokens = sent(torch.cat([found[key].features for key in keys]), self._device).float()
         pictures = shares = None
         if self._pictures:
@@ -159,16 +162,18 @@ class HeadFrames:
             features = [self._features(each.crops) for each in frames]
         else:
             whole = self._of_all(np.concatenate([each.crops for each in frames]))
-            features = list(whole.split([each.split.crops for each in frames]))
-        if self._keep is None:
-            self._keep = self._fit(frames[0], features[0])
-        if self._keep:
-            features = [each.cpu() for each in features]  # waits for the device, once a frame
-        if self._keep and not self._pictures:  # what is kept needs no pixels
-            frames = [LoadedFrame(each.split, each.crops[:0], each.label) for each in frames]
-        return {
-            key: _Known(*each) for key, each in zip(loaded, zip(frames, features, strict=True), strict=True)
-        }
+            features = list(whole.split([len(each.crops) for each in frames]))
+        seen: dict[Key, _Known] = {}
+        for key, frame, tokens in zip(loaded, frames, features, strict=True):
+            label = 0 if frame.label is None else frame.label.nbytes
+            self._frame_size = tokens.nbytes + label + (frame.crops.nbytes if self._pictures else 0)
+            seen[key] = _Known(frame, tokens)
+            if self._frame_size <= self._room:
+                self._room -= self._frame_size
+                # What is kept needs no pixels, unless they are learned. The copy waits for the device, once a frame.
+                kept = frame if self._pictures else LoadedFrame(frame.split, frame.crops[:0], frame.label)
+                seen[key] = self._known[key] = _Known(kept, tokens.cpu())
+        return seen
 
     def _of_all(self, crops: np.ndarray) -> Tensor:
         """``_features`` of any number of crops, in passes that are halved where they run out of memory."""
@@ -187,10 +192,3 @@ class HeadFrames:
         """(C, N, D) float16 of crops (C, S, S, 3), on the device."""
         pixels = sent(np.ascontiguousarray(crops), self._device).permute(0, 3, 1, 2)
         return self._backbone.patch_tokens(pixels).half()
-
-    def _fit(self, frame: LoadedFrame, features: Tensor) -> bool:
-        """Whether all frames take at most ``RESIDENT_SHARE`` of the memory, judged by the first."""
-        variants = 2 if 0 < self._config.flip < 1 else 1
-        label = 0 if frame.label is None else frame.label.nbytes
-        each = features.nbytes + label + (frame.crops.nbytes if self._pictures else 0)
-        return each * variants * len(self._frames.frames) <= RESIDENT_SHARE * memory_bytes()

@@ -33,15 +33,16 @@ class DepthLosses(NamedTuple):
 def segmentation_loss_by_rows(logits: Tensor, frames: Sequence[LabelledCrops]) -> Tensor:
     """Cross-entropy of logits (M, K, h, w) upsampled to the labels, mean over all valid pixels; 0 without any.
 
+    Of a frame that is cut the crops are upsampled to its halves, of a whole one to its label.
+
     Logits at the labels' size exist for a strip of rows at a time, whose gradient is taken at once: memory does not
     depend on the size and the number of the labels. Not to be differentiated twice.
     """
-    return _loss_by_rows(logits, [piece for frame in frames for piece in _crops(frame)])
-
-
-def whole_segmentation_loss_by_rows(logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
-    """The same for frames that are not cut: logits (B, K, h, w) against a label (H, W) each."""
-    return _loss_by_rows(logits, [_whole(number, label) for number, label in enumerate(labels)])
+    pieces = [piece for frame in frames for piece in _pieces(frame)]
+    valid = torch.stack([(piece.label != IGNORE).sum() for piece in pieces]).sum()
+    total = _SumByRows.apply(logits, pieces)
+    assert isinstance(total, Tensor)  # apply is not typed
+    return total / valid.clamp_min(1)
 
 
 def depth_losses(depths: Sequence[Tensor], labels: Sequence[Tensor]) -> DepthLosses:
@@ -104,26 +105,16 @@ class _Piece(NamedTuple):
     rows: Callable[[Tensor, range], Tensor]
 
 
-def _crops(frame: LabelledCrops) -> Iterator[_Piece]:
-    half = (frame.label.shape[-2], frame.label.shape[-1])
+def _pieces(frame: LabelledCrops) -> Iterator[_Piece]:
+    size = (frame.label.shape[-2], frame.label.shape[-1])
     for crop, label in enumerate(frame.label):
-        yield _Piece(
-            frame.start + crop,
-            label,
-            lambda small, rows, crop=crop: upsample_rows(small, frame.split, half, crop, rows),
-        )
 
+        def rows_of(small: Tensor, rows: range, crop: int = crop) -> Tensor:
+            if frame.split is None:
+                return resized_rows(small, size, rows)
+            return upsample_rows(small, frame.split, size, crop, rows)
 
-def _whole(number: int, label: Tensor) -> _Piece:
-    size = (label.shape[0], label.shape[1])
-    return _Piece(number, label, lambda small, rows: resized_rows(small, size, rows))
-
-
-def _loss_by_rows(logits: Tensor, pieces: Sequence[_Piece]) -> Tensor:
-    valid = torch.stack([(piece.label != IGNORE).sum() for piece in pieces]).sum()
-    total = _SumByRows.apply(logits, pieces)
-    assert isinstance(total, Tensor)  # apply is not typed
-    return total / valid.clamp_min(1)
+        yield _Piece(frame.start + crop, label, rows_of)
 
 
 class _SumByRows(torch.autograd.Function):

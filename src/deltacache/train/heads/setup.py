@@ -11,7 +11,7 @@ from deltacache import __version__
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import Kind, LoadedModel, SavedModel
 from deltacache.models.devices import choose_device
-from deltacache.pipeline.benchmarks.training_frames import TrainingFrames
+from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames, load_frame
 from deltacache.pipeline.storage.files import crc32c_of_file
 from deltacache.schemas.configs import HeadConfig, RgbConfig
 from deltacache.schemas.datasets import fingerprint_of
@@ -56,7 +56,12 @@ class HeadInputs:
 
     def seen(self, *, pictures: bool = False) -> HeadFrames:
         """The frames through the backbone."""
-        return HeadFrames(self.frames, self.config.frames, self.backbone, self.device, pictures=pictures)
+        size, flip = self.config.frames.image_size, self.config.frames.flip
+
+        def load(number: int, mirrored: bool) -> LoadedFrame:
+            return load_frame(self.frames, number, size, flip=mirrored)
+
+        return HeadFrames(self.frames, load, size, flip, self.backbone, self.device, pictures=pictures)
 
 
 def open_head(

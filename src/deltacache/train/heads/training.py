@@ -6,10 +6,11 @@ The recipes are DINOv3's linear probes; ``schemas/presets/released/head-*.yaml``
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deltacache.models.backbone import Backbone
 from deltacache.models.checkpoints import Kind, LoadedModel
@@ -20,8 +21,8 @@ from deltacache.pipeline.benchmarks.training_frames import TrainingFrames, label
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES
 from deltacache.schemas.configs import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
-from deltacache.train.heads.data import HeadBatch, HeadFrames
-from deltacache.train.heads.losses import DepthLosses, depth_losses, picture_losses, segmentation_loss_by_rows
+from deltacache.train.heads.data import HeadBatch, HeadFrames, LabelledCrops
+from deltacache.train.heads.losses import depth_losses, picture_losses, segmentation_loss_by_rows
 from deltacache.train.heads.setup import HeadRequest, open_head, say_if_scored
 from deltacache.train.loop import train
 from deltacache.train.order import MicroBatch
@@ -37,50 +38,19 @@ from deltacache.train.setup import holding_output, say_finished
 
 LinearHead = SegmentationHead | DepthHead
 ModelT = TypeVar("ModelT", SegmentationHead | DepthHead, RgbDecoder)
-BatchT = TypeVar("BatchT")
 
 
-class Features(Protocol):
-    """A batch of features (M, D, h, w) float32 on the device, with what belongs to them."""
-
-    @property
-    def features(self) -> Tensor:
-        """(M, D, h, w)."""
-        ...
-
-
-FeaturesT = TypeVar("FeaturesT", bound=Features)
-BatchT_co = TypeVar("BatchT_co", covariant=True)
-
-
-class Frames(Protocol[BatchT_co]):
-    """Frames that come in batches."""
-
-    def computed(self, samples: int) -> int:
-        """How many of so many frames go through the backbone; the others are kept."""
-        ...
-
-    @property
-    def frame_bytes(self) -> float:
-        """Of the files of a frame, on average."""
-        ...
-
-    def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[BatchT_co]:
-        """The batches of ``parts``, in order."""
-        ...
-
-
-class HeadTask(ABC, Generic[ModelT, BatchT]):
+class HeadTask(ABC, Generic[ModelT]):
     """A head and its frames; see ``TrainingTask``."""
 
     kind: Kind = "head"
     divisible = False  # a linear head's BatchNorm sees a whole pass
 
-    def __init__(self, model: ModelT, frames: Frames[BatchT], seed: int, effective_batch: int) -> None:
+    def __init__(self, model: ModelT, frames: HeadFrames, seed: int, effective_batch: int) -> None:
         self.model = model.train()
         self._frames, self._seed, self._effective_batch = frames, seed, effective_batch
 
-    def batches(self, parts: Iterable[MicroBatch]) -> Generator[BatchT]:
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[HeadBatch]:
         return self._frames.batches(self._seed, self._effective_batch, parts)
 
     trial_batches = batches
@@ -97,7 +67,7 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
         return self._frames.computed(samples)
 
     @abstractmethod
-    def training_loss(self, batch: BatchT, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``."""
 
     def probes(self) -> dict[str, float]:
@@ -105,13 +75,13 @@ class HeadTask(ABC, Generic[ModelT, BatchT]):
         return {}
 
 
-class LinearTask(HeadTask[LinearHead, FeaturesT]):
+class LinearHeadTask(HeadTask[LinearHead]):
     """Predictions at the label's resolution, as an evaluation makes them, against the label."""
 
     def __init__(
         self,
         model: LinearHead,
-        frames: Frames[FeaturesT],
+        frames: HeadFrames,
         seed: int,
         effective_batch: int,
         weights: tuple[float, float],
@@ -120,42 +90,30 @@ class LinearTask(HeadTask[LinearHead, FeaturesT]):
         super().__init__(model, frames, seed, effective_batch)
         self._weights = weights
 
-    def training_loss(self, batch: FeaturesT, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
         del part
         gradient, rmse = self._weights
         with torch.autocast(batch.features.device.type, enabled=False):
             small = self.model(batch.features)
             if isinstance(self.model, SegmentationHead):
-                return self.segmentation(small, batch), {}
-            losses = self.depth(small, batch)
+                return segmentation_loss_by_rows(small, batch.frames), {}
+            labels = [each.label for each in batch.frames]
+            metres = [self._depth(small[each.start : each.stop], each)[:, 0] for each in batch.frames]
+            losses = depth_losses(metres, labels)
             loss = losses.silog + gradient * losses.gradient + rmse * losses.rmse
         return loss, {"main_loss": losses.silog.detach(), "gradient_loss": losses.gradient.detach()}
 
-    @abstractmethod
-    def segmentation(self, small: Tensor, batch: FeaturesT) -> Tensor:
-        """The loss of logits (M, K, h, w)."""
-
-    @abstractmethod
-    def depth(self, small: Tensor, batch: FeaturesT) -> DepthLosses:
-        """The losses of metres (M, 1, h, w)."""
-
-
-class LinearHeadTask(LinearTask[HeadBatch]):
-    """A linear head on square crops."""
-
-    def segmentation(self, small: Tensor, batch: HeadBatch) -> Tensor:
-        return segmentation_loss_by_rows(small, batch.frames)
-
-    def depth(self, small: Tensor, batch: HeadBatch) -> DepthLosses:
-        large = [
-            upsample(small[each.start : each.stop], each.split, (each.label.shape[-2], each.label.shape[-1]))
-            for each in batch.frames
-        ]
-        return depth_losses([depth[:, 0] for depth in large], [each.label for each in batch.frames])
+    @staticmethod
+    def _depth(small: Tensor, frame: LabelledCrops) -> Tensor:
+        """Metres (C, 1, h, w) at the size of the label, (C, 1, H', W')."""
+        size = (frame.label.shape[-2], frame.label.shape[-1])
+        if frame.split is None:
+            return functional.interpolate(small, size=size, mode="bilinear", align_corners=False)
+        return upsample(small, frame.split, size)
 
 
-class RgbTask(HeadTask[RgbDecoder, HeadBatch]):
+class RgbTask(HeadTask[RgbDecoder]):
     """Pictures from features. A batch's loss is the mean over its pictures, however many crops each has."""
 
     kind: Kind = "rgb_decoder"
