@@ -24,7 +24,7 @@ from deltacache.train.data import ResidentClips
 from deltacache.train.logs import CheckpointWriter, RunLog
 from deltacache.train.loop import Meter
 from deltacache.train.optimizer import FiniteGuard, clip_gradients, make_optimizer, set_rate
-from deltacache.train.order import Split
+from deltacache.train.order import MicroBatch, Split, normal_draws
 from deltacache.train.world import WorldTask
 
 HIDDEN, FRAMES, CLIPS = 768, 8, 2048
@@ -108,8 +108,8 @@ def measure(options: argparse.Namespace, out: Path) -> None:
         save_rows_s = timed(log.save)
     copy_s, write_s = time_checkpoint(model, optimizer, out, clock)
     size = sum(path.stat().st_size for path in out.rglob("step-*/*"))
-    total = sum(p.numel() for p in parameters)
-    print(f"{total / 1e6:.1f} M parameters, batch {options.batch}, K = {options.candidates}, {device}")
+    millions = sum(each.numel() for each in parameters) / 1e6
+    print(f"{millions:.1f} M parameters, batch {options.batch}, K = {options.candidates}, {device}")
     shares = {
         "clipping, guard and AdamW": update_s,
         f"a row every {training.log_every} steps": row_s / training.log_every,
@@ -117,10 +117,15 @@ def measure(options: argparse.Namespace, out: Path) -> None:
         f"checkpoint copied every {training.save_every} steps": copy_s / training.save_every,
     }
     show(step_s, shares)
-    in_turn = (copy_s + write_s) / training.save_every
+    # One number each: what is left is the host's work, which on a GPU nothing else hides.
+    every, host = MicroBatch(1, 0, 1024), torch.device("cpu")
+    host_s = statistics.median(
+        timed(lambda: normal_draws("noise", 0, every, 1024, (1,), host)) for _ in range(21)
+    )
+    print(f"host time of drawing the noise of 1,024 positions: {1000 * host_s:.2f} ms")
     print(
         f"checkpoint of {size / 1e9:.2f} GB: copied in {copy_s:.2f} s, written beside the training in {write_s:.2f} s "
-        f"(if the training waited for it: {100 * in_turn / step_s:.2f} % of the steps)"
+        f"(if the training waited for it: {100 * (copy_s + write_s) / training.save_every / step_s:.2f} % of the steps)"
     )
 
 
