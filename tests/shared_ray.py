@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import ray
 
-from deltacache.pipeline.cluster import _loopback_only
+from deltacache.pipeline.cluster.session import _loopback_only
 
 SLOTS = 3
 """For decoders and encoders, as a command has on two cores."""

@@ -20,12 +20,12 @@ from slow_source import slow_source
 import deltacache
 from chaos import nodes
 from conftest import Command
-from deltacache.pipeline.cluster import run_tasks
+from deltacache.pipeline.cluster.tasks import run_tasks
 from deltacache.schemas.errors import DeltacacheError
 
 ASK = """
 import ray
-from deltacache.pipeline.cluster import cluster
+from deltacache.pipeline.cluster.session import cluster
 from deltacache.schemas.jobs import ClusterSettings
 with cluster(ClusterSettings(ray_address={address!r})):
     @ray.remote

@@ -35,7 +35,7 @@ def test_a_local_run_leaves_no_token_behind(tmp_path: Path) -> None:
     """Every ``ray start`` would find it and ask for it from then on."""
     script = (
         "import os, ray\n"
-        "from deltacache.pipeline.cluster import ray_running\n"
+        "from deltacache.pipeline.cluster.session import ray_running\n"
         "with ray_running(None, 1):\n"
         "    print(os.environ['RAY_AUTH_MODE'], len(os.environ['RAY_AUTH_TOKEN']))\n"
         "print(os.environ.get('RAY_AUTH_MODE'), os.environ.get('RAY_AUTH_TOKEN'))\n"

@@ -15,7 +15,8 @@ from small_datasets import BLACK, FRAMES, GRID, HIDDEN, small_card
 from upath import UPath
 from video_maker import write_video
 
-from deltacache.pipeline.cluster import DecodePlan, Events, _Ahead, cluster, run_shards
+from deltacache.pipeline.cluster.session import cluster
+from deltacache.pipeline.cluster.shards import DecodePlan, Events, _Ahead, run_shards
 from deltacache.pipeline.datasets.dataset import finish_dataset, open_dataset, prepare_dataset, write_plan
 from deltacache.pipeline.datasets.plan import extend_plan, shard_tasks
 from deltacache.pipeline.decoding.work import DecodeSettings
@@ -239,10 +240,12 @@ def test_room_that_is_lost_is_waited_for_up_to_the_limit(
     run: Run, monkeypatch: pytest.MonkeyPatch, lost: dict[str, float], said: str
 ) -> None:
     """As after the nodes with GPUs, or with CPUs, have gone: encoders that fit nowhere, or that leave no CPU."""
-    monkeypatch.setattr("deltacache.pipeline.cluster._SAY_S", 0.5)
+    monkeypatch.setattr("deltacache.pipeline.cluster.shards.SAY_S", 0.5)
     run.placement = replace(run.placement, wait_s=3.0, **lost)
     if "cpus_per_encoder" in lost:  # whose processes may take longer to start than the limit
-        monkeypatch.setattr("deltacache.pipeline.cluster._Pool._check_somebody_is_there", lambda self: None)
+        monkeypatch.setattr(
+            "deltacache.pipeline.cluster.shards._Pool._check_somebody_is_there", lambda self: None
+        )
     with pytest.raises(DeltacacheError, match=said):
         run.with_encoder(StubEncoder())
 

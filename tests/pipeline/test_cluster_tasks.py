@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from deltacache.pipeline.cluster import TaskWorker, run_tasks
+from deltacache.pipeline.cluster.tasks import TaskWorker, run_tasks
 from deltacache.pipeline.work.placement import gpu_share
 from deltacache.schemas.errors import DeltacacheError
 from shared_ray import SLOTS, SharedRay

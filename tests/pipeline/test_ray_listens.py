@@ -8,14 +8,15 @@ import time
 import pytest
 import ray
 
-from deltacache.pipeline.cluster import cluster, run_tasks
+from deltacache.pipeline.cluster.session import cluster
+from deltacache.pipeline.cluster.tasks import run_tasks
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
 from shared_ray import SLOTS, SharedRay
 
 SCRIPT = """
 import json, psutil, ray
-from deltacache.pipeline.cluster import ray_running
+from deltacache.pipeline.cluster.session import ray_running
 
 @ray.remote
 class Worker:

@@ -26,7 +26,7 @@ from deltacache.evaluate.clips.run import score_clips
 from deltacache.evaluate.output import RunStamp, read_models, write_models
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.evaluate.statistics import Series, TableWriter, reading_order, statistics_of
-from deltacache.pipeline.cluster import run_tasks
+from deltacache.pipeline.cluster.tasks import run_tasks
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, prepare_dataset, write_plan
 from deltacache.pipeline.datasets.plan import plan_of
 from deltacache.pipeline.storage.files import replacing

@@ -13,7 +13,8 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.checkpoints import load_tokenizer
-from deltacache.pipeline.cluster import SHARDS_AT_ONCE, DecodePlan, Events, cluster, run_shards
+from deltacache.pipeline.cluster.session import cluster
+from deltacache.pipeline.cluster.shards import SHARDS_AT_ONCE, DecodePlan, Events, run_shards
 from deltacache.pipeline.datasets.changes import (
     changed_videos,
     drop_changed,

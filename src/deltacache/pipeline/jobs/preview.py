@@ -10,7 +10,8 @@ import torch
 
 from deltacache.models.backbone import Backbone
 from deltacache.models.flops import cpu_bfloat16_gain
-from deltacache.pipeline.cluster import DecodePlan, cluster, probe
+from deltacache.pipeline.cluster.session import cluster
+from deltacache.pipeline.cluster.shards import DecodePlan, probe
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings

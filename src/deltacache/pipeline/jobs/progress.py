@@ -10,7 +10,7 @@ from typing import Any
 from upath import UPath
 
 from deltacache.models.flops import cpu_bfloat16_gain
-from deltacache.pipeline.cluster import Events
+from deltacache.pipeline.cluster.shards import Events
 from deltacache.pipeline.datasets.plan import ShardTask
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.pipeline.storage.locking import DatasetLock

@@ -29,7 +29,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deltacache.models.checkpoints import Kind
-from deltacache.pipeline.cluster import nodes, ray_running, when_there_is_room
+from deltacache.pipeline.cluster.session import nodes, ray_running, when_there_is_room
 from deltacache.pipeline.work.placement import Node, NoRoomError
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter, SilentReporter

@@ -1,4 +1,4 @@
-"""Where the work runs: the one module of the pipeline that knows Ray.
+"""Shards on encoders, videos on decoders.
 
 Encoders are actors that hold a model; each works on two shards at a time. An encoder has the videos of its shards
 decoded by Ray tasks, which run wherever a CPU is free; while the two shards keep fewer decoders busy than there are
@@ -6,33 +6,27 @@ for the encoder, videos of the shards that it gets next are decoded too. The dri
 out again when the node or process that had them is lost.
 """
 
-import functools
-import logging
 import math
 import os
-import secrets
-import socket
 import threading
 import time
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants
-from ray._private import utils as ray_utils
-from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
-from ray.autoscaler.sdk import request_resources
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-import deltacache
+from deltacache.pipeline.cluster.session import (
+    MOST_STARTS,
+    POLL_S,
+    SAY_S,
+    cause_of,
+    is_out_of_memory,
+    nodes,
+)
 from deltacache.pipeline.datasets.plan import PlannedVideo
-from deltacache.pipeline.decoding.native_log import native_log
 from deltacache.pipeline.decoding.work import (
     DecodedGroup,
     DecodeSettings,
@@ -44,279 +38,17 @@ from deltacache.pipeline.decoding.work import (
 )
 from deltacache.pipeline.storage.storage import patience_s
 from deltacache.pipeline.work.attempts import Attempts, Kind, Work
-from deltacache.pipeline.work.placement import DecodeShare, Node, NoRoomError, Placement, place, place_tasks
+from deltacache.pipeline.work.placement import DecodeShare, NoRoomError, Placement
 from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
 from deltacache.schemas.errors import DeltacacheError, StorageError, out_of_memory_text
-from deltacache.schemas.jobs import ClusterSettings
-from deltacache.schemas.secrets import without_secrets
 
 SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward pass."""
-_POLL_S = 0.5
-_SAY_S = 120.0  # between two lines about the same wait
-_LONGEST_TEMP_DIR = 107 - len("/session_2026-11-30_06-51-58_123456_1234567/sockets/plasma_store") - 4
-"""Bytes of Ray's temporary folder; the paths of the sockets below it may have 107."""
-_CONNECT_S = 10.0
-_HTTP2_SETTINGS = b"\x04"  # the kind of frame that both sides of HTTP/2, and so of gRPC, begin with
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
 _WARM_UP_S = 30.0  # decoders that take longer start with their first video
 _START_PATIENCE_S = 120.0  # for encoders that find no room; then those that did begin
-_MOST_STARTS = 5  # of one encoder without any work done in between
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a shard that a disk did not take is made again
 _DECODE_RETRIES = 5  # by Ray, when the worker or node of a decode task dies
-
-
-@contextmanager
-def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text: None) -> Iterator[Placement]:
-    """Start a local Ray, or use the one that runs; see ``ray_running``.
-
-    Args:
-        say: hears which cluster was found, what is waited for, and what was asked for and is not used.
-
-    Raises:
-        DeltacacheError: no cluster answers, or it has no room for what was asked for within ``wait_for_nodes_s``.
-    """
-    started = time.perf_counter()
-    own = settings.ray_address is None and not ray.is_initialized()
-    # On one machine the slots are counted in decoders: encoders share the cores with them.
-    with ray_running(settings.ray_address, (settings.decoders or os.cpu_count() or 1) + 1, say):
-        ray_start_s = time.perf_counter() - started
-        cores = os.cpu_count() if own else None
-        gpus = settings.gpus_per_encoder or 0
-        placement = when_there_is_room(
-            lambda: place(settings, nodes(), cores=cores, ray_start_s=ray_start_s),
-            [{"CPU": 1, **({"GPU": gpus} if gpus else {})}] * (settings.encoders or 1)
-            + [{"CPU": 1}] * (settings.decoders or 1),
-            0 if own else settings.wait_for_nodes_s,
-            say,
-        )
-        for remark in placement.remarks:
-            say(remark)
-        yield placement
-
-
-RoomT = TypeVar("RoomT")
-
-
-def when_there_is_room(
-    find: Callable[[], RoomT],
-    bundles: Sequence[Mapping[str, float]],
-    wait_s: float,
-    say: Callable[[str], None],
-) -> RoomT:
-    """What ``find`` gives, as soon as it raises no ``NoRoomError``; until then an autoscaler is asked for nodes.
-
-    Args:
-        bundles: CPUs and GPUs that the autoscaler, if there is one, is asked for.
-
-    Raises:
-        NoRoomError: not within ``wait_s``.
-    """
-    started, said_at = time.monotonic(), -math.inf
-    try:
-        while True:
-            try:
-                return find()
-            except NoRoomError as error:
-                waited = time.monotonic() - started
-                if waited >= wait_s:
-                    limit = f" (waited {waited:.0f} s for nodes; --wait-for-nodes sets the limit)"
-                    raise NoRoomError(f"{error}{limit if wait_s else ''}") from error
-                if said_at == -math.inf:
-                    request_resources(bundles=[dict(bundle) for bundle in bundles])
-                if time.monotonic() - said_at > _SAY_S:
-                    said_at = time.monotonic()
-                    say(
-                        f"waiting for the cluster to grow, {waited:.0f} of at most {wait_s:g} s (--wait-for-nodes): "
-                        f"{error}"
-                    )
-            time.sleep(min(_POLL_S, wait_s))
-    finally:
-        if said_at != -math.inf:
-            request_resources(bundles=[])  # or the autoscaler keeps the nodes for ever
-
-
-@contextmanager
-def ray_running(
-    ray_address: str | None, slots: int, say: Callable[[str], None] = lambda text: None
-) -> Iterator[None]:
-    """Start a local Ray with this many CPU ``slots``, or join the one at ``ray_address``; leave it afterwards.
-
-    Without an address, a Ray that the program is connected to already is used, and left running.
-
-    Ray's core writes notes about itself to file descriptor 2; they are kept from the user's terminal.
-
-    Raises:
-        DeltacacheError: no cluster answers, a local Ray cannot start, or the process has a Ray and is to join another.
-    """
-    if ray.is_initialized():
-        if ray_address is not None:
-            raise DeltacacheError(
-                f"this program is connected to a Ray already, so it cannot join {ray_address}: leave ray_address out "
-                "to use the Ray that it is connected to, or call ray.shutdown() first"
-            )
-        with native_log():
-            say(_found("this process"))
-            yield
-        return
-    with native_log(), _authentication(), _clean_command_line():
-        if ray_address is None:
-            with _loopback_only():
-                _start(slots)
-        else:
-            _join(ray_address)
-            say(_found(ray_address))
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _loopback_only() -> Iterator[None]:
-    """A Ray that starts inside listens on the loopback address alone, as it does on Windows and macOS.
-
-    On Linux Ray replaces 127.0.0.1 by the address of the host and listens on all of them; ``ray.init`` has no
-    setting for this. The variable is for the processes that Ray starts, the constant for this one.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
-
-
-@contextmanager
-def _clean_command_line() -> Iterator[None]:
-    """Ray lists jobs by their command lines, in its dashboard too: without the credentials of urls."""
-    before = ray_utils.get_entrypoint_name
-    ray_utils.get_entrypoint_name = lambda: without_secrets(before())
-    try:
-        yield
-    finally:
-        ray_utils.get_entrypoint_name = before
-
-
-@functools.cache
-def _own_token() -> str:
-    return secrets.token_hex(32)
-
-
-@contextmanager
-def _authentication() -> Iterator[None]:
-    """Inside, ``_use_token`` may be called; afterwards this process authenticates itself as it did before."""
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        AuthenticationTokenLoader.instance().reset_cache()
-        Config.initialize("")  # reads the mode from the environment
-
-
-def _use_token(token: str | None = None) -> None:
-    """Token authentication from here on, with this token or the one that Ray finds."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    if token is not None:
-        os.environ["RAY_AUTH_TOKEN"] = token
-    AuthenticationTokenLoader.instance().reset_cache()
-    Config.initialize("")
-
-
-_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-def _start(slots: int) -> None:
-    folder = Path(get_default_ray_temp_dir())
-    own: dict[str, Any] = {}
-    if "RAY_AUTH_MODE" not in os.environ:
-        # Ray would write one to ~/.ray/auth_token and leave it there: every ``ray start`` then asks for it, but whoever
-        # joins by an address does not send it.
-        _use_token(_own_token())
-    if len(os.fsencode(folder)) > _LONGEST_TEMP_DIR:
-        own["_temp_dir"] = "/tmp/ray"  # its sockets need a short path; videos still go to TMPDIR
-    try:
-        ray.init(address="local", num_cpus=slots, include_dashboard=False, **own, **_QUIET)
-    except (OSError, ValueError, RuntimeError) as error:
-        ray.shutdown()
-        raise DeltacacheError(
-            f"Ray does not start on this machine ({type(error).__name__}: {error}): it needs a temporary folder with "
-            f"a short path that can be written ({own.get('_temp_dir', folder)}; RAY_TMPDIR names another), and /dev/shm"
-        ) from error
-
-
-def _join(ray_address: str) -> None:
-    package = str(Path(deltacache.__file__).parent)
-    # Names beyond ASCII, on nodes whose processes start without a locale.
-    environment = {"py_modules": [package], "env_vars": {"PYTHONUTF8": "1"}}
-    try:
-        _check_answers(ray_address)
-        try:
-            ray.init(address=ray_address, runtime_env=environment, **_QUIET)
-        except ConnectionError:
-            # It listens, so it may ask for a token. One that lies in the home is not tried first: a cluster without
-            # authentication starts no actors for whoever has it on.
-            loader = AuthenticationTokenLoader.instance()
-            if "RAY_AUTH_MODE" in os.environ or not loader.has_token(ignore_auth_mode=True):
-                raise
-            _use_token()
-            ray.init(address=ray_address, runtime_env=environment, **_QUIET)
-    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        raise DeltacacheError(
-            f"no Ray cluster answers at {ray_address} ({error}): start one with "
-            "'ray start --head', or leave --ray-address out to run on this machine. A cluster with token "
-            "authentication answers only to its own token, in RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH "
-            "names, with RAY_AUTH_MODE=token; see docs/cluster.md"
-        ) from error
-
-
-def _found(ray_address: str) -> str:
-    """Which cluster was found, in words."""
-    there = nodes()
-    cpus, gpus = sum(node.cpus for node in there), sum(node.gpus for node in there)
-    free = ray.available_resources()
-    own = (
-        "; 'auto' takes whichever runs on this machine, so look whether it is yours"
-        if ray_address == "auto"
-        else ""
-    )
-    return (
-        f"Ray cluster at {ray.get_runtime_context().gcs_address}: {len(there)} nodes, {cpus:g} CPUs "
-        f"({free.get('CPU', 0):g} free), {gpus:g} GPUs ({free.get('GPU', 0):g} free){own}"
-    )
-
-
-def _check_answers(address: str) -> None:
-    """Raise at once where Ray itself would try for minutes.
-
-    Raises:
-        OSError: nobody listens there, or something that does not speak HTTP/2, such as Ray's dashboard.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S) as connection:
-        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-            return
-        connection.sendall(_HTTP2_GREETING)
-        if connection.recv(4)[3:] != _HTTP2_SETTINGS:
-            raise OSError("what listens there is not Ray: its port is 6379 unless you chose one, not 8265")
-
-
-def nodes() -> list[Node]:
-    """The machines of the cluster that live."""
-    return [
-        Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory", "object_store_memory")))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +183,7 @@ class _Ahead:
                 first = shard.asked[0]  # a shard that was begun has always one
                 # Whichever is decoded first makes room for another one, also where the encoder waits for a slow one.
                 running = {first, *self._running}
-            if first in ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)[0]:
+            if first in ray.wait(list(running), num_returns=1, timeout=POLL_S, fetch_local=False)[0]:
                 return first
 
     def _ask(self) -> None:
@@ -551,7 +283,7 @@ class _Encoder:
             return {"refused": str(error)}
         except RuntimeError as error:
             # The batch did fit when the encoder began: another program took the memory, and no video is to blame.
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             passing = out_of_memory_text(error)
         finally:
@@ -640,7 +372,7 @@ class _Pool:
             self._load(member)
         warming = self._warm_decoders()
         while self.loading and (time.monotonic() < self.patient_until or not self._ready()):
-            done, _ = ray.wait([*self.placing, *self.loading], num_returns=1, timeout=_POLL_S)
+            done, _ = ray.wait([*self.placing, *self.loading], num_returns=1, timeout=POLL_S)
             for ref in done:
                 if ref in self.loading:
                     self._loaded(ref)
@@ -665,9 +397,9 @@ class _Pool:
         except RayTaskError as error:
             if isinstance(error.cause, DeltacacheError):
                 raise DeltacacheError(str(error.cause)) from error
-            if _is_out_of_memory(error.cause):
+            if is_out_of_memory(error.cause):
                 raise DeltacacheError(out_of_memory_text(error.cause)) from error
-            raise DeltacacheError(f"the encoder fails on noise: {_cause(error)}") from error
+            raise DeltacacheError(f"the encoder fails on noise: {cause_of(error)}") from error
         except RayError:
             return []  # one is lost already; the work that it gets will say so
 
@@ -744,9 +476,9 @@ class _Pool:
         self._check_something_moves()
         refs = [*self.working, *self.placing, *self.loading, *self.asking]
         if not refs:
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
             return
-        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
+        done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
         for ref in done:
             if ref in self.working:
                 result = self._worked(ref, attempts)
@@ -819,10 +551,10 @@ class _Pool:
 
     def _did_not_start(self, member: _Member, error: RayError) -> None:
         """Start it again, on whatever node Ray finds; give it up when others work."""
-        if member.starts < _MOST_STARTS:
+        if member.starts < MOST_STARTS:
             self._load(member)
             return
-        said = f"an encoder did not start {member.starts} times: {_cause(error)}"
+        said = f"an encoder did not start {member.starts} times: {cause_of(error)}"
         if not self._ready():
             raise DeltacacheError(
                 f"{said}. If it needs more memory than its node has, ask for fewer --encoders or a smaller "
@@ -844,8 +576,8 @@ class _Pool:
             self._replace(
                 member, actor, attempts
             )  # after some errors (of CUDA) a process is good for nothing
-            attempts.failed(work, _cause(error), lost=False)
-            self.events.line(f"{shard} failed ({_cause(error)}): looking for the video that is to blame")
+            attempts.failed(work, cause_of(error), lost=False)
+            self.events.line(f"{shard} failed ({cause_of(error)}): looking for the video that is to blame")
             return None
         except RayError as error:
             self._replace(member, actor, attempts)
@@ -924,7 +656,7 @@ class _Pool:
                 f"{self._whereabouts()}. Finished shards are kept; the same command goes on when there is room"
             )
         if now > self.patient_until:
-            self.patient_until = now + _SAY_S
+            self.patient_until = now + SAY_S
             self.events.line(f"no encoder is running: {self._whereabouts()}{self._limit()}")
 
     def _check_something_moves(self) -> None:
@@ -935,11 +667,11 @@ class _Pool:
         """
         now = time.monotonic()
         quiet = now - self.moved_at
-        if self.decoding is None or not self.working or not self._ready() or quiet < _SAY_S:
+        if self.decoding is None or not self.working or not self._ready() or quiet < SAY_S:
             return
         if now < self.say_after:
             return
-        self.say_after = now + _SAY_S
+        self.say_after = now + SAY_S
         there, free = nodes(), ray.available_resources().get("CPU", 0.0)
         taken = self.placement.cpus_per_encoder * sum(member.placed for member in self.members)
         possible = sum(node.cpus for node in there) - taken >= 1 and any(node.cpus >= 1 for node in there)
@@ -956,18 +688,6 @@ class _Pool:
     def _limit(self) -> str:
         wait_s = self.placement.wait_s
         return "" if math.isinf(wait_s) else f"; given up after {wait_s:g} s (--wait-for-nodes)"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is torch's, which a driver need not import."""
-    return type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError)
-
-
-def _cause(error: RayError) -> str:
-    """The exception behind an error of Ray in one line."""
-    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__
 
 
 def probe(
@@ -991,195 +711,3 @@ def probe(
     task = ray.remote(decode_group).options(num_cpus=1, max_retries=_DECODE_RETRIES)
     refs = [task.remote([video], decode.locations, decode.settings, {}) for video in videos]
     return rate, ray.get(refs)
-
-
-class TaskWorker(Protocol):
-    """A seam: what runs on a process of ``run_tasks``."""
-
-    @abstractmethod
-    def run(self, item: Any, following: Sequence[Any]) -> Any:
-        """Do one item; ``following`` is what this process gets next, so that it may begin to read it."""
-        ...
-
-
-def run_tasks(
-    build: Callable[[str], TaskWorker],
-    items: Sequence[Any],
-    workers: int,
-    ray_address: str | None = None,
-    *,
-    wait_s: float = math.inf,
-    say: Callable[[str], None] = lambda text: None,
-) -> Generator[tuple[int, Any], None, None]:
-    """Do independent ``items`` on ``workers`` processes; yields (position, result) as each is done, in any order.
-
-    The items of a process that is lost are given to another. Processes that find no room are not started.
-
-    Args:
-        build: makes the worker on its process; takes the device, ``cpu`` or ``cuda``.
-        wait_s: how long to wait for a cluster to have room.
-        say: hears what is waited for.
-
-    Raises:
-        DeltacacheError: what a worker refused; processes that are lost again and again while no item is done; or
-            no room for any of them.
-    """
-    if not items:
-        return
-    workers = min(workers, len(items))
-    own = ray_address is None and not ray.is_initialized()
-    with ray_running(ray_address, workers + 1, say):
-        fitting, gpus = when_there_is_room(
-            lambda: place_tasks(workers, nodes()), [{"CPU": 1}] * workers, 0 if own else wait_s, say
-        )
-        if fitting < workers:
-            say(
-                f"{fitting} workers, not {workers}: each needs a CPU{', and a part of a GPU' if gpus else ''}"
-            )
-        pool = _TaskPool(build, items, gpus, _MOST_STARTS * fitting, wait_s, say)
-        try:
-            pool.start(fitting)
-            while pool.running:
-                yield from pool.wait()
-        finally:
-            pool.stop()
-
-
-class _TaskActor:
-    """Actor: holds a worker."""
-
-    def __init__(self, build: Callable[[str], TaskWorker], device: str) -> None:
-        if device == "cpu":
-            import torch
-
-            torch.set_num_threads(1)
-        self._build, self._device = build, device
-        self._worker: TaskWorker | None = None
-
-    def here(self) -> None:
-        """Answers as soon as the process runs: it has found room."""
-
-    def run(self, item: Any, following: Sequence[Any]) -> dict[str, Any]:
-        """Do one item; what was refused comes back as text."""
-        try:
-            self._worker = self._worker or self._build(self._device)
-            return {"result": self._worker.run(item, following)}
-        except DeltacacheError as error:
-            return {"refused": str(error)}
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            return {"refused": out_of_memory_text(error)}
-
-
-@dataclass(slots=True)
-class _TaskMember:
-    """One process: the positions of what it does, and of what it does next."""
-
-    actor: Any
-    now: int
-    following: int | None
-
-
-@dataclass(slots=True)
-class _TaskPool:
-    """What is left, and who does what.
-
-    Attributes:
-        lost: processes since an item was last done, at most ``most_lost``.
-    """
-
-    build: Callable[[str], TaskWorker]
-    items: Sequence[Any]
-    gpus: float
-    most_lost: int
-    wait_s: float
-    say: Callable[[str], None]
-    left: deque[int] = field(init=False)
-    running: dict[Any, _TaskMember] = field(default_factory=dict)
-    placing: list[Any] = field(default_factory=list)  # answers of processes that look for room
-    lost: int = 0
-    moved_at: float = field(default_factory=time.monotonic)
-    say_after: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.left = deque(range(len(self.items)))
-
-    def start(self, workers: int) -> None:
-        for _ in range(workers):
-            self._give(self._actor(), self.left.popleft())
-
-    def wait(self) -> Iterator[tuple[int, Any]]:
-        done, _ = ray.wait(list(self.running), num_returns=1, timeout=_POLL_S)
-        if not done:
-            self._check_room()
-            return
-        self.moved_at = time.monotonic()
-        member = self.running.pop(done[0])
-        try:
-            answer: dict[str, Any] = ray.get(done[0])
-        except RayTaskError as error:
-            raise RuntimeError(f"a worker failed: {_cause(error)}") from error
-        except RayError as error:
-            self._lost(member, error)
-            return
-        if "refused" in answer:
-            raise DeltacacheError(answer["refused"])
-        self.lost = 0
-        following = member.following if member.following is not None else self._next()
-        if following is None:
-            ray.kill(member.actor)
-        else:
-            self._give(member.actor, following)
-        yield member.now, answer["result"]
-
-    def stop(self) -> None:
-        for member in self.running.values():
-            ray.kill(member.actor)
-
-    def _actor(self) -> Any:
-        kind = ray.remote(_TaskActor).options(num_cpus=1, num_gpus=self.gpus, scheduling_strategy="SPREAD")
-        actor: Any = kind.remote(self.build, "cuda" if self.gpus else "cpu")
-        self.placing.append(actor.here.remote())
-        return actor
-
-    def _check_room(self) -> None:
-        """Say what is waited for.
-
-        Raises:
-            NoRoomError: no process has found room for ``wait_s``.
-        """
-        if self.placing:
-            _, self.placing = ray.wait(self.placing, num_returns=len(self.placing), timeout=0)
-        quiet = time.monotonic() - self.moved_at
-        if not self.placing or quiet < min(_SAY_S, self.wait_s):
-            return
-        needs = f"a CPU and {self.gpus:g} GPUs" if self.gpus else "a CPU"
-        if len(self.placing) == len(self.running) and quiet > self.wait_s:
-            raise NoRoomError(
-                f"no worker found {needs} free within {self.wait_s:g} s (--wait-for-nodes): somebody else uses the "
-                "cluster, or its nodes are gone. The same command goes on with what is missing"
-            )
-        if time.monotonic() > self.say_after:
-            self.say_after = time.monotonic() + _SAY_S
-            self.say(f"{len(self.placing)} of {len(self.running)} workers wait for a node with {needs} free")
-
-    def _next(self) -> int | None:
-        return self.left.popleft() if self.left else None
-
-    def _give(self, actor: Any, position: int) -> None:
-        # The last items are not kept for one process while others have nothing to do.
-        following = self._next() if len(self.left) > len(self.running) else None
-        ahead = [] if following is None else [self.items[following]]
-        self.running[actor.run.remote(self.items[position], ahead)] = _TaskMember(actor, position, following)
-
-    def _lost(self, member: _TaskMember, error: RayError) -> None:
-        self.lost += 1
-        if self.lost > self.most_lost:
-            raise DeltacacheError(
-                f"workers were lost {self.lost} times with nothing done in between, the last with {_cause(error)}: "
-                "look at their memory, and ask for fewer"
-            ) from error
-        if member.following is not None:
-            self.left.appendleft(member.following)
-        self._give(self._actor(), member.now)

@@ -1,0 +1,1 @@
+"""Where the work runs: the one room of the pipeline that knows Ray."""
