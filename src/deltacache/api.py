@@ -27,11 +27,13 @@ from deltacache.schemas.jobs import (
     TokenizeSettings,
     TokenizeVideosSettings,
 )
+from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import Reporter, SilentReporter
 from deltacache.schemas.secrets import without_secrets
 
 if TYPE_CHECKING:  # torch, Ray and Arrow are imported by what needs them
     import pyarrow as pa
+    from torch import Tensor
 
     from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
     from deltacache.models.backbone import Backbone
@@ -190,7 +192,6 @@ def tokenize_settings(
     """Settings of ``tokenize`` from its arguments."""
     from deltacache.models.checkpoints import recorded_config
     from deltacache.pipeline.datasets.writing import is_dataset
-    from deltacache.schemas.datasets import parse_size, size_text
 
     where, tokenizer = place(source), Path(tokenizer).absolute()
     given = {name: value for name, value in settings.items() if value is not None}
@@ -205,21 +206,32 @@ def tokenize_settings(
             )
         return build(TokenizeSettings, {**given, "features": where, "tokenizer": tokenizer})
     recorded = recorded_config(tokenizer) or {}  # a released file records nothing
-    backbone = recorded.get("backbone")
-    if "backbone" not in given and backbone is not None and backbone != "tiny" and "/" not in backbone:
-        raise DeltacacheError(
-            f"{tokenizer} was trained on features of the backbone in a folder {backbone!r}: give --backbone "
-            "with the path of that folder"
-        )
     as_trained = {
-        "backbone": backbone,
-        "layers": ",".join(map(str, recorded["layers"])) if recorded.get("layers") else None,
-        "image_size": size_text(parse_size(recorded.get("image_size", 512))),
+        **_trained_features(tokenizer, recorded, given),
         "spacing": tuple(recorded.get("spacing_s", (0.04, 0.3333))),
     }
     return TokenizeVideosSettings(
         videos=extraction_settings(source, {**as_trained, **given}), tokenizer=tokenizer
     )
+
+
+def _trained_features(
+    model: Path, recorded: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """Backbone, layers and image size of the features that a model was trained on; none of them is in ``given``."""
+    from deltacache.schemas.datasets import parse_size, size_text
+
+    backbone = recorded.get("backbone")
+    if "backbone" not in given and backbone is not None and backbone != "tiny" and "/" not in backbone:
+        raise DeltacacheError(
+            f"{model} was trained on features of the backbone in a folder {backbone!r}: give --backbone "
+            "with the path of that folder"
+        )
+    return {
+        "backbone": backbone,
+        "layers": ",".join(map(str, recorded["layers"])) if recorded.get("layers") else None,
+        "image_size": size_text(parse_size(recorded.get("image_size", 512))),
+    }
 
 
 @takes(TokenizerConfig, optional=True)
@@ -510,6 +522,128 @@ def evaluation_settings(
         futures=None if futures is None else Path(futures),
         **fields_of(BenchmarkEvaluation, settings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Sampled futures of one video, in their folder."""
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """``index.html``: the past and the futures side by side, as one self-contained page."""
+        return self.folder / "index.html"
+
+    @property
+    def movie(self) -> Path:
+        """``futures.mp4`` or ``futures.gif``."""
+        return next(self.folder.glob("futures.[mg][pi][4f]"))
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """All tensors of ``futures.safetensors``, float32 (docs/predict.md).
+
+        ``future_patch_tokens`` (S, H, N, D), ``future_delta_tokens`` (S, H, D), ``context_patch_tokens`` (C, N, D),
+        ``context_delta_tokens`` (C, D), ``true_patch_tokens`` (K, N, D) of the K frames that the video goes on,
+        ``times_s`` (C+H,), ``spread`` (H,).
+        """
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / "futures.safetensors")
+
+
+@takes(PredictionSettings)
+def predict(
+    video: AnyPath,
+    out: AnyPath,
+    *,
+    world: AnyPath,
+    tokenizer: AnyPath | None = None,
+    head: Mapping[str, AnyPath] | None = None,
+    backbone: str | None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Predicted:
+    """Sample futures of one video: tensors, a self-contained page and a movie in the folder ``out``.
+
+    Backbone, image size and spacing are those that the models were trained on, unless given.
+
+    Args:
+        video: file, url or folder of frames; or a feature dataset, of which ``clip`` names the clip.
+        out: new or empty folder.
+        world: output of ``train_world``, or ``ARCHITECTURE=FILE`` as released.
+        tokenizer: whose delta tokens the world model predicts; a world model on patch tokens needs none.
+        head: linear heads by what they were trained on: ``vspw``, ``cityscapes`` or ``kitti``.
+        settings: as the flags of ``deltacache predict``, such as ``at=2.0, steps=8, samples=20``.
+
+    Raises:
+        SettingsError: an unknown setting, a refused value, or one that a feature dataset has no use for.
+        DeltacacheError: a video that is too short, models that do not belong together, or ``out`` that holds something.
+
+    Example:
+        >>> futures = deltacache.predict("street.mp4", "futures/", tokenizer="tokenizer/", world="world/", at=2.0)
+        >>> futures.tensors()["future_patch_tokens"].shape
+        torch.Size([20, 8, 256, 384])
+    """
+    from deltacache.evaluate.prediction.run import predict_futures
+
+    asked = prediction_settings(
+        video, out, world=world, tokenizer=tokenizer, head=head, backbone=backbone, **settings
+    )
+    predict_futures(asked, reporter or SilentReporter())
+    return Predicted(asked.out)
+
+
+def prediction_settings(
+    video: AnyPath,
+    out: AnyPath,
+    *,
+    world: AnyPath,
+    tokenizer: AnyPath | None,
+    head: Mapping[str, AnyPath] | None,
+    backbone: str | None,
+    **settings: Any,
+) -> PredictionSettings:
+    """Settings of ``predict`` from its arguments."""
+    from deltacache.models.checkpoints import recorded_config
+    from deltacache.pipeline.datasets.writing import is_dataset
+
+    where = place(video)
+    architecture, world_path = _world_path(str(world))
+    given = {name: value for name, value in settings.items() if value is not None}
+    fields_of(PredictionSettings, given)  # refuses unknown names before anything is opened
+    if backbone is not None:
+        given["backbone"] = backbone_source(backbone)
+    models = {
+        "world": world_path,
+        "architecture": architecture,
+        "tokenizer": None if tokenizer is None else Path(tokenizer).absolute(),
+        "heads": {name: Path(path).absolute() for name, path in (head or {}).items()},
+    }
+    of_video = {"image_size", "frames_per_second", "pca"}
+    if is_dataset(where):
+        idle = [f"--{name.replace('_', '-')}" for name in given if name in of_video]
+        if idle:
+            raise SettingsError(
+                f"{', '.join(idle)} concern videos, but {without_secrets(where)} is a feature dataset, extracted "
+                "already: leave them out, or give the video"
+            )
+        return build(PredictionSettings, {**given, **models, "video": where, "out": Path(out)})
+    if "clip" in given:
+        raise SettingsError(
+            f"--clip names a clip of a feature dataset, but {without_secrets(where)} is none: leave it out"
+        )
+    recorded = recorded_config(world_path) or {}  # a released file records nothing
+    if not recorded and models["tokenizer"] is not None:
+        recorded = recorded_config(models["tokenizer"]) or {}
+    shortest, longest = recorded.get("spacing_s", (0.2, 0.2))
+    as_trained = {
+        **_trained_features(world_path, recorded, given),
+        "spacing": (shortest + longest) / 2,
+    }
+    if as_trained["backbone"] is None:
+        as_trained["backbone"] = DEFAULT_BACKBONE
+    return build(PredictionSettings, {**as_trained, **given, **models, "video": where, "out": Path(out)})
 
 
 def write_report(runs: AnyPath | Sequence[AnyPath], out: AnyPath | None = None) -> Path:

@@ -57,6 +57,7 @@ from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig, FrameFeatureConfig
 from deltacache.schemas.jobs import DEFAULT_BACKBONE, ExtractionSettings
+from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.secrets import without_secrets
 
 PIPELINE, TRAINING, EVALUATION, TOOLS = "Pipeline", "Training", "Evaluation", "Tools"
@@ -518,6 +519,40 @@ def evaluate(
     show_results(results.folder, reporter)
 
 
+@app.command(rich_help_panel=EVALUATION)
+@flags_of(PredictionSettings)
+def predict(
+    video: Annotated[
+        str, typer.Argument(help="A video: file, url or folder of frames; or a feature dataset (--clip).")
+    ],
+    out: OutArg,
+    world: Annotated[str, typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released.")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Output of train-tokenizer, or a released checkpoint."),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FILE: a linear head of vspw, cityscapes or kitti: futures as classes or depth; may be repeated."
+        ),
+    ] = None,
+    backbone: BackboneOpt = None,
+    **settings: Any,
+) -> None:
+    """Sample futures of one video: tensors, a page that shows them side by side, and a movie.
+
+    Example: deltacache predict street.mp4 futures/ --tokenizer tokenizer/ --world world/ --at 2.0 --steps 8
+    """
+    from deltacache.terminal import terminal_reporter
+
+    with usage_errors():
+        asked = _of_prediction(
+            {**settings, "world": world, "tokenizer": tokenizer, "head": head, "backbone": backbone}
+        )
+        api.predict(video, out, reporter=terminal_reporter(), **asked)
+
+
 @app.command("train-foresight-head", rich_help_panel=TRAINING)
 @flags_of(ForesightHeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 def train_foresight_head(
@@ -842,6 +877,7 @@ def show_config(
         "train-tokenizer": lambda features, **rest: api.tokenizer_settings(**_of_recipe(rest)),
         "train-world": lambda source, **rest: api.world_settings(**_of_recipe(rest)),
         "evaluate": lambda out, data, **rest: api.evaluation_settings(out, **_of_evaluation(data, rest)),
+        "predict": lambda video, out, **rest: api.prediction_settings(video, out, **_of_prediction(rest)),
     }
     if command not in resolvers:
         raise typer.BadParameter(f"{command} has no settings to show: give one of {', '.join(resolvers)}")
@@ -868,6 +904,11 @@ def _of_evaluation(data: list[str], flags: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": flags["tokenizer"] or (),
         "world": flags["world"] or (),
     }
+
+
+def _of_prediction(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags of ``predict`` as its function takes them."""
+    return {**flags, "head": named_paths("--head", flags["head"] or [])}
 
 
 @app.command(rich_help_panel=TOOLS)

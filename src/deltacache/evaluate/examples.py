@@ -32,7 +32,7 @@ class ExampleWorld:
     Attributes:
         samples: (s, H, N, D) float16.
         mean: (N, D) float16 at the longest horizon: features averaged over all S samples.
-        best: index of the sample with the lowest smooth-L1 at the longest horizon.
+        best: index of the sample with the lowest smooth-L1 at the longest horizon; -1 where no truth is known.
         nearest: (S,) index of the true future that each sample is nearest to there; -1 where only one is known.
         reached: (S,) the same where the sample reaches it, else -1.
     """
@@ -75,7 +75,7 @@ class Example:
         clip_ids: of the F true futures; the first is the sequence itself.
         outcomes: names of the true futures, empty strings when there is only the recorded one.
         patch_tokens: (T, N, D) float16, true; of whole frames their coordinates along D axes.
-        futures: (F, H, N, D) float16, true.
+        futures: (F, H, N, D) float16, true; of a video that ends earlier, fewer than H.
         reconstruction: (H, N, D) float16, closed loop, or no frames without a tokenizer.
         seconds: (T,) since the first frame.
         grid: rows and columns of patches.

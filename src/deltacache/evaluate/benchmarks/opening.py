@@ -18,6 +18,7 @@ from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.models.backbone import Backbone, load_backbone
 from deltacache.models.checkpoints import LoadedModel
+from deltacache.models.deltatok import Grid
 from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.models.heads import DepthHead, SegmentationHead, load_head
 from deltacache.models.rgb_decoder import RgbDecoder, load_rgb_decoder
@@ -83,7 +84,8 @@ def load_inputs(settings: BenchmarkEvaluation, device_name: str | None = None) -
     heads: dict[BenchmarkName, str] = {}
     trained_on: dict[BenchmarkName, Mapping[str, Any]] = {}
     for name, path in settings.heads.items():
-        scorers[name], loaded = _scorer(name, path, backbone, settings.image_size, device)
+        tokens = Provenance(backbone.id, backbone.hidden_size, backbone.weights_sha256)
+        scorers[name], loaded = load_scorer(name, path, tokens, grid, device)
         heads[name] = loaded.fingerprint
         trained_on[name] = training_record(loaded.metadata)
     models = load_models(settings, card, f"backbone {backbone.id}", device)
@@ -122,17 +124,22 @@ def feature_card(
     )
 
 
-def _scorer(
-    name: BenchmarkName, path: Path, backbone: Backbone, image_size: int, device: torch.device
+def load_scorer(
+    name: BenchmarkName, path: Path, tokens: Provenance, grid: Grid, device: torch.device
 ) -> tuple[LabelScorer, LoadedModel[SegmentationHead] | LoadedModel[DepthHead]]:
+    """The head of a benchmark, for ``tokens`` on a ``grid`` of patches.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another task.
+        MismatchError: trained on other tokens, or with other classes.
+    """
     loaded = load_head(path, BENCHMARK_TASK[name])
     head = loaded.model.to(device).eval().requires_grad_(False)
     require_matches(
         Provenance.of_checkpoint(loaded.metadata, head.hidden_size, f"the head {path}"),
-        Provenance(backbone.id, backbone.hidden_size, backbone.weights_sha256),
+        tokens,
         "give the head that was trained on this backbone",
     )
-    grid = backbone.grid(image_size)
     if isinstance(head, DepthHead):
         return DepthScorer(head, grid), loaded
     if head.classes != CLASSES[name]:

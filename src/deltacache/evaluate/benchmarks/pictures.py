@@ -99,10 +99,10 @@ def _map_makers(batch: SequenceBatch, inputs: BenchmarkInputs) -> Iterator[MapMa
         yield MapMaker(scorer.task, label, lambda tokens: scorer.maps(tokens, side))
     if inputs.rgb is not None:
         decoder, grid = inputs.rgb, inputs.protocol.grid
-        yield MapMaker("rgb", None, lambda tokens: _pictures(decoder, tokens, grid, side))
+        yield MapMaker("rgb", None, lambda tokens: pictures(decoder, tokens, grid, side))
 
 
-def _pictures(decoder: RgbDecoder, tokens: Tensor, grid: Grid, side: int) -> Tensor:
+def pictures(decoder: RgbDecoder, tokens: Tensor, grid: Grid, side: int) -> Tensor:
     """(B, side, side, 3) uint8 of tokens (B, N, D)."""
     pictures = []
     for chunk in tokens.split(_PICTURES_AT_ONCE):

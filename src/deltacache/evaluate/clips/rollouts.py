@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.evaluate.clips.sequences import CachedSequences
-from deltacache.evaluate.inputs import World
+from deltacache.evaluate.inputs import Tokenizer, World
 from deltacache.evaluate.metrics import SampleSums, check_finite, feature_metrics, token_distance
 from deltacache.evaluate.predictions import AboutSequence, RolloutProtocol, feature_statistics
 from deltacache.evaluate.statistics import Series, Statistic
@@ -31,11 +30,19 @@ class Futures:
         count: S.
         frames: patch tokens (s, H, N, D) of some of them.
         numbers: that are held at once for each of them.
+        deltas: (S, H, ...) delta tokens that they are decoded from; ``None`` where patch tokens are predicted.
     """
 
     count: int
     frames: Callable[[slice], Tensor]
     numbers: int
+    deltas: Tensor | None = None
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The patch tokens of all of them, as many at a time as are held."""
+        most = max(1, _CHUNK_NUMBERS // self.numbers)
+        for start in range(0, self.count, most):
+            yield self.frames(slice(start, min(start + most, self.count)))
 
 
 @dataclass(frozen=True)
@@ -65,50 +72,55 @@ def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def delta_tokens(tokenizer: Tokenizer, clip: Tensor, protocol: RolloutProtocol) -> Tensor:
+    """(T, ...) of a clip (T, N, D), those of the context apart from what comes after it.
+
+    A product's last bits depend on how many rows it has. So those of the context, and the futures that follow from
+    them, are the same however far the clip goes on and whatever else is evaluated with it.
+    """
+    model, seen = tokenizer.model, clip[: protocol.context]
+    deltas = model.encode_clip(seen[None], protocol.black, protocol.grid)[0]
+    if len(clip) == len(seen):
+        return deltas
+    return torch.cat([deltas, model.encode(clip[len(seen) - 1 : -1], clip[len(seen) :], protocol.grid)])
+
+
 def roll_out(
-    world: World, batch: CachedSequences, deltas: Mapping[str, Tensor], protocol: RolloutProtocol
-) -> list[Futures]:
-    """Futures sampled for every sequence of ``batch``.
+    world: World,
+    context: Tensor,
+    seconds: Tensor,
+    deltas: Tensor | None,
+    clip_id: str,
+    protocol: RolloutProtocol,
+) -> Futures:
+    """Futures sampled for one sequence, which depend on it, the models and the protocol alone.
 
     Args:
-        deltas: (U, T, ...) delta tokens of its clips, by the tokenizer's fingerprint.
+        context: (C, N, D) patch tokens.
+        seconds: (C+H,) float32 since the first frame, of all frames that are seen and predicted.
+        deltas: (C, ...) delta tokens of the context, of the world model's tokenizer.
     """
-    clips, model, grid = len(batch.rows), world.model, protocol.grid
+    model, grid, tokenizer = world.model, protocol.grid, world.tokenizer
     noise = None
     if model.stochastic:
         shape = (world.samples, protocol.horizons[-1], model.noise_size)
-        drawn = [
-            model.draw_noise(shape, sequence_generator(protocol.seed, clip_id)) for clip_id in batch.clip_ids
-        ]
-        noise = torch.stack(drawn).to(batch.own.device)
-    seconds = batch.seconds[:, : protocol.frames]
-    tokenizer = world.tokenizer
+        noise = model.draw_noise(shape, sequence_generator(protocol.seed, clip_id)).to(context.device)
     if tokenizer is None:
-        return [
-            _of_patches(world, batch.own[row, : protocol.context], seconds[row], noise, row, protocol)
-            for row in range(clips)
-        ]
-    context = deltas[tokenizer.fingerprint][:clips, : protocol.context]
-    sampled = model.rollout(context, seconds, noise, grid=grid)
 
-    def decoded(row: int) -> Callable[[slice], Tensor]:
-        last = batch.own[row, None, protocol.context - 1]
-        return lambda part: decode_future(tokenizer.model, last, sampled[row, None, part], grid)[0]
+        def predicted(part: slice) -> Tensor:
+            """Patch tokens, predicted when they are asked for: those of all samples would be too many."""
+            some = None if noise is None else noise[None, part]
+            return model.rollout(context[None], seconds[None], some, grid=grid)[0]
 
-    numbers = batch.own[0, 0].numel() * protocol.horizons[-1]
-    return [Futures(world.samples, decoded(row), numbers) for row in range(clips)]
+        return Futures(world.samples, predicted, world.numbers_of_patches(context, protocol.horizons[-1]))
+    assert deltas is not None  # there is a tokenizer
+    noises = None if noise is None else noise[None]
+    sampled = model.rollout(deltas[None], seconds[None], noises, grid=grid)[0]
 
+    def decoded(part: slice) -> Tensor:
+        return decode_future(tokenizer.model, context[None, -1], sampled[None, part], grid)[0]
 
-def _of_patches(
-    world: World, context: Tensor, seconds: Tensor, noise: Tensor | None, row: int, protocol: RolloutProtocol
-) -> Futures:
-    """Futures of a model of patch tokens, predicted when they are asked for: all at once would be too many."""
-
-    def frames(part: slice) -> Tensor:
-        some = None if noise is None else noise[row, None, part]
-        return world.model.rollout(context[None], seconds[None], some, grid=protocol.grid)[0]
-
-    return Futures(world.samples, frames, world.numbers_of_patches(context, protocol.horizons[-1]))
+    return Futures(world.samples, decoded, context[0].numel() * protocol.horizons[-1], sampled)
 
 
 def score_samples(
@@ -133,9 +145,7 @@ def score_samples(
     truth = clip[protocol.targets]
     metrics, distances, kept = [], [], []
     sums = SampleSums(truth, sampled.count)
-    most = max(1, _CHUNK_NUMBERS // sampled.numbers)
-    for start in range(0, sampled.count, most):
-        decoded = sampled.frames(slice(start, min(start + most, sampled.count)))
+    for decoded in sampled.chunks():
         scored = decoded[:, [horizon - 1 for horizon in protocol.horizons]]
         metrics.append(feature_metrics(scored, truth).cpu())
         for at, horizon in enumerate(protocol.horizons):

@@ -20,6 +20,7 @@ from deltacache.evaluate import output
 from deltacache.evaluate.clips.rollouts import (
     Futures,
     ScoredSamples,
+    delta_tokens,
     roll_out,
     sample_statistics,
     score_samples,
@@ -35,7 +36,7 @@ from deltacache.evaluate.clips.scenes import (
 )
 from deltacache.evaluate.clips.sequences import CachedSequences, SequenceList, choose_sequences, read_batches
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example, spread
-from deltacache.evaluate.inputs import Models, Tokenizer, World, load_models
+from deltacache.evaluate.inputs import Models, World, load_models
 from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp, write_models
 from deltacache.evaluate.predictions import (
     AboutSequence,
@@ -201,7 +202,6 @@ def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunSta
 _EXAMPLE_SAMPLES = 8
 _EXAMPLE_BYTES = 32 << 20
 """An example keeps this many bytes of each world model's samples, and at least ``_EXAMPLE_SAMPLES``."""
-_CHUNK_NUMBERS = 2**25  # of patch tokens encoded at a time: 128 MiB in float32
 
 
 @torch.inference_mode()
@@ -216,20 +216,18 @@ def score_batch(run: ClipRun, batch: CachedSequences, examples: Path) -> Iterato
         yield from score_predictions(method, predictions, batch, about, protocol)
     deltas: dict[str, Tensor] = {}
     for tokenizer in run.models.tokenizers:
-        encoded = deltas[tokenizer.fingerprint] = _encoded(tokenizer, batch.tokens, protocol)
+        encoded = torch.stack([delta_tokens(tokenizer, clip, protocol) for clip in batch.tokens])
+        deltas[tokenizer.fingerprint] = encoded
         for method, predictions in reconstructions(tokenizer, batch, encoded, protocol):
             yield from score_predictions(method, predictions, batch, about, protocol)
-    rollouts = [(world, roll_out(world, batch, deltas, protocol)) for world in run.models.worlds]
+    seen, frames = slice(protocol.context), slice(protocol.frames)
     for position, each in enumerate(about):
-        futures = [(world, found[position]) for world, found in rollouts]
+        context, seconds = batch.own[position, seen], batch.seconds[position, frames]
+        futures: list[tuple[World, Futures]] = []
+        for world in run.models.worlds:
+            own = None if world.tokenizer is None else deltas[world.tokenizer.fingerprint][position, seen]
+            futures.append((world, roll_out(world, context, seconds, own, each.sequence_id, protocol)))
         yield from _score_futures(run, batch, position, each, futures, examples)
-
-
-def _encoded(tokenizer: Tokenizer, tokens: Tensor, protocol: RolloutProtocol) -> Tensor:
-    """Delta tokens (U, T, ...) of clips (U, T, N, D), a few clips at a time: all may be long."""
-    most = max(1, _CHUNK_NUMBERS // tokens[0].numel())
-    encode = tokenizer.model.encode_clip
-    return torch.cat([encode(clips, protocol.black, protocol.grid) for clips in tokens.split(most)])
 
 
 def _score_futures(

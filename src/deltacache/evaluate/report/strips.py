@@ -313,7 +313,10 @@ class _ExampleStrips:
         steps = len(example.seconds) - example.context
         self._steps = spread(range(steps), detail.futures)
         self._last = example.patch_tokens[example.context - 1]
-        largest = largest_change(example.futures[:, -1], self._last)
+        # A video may end with the last seen frame: then changes are shown on the scale of the predicted ones.
+        ends = [example.futures[:, -1]] if example.futures.shape[1] else []
+        ends = ends or [world.samples[:, -1] for world in example.worlds]
+        largest = max(largest_change(each, self._last) for each in ends)
         self._paints: dict[str, Paint] = {
             "features": lambda tokens: projection.picture(tokens, example.grid),
             "change": lambda tokens: change_picture(tokens, self._last, example.grid, largest),
@@ -352,6 +355,8 @@ class _ExampleStrips:
 
     def _true_label(self, future: int) -> str:
         names = self._names()
+        if not self._example.futures.shape[1]:
+            return "what was seen"
         return f"what came: {names[future]}" if names else "what came"
 
     def _strip(
@@ -365,13 +370,16 @@ class _ExampleStrips:
         mark: str = "",
         only_last: np.ndarray | None = None,
     ) -> Strip:
-        """``seen`` (C, ...) and ``futures`` (H, ...) as one image; ``only_last`` at the last moment instead."""
+        """``seen`` (C, ...) and ``futures`` (H, ...) as one image; ``only_last`` at the last moment instead.
+
+        Fewer futures end before the others do.
+        """
         paint, context = self._paints[look], self._example.context
         cells: list[np.ndarray | None] = [None] * context
         if seen is not None:
             cells = [paint(each) for each in seen[:context]]
         if futures is not None:
-            cells += [paint(futures[step]) for step in self._steps]
+            cells += [paint(futures[step]) if step < len(futures) else None for step in self._steps]
         else:
             cells += [None] * (len(self._steps) - 1) + [None if only_last is None else paint(only_last)]
         small = look in ("features", "change")
@@ -506,7 +514,9 @@ def _tally(world: ExampleWorld, names: Sequence[str], shown: int) -> str:
         near = [f"{nearest[at]} to {name}" for at, name in enumerate(names)]
         there = [f"{reached[at]} reach {name}" for at, name in enumerate(names)]
         parts.append(f"nearest: {', '.join(near)}; close enough: {', '.join(there)}.")
-    if shown < count:
+    if shown < count and world.best < 0:
+        parts.append(f"{shown} of {count} futures are shown.")
+    elif shown < count:
         closest = (
             "the closest to what came first"
             if world.best < len(world.samples)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from deltacache.pipeline.decoding.decode import VideoJob
+from deltacache.pipeline.decoding.sampling import Window
 from deltacache.schemas.clips import CropBox, PixelClip
 from deltacache.schemas.datasets import SamplingSettings, parse_size
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -93,13 +94,16 @@ def job_to_json(job: VideoJob) -> dict[str, Any]:
         "views": job.views,
         "image_size": job.image_size,
         "sampling": job.sampling.model_dump(mode="json"),
+        "window": None if job.window is None else asdict(job.window),
     }
 
 
 def job_from_json(values: dict[str, Any]) -> VideoJob:
     """The inverse of ``job_to_json``."""
     sampling = SamplingSettings.model_validate(values["sampling"])
-    return VideoJob(**{**values, "image_size": parse_size(values["image_size"]), "sampling": sampling})
+    window = None if values["window"] is None else Window(**values["window"])
+    size = parse_size(values["image_size"])
+    return VideoJob(**{**values, "image_size": size, "sampling": sampling, "window": window})
 
 
 def pixel_file() -> int:

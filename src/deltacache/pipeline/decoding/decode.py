@@ -16,7 +16,7 @@ from deltacache.pipeline.decoding.folder_frames import FolderSource
 from deltacache.pipeline.decoding.frame_source import FrameSource, SourceFailedError, check_size
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.pipeline.decoding.pyav_frames import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
-from deltacache.pipeline.decoding.sampling import ViewSample, draw_view
+from deltacache.pipeline.decoding.sampling import ViewSample, Window, draw_view, largest_crop, window_indices
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -32,6 +32,7 @@ class VideoJob:
     Attributes:
         path: of a video file or a folder of frames on this machine.
         image_size: what every crop is resized to, pixels.
+        window: the frames of its one view, in the largest centred crop, instead of those that ``sampling`` draws.
     """
 
     path: str
@@ -41,6 +42,7 @@ class VideoJob:
     views: int
     image_size: Size
     sampling: SamplingSettings
+    window: Window | None = None
 
 
 Allow = Callable[[float], None]
@@ -120,18 +122,17 @@ def _trusted(probe: "VideoProbe", make: Callable[[int], FrameSource]) -> FrameSo
 def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
     check_size(source.height, source.width)
     views = range(job.first_view, job.first_view + job.views)
-    samples = [
-        draw_view(
-            job.video_id,
-            view,
-            source.timestamps_s,
-            source.height,
-            source.width,
-            job.sampling,
-            sides(job.image_size),
-        )
-        for view in views
-    ]
+    times, target = source.timestamps_s, sides(job.image_size)
+    if job.window is None:
+        samples = [
+            draw_view(job.video_id, view, times, source.height, source.width, job.sampling, target)
+            for view in views
+        ]
+    else:
+        indices = window_indices(times, job.window)
+        crop = largest_crop(source.height, source.width, target)
+        shown = (times - times[0]).astype(np.float32)[indices]
+        samples = [ViewSample(tuple(indices), shown, crop, False, 0)]
     canvases = _fill(samples, source, job.image_size)
     return [
         PixelClip(

@@ -77,6 +77,61 @@ def _nearest(times: np.ndarray, wanted: np.ndarray) -> list[int]:
     return np.where(nearer_before, before, after).tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Frames around one moment: what is seen of a video, and what comes after it as far as the video goes on.
+
+    Attributes:
+        at_s: when the last seen frame is shown, seconds from the first frame of the video; ``None``: as late as the
+            ``steps`` still lie within the video, or else as early as the context does.
+        context: frames up to that moment, ``spacing_s`` apart.
+        steps: frames after it.
+    """
+
+    at_s: float | None
+    context: int
+    steps: int
+    spacing_s: float
+
+
+def window_indices(timestamps_s: Sequence[float] | np.ndarray, window: Window) -> list[int]:
+    """Indices of the frames nearest to the wanted times; those after the moment end where the video does.
+
+    Args:
+        timestamps_s: (frames,) non-decreasing, at least one.
+
+    Raises:
+        VideoRefusedError: ``too_short``, when the context does not lie within the video, or frames would repeat.
+    """
+    times = np.asarray(timestamps_s, dtype=np.float64)
+    times = times - times[0]
+    span, spacing = (window.context - 1) * window.spacing_s, window.spacing_s
+    at_s, last = window.at_s, float(times[-1])
+    slack = 1e-3  # float32 times: the last frame of a video at 5 frames per second is at 1.399999976 s
+    if at_s is None:
+        at_s = max(span, last - window.steps * spacing)
+    if at_s - span < -slack or at_s > last + slack:
+        raise VideoRefusedError(
+            FailureReason.TOO_SHORT,
+            f"{window.context} frames {spacing:g} s apart up to {at_s:g} s do not lie within its {last:.3f} s: give "
+            + (
+                f"--at between {span:g} and {last:.3f}"
+                if span <= last
+                else "a shorter --spacing, fewer frames of --context, or a longer video"
+            ),
+        )
+    wanted = at_s + spacing * np.arange(1 - window.context, window.steps + 1)
+    indices = _nearest(times, wanted[wanted <= last + slack])
+    repeated = next((at for at, pair in enumerate(pairwise(indices), 1) if pair[0] == pair[1]), None)
+    if repeated is not None:
+        raise VideoRefusedError(
+            FailureReason.TOO_SHORT,
+            f"its frames around {wanted[repeated]:.3f} s lie further apart than {spacing:g} s, so one would be taken "
+            f"twice: give a longer --spacing ({len(times)} frames in {last:.3f} s)",
+        )
+    return indices
+
+
 def middle_clip_indices(*, frame_count: int, fps: float, num_frames: int, stride_s: float) -> list[int]:
     """``num_frames`` indices around the middle of a video of constant rate, a whole stride apart.
 

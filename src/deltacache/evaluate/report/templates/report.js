@@ -34,4 +34,8 @@ for (const example of document.querySelectorAll(".example")) {
   show(moments.length - 1);
   one(true);
   controls.hidden = false;
+  if ("plays" in example.dataset && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
+    show(0);
+    play.click();
+  }
 }

@@ -1,0 +1,1 @@
+"""Futures of one video: as tensors, as a page, as a movie."""

@@ -1,0 +1,69 @@
+"""What ``predict`` is asked: futures of one video, as tensors, as a page and as a movie."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deltacache.schemas.arguments import Flag
+from deltacache.schemas.benchmarks import BenchmarkName
+from deltacache.schemas.datasets import AskedPrecision, Frozen, ImageSize, Layers
+
+_AS_TRAINED = "what the models were trained on"
+
+
+class PredictionSettings(Frozen):
+    """From a video, or a clip of a feature dataset, to sampled futures."""
+
+    video: str = Field(description="a video (file, url, folder of frames), or a feature dataset")
+    out: Path
+    tokenizer: Path | None = None
+    world: Path
+    architecture: str | None = Field(default=None, description="of a world model whose file does not say it")
+    heads: dict[BenchmarkName, Path] = Field(default={}, description="linear heads, by what they tell")
+    rgb_decoder: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of train-head rgb, or a released decoder: futures as pictures."
+    )
+    clip: Annotated[str | None, Flag(default="the first")] = Field(
+        default=None, description="Of a feature dataset: id or number of the clip."
+    )
+    at_s: Annotated[float | None, Flag("at", default="as late as all steps still lie within the video")] = (
+        Field(
+            default=None,
+            ge=0,
+            allow_inf_nan=False,
+            description="When the last seen frame is shown, in seconds from the video's first frame.",
+        )
+    )
+    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
+    steps: Annotated[int, Flag()] = Field(default=8, ge=1, le=1024, description="Frames that are predicted.")
+    spacing_s: Annotated[float | None, Flag("spacing", default=_AS_TRAINED)] = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Seconds between frames."
+    )
+    samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures that are sampled.")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    backbone: str | None = None
+    layers: Layers = None
+    pca: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of fit-pca, where the models were trained on reduced tokens."
+    )
+    image_size: Annotated[ImageSize | None, Flag(default=_AS_TRAINED)] = Field(
+        default=None, description="Side of square frames in pixels, or height x width such as 448x896."
+    )
+    frames_per_second: Annotated[float | None, Flag()] = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of a folder of frames whose names only count them.",
+    )
+    movie: Annotated[Literal["mp4", "gif"], Flag()] = Field(
+        default="mp4", description="Format of the movie beside the page."
+    )
+    device: Annotated[str, Flag()] = Field(
+        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
+    )
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto",
+        description="What backbone, tokenizer and world model compute products in; auto: bfloat16 on GPUs, else "
+        "float32.",
+    )
