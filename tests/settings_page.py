@@ -5,6 +5,7 @@ from deltacache.schemas.arguments import Argument, arguments_of
 from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig
 from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.schemas.prediction import PredictionSettings
 
 KINDS = {
     "extract-features, tokenize": ExtractionSettings,
@@ -14,6 +15,7 @@ KINDS = {
     "train-foresight-head": ForesightHeadConfig,
     "evaluate": BenchmarkEvaluation,
     "evaluate-foresight": ForesightEvaluation,
+    "predict": PredictionSettings,
 }
 
 

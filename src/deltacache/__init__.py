@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
     from deltacache.schemas.errors import DeltacacheError
     from deltacache.schemas.progress import Reporter, SilentReporter
+    from deltacache.train.clip_dataset import ClipDataset, ClipStream
 
 __all__ = [
     "Backbone",
     "BackboneCard",
+    "ClipDataset",
+    "ClipStream",
     "Dataset",
     "DatasetCard",
     "DatasetWriter",
@@ -69,6 +72,8 @@ __all__ = [
 _ELSEWHERE = {
     "Backbone": "deltacache.models.backbone",
     "BackboneCard": "deltacache.schemas.datasets",
+    "ClipDataset": "deltacache.train.clip_dataset",
+    "ClipStream": "deltacache.train.clip_dataset",
     "Dataset": "deltacache.pipeline.datasets.dataset",
     "DatasetCard": "deltacache.schemas.datasets",
     "DatasetWriter": "deltacache.pipeline.datasets.writing",

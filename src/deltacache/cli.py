@@ -46,6 +46,7 @@ from deltacache.cli_options import (
     WaitOpt,
     WorkersOpt,
     flags_of,
+    local_folder,
     named_paths,
     parsed_horizons,
     usage_errors,
@@ -525,7 +526,10 @@ def predict(
     video: Annotated[
         str, typer.Argument(help="A video: file, url or folder of frames; or a feature dataset (--clip).")
     ],
-    out: OutArg,
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder for page, movie and tensors: new or empty.", callback=local_folder),
+    ],
     world: Annotated[str, typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released.")],
     tokenizer: Annotated[
         Path | None,
@@ -537,7 +541,12 @@ def predict(
             help="NAME=FILE: a linear head of vspw, cityscapes or kitti: futures as classes or depth; may be repeated."
         ),
     ] = None,
-    backbone: BackboneOpt = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id, Hugging Face directory, or 'tiny'. [default: what the models were trained on]"
+        ),
+    ] = None,
     **settings: Any,
 ) -> None:
     """Sample futures of one video: tensors, a page that shows them side by side, and a movie.

@@ -1,14 +1,17 @@
-"""``deltacache demo``: the whole chain on a drawn world whose futures are known (docs/demo.md)."""
+"""``deltacache demo``: the whole chain on a drawn world whose futures are known, and a look at them (docs/demo.md)."""
 
 from pathlib import Path
 
 from deltacache.chain import ChainConfig, EvaluationPlan, run_chain
-from deltacache.demo.world import FRAMES_PER_SECOND, draw_world
+from deltacache.demo.world import CONTEXT_FRAMES, FRAMES_PER_SECOND, draw_pictures, draw_world
+from deltacache.evaluate.prediction.run import PAGE, predict_futures
 from deltacache.evaluate.results import show_results
 from deltacache.schemas.configs import (
+    RgbConfig,
     TrainingConfig,
     WorldConfig,
     load_config,
+    rgb_preset,
     save_config,
     tokenizer_preset,
     world_preset,
@@ -16,16 +19,22 @@ from deltacache.schemas.configs import (
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
+from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import Reporter
+from deltacache.train.heads.setup import HeadRequest
+from deltacache.train.heads.training import train_rgb_decoder
 
 IMAGE_SIZE = 64
 TRAIN_VIDEOS = 400
 TEST_SCENES = 30
 FRAMES = 8
+PICTURED_VIDEOS = 150
+"""Training videos whose frames teach the decoder of pictures."""
+SHOWN_VIDEO = "scene-000-left.mp4"
 
 
 def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
-    """Draw the videos, run every stage that is not finished, show the table; returns the report's path.
+    """Draw the videos, run every stage that is not finished, show table and futures; returns the page of the futures.
 
     Raises:
         DeltacacheError: ``out`` holds something else, or another seed's demo.
@@ -43,7 +52,37 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
         reporter=reporter,
     )
     paths = run_chain(config, out, reporter)
-    return show_results(paths.evaluation, reporter)
+    show_results(paths.evaluation, reporter)
+    draw_pictures(out / "pictures", seed=seed, videos=PICTURED_VIDEOS, image_size=IMAGE_SIZE)
+    decoder = HeadRequest(out / "pictures", out / "rgb-decoder", "tiny", resume=True, device="cpu")
+    train_rgb_decoder(decoder, _decoder_config(seed), reporter)
+    futures = PredictionSettings(
+        video=str(videos / "test" / SHOWN_VIDEO),
+        out=out / "futures",
+        tokenizer=paths.tokenizer,
+        world=paths.world("best-of-many"),
+        rgb_decoder=decoder.out,
+        context=CONTEXT_FRAMES,
+        steps=FRAMES - CONTEXT_FRAMES,
+        spacing_s=1 / FRAMES_PER_SECOND,
+        seed=seed,
+        backbone="tiny",
+        image_size=IMAGE_SIZE,
+        movie="gif",
+        device="cpu",
+    )
+    page = futures.out / PAGE
+    if not page.exists():
+        predict_futures(futures, reporter)
+    reporter.line(f"demo: one past and {futures.samples} futures, open this first: {page}")
+    return page
+
+
+def _decoder_config(seed: int) -> RgbConfig:
+    """The tiny recipe, at the size of the videos."""
+    config = rgb_preset("tiny")
+    frames = config.frames.model_copy(update={"image_size": IMAGE_SIZE})
+    return config.model_copy(update={"frames": frames, "training": _seeded(config.training, seed)})
 
 
 def _claim(out: Path, config: ChainConfig) -> None:

@@ -339,6 +339,18 @@ def draw_world(
     return world
 
 
+def draw_pictures(folder: Path, *, seed: int, videos: int, image_size: int) -> None:
+    """Write every frame of the first training videos as a PNG; what is there already is left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(videos):
+        video = _train_video(seed, index)
+        paths = [folder / f"{video.scene_name}-{number}.png" for number in range(FRAMES)]
+        if all(path.exists() for path in paths):
+            continue
+        for path, pixels in zip(paths, draw_video(video.scene, video.outcome, image_size), strict=True):
+            _replace_file(path, cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
+
+
 @dataclass(frozen=True, slots=True)
 class _Video:
     name: str

@@ -330,6 +330,16 @@ class Dataset:
             done += len(column)
         return times
 
+    def column(self, name: str) -> pa.Array:
+        """One column of the index: a value per clip."""
+        column = pa.chunked_array(self._batches(name), INDEX_SCHEMA.field(name).type).combine_chunks()
+        return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+    @property
+    def shard_ids(self) -> tuple[str, ...]:
+        """The shards that hold clips, in the order of the index."""
+        return tuple(self._shard_ids)
+
     @property
     def clip_ids(self) -> list[str]:
         """Ids in the order of the index."""
