@@ -13,6 +13,7 @@ same cores. ``copy`` is what bare gathering of such rows reaches in the same run
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -23,8 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from deltacache import DatasetWriter
+from deltacache import ClipDataset, DatasetWriter
 from deltacache.pipeline.datasets.dataset import (
     Dataset,
     load_deltas,
@@ -121,8 +123,23 @@ def measure_deltas(folder: Path, clips: int, batch: int) -> None:
         parts = split.parts_of(range(epochs.start * steps, epochs.stop * steps))
         return rate(clip_batches(source, batch, 0, parts, CPU), batch, 2)
 
+    clips_of_torch = ClipDataset(dataset)
+    loader = DataLoader(
+        clips_of_torch, batch_size=batch, shuffle=True, drop_last=True, collate_fn=clips_of_torch.collate
+    )
+
+    def run_torch(epochs: int) -> Rate:
+        return rate((each for _ in range(epochs) for each in loader), batch, 2)
+
     run(arrays, range(1))
-    print(f"memory: {run(arrays, range(1, 8))} clips/s (goal 300,000)")
+    run_torch(1)
+    rounds = [(run(arrays, range(at, at + 3)), run_torch(3)) for at in (1, 4, 7, 10, 13)]  # taking turns
+    ours, torchs = (max(rates) for rates in zip(*rounds, strict=True))
+    ratio = statistics.median(torch_rate.cpu / our_rate.cpu for our_rate, torch_rate in rounds)
+    print(f"memory: {ours} clips/s (goal 300,000)")
+    print(
+        f"ClipDataset in a DataLoader: {torchs} clips/s, {ratio:.2f} of ours by computed seconds (goal 0.9)"
+    )
     mapped = MappedClips.of(dataset)
     print(
         f"mapped: first epoch {run(mapped, range(1))} clips/s, then {run(mapped, range(1, 4))} (goal 30,000)"

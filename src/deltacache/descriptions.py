@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from deltacache.chain import ChainPaths
 from deltacache.evaluate.generators import MANIFEST, read_manifest
@@ -22,6 +23,7 @@ from deltacache.evaluate.output import (
     read_metrics,
     read_models,
 )
+from deltacache.evaluate.prediction.run import PAGE, TENSORS
 from deltacache.evaluate.report.contact_sheet import write_contact_sheet
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
 from deltacache.evaluate.settings import CONFIG, ClipEvaluation
@@ -45,7 +47,7 @@ from deltacache.pipeline.storage.locking import read_lock
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, BENCHMARKS
 from deltacache.schemas.configs import TrainingConfig
-from deltacache.schemas.errors import CheckpointError, DeltacacheError
+from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError
 from deltacache.systems import training as systems
 from deltacache.systems.training import open_systems
 from deltacache.terminal import duration
@@ -475,6 +477,27 @@ def _dataset_parent(features: str) -> str:
     return line("made from: features", f"{card.fingerprint} at {features}, of {parents}")
 
 
+def describe_prediction(path: Path) -> Iterator[str]:
+    """Futures of one video.
+
+    Raises:
+        DatasetError: the tensors are damaged.
+    """
+    tensors = path / TENSORS
+    try:
+        with safe_open(tensors, "pt") as file:
+            about = dict(file.metadata() or {})
+            shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise DatasetError(f"{tensors} is damaged ({error}): run predict again into a new folder") from error
+    yield f"{path}: sampled futures of one video, {size_of(path)}"
+    for name, shape in shapes.items():
+        yield line(name, " x ".join(map(str, shape)))
+    for name, value in sorted(about.items()):
+        yield line(name, value)
+    yield line("page", path / PAGE)
+
+
 # ----------------------------------------------------------------------------------------------------
 # What lies at a place, where it came from and how large it is: the ``inspect`` command.
 # ----------------------------------------------------------------------------------------------------
@@ -520,6 +543,7 @@ _KINDS = (
         describe_systems,
         (systems.CONFIG, SYSTEMS),
     ),
+    _Kind(f"a prediction ({TENSORS})", _holds(TENSORS), describe_prediction, (TENSORS, PAGE, CONFIG)),
     _Kind(f"contexts ({MANIFEST})", _holds(MANIFEST), describe_contexts, (MANIFEST,)),
     _Kind(
         "contexts that are not all exported (vspw/h1/*/context)",

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import deltacache
+from deltacache.descriptions import describe_output
 from deltacache.evaluate.clips import run as clips_run
 from deltacache.evaluate.clips.rollouts import Futures
 from deltacache.evaluate.examples import load_examples
@@ -209,6 +210,12 @@ def test_a_video_gives_what_its_features_give(
     assert tensors["spread"] == pytest.approx(spread[pairs].mean(0).sqrt(), rel=1e-4)
     nearest = (tensors["future_patch_tokens"] - tensors["true_patch_tokens"]).square().mean((-2, -1)).sqrt()
     assert tensors["distance_to_truth"] == pytest.approx(nearest, rel=1e-4)
+    described = describe_output(predicted.folder)
+    assert "future_patch_tokens    5 x 3 x 4 x 64" in described
+    assert (
+        f"tokenizer              {deltacache.load_tokenizer(models['tokenizer']).card.fingerprint}"
+        in described
+    )  # type: ignore[union-attr]
     assert re.search(r"5 futures of 3 steps \(0\.60 s\) by deltaworld; the samples differ by", said[0])
 
 

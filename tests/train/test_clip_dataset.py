@@ -1,6 +1,7 @@
 """``ClipDataset`` and ``ClipStream``: cached clips in one's own training loop."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from object_stores import s3_bucket
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -17,8 +17,10 @@ from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DeltacacheError
+from object_stores import s3_bucket
 
 FRAMES, HIDDEN, GRID = 3, 8, (2, 2)
+of_torchdata = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # 0.11 calls it
 
 
 def write(root: Path | str, kind: str, clips: int, *, seed: int = 0, tokenizer: str = "f" * 16) -> Dataset:
@@ -171,9 +173,12 @@ def test_a_stream_gives_every_clip_once_an_epoch(store: tuple[str, Path]) -> Non
     assert sorted(indices[0] + indices[1]) == list(range(14))
 
 
+@of_torchdata
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stream_goes_on_where_it_was(store: tuple[str, Path], workers: int, stop: int) -> None:
+def test_a_stream_goes_on_where_it_was(
+    store: tuple[str, Path], workers: int, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def loader() -> StatefulDataLoader[Any]:
         stream = deltacache.ClipStream(store[0], seed=1)
         return StatefulDataLoader(stream, batch_size=2, num_workers=workers)
@@ -188,8 +193,17 @@ def test_a_stream_goes_on_where_it_was(store: tuple[str, Path], workers: int, st
     position = first.state_dict()
     again = loader()
     again.load_state_dict(position)
+    made, original = [0], deltacache.ClipStream._item
+
+    def counting(self: deltacache.ClipStream, *place: Any) -> dict[str, Any]:
+        made[0] += 1
+        return original(self, *place)
+
+    monkeypatch.setattr(deltacache.ClipStream, "_item", counting)
     rest = [batch["index"].tolist() for batch in again]
     assert taken + rest == whole
+    if not workers:  # nothing that was yielded already is read again
+        assert made == [14 - 2 * stop]
 
 
 def test_a_position_of_another_stream_is_refused(two: tuple[Path, Path]) -> None:
@@ -198,3 +212,21 @@ def test_a_position_of_another_stream_is_refused(two: tuple[Path, Path]) -> None
         deltacache.ClipStream(two[0], seed=2).load_state_dict(position)
     with pytest.raises(DeltacacheError, match="Invalid rank 2 of 2"):
         deltacache.ClipStream(two[0], rank=2, world_size=2)
+
+
+@of_torchdata
+def test_the_examples_of_the_page_run(
+    two: tuple[Path, Path], store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page.partition("## Clips in one's own loop")[2], re.DOTALL)
+    assert len(examples) == 2
+    for name, target in {"deltas-a": two[0], "deltas-b": two[1], "features": store[1]}.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(examples[0], names)
+    assert len(names["clips"]) == 13
+    exec(examples[1], names)
+    rest = list(names["loader"])
+    assert sum(len(batch["index"]) for batch in rest) == 14 - len(names["batch"]["index"])

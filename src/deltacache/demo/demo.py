@@ -30,7 +30,7 @@ TEST_SCENES = 30
 FRAMES = 8
 PICTURED_VIDEOS = 150
 """Training videos whose frames teach the decoder of pictures."""
-SHOWN_VIDEO = "scene-000-left.mp4"
+SHOWN_VIDEO = "scene-003-left.mp4"
 
 
 def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:

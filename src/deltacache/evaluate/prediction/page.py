@@ -34,7 +34,9 @@ from deltacache.schemas.errors import DatasetError
 MOST_SHOWN = 20
 """Samples on the page and in the movie; the tensors hold all."""
 _MOST_BYTES = 15_000_000
-_DETAILS = (Detail(20, 16, 192), Detail(20, 12, 128), Detail(12, 8, 96), Detail(6, 6, 64))
+_DETAILS = tuple(
+    Detail(*each, branching=True) for each in ((20, 16, 192), (20, 12, 128), (12, 8, 96), (6, 6, 64))
+)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def _page_context(prediction: Prediction) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------
 
 
-_TILE, _COLUMNS, _GAP, _TOP = 96, 5, 8, 30
+_TILE, _COLUMNS, _GAP, _TOP = 96, 5, 10, 30
 _SEEN, _PREDICTED, _TRUE = "#57606a", "#c65200", "#0072b2"
 _PAGE = "#ffffff"
 _PAINTS: dict[MapKind, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
@@ -274,7 +276,7 @@ def _looks(prediction: Prediction) -> tuple[str, Any, Any]:
     Decoded pictures if there are any, then classes, depth, features.
     """
     by_kind = {maps.kind: maps for maps in prediction.maps}
-    kind = next((each for each in _PAINTS if each in by_kind), None)
+    kind: MapKind | None = next((each for each in _PAINTS if each in by_kind), None)
     if kind is not None:
         text, paint = _PAINTS[kind]
         truth, samples = by_kind[kind].truth, by_kind[kind].samples[prediction.world]
@@ -299,8 +301,8 @@ def _paste(
     """A picture (h, w, 3 or 4) at ``place`` (left, top) in ``size`` (height, width), in a frame of that colour."""
     height, width = size
     image = Image.fromarray(picture).convert("RGBA")
-    few = max(picture.shape[:2]) < max(size)
-    image = image.resize((width, height), Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS)
+    patches = 4 * max(picture.shape[:2]) <= max(size)  # of so few each should be seen
+    image = image.resize((width, height), Image.Resampling.NEAREST if patches else Image.Resampling.LANCZOS)
     canvas.paste(image, place, image)
     left, top = place
     ImageDraw.Draw(canvas).rectangle(

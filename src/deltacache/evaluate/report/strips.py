@@ -219,11 +219,13 @@ class Detail:
         samples: strips a world model.
         futures: moments after the context.
         side: of the largest pictures, in pixels.
+        branching: every sample starts with the past, and what needs no explanation comes first: for one sequence alone.
     """
 
     samples: int = 8
     futures: int = 8
     side: int = 192
+    branching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,8 +338,9 @@ class _ExampleStrips:
             f"{since[at]:+.2f} s".replace("-", "\N{MINUS SIGN}") if at != example.context - 1 else "last seen"
             for at in shown
         ]
-        groups = [self._frames(frames), self._features("features"), self._features("change")]
-        groups += [self._maps(each) for each in example.maps]
+        features = [self._features("features"), self._features("change")]
+        maps = [self._maps(each) for each in example.maps]
+        groups = [self._frames(frames), *(maps + features if self._detail.branching else features + maps)]
         return ExampleView(
             title=example.title,
             moments=tuple(moments),
@@ -422,8 +425,8 @@ class _ExampleStrips:
         if len(example.reconstruction):
             strips.append(self._strip("rebuilt", look, "through DeltaTok", None, example.reconstruction))
         for world in example.worlds:
-            strips += self._samples(world, look, world.samples)
-            if len(world.reached) > 1:
+            strips += self._samples(world, look, world.samples, seen)
+            if len(world.reached) > 1 and not self._detail.branching:
                 label = f"average of {len(world.reached)}"
                 strips.append(self._strip("mean", look, label, None, None, only_last=world.mean))
         note = {
@@ -447,7 +450,9 @@ class _ExampleStrips:
             strips.append(self._strip("rebuilt", maps.kind, "through DeltaTok", None, maps.reconstruction))
         for world in example.worlds:
             if world.fingerprint in maps.samples:
-                strips += self._samples(world, maps.kind, maps.samples[world.fingerprint])
+                strips += self._samples(
+                    world, maps.kind, maps.samples[world.fingerprint], maps.truth[:context]
+                )
         key: list[KeyEntry] = []
         if maps.kind == "segmentation":
             key = class_key(example.title.split(" ", 1)[0], shown)
@@ -475,7 +480,9 @@ class _ExampleStrips:
         several = sum(each.method == world.method for each in self._example.worlds) > 1
         return f"{label} ({world.fingerprint[:8]})" if several else label
 
-    def _samples(self, world: ExampleWorld, look: str, samples: np.ndarray) -> Iterator[Strip]:
+    def _samples(
+        self, world: ExampleWorld, look: str, samples: np.ndarray, seen: np.ndarray
+    ) -> Iterator[Strip]:
         names, several = self._names(), len(world.reached) > 1
         each_one = all(len(world.reached) == 1 for world in self._example.worlds)
         model = self._model(world) if len(self._example.worlds) > 1 else ""
@@ -487,7 +494,8 @@ class _ExampleStrips:
                 outcome = names[int(world.nearest[at])]
                 label += f", {'reaches' if world.reached[at] >= 0 else 'nearest'} {outcome}"
             mark = "closest" if several and at == world.best else ""
-            yield self._strip("predicted", look, label, None, samples[at], mark=mark)
+            past = seen if self._detail.branching else None
+            yield self._strip("predicted", look, label, past, samples[at], mark=mark)
 
 
 def _fitted_label(label: np.ndarray, kind: str, size: tuple[int, int]) -> np.ndarray:
