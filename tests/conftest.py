@@ -6,7 +6,7 @@ Everything else a test needs, it makes itself.
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,23 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def no_ray(shared_ray: "SharedRay") -> None:
     """For tests that start or join a Ray of their own in this process."""
     shared_ray.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawing() -> Iterator[dict[str, Callable[..., Any]]]:
+    """What draws with matplotlib: ``plot_curves`` of trainings and ``draw_svg`` of reports.
+
+    In this process neither draws, unless a test puts it back: there are hundreds of short trainings and evaluations,
+    and their pictures take longer than they do.
+    """
+    from deltacache.evaluate.report import charts
+    from deltacache.train import logs
+
+    drawing = {"plot_curves": logs.plot_curves, "draw_svg": charts.draw_svg}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "plot_curves", lambda rows, path, title: path.touch())
+        patch.setattr(charts, "draw_svg", lambda draw, **size: "<svg></svg>")
+        yield drawing
 
 
 _PROCESSES = {"SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"}

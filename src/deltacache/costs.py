@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from tabulate import tabulate
 
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import choose_device
+from deltacache.models.devices import choose_device, shapes_only
 from deltacache.models.flops import (
     Cost,
     CountedSystem,
@@ -129,7 +129,7 @@ def _on_meta(
     name: str, tokenizer: TokenizerConfig | None, world: WorldConfig, hidden_size: int, candidates: int
 ) -> CountedSystem:
     arguments = dict(world.model.arguments)
-    with torch.device("meta"):
+    with shapes_only():
         made = None if tokenizer is None else DeltaTok(hidden_size, **tokenizer.model.model_dump())
         if made is not None and made.tokens_per_frame > 1:
             arguments["tokens_per_frame"] = made.tokens_per_frame

@@ -24,7 +24,7 @@ SAID = {
 }
 
 
-def features_of(root: Path, monkeypatch: pytest.MonkeyPatch, choice: str, **changes: Any) -> Path:
+def features_of(root: Path, choice: str, **changes: Any) -> Path:
     """The same drawn tokens, said to be made another way."""
     plain = drawn.drawn_card
 
@@ -33,7 +33,7 @@ def features_of(root: Path, monkeypatch: pytest.MonkeyPatch, choice: str, **chan
         backbone = BackboneCard(**{**made.backbone.model_dump(), **CHOICES[choice]})
         return made.model_copy(update={"backbone": backbone, **changes})
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(drawn, "drawn_card", card)
         return drawn.write_dataset(root, "features", drawn.drawn_features(8, 4))
 
@@ -46,14 +46,20 @@ def train(features: Path, out: Path, start_from: Path | None = None, *, resume: 
     return out
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Features of each choice, and a tokenizer trained on them."""
+    root = tmp_path_factory.mktemp("made")
+    features = {choice: features_of(root / choice / "features", choice) for choice in CHOICES}
+    return {choice: (place, train(place, root / choice / "out")) for choice, place in features.items()}
+
+
 @pytest.mark.parametrize("made_for", list(CHOICES))
 @pytest.mark.parametrize("used", list(CHOICES))
 def test_tokenizers_fit_their_own_features_alone(
-    made_for: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_for: str, used: str, made: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    features = features_of(tmp_path / "features", monkeypatch, made_for)
-    others = features_of(tmp_path / "others", monkeypatch, used)
-    out = train(features, tmp_path / "tokenizer")
+    (features, out), (others, _) = made[made_for], made[used]
     loaded, card = load_tokenizer(out), drawn_card_of(others)
     assert {
         name: loaded.metadata.get(name) for name in ("layers", "pca_fingerprint") if name in loaded.metadata
@@ -73,19 +79,16 @@ def test_tokenizers_fit_their_own_features_alone(
         train(others, tmp_path / "further", out)
 
 
-def test_a_released_tokenizer_says_nothing_and_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = train(features_of(tmp_path / "features", monkeypatch, "last"), tmp_path / "tokenizer")
+def test_a_released_tokenizer_says_nothing_and_is_taken(made: dict[str, tuple[Path, Path]]) -> None:
+    _, out = made["last"]
     loaded = load_tokenizer(out)
     released = type(loaded)(loaded.model, loaded.fingerprint, {"kind": "tokenizer"})
-    card = drawn_card_of(features_of(tmp_path / "others", monkeypatch, "pca"))
-    check_tokenizer_fits(released, card, out)
+    check_tokenizer_fits(released, drawn_card_of(made["pca"][0]), out)
 
 
-def test_rectangles_are_remembered_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rectangles_are_remembered_and_resumed(tmp_path: Path) -> None:
     """What JSON makes of a pair compares equal to the pair."""
-    features = features_of(tmp_path / "features", monkeypatch, "last", image_size=(16, 64), patch_grid=(1, 4))
+    features = features_of(tmp_path / "features", "last", image_size=(16, 64), patch_grid=(1, 4))
     out = train(features, tmp_path / "tokenizer")
     assert load_tokenizer(out).metadata["image_size"] == [16, 64]
     train(features, out, resume=True)

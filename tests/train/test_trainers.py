@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +28,10 @@ def curves(out: Path) -> dict[str, list[float]]:
     return pq.read_table(out / "curves.parquet").to_pydict()
 
 
-def test_a_run_leaves_everything_that_is_promised(case: Case, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_that_is_promised(
+    case: Case, tmp_path: Path, drawing: dict[str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltacache.train.logs.plot_curves", drawing["plot_curves"])
     reporter = Lines()
     checkpoint = case.run(tmp_path / "out", reporter=reporter)
     assert checkpoint == tmp_path / "out/checkpoints/step-00000008"
@@ -38,6 +43,7 @@ def test_a_run_leaves_everything_that_is_promised(case: Case, tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard")
     }
+    assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((tmp_path / "out/config.yaml").read_text()) == case.config().model_dump(mode="json")
     assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
     _, batch, summary = reporter.said  # the schedule, how steps are cut, how it went

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.devices import shapes_only
 from deltacache.models.weights import weights_fingerprint
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import architecture_of, world_class
@@ -352,9 +353,9 @@ def _check_records(path: Path) -> None:
 
 
 def _build(model_class: type[ModelT], arguments: Arguments, place: Path) -> ModelT:
-    """An empty model: on the meta device, initialisation costs nothing and draws no random numbers."""
+    """An empty model."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return model_class(**arguments)
     except (TypeError, ValueError) as error:
         raise CheckpointError(

@@ -3,13 +3,14 @@
 import functools
 import os
 import platform
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deltacache.schemas.datasets import Precision, TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
@@ -35,6 +36,23 @@ def choose_device(name: str) -> torch.device:
     if kind == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules that are built inside have shapes and no weights; initialisation draws no random numbers."""
+    with torch.device("meta"), _WithoutNormal():
+        yield
+
+
+class _WithoutNormal(TorchFunctionMode):
+    """Leaves out ``normal_``: on the meta device PyTorch imports its compiler for it, which takes a second or two."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def autocast_to(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -19,7 +19,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from deltacache.models.backbone import quiet_transformers, readable_folder, tiny_encoder
 from deltacache.models.deltatok import DeltaTok
-from deltacache.models.devices import autocast_to
+from deltacache.models.devices import autocast_to, shapes_only
 from deltacache.models.encoders import InputConvention, convention_of
 from deltacache.models.futures import decode_future
 from deltacache.models.optimizer_groups import decay_groups
@@ -243,7 +243,7 @@ ModelT = TypeVar("ModelT", bound=DeltaTok | WorldModel)
 def rebuilt(model: ModelT, device: torch.device = META, **changes: Any) -> ModelT:
     """A new model of the same class and arguments, but for ``changes``; on meta it holds no numbers."""
     build = cast(Callable[..., ModelT], type(model))
-    with torch.device(device):
+    with shapes_only() if device == META else torch.device(device):
         return build(**{**model.arguments, **changes}).eval()
 
 

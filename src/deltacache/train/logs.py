@@ -74,17 +74,26 @@ _PANELS: tuple[tuple[str, ...], ...] = (
 def plot_curves(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw losses, gradient norm, learning rate and probes over the steps."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(8, 10), layout="constrained")
+    # A fixed layout and few, plain numbers: to measure every label and to typeset exponents takes most of a second,
+    # longer than a short run trains.
+    figure = Figure(figsize=(8, 10))
     panels = [names for names in _PANELS if any(_curve(rows, name)[0] for name in names)]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.06, top=0.96, hspace=0.07)
     for axis, names in zip(axes, panels, strict=True):
+        axis.set_yscale("log", subs=())
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         for name in names:
             steps, values = _curve(rows, name)
             if steps:
                 axis.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 30 else None)
-        axis.set_yscale("log")
-        axis.legend()
+        low, high = axis.get_ylim()
+        if high < 30 * low:  # too few powers of ten to read values from
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+        axis.legend(loc="upper right")
         axis.grid(alpha=0.3)
     axes[0].set_title(title)
     axes[-1].set_xlabel("step")

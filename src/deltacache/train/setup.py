@@ -14,6 +14,7 @@ import torch
 from deltacache import __version__
 from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedModel
 from deltacache.models.deltatok import DeltaTok
+from deltacache.models.devices import shapes_only
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.files import is_temporary, remove_leftovers, replacing
@@ -476,7 +477,7 @@ def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | WorldModel]) -> 
         MismatchError: the width does not split into the config's heads, or the model takes other arguments.
     """
     try:
-        with torch.device("meta"):  # shapes only
+        with shapes_only():
             build()
     except ValueError as error:
         raise MismatchError(

@@ -1,5 +1,6 @@
 """``report.html``: one or several evaluations as one page that needs nothing but itself."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,6 +177,7 @@ def _of_run(shown: Sequence[Panel], run: str) -> tuple[Panel, ...]:
     return tuple(panel.of_run(run) for panel in shown if run in panel.runs)
 
 
+@functools.cache
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("deltacache.evaluate.report"),
