@@ -18,8 +18,8 @@ def test_no_warmup_starts_at_the_full_rate() -> None:
 
 
 def test_cosine_goes_from_the_rate_at_the_end_of_the_warm_up_to_0() -> None:
-    rates = [warmup_cosine(step, 2.0, 4, 12) for step in (0, 2, 4, 6, 8, 10, 12, 20)]
-    assert rates == pytest.approx([0, 1, 2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0, 0])
+    rates = [warmup_cosine(step, 2.0, 4, 12) for step in (0, 2, 4, 6, 8, 10, 12, 13, 20)]
+    assert rates == pytest.approx([0, 1, 2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0, 0, 0])
     assert warmup_cosine(100, 2.0, 4, None) == 2.0
 
 
