@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,16 +23,16 @@ from deltacache.evaluate.benchmarks.run import BenchmarkRun, Block, Parts, open_
 from deltacache.evaluate.benchmarks.sampling import Advance, Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
 from deltacache.evaluate.clips.run import score_clips
-from deltacache.evaluate.output import RunStamp, read_models, write_models
+from deltacache.evaluate.evaluation import Evaluation, run_evaluation
+from deltacache.evaluate.output import RunStamp, read_models
 from deltacache.evaluate.settings import BenchmarkEvaluation
-from deltacache.evaluate.statistics import Series, TableWriter, reading_order, statistics_of
+from deltacache.evaluate.statistics import Series, Statistic, reading_order, statistics_of
 from deltacache.pipeline.cluster.tasks import run_tasks
 from deltacache.pipeline.datasets.dataset import finish_dataset, finished_shards, prepare_dataset, write_plan
 from deltacache.pipeline.datasets.plan import plan_of
 from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import BenchmarkName
-from deltacache.schemas.configs import save_config
 from deltacache.schemas.progress import Reporter
 
 # ----------------------------------------------------------------------------------------------------
@@ -119,7 +119,6 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
     """Write the examples of benchmarks again; the tables and what else is there stay."""
     out = run.settings.out
     blocks = [_examples_alone(block) for block in run.blocks if block.examples]
-    reporter.line(f"evaluate: {out / output.METRICS} holds these numbers already: pictures alone are made")
     with (
         output.new_folder(out / output.EXAMPLES) as folder,
         reporter.stage("pictures", sum(len(block.sequences) for block in blocks)) as stage,
@@ -129,9 +128,6 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
         for _, result in spread_out(run, blocks, plan, stage.advance, reporter.line):
             for name, content in result.examples.items():
                 (folder / name).write_bytes(content)
-    (out / output.REPORT).unlink(missing_ok=True)
-    save_config(run.settings, out / output.CONFIG)
-    write_models(out, run.models)
 
 
 def _examples_alone(block: Block) -> Block:
@@ -145,27 +141,16 @@ def _examples_alone(block: Block) -> Block:
 # ----------------------------------------------------------------------------------------------------
 
 
-def write_tables(run: BenchmarkRun, parts: Parts, reporter: Reporter) -> None:
-    """Write everything that belongs to a finished evaluation; the metrics come last."""
-    out, settings = run.settings.out, run.settings
-    for stale in output.TABLES:
-        (out / stale).unlink(missing_ok=True)
-    tables = TableWriter(out, lambda dataset: _stamp(run, dataset), run.samples_of)
-    with output.new_folder(out / output.EXAMPLES) as examples, tables:
-        for block in run.blocks:
-            for path in parts.examples(block):
-                (examples / path.name).write_bytes(path.read_bytes())
-            tables.add(statistics_of(parts.statistics(block)))
-        for statistics in score_clips(run.clips, examples, reporter) if run.clips else ():
-            tables.add(statistics)
-    worlds = [world.method.world for world in run.inputs.models.worlds]
-    output.keep_curves(out, settings.tokenizers, worlds, settings.worlds)
-    save_config(settings, out / output.CONFIG)
-    output.write_notes(out, run.notes)
-    write_models(out, run.models)
-    _write_timing(run, parts)
-    tables.finish(lambda series: _order(run, series))
-    parts.remove()
+def _sums(
+    run: BenchmarkRun, parts: Parts, examples: Path, reporter: Reporter
+) -> Iterator[Iterable[Statistic]]:
+    """Of all finished blocks, and of the feature dataset that goes into the same tables."""
+    for block in run.blocks:
+        for path in parts.examples(block):
+            (examples / path.name).write_bytes(path.read_bytes())
+        yield statistics_of(parts.statistics(block))
+    if run.clips is not None:
+        yield from score_clips(run.clips, examples, reporter)
 
 
 def _stamp(run: BenchmarkRun, dataset: str) -> RunStamp:
@@ -209,23 +194,35 @@ def evaluate_benchmarks(settings: BenchmarkEvaluation, reporter: Reporter) -> Pa
         CheckpointError: a model is missing or damaged.
         MismatchError: models that do not belong together, or to the benchmark.
     """
-    earlier = output.finished_run(settings.out)
-    run = open_benchmarks(settings)
-    metrics = settings.out / output.METRICS
-    if output.is_finished(settings.out, earlier, run.run_id) and not lacks_pictures(run):
-        reporter.line(f"evaluate: {metrics} holds this evaluation already ({earlier})")
-        return metrics
-    with dataset_lock(settings.out, "evaluate"):
-        if output.is_finished(settings.out, output.finished_run(settings.out), run.run_id):
-            redo_pictures(run, _worker_plan(run, reporter), reporter)
-            return metrics
-        for line in (*run.counts, *run.notes):
-            reporter.line(f"evaluate: {line}")
+
+    def open_source() -> Evaluation:
+        run = open_benchmarks(settings)
         parts = Parts(settings.out, run.parts_id)
-        parts.prepare()
-        _score(run, parts, _worker_plan(run, reporter), reporter)
-        write_tables(run, parts, reporter)
-    return metrics
+
+        def score_blocks(reporter: Reporter) -> None:
+            parts.prepare()
+            _score(run, parts, _worker_plan(run, reporter), reporter)
+
+        def redo(reporter: Reporter) -> None:
+            redo_pictures(run, _worker_plan(run, reporter), reporter)
+
+        return Evaluation(
+            settings=run.settings,
+            run_id=run.run_id,
+            notes=run.notes,
+            record=run.models,
+            stamp=lambda dataset: _stamp(run, dataset),
+            samples_of=run.samples_of,
+            score=lambda examples, reporter: _sums(run, parts, examples, reporter),
+            counts=run.counts,
+            prepare=score_blocks,
+            redo_pictures=redo if lacks_pictures(run) else None,
+            finish=lambda: _write_timing(run, parts),
+            discard=parts.remove,
+            order=lambda series: _order(run, series),
+        )
+
+    return run_evaluation(settings.out, open_source, reporter)
 
 
 def _worker_plan(run: BenchmarkRun, reporter: Reporter) -> WorkerPlan:

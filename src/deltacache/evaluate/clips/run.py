@@ -16,7 +16,6 @@ from torch import Tensor
 
 from deltacache import __version__
 from deltacache.evaluate import metrics as sample_sums
-from deltacache.evaluate import output
 from deltacache.evaluate.clips.rollouts import (
     Futures,
     ScoredSamples,
@@ -35,9 +34,10 @@ from deltacache.evaluate.clips.scenes import (
     score_modes,
 )
 from deltacache.evaluate.clips.sequences import CachedSequences, SequenceList, choose_sequences, read_batches
+from deltacache.evaluate.evaluation import Evaluation, run_evaluation
 from deltacache.evaluate.examples import Example, ExampleWorld, save_example, spread
 from deltacache.evaluate.inputs import Models, World, load_models
-from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp, write_models
+from deltacache.evaluate.output import TABLES_VERSION, ModelRecord, RunStamp
 from deltacache.evaluate.predictions import (
     AboutSequence,
     RolloutProtocol,
@@ -47,12 +47,10 @@ from deltacache.evaluate.predictions import (
     score_predictions,
 )
 from deltacache.evaluate.settings import ClipEvaluation
-from deltacache.evaluate.statistics import Statistic, TableWriter
+from deltacache.evaluate.statistics import Statistic
 from deltacache.models.devices import allow_tf32, choose_device
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
-from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.pipeline.work.encoders import resolve_precision
-from deltacache.schemas.configs import save_config
 from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.progress import Reporter
 
@@ -91,15 +89,6 @@ class ClipRun:
     stamp: RunStamp
     example_rows: frozenset[int]
     device: torch.device
-
-    @property
-    def world_fingerprints(self) -> list[str | None]:
-        """In the order of the settings."""
-        return [world.method.world for world in self.models.worlds]
-
-    def samples_of(self, method: str) -> int:
-        """How many futures of each sequence a method that samples has."""
-        return self.settings.samples
 
     @property
     def record(self) -> ModelRecord:
@@ -302,9 +291,7 @@ def _example_world(world: World, judged: ScoredSamples, checked: CheckedScene | 
 
 
 def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
-    """Write ``metrics.parquet``, ``sequences.parquet`` and what the report needs; returns the former's path.
-
-    An evaluation that is there already, of the same data, models and settings, is left alone.
+    """Write ``metrics.parquet``, ``sequences.parquet`` and what the report needs; see ``run_evaluation``.
 
     Raises:
         DatasetError: the features or the futures file are missing or damaged, or ``out`` holds other things.
@@ -312,28 +299,20 @@ def evaluate_clips(settings: ClipEvaluation, reporter: Reporter) -> Path:
         MismatchError: models, features, settings or futures that do not belong together.
         NotFiniteError: features or a prediction are not finite.
     """
-    metrics = settings.out / output.METRICS
-    earlier = output.finished_run(settings.out)
-    run = open_run(settings)
-    if output.is_finished(settings.out, earlier, run.stamp.run_id):
-        reporter.line(f"evaluate: {metrics} holds this evaluation already ({earlier})")
-        return metrics
-    for note in run.notes:
-        reporter.line(f"evaluate: {note}")
-    with dataset_lock(settings.out, "evaluate"):
-        output.is_finished(settings.out, output.finished_run(settings.out), run.stamp.run_id)
-        for stale in output.TABLES:
-            (settings.out / stale).unlink(missing_ok=True)
-        tables = TableWriter(settings.out, lambda _: run.stamp, run.samples_of)
-        with output.new_folder(settings.out / output.EXAMPLES) as examples, tables:
-            for statistics in score_clips(run, examples, reporter):
-                tables.add(statistics)
-        output.keep_curves(settings.out, settings.tokenizers, run.world_fingerprints, settings.worlds)
-        save_config(settings, settings.out / output.CONFIG)
-        write_models(settings.out, run.record)
-        output.write_notes(settings.out, run.notes)
-        tables.finish(lambda _: 0)
-    return metrics
+
+    def open_source() -> Evaluation:
+        run = open_run(settings)
+        return Evaluation(
+            settings=run.settings,
+            run_id=run.stamp.run_id,
+            notes=run.notes,
+            record=run.record,
+            stamp=lambda _: run.stamp,
+            samples_of=lambda _: run.settings.samples,
+            score=lambda examples, reporter: score_clips(run, examples, reporter),
+        )
+
+    return run_evaluation(settings.out, open_source, reporter)
 
 
 def score_clips(run: ClipRun, examples: Path, reporter: Reporter) -> Iterator[Iterator[Statistic]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from deltacache import __version__
-from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.run import content_of, head_notes, sequence_notes
+from deltacache.evaluate.evaluation import Evaluation, run_evaluation
 from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.foresight.pictures import Album, principal_axes, save_picture
 from deltacache.evaluate.foresight.predictions import (
@@ -20,14 +20,12 @@ from deltacache.evaluate.foresight.predictions import (
     whole_frame_metrics,
 )
 from deltacache.evaluate.metrics import check_finite, check_finite_frames, naming
-from deltacache.evaluate.output import TABLES_VERSION, RunStamp, write_models
-from deltacache.evaluate.statistics import Series, Statistic, TableWriter, reading_order
+from deltacache.evaluate.output import TABLES_VERSION, RunStamp
+from deltacache.evaluate.statistics import Series, Statistic, reading_order
 from deltacache.models.devices import choose_device
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
-from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import LabelledSequence
-from deltacache.schemas.configs import save_config
 from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.foresight import DATASET, ForesightEvaluation
 from deltacache.schemas.progress import Reporter
@@ -45,32 +43,25 @@ def evaluate_foresight(settings: ForesightEvaluation, reporter: Reporter) -> Pat
         MismatchError: models that do not belong together.
         NotFiniteError: features, a depth map or a prediction are not finite.
     """
-    out = settings.out
-    earlier = output.finished_run(out)
-    inputs = load_inputs(settings, choose_device(settings.device))
-    found = _sequences(settings)
-    stamp = _stamp(settings, inputs, found)
-    if output.is_finished(out, earlier, stamp.run_id):
-        reporter.line(f"evaluate-foresight: {out} holds this evaluation already ({earlier})")
-        return out / output.METRICS
-    notes = _notes(settings, found, inputs)
-    for note in notes:
-        reporter.line(f"evaluate-foresight: {note}")
-    with dataset_lock(out, "evaluate-foresight"):
-        if output.is_finished(out, output.finished_run(out), stamp.run_id):
-            return out / output.METRICS  # another command was faster
-        for stale in output.TABLES:
-            (out / stale).unlink(missing_ok=True)
-        tables = TableWriter(out, lambda _: stamp, lambda _: 1, whole_frame_metrics)
-        with output.new_folder(out / output.EXAMPLES) as folder, tables:
-            for statistics in _score(settings, found, inputs, folder, reporter):
-                tables.add(statistics)
-        output.write_notes(out, notes)
-        output.keep_curves(out, settings.tokenizers, inputs.record.worlds, settings.worlds)
-        save_config(settings, out / output.CONFIG)
-        write_models(out, inputs.record)
-        tables.finish(reading_order)
-    return out / output.METRICS
+
+    def open_source() -> Evaluation:
+        inputs = load_inputs(settings, choose_device(settings.device))
+        found = _sequences(settings)
+        stamp = _stamp(settings, inputs, found)
+        return Evaluation(
+            settings=settings,
+            run_id=stamp.run_id,
+            notes=_notes(settings, found, inputs),
+            record=inputs.record,
+            stamp=lambda _: stamp,
+            samples_of=lambda _: 1,
+            score=lambda examples, reporter: _score(settings, found, inputs, examples, reporter),
+            order=reading_order,
+            metrics_of=whole_frame_metrics,
+            command="evaluate-foresight",
+        )
+
+    return run_evaluation(settings.out, open_source, reporter)
 
 
 def _score(
