@@ -16,19 +16,26 @@ from typing import Any
 import pytest
 
 _FOLDER = Path(__file__).resolve().parent.parent / "simulated_cuda"
-# name: (peak in GiB, launches of a pass with the update); #2: two layers of each model.
+# name: (peak in GiB, launches of a pass with the update). #2: two layers of each model, since all layers are alike;
+# docs/benchmarks.md has the figures of whole models.
 # Linear heads compute in float32 in any case.
 STEPS = {
-    "tokenizer/released/256px:128": (57.1, 3854),
-    "tokenizer/paper/256px:64": (21.2, 2523),
+    "tokenizer/released/256px:128#2": (10.38, 714),
+    "tokenizer/released/512px:64#2": (20.36, 714),
+    "tokenizer/paper/256px:64#2": (3.81, 483),
+    "tokenizer/frame-tokens/main:64#2": (2.73, 484),
+    "tokenizer/delta-tokens/main:64#2": (3.81, 483),
+    "tokenizer/foresight/448px:8#2": (5.98, 483),
     "tokenizer/tiny/main": (0.43, 712),
     "tokenizer/tiny/main@float32": (0.62, 480),
-    "world/released": (12.7, 7601),
-    "world/discriminative": (4.05, 1354),
-    "world/dino-world:64": (49.5, 7210),
-    "world/best-of-many:64": (49.5, 11520),
+    "world/released#2": (9.73, 1611),
     "world/paper#2": (9.73, 1611),
     "world/frame-tokens#2": (1.76, 994),
+    "world/delta-tokens#2": (1.76, 994),
+    "world/discriminative#2": (0.84, 294),
+    "world/dino-world:64#2": (10.31, 1360),
+    "world/dino-world-large:8#2": (2.87, 1360),
+    "world/best-of-many:64#2": (10.31, 2310),
     "world/tiny": (0.01, 934),
     "world/foresight/224px:8#2": (11.93, 248),
     "world/foresight/448px:4#2": (23.28, 256),
@@ -39,24 +46,26 @@ STEPS = {
     "head/tiny/depth": (0.08, 546),
     "head/tiny/rgb": (0.01, 412),
     "head/tiny/segmentation@float32": (0.34, 672),
+    "head/tiny/whole-segmentation": (0.38, 1191),
+    "head/tiny/whole-depth": (0.17, 534),
     "head/released/segmentation#2": (0.95, 2381),
     "head/released/depth#2": (0.95, 3082),
+    "head/released/whole-segmentation#2": (0.73, 4397),
+    "head/released/whole-depth#2": (1.55, 2986),
     "head/released/rgb:8#2": (2.3, 414),
-    "extract/256": (0.65, 425),
-    "tokenize/256": (1.36, 1040),
-    "features/256": (1.35, 608),
-    "evaluate/depth": (0.58, 1569),
+    "extract/256#2": (0.52, 85),
+    "tokenize/256#2": (0.96, 220),
+    "features/256#2": (0.95, 128),
+    "extract/256@float32#2": (0.71, 68),
+    "tokenize/256@float32#2": (1.42, 171),
+    "head/released/depth@float32#2": (1.3, 3065),
+    "world/dino-world:64@float32#2": (16.03, 1163),
+    "world/released@float32#2": (9.8, 1510),
+    "tokenizer/released/256px:64@float32#2": (7.67, 482),
+    "evaluate/depth#2": (0.58, 1569),
     "evaluate/depth@float32#2": (0.87, 1569),
     "evaluate/segmentation#2": (0.69, 1543),
 }
-TWELVE_LAYERS = {
-    "tokenizer/released/256px:128": (1, 2),
-    "tokenizer/paper/256px:64": (1, 2),
-    "world/released": (2, 3),  # with one layer, the peak is where candidates are drawn
-    "world/dino-world:64": (1, 2),
-    "world/best-of-many:64": (1, 2),
-}
-"""Asked with few layers, twice, for all are alike: ten more take ten times what one more takes."""
 EVALUATION_WAITS = {
     "aten.to.device [(768,)]",  # noise, drawn on the host
     "aten.to.dtype_layout [(1, 3)]",  # times
@@ -87,14 +96,7 @@ def ask() -> Callable[..., dict[str, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def steps(ask: Callable[..., dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """What each of ``STEPS`` did, and ``gpu/small``."""
-    shallow = [f"{name}#{layers}" for name, both in TWELVE_LAYERS.items() for layers in both]
-    done = ask(*(name for name in STEPS if name not in TWELVE_LAYERS), *shallow, "gpu/small")
-    for name, (few, more) in TWELVE_LAYERS.items():
-        first, second = done[f"{name}#{few}"], done[f"{name}#{more}"]
-        done[name] = {**second, "waits": first["waits"] + second["waits"]}
-        for figure in ("peak_gib", "launches"):
-            done[name][figure] += (12 - more) / (more - few) * (second[figure] - first[figure])
-    return done
+    return ask(*STEPS, "gpu/small")
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -103,6 +105,8 @@ def test_a_step_on_the_simulated_device(steps: dict[str, dict[str, Any]], name: 
     products = {"torch.float32"} if "@float32" in name else {"torch.bfloat16"}
     if name.startswith(("head", "evaluate")) and "rgb" not in name:
         products |= {"torch.float32"}
+    if name == "world/released@float32#2":
+        products |= {"torch.bfloat16"}  # its candidates are compared in it, the best of them again in float32
     assert set(step["products"]) == products
     assert set(step["waits"]) == (EVALUATION_WAITS if name.startswith("evaluate") else set())
     assert step.get("state_dtypes", ["torch.float32"]) == ["torch.float32"]
@@ -111,8 +115,8 @@ def test_a_step_on_the_simulated_device(steps: dict[str, dict[str, Any]], name: 
 
 
 def test_noise_takes_a_call_for_sixteen_positions(steps: dict[str, dict[str, Any]]) -> None:
-    assert steps["world/released"]["samples"] == 1024
-    assert steps["world/released"]["draws"] == 64
+    assert steps["world/released#2"]["samples"] == 1024
+    assert steps["world/released#2"]["draws"] == 64
 
 
 def test_what_make_gpu_runs_ends_in_a_table(steps: dict[str, dict[str, Any]]) -> None:
