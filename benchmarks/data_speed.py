@@ -27,11 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from deltacache import ClipDataset, DatasetWriter
-from deltacache.pipeline.datasets.dataset import (
-    Dataset,
-    load_deltas,
-    open_dataset,
-)
+from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 from deltacache.train.data import (
@@ -40,6 +36,7 @@ from deltacache.train.data import (
     ResidentClips,
     StreamedFeatures,
     clip_batches,
+    open_clips,
     pair_batches,
 )
 from deltacache.train.order import Split
@@ -116,7 +113,7 @@ def copy_rate() -> float:
 def measure_deltas(folder: Path, clips: int, batch: int) -> None:
     """Print clips/s from memory and from mapped shards."""
     dataset = make_dataset(folder / "deltas", "deltas", clips, 2048)
-    arrays, steps = load_deltas(dataset.root), clips // batch
+    arrays, steps = open_clips(dataset), clips // batch
     split = Split(batch)
 
     def run(source: ResidentClips | MappedClips, epochs: range) -> Rate:

@@ -224,6 +224,27 @@ NUMBERS = (
         ("evaluate/test_pooled.py",),
     ),
     Mutant(
+        "futures of a video start as early as they can",
+        "pipeline/decoding/sampling.py",
+        "at_s = max(span, last - window.steps * spacing)",
+        "at_s = span",
+        ("evaluate/test_predict.py::test_windows_of_frames",),
+    ),
+    Mutant(
+        "the spread of samples is that to their mean",
+        "evaluate/prediction/run.py",
+        "(2 * each.var(0).mean()).sqrt()",
+        "each.var(0).mean().sqrt()",
+        ("evaluate/test_predict.py::test_a_video_gives_what_its_features_give",),
+    ),
+    Mutant(
+        "clips of several datasets lose their order",
+        "train/clip_dataset.py",
+        "batch[name] = torch.cat(joined)[order]",
+        "batch[name] = torch.cat(joined)",
+        ("train/test_clip_dataset.py::test_clips_are_those_of_the_datasets",),
+    ),
+    Mutant(
         "best by squared error (clips)",
         "evaluate/clips/rollouts.py",
         "winners = metrics[:, :, 0].argmin(0)",

@@ -1,6 +1,8 @@
 """``predict``: futures of one video or clip, the same bits as ``evaluate`` gets, and the page and movie of them."""
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import deltacache
+from deltacache import cli
 from deltacache.descriptions import describe_output
 from deltacache.evaluate.clips import run as clips_run
 from deltacache.evaluate.clips.rollouts import Futures
@@ -347,3 +350,40 @@ def test_a_real_video(real_videos: Path, models: dict[str, Path], tmp_path: Path
     )  # fmt: skip
     assert predicted.tensors()["times_s"].tolist() == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.2, 1.4], abs=0.02)
     assert predicted.page.stat().st_size < 1_000_000
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of ``deltacache``, called in this process."""
+    monkeypatch.setattr(sys, "argv", ["deltacache", *map(str, arguments)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command(
+    video: Path,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = (video, tmp_path / "out", "--world", models["world"], "--device", "cpu", "--at", "0.6")
+    asked = (*given, "--tokenizer", models["tokenizer"], "--steps", "2", "--samples", "3")
+    assert command(monkeypatch, "show-config", "predict", *asked) == 0
+    shown = capsys.readouterr().out
+    assert "image_size: 32" in shown
+    assert "spacing_s: 0.2" in shown
+    assert not (tmp_path / "out").exists()
+    assert command(monkeypatch, "predict", *asked, "--head", f"kitti={models['kitti']}") == 0
+    said = capsys.readouterr().out
+    assert "3 futures of 2 steps (0.40 s) by deltaworld" in said
+    assert f"page: {tmp_path / 'out' / 'index.html'}" in said
+    assert command(monkeypatch, "predict", *asked) == 1
+    assert "is there already and holds something" in capsys.readouterr().err
+    assert command(monkeypatch, "predict", *given, "--steps", "0") == 2
+    assert command(monkeypatch, "predict", video, "s3://bucket/out", "--world", models["world"]) == 2
+    assert "is a url: give a folder of this machine" in capsys.readouterr().err.replace("\n", " ").replace(
+        "  ", " "
+    )

@@ -224,11 +224,11 @@ def write_movie(prediction: Prediction, path: Path) -> None:
             optimize=True,
         )
         return
-    rate = 20
+    rate = 12
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate))
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
-        stream.options = {"crf": "18"}
+        stream.options = {"crf": "18", "preset": "veryfast"}
         for frame, length in zip(frames, seconds, strict=True):
             shown = av.VideoFrame.from_image(frame)
             for _ in range(max(1, round(length * rate))):
