@@ -219,7 +219,9 @@ def test_the_examples_of_the_page_run(
     two: tuple[Path, Path], store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/python.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page.partition("## Clips in your own training loop")[2], re.DOTALL)
+    examples = re.findall(
+        r"```python\n(.*?)```", page.partition("## Clips in your own training loop")[2], re.DOTALL
+    )
     assert len(examples) == 2
     for name, target in {"deltas-a": two[0], "deltas-b": two[1], "features": store[1]}.items():
         (tmp_path / name).symlink_to(target)
