@@ -328,7 +328,7 @@ def train_world(
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Path:
-    """Train a world model, such as DeltaWorld on delta tokens: predict the next frame, best of K candidates.
+    """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
     Args:
         source: a delta dataset; a feature dataset for models of patch tokens (DINO-world).

@@ -102,7 +102,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a refused command.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a rejected command.")] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
@@ -135,15 +135,15 @@ def extract_features(
 
 @app.command("fit-pca", rich_help_panel=PIPELINE)
 def fit_pca(
-    features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
+    features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
     out: Annotated[Path, typer.Argument(help="Folder for the PCA, new or empty.")],
-    components: Annotated[int, typer.Option(min=1, help="Channels that are left.")] = 1152,
+    components: Annotated[int, typer.Option(min=1, help="Channels to keep.")] = 1152,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to take, spread evenly. [default: all]")
     ] = None,
     device: DeviceOpt = "auto",
 ) -> None:
-    """Fit a PCA on standardised patch tokens, streamed shard by shard, for --pca of extract-features.
+    """Fit a PCA on standardised patch tokens, for --pca of extract-features.
 
     Example: deltacache fit-pca features/ pca/ --components 1152
     """
@@ -156,7 +156,7 @@ def fit_pca(
 @app.command("train-tokenizer", rich_help_panel=TRAINING)
 @flags_of(TokenizerConfig, defaults=_PRESETS_OWN)
 def train_tokenizer(
-    features: Annotated[str, typer.Argument(help="Feature dataset, here or on s3://, gs://.")],
+    features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
     out: OutArg,
     preset: PresetOpt = "released",
     stage: StageOpt = None,
@@ -233,7 +233,7 @@ def train_world(
     source: Annotated[
         str,
         typer.Argument(
-            help="Delta dataset, here or on s3://, gs://; a feature dataset for models of patch tokens (DINO-world)."
+            help="Delta dataset, local or on s3://, gs://; for models of patch tokens (DINO-world) a feature dataset."
         ),
     ],
     out: OutArg,
@@ -250,7 +250,7 @@ def train_world(
     device: DeviceOpt = "auto",
     **changes: Any,
 ) -> None:
-    """Train a world model, such as DeltaWorld on delta tokens: predict the next frame, best of K candidates.
+    """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
     Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
     """
@@ -280,7 +280,7 @@ def train_world(
 def train_systems(
     features: Annotated[
         str,
-        typer.Argument(help="Feature dataset that all systems are trained from, here or on s3://, gs://."),
+        typer.Argument(help="Feature dataset that all systems are trained from, local or on s3://, gs://."),
     ],
     out: OutArg,
     preset: Annotated[
@@ -293,7 +293,7 @@ def train_systems(
     wait_for_nodes: WaitOpt = 600.0,
     device: DeviceOpt = "auto",
 ) -> None:
-    """Train several world models on the same features, for one table; finished ones are skipped.
+    """Train several world models on the same features to compare them; finished ones are skipped.
 
     Example: deltacache train-systems features/ systems/ --preset tiny-table2
     """
@@ -320,13 +320,13 @@ def compare_systems(
     data: Annotated[
         list[str],
         typer.Option(
-            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti; clips and a feature dataset."
+            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature dataset."
         ),
     ],
     evaluation: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the evaluation; the table goes there too, if it is another than the default. "
+            help="Folder of the evaluation; if it is not the default, the table is written there too. "
             "[default: OUT/evaluation]"
         ),
     ] = None,
@@ -335,17 +335,17 @@ def compare_systems(
     image_size: Annotated[
         int | None, typer.Option(min=16, help="Side of the crops in pixels. [default: that of FEATURES]")
     ] = None,
-    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
+    context: Annotated[int, typer.Option(min=1, help="Context frames that the model sees.")] = 4,
     horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
-    samples: Annotated[int, typer.Option(min=1, help="Futures sampled for each sequence.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Futures sampled per sequence.")] = 20,
     seed: SeedOpt = 0,
     futures: Annotated[
-        Path | None, typer.Option(help="Of clips: CSV or Parquet of true futures: adds mode coverage.")
+        Path | None, typer.Option(help="For clips: CSV or Parquet of true futures; adds mode coverage.")
     ] = None,
     kitti_split: EigenListOpt = None,
     cache: EvaluationCacheOpt = None,
     measure: Annotated[
-        bool, typer.Option(help="Time and memory of a training step, on this machine.")
+        bool, typer.Option(help="Measure time and memory of a training step on this machine.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of the measured step.")] = 8,
     precision: PrecisionOpt = Precision.auto,
@@ -403,7 +403,9 @@ def train_head(
     head: Annotated[HeadTarget, typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")],
     root: Annotated[
         Path,
-        typer.Argument(help="Root of the benchmark in its published layout; for rgb any folder of pictures."),
+        typer.Argument(
+            help="Root of the benchmark in its published layout; for rgb, any folder of pictures."
+        ),
     ],
     out: OutArg,
     backbone: BackboneOpt = None,
@@ -412,14 +414,14 @@ def train_head(
     kitti_split: Annotated[
         Path | None,
         typer.Option(
-            help="List of KITTI's training frames; those of test drives are left out. [default: its train/ depth maps]"
+            help="List of KITTI's training frames; test drives are left out. [default: the depth maps in train/]"
         ),
     ] = None,
     kitti_test: Annotated[
         Path | None,
         typer.Option(
-            help="List of KITTI's test frames: all of their drives are left out. With --split val, the frames to learn "
-            "from. [default: eigen_test_files.txt in ROOT; needed]"
+            help="List of KITTI's test frames, whose drives are left out. With --split val, the frames to train "
+            "on. [default: eigen_test_files.txt in ROOT, which must exist]"
         ),
     ] = None,
     precision: PrecisionOpt = Precision.auto,
@@ -428,9 +430,9 @@ def train_head(
     device: DeviceOpt = "auto",
     **changes: Any,
 ) -> None:
-    """Train a benchmark's linear head, or a decoder to pictures, on features of a frozen backbone.
+    """Train a benchmark's linear head, or an RGB decoder, on features of a frozen backbone.
 
-    A step has two crops of every frame of the batch.
+    Every step trains on two crops of each frame in the batch.
 
     Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
     """
@@ -473,7 +475,7 @@ def evaluate(
     data: Annotated[
         list[str],
         typer.Option(
-            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti and its root; clips and a feature dataset."
+            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature dataset."
         ),
     ],
     head: Annotated[
@@ -490,7 +492,7 @@ def evaluate(
     ] = None,
     futures: Annotated[
         Path | None,
-        typer.Option(help="Of clips: CSV or Parquet (video_uri, scene, outcome): adds mode coverage."),
+        typer.Option(help="For clips: CSV or Parquet (video_uri, scene, outcome); adds mode coverage."),
     ] = None,
     predictions: Annotated[
         list[str] | None,
@@ -538,7 +540,7 @@ def predict(
     head: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=FILE: a linear head of vspw, cityscapes or kitti: futures as classes or depth; may be repeated."
+            help="NAME=FILE, may be repeated: linear head of vspw, cityscapes or kitti; adds classes or depth."
         ),
     ] = None,
     backbone: Annotated[
@@ -565,7 +567,7 @@ def predict(
 @app.command("train-foresight-head", rich_help_panel=TRAINING)
 @flags_of(ForesightHeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 def train_foresight_head(
-    task: Annotated[ForesightTask, typer.Argument(help="What the head tells.")],
+    task: Annotated[ForesightTask, typer.Argument(help="What the head predicts.")],
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: OutArg,
     depth: DepthMapsOpt = None,
@@ -603,7 +605,7 @@ def evaluate_foresight(
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet and sequences.parquet.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Output of train-tokenizer on such features.")
+        Path | None, typer.Option(help="Output of train-tokenizer on features of whole frames.")
     ] = None,
     world: Annotated[
         list[Path] | None, typer.Option(help="Output of train-world; may be given twice.")
@@ -644,15 +646,15 @@ def evaluate_foresight(
 def export_contexts(
     out: OutArg,
     data: Annotated[
-        list[str], typer.Option(help="NAME=PATH, may be repeated: vspw, cityscapes or kitti and its root.")
+        list[str], typer.Option(help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root.")
     ],
     horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
     context: Annotated[int, typer.Option(min=1, help="Context frames of the evaluation.")] = 4,
     frames: Annotated[int, typer.Option(min=1, help="Frames that the generator sees.")] = 9,
     padding: Annotated[
-        Padding, typer.Option(help="As they are, or 512 high in 640 x 1024 as Cosmos takes them.")
+        Padding, typer.Option(help="Frames as they are, or 512 high in 640 x 1024 for Cosmos.")
     ] = Padding.plain,
-    rate: Annotated[Rate, typer.Option(help="Frames as recorded, or one a step of the evaluation.")] = (
+    rate: Annotated[Rate, typer.Option(help="Frames as recorded, or one per step of the evaluation.")] = (
         Rate.native
     ),
     clip_format: Annotated[ClipFormat, typer.Option("--format", help="Pictures or videos.")] = (
@@ -687,7 +689,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate; several are shown side by side.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page. [default: report.html in RUN; of several ./report.html]"),
+        typer.Option(help="File of the page. [default: report.html in RUN; for several runs ./report.html]"),
     ] = None,
 ) -> None:
     """Write one page about an evaluation, or about several side by side.
@@ -704,10 +706,10 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Output of evaluate.")],
     b: Annotated[Path, typer.Argument(help="Output of evaluate on the same data.")],
     every_metric: Annotated[
-        bool, typer.Option("--every-metric", help="Not only the main ones of each task.")
+        bool, typer.Option("--every-metric", help="Compare all metrics of each task, not only the main ones.")
     ] = False,
 ) -> None:
-    """Say in which numbers B is better or worse than A, with intervals of the paired differences.
+    """Compare evaluations A and B, with intervals of the paired differences.
 
     Example: deltacache compare results/ other-results/
     """
@@ -721,7 +723,7 @@ def compare(
 @app.command(rich_help_panel=TOOLS)
 def doctor(
     output: Annotated[
-        str | None, typer.Option(help="Folder that commands would write, whose disk is looked at too.")
+        str | None, typer.Option(help="Folder that commands would write to; its disk is checked too.")
     ] = None,
     measure: Annotated[
         bool,
@@ -732,12 +734,14 @@ def doctor(
     ] = False,
     videos: Annotated[
         int | None,
-        typer.Option(min=1, help="Videos that the hours are for. [default: Kinetics-700's 545,000]"),
+        typer.Option(
+            min=1, help="Number of videos for the estimated hours. [default: Kinetics-700's 545,000]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: DeviceOpt = "auto",
 ) -> None:
-    """Say what this machine has, what is missing and how to get it; run it first, and paste it into a report.
+    """Say what this machine has, what is missing and how to get it; run it first, and paste it into bug reports.
 
     Exit code 1 if something is broken without which no command works. No passwords, tokens or user names of urls
     are printed.
@@ -795,10 +799,10 @@ def inspect(
 
 @app.command(rich_help_panel=TOOLS)
 def verify(
-    path: Annotated[str, typer.Argument(help="Feature or delta dataset, here or on s3://, gs://.")],
+    path: Annotated[str, typer.Argument(help="Feature or delta dataset, local or on s3://, gs://.")],
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Drop exactly what is damaged, so that the next run makes it again."),
+        typer.Option("--repair", help="Remove exactly what is damaged, so that the next run makes it again."),
     ] = False,
 ) -> None:
     """Read every shard of a dataset and check sizes, checksums, index and receipts.
@@ -829,7 +833,7 @@ def run(
     out: OutArg,
     from_stage: Annotated[
         FromStage | None,
-        typer.Option(help="Remove what this stage and those after it made, and make it again."),
+        typer.Option(help="Make this stage and all later ones again."),
     ] = None,
 ) -> None:
     """Run the whole chain; finished stages are skipped.
@@ -853,7 +857,7 @@ def demo(
     out: Annotated[Path, typer.Argument(help="Output folder; an unfinished demo is continued.")],
     seed: SeedOpt = 0,
 ) -> None:
-    """Run the whole chain on videos it draws itself: tiny models, CPU, minutes.
+    """Run the whole chain on synthetic videos with tiny models, in minutes on a CPU.
 
     Example: deltacache demo demo-output/
     """
@@ -871,7 +875,7 @@ def demo(
 def show_config(
     context: typer.Context,
     command: Annotated[
-        str, typer.Argument(help="The command, and behind it its arguments and flags, as it would be run.")
+        str, typer.Argument(help="The command with its arguments and flags, as you would run it.")
     ],
 ) -> None:
     """Print the resolved settings of a command as YAML, without running it.
@@ -925,7 +929,7 @@ def flops(
     preset: Annotated[
         str,
         typer.Option(
-            help="Recipe, such as released, paper, dino-world-large, table2; or a YAML of one or of systems."
+            help="Preset, such as released, paper, dino-world-large, table2; or a YAML file of a recipe or of systems."
         ),
     ] = "released",
     backbone: Annotated[
@@ -934,13 +938,14 @@ def flops(
     image_size: Annotated[
         str, typer.Option(help="Pixels of a crop: 256, or rows x columns: 448x896.")
     ] = "256",
-    context: Annotated[int, typer.Option(min=1, help="Frames that are seen.")] = 4,
-    horizon: Annotated[int, typer.Option(min=1, help="Frames that are predicted.")] = 3,
-    samples: Annotated[int, typer.Option(min=1, help="Futures.")] = 20,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of an image.")] = 2,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a training clip.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="Context frames that the model sees.")] = 4,
+    horizon: Annotated[int, typer.Option(min=1, help="Frames to predict.")] = 3,
+    samples: Annotated[int, typer.Option(min=1, help="Futures to sample.")] = 20,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per image.")] = 2,
+    frames: Annotated[int, typer.Option(min=2, help="Frames per training clip.")] = 8,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="K of best-of-many. [default: the preset's]")
+        int | None,
+        typer.Option(min=1, help="Number of candidates, K of best-of-many. [default: the preset's]"),
     ] = None,
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="Width of the tokens. [default: the backbone's]")
@@ -948,11 +953,12 @@ def flops(
     heads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Attention heads. [default: the preset's; of 64 dims where tokens have another width]"
+            min=1,
+            help="Attention heads. [default: the preset's; heads of 64 dims if tokens have another width]",
         ),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time and memory on this machine, with random weights.")
+        bool, typer.Option("--measure", help="Measure time and memory on this machine, with random weights.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of a measured training step.")] = 1,
     device: DeviceOpt = "auto",

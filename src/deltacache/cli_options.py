@@ -89,33 +89,35 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         help="Folder (searched recursively), glob, or list (text, CSV, JSON, Parquet) of videos, zip archives of "
-        "frames and tars of videos; here or on s3://, gs://, https://."
+        "frames and tars of videos; local or on s3://, gs://, https://."
     ),
 ]
 OutArg = Annotated[
     Path, typer.Argument(help="Output folder; an unfinished one is continued.", callback=local_folder)
 ]
 DatasetOutArg = Annotated[
-    str, typer.Argument(help="Output folder, here or on s3://, gs://; an unfinished one is continued.")
+    str, typer.Argument(help="Output folder, local or on s3://, gs://; an unfinished one is continued.")
 ]
 BackboneOpt = Annotated[
     str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
 ]
-DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be made and stop.")]
+DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be computed and stop.")]
 TrainingDryRunOpt = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Measure a few steps, say what the training would take here, and write nothing."
+        "--dry-run", help="Measure a few steps, print the estimated time and memory, and write nothing."
     ),
 ]
 AddressOpt = Annotated[
     str | None,
-    typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray that starts by itself]"),
+    typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray]"),
 ]
 WaitOpt = Annotated[
-    float, typer.Option(min=0, help="Seconds to wait for a cluster to have room; 0: refuse at once.")
+    float, typer.Option(min=0, help="Seconds to wait until the cluster has room; 0: do not wait.")
 ]
-TrainSeedOpt = Annotated[int | None, typer.Option(min=0, help="Seed. [default: the preset's]")]
+TrainSeedOpt = Annotated[
+    int | None, typer.Option(min=0, help="Seed of all random choices. [default: the preset's]")
+]
 StageOpt = Annotated[
     str | None, typer.Option(help="Stage of the preset, see docs/training.md. [default: the first]")
 ]
@@ -123,7 +125,7 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any key of the preset, such as training.learning_rate=3e-4; may be repeated (docs/training.md).",
+        help="Change any key of the preset, such as training.learning_rate=3e-4; may be repeated (docs/training.md).",
     ),
 ]
 InitFromOpt = Annotated[
@@ -132,26 +134,25 @@ InitFromOpt = Annotated[
 ]
 ContinueFromOpt = Annotated[
     Path | None,
-    typer.Option(help="Start with weights, optimizer and step of this training output: a cool-down."),
+    typer.Option(help="Start with weights, optimizer and step of this training output, for a cool-down."),
 ]
 EigenListOpt = Annotated[
     Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
 ]
 EvaluationCacheOpt = Annotated[
-    Path | None, typer.Option(help="Keep the benchmarks' patch tokens here, for the next model.")
+    Path | None, typer.Option(help="Folder to cache the benchmarks' patch tokens for the next model.")
 ]
 EvaluationWorkersOpt = Annotated[
-    int | None, typer.Option(min=1, help="Processes that share the benchmarks. [default: this one]")
+    int | None,
+    typer.Option(min=1, help="Processes over which the benchmarks are split. [default: this process]"),
 ]
-ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
+ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")]
 DeviceOpt = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or mps.")]
 PrecisionOpt = Annotated[
     Precision,
-    typer.Option(
-        help="What backbone, tokenizer and world model compute products in; auto: bfloat16 on GPUs, else float32."
-    ),
+    typer.Option(help="Precision of matrix products; auto: bfloat16 on GPUs, else float32."),
 ]
-SeedOpt = Annotated[int, typer.Option(min=0, help="All random choices follow from it.")]
+SeedOpt = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
 PresetOpt = Annotated[
     str,
     typer.Option(
@@ -159,7 +160,11 @@ PresetOpt = Annotated[
     ),
 ]
 AccumulationOpt = Annotated[
-    int | None, typer.Option(min=1, help="Passes that make one step. [default: as few as fit in memory]")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Passes (micro-batches) whose gradients are accumulated into one step. [default: as few as fit in memory]",
+    ),
 ]
 WorkersOpt = Annotated[
     int, typer.Option(min=1, help="Processes that train one model, one GPU each; see docs/training.md.")

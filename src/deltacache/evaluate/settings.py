@@ -45,24 +45,23 @@ class EvaluationSettings(Frozen):
     architectures: dict[str, str] = Field(
         default={}, description="of world models, by path, whose files do not say it"
     )
-    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
+    context: Annotated[int, Flag()] = Field(
+        default=4, ge=1, description="Context frames that the model sees."
+    )
     horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
         default=(1, 3), min_length=1, description="Steps after the context, such as 1,3."
     )
-    samples: Annotated[int, Flag()] = Field(
-        default=20, ge=1, description="Futures sampled for each sequence."
-    )
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures sampled per sequence.")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
     examples: Annotated[int, Flag()] = Field(
-        default=4, ge=0, le=32, description="Sequences of each data set that are kept for pictures."
+        default=4, ge=0, le=32, description="Sequences of each dataset kept for the report's pictures."
     )
     device: Annotated[str, Flag()] = Field(
         default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
     )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
-        description="What backbone, tokenizers and world models compute products in; auto: bfloat16 on GPUs, else "
-        "float32.",
+        description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
     )
 
     @field_validator("horizons")
@@ -126,21 +125,21 @@ class BenchmarkEvaluation(EvaluationSettings):
         default=None, description="Eigen test list."
     )
     rgb_decoder: Annotated[Path | None, Flag()] = Field(
-        default=None, description="Output of train-head rgb, or a released decoder: pictures of futures."
+        default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
     cache: Annotated[Path | None, Flag()] = Field(
-        default=None, description="Keep the benchmarks' patch tokens here, for the next model."
+        default=None, description="Folder to cache the benchmarks' patch tokens for the next model."
     )
-    workers: Annotated[int | None, Flag(default="this one")] = Field(
-        default=None, ge=1, description="Processes that share the benchmarks."
+    workers: Annotated[int | None, Flag(default="this process")] = Field(
+        default=None, ge=1, description="Processes over which the benchmarks are split."
     )
-    ray_address: Annotated[str | None, Flag(default="a local Ray that starts by itself")] = Field(
+    ray_address: Annotated[str | None, Flag(default="a local Ray")] = Field(
         default=None, description="HOST:6379 of the Ray cluster to run on."
     )
     wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
         default=WAIT_FOR_NODES_S,
         ge=0,
-        description="Seconds to wait for a cluster to have room; 0: refuse at once.",
+        description="Seconds to wait until the cluster has room; 0: do not wait.",
     )
 
     @model_validator(mode="after")

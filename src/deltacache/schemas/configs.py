@@ -163,41 +163,43 @@ class TrainingConfig(Frozen):
     )
     steps: Annotated[int, Flag()] = Field(
         ge=1,
-        description="Training steps, those of a continued run included; warm-up and decay change in proportion.",
+        description="Training steps, including those of a continued run; warm-up and decay scale in proportion.",
     )
-    batch_size: Annotated[int, Flag(default="the preset's, shared by workers")] = Field(
-        ge=1, description="Samples of a worker's step (with --accumulation: of a pass)."
+    batch_size: Annotated[int, Flag(default="the preset's, split over workers")] = Field(
+        ge=1, description="Samples in one step of a worker (with --accumulation: in one pass)."
     )
     accumulation: Annotated[int | None, Flag(default="as few as fit in memory")] = Field(
-        default=None, ge=1, description="Passes whose gradients make one step."
+        default=None,
+        ge=1,
+        description="Passes (micro-batches) whose gradients are accumulated into one step.",
     )
     learning_rate: float = Field(gt=0)
     warmup_steps: Annotated[int, Flag(default="the preset's, in proportion to --steps")] = Field(
-        default=5000, ge=0, description="Steps of the warm-up."
+        default=5000, ge=0, description="Warm-up steps."
     )
     decay_steps: Annotated[int | None, Flag(default="the preset's, in proportion to --steps")] = Field(
         default=None,
         ge=1,
-        description="Step at which a cosine after the warm-up reaches 0; without it the rate is constant.",
+        description="Step at which a cosine decay after the warm-up reaches 0; without it the rate is constant.",
     )
     weight_decay: float = Field(ge=0)
     precision: Annotated[
         TrainingPrecision, Flag(default="the preset's, auto: bfloat16 on GPUs, else float32")
     ] = Field(
         default="auto",
-        description="What products are computed in; bfloat16 also on CPUs that are fast in it.",
+        description="Precision of matrix products; bfloat16 also suits CPUs with fast bfloat16.",
     )
     gradient_clip: float | None = Field(default=None, gt=0)
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
     save_every: Annotated[int, Flag()] = Field(default=1000, ge=1, description="Steps between checkpoints.")
     log_every: Annotated[int, Flag()] = Field(
         default=50, ge=1, description="Steps between rows of the curves."
     )
-    keep: Annotated[int, Flag()] = Field(default=2, ge=1, description="Checkpoints that are kept.")
+    keep: Annotated[int, Flag()] = Field(default=2, ge=1, description="Number of newest checkpoints to keep.")
     probe_every: Annotated[int, Flag()] = Field(
         default=1000, ge=1, description="Steps between health probes; also at the end."
     )
-    probe_clips: int = Field(default=64, ge=2, description="clips that the probes look at, always the same")
+    probe_clips: int = Field(default=64, ge=2, description="clips used by the probes, always the same")
     wandb: Annotated[Literal["off", "offline", "online"], Flag()] = Field(
         default="off", description="Weights & Biases (pip install 'deltacache[wandb]')."
     )
@@ -248,7 +250,9 @@ class WorldConfig(Frozen):
 
     model: WorldModelConfig
     training: TrainingConfig
-    candidates: Annotated[int, Flag()] = Field(default=256, ge=1, description="K of best-of-many.")
+    candidates: Annotated[int, Flag()] = Field(
+        default=256, ge=1, description="Number of candidates, K of best-of-many."
+    )
     smooth_l1_beta: float = Field(default=0.1, gt=0)
 
     @model_validator(mode="after")
@@ -342,7 +346,7 @@ class FramesConfig(Frozen):
         default=512, ge=16, description="Shorter side in pixels, and side of the square crops."
     )
     split: Annotated[Literal["train", "val"], Flag(default="train")] = Field(
-        default="train", description="Frames to learn from; val are those that are scored, for trials only."
+        default="train", description="Frames to train on; val are the scored frames, for trials only."
     )
     flip: Annotated[float, Flag()] = Field(
         default=0.5, ge=0, le=1, description="Share of frames that are mirrored."

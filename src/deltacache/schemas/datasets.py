@@ -153,20 +153,20 @@ class SamplingSettings(Frozen):
     )
     spacing_max_s: Annotated[float, Flag("spacing")] = Field(default=0.3333, gt=0)
     allow_duplicates: Annotated[bool, Flag("duplicates", off="--no-duplicates")] = Field(
-        default=True, description="Repeat frames of short videos, or refuse them (too_short)."
+        default=True, description="Repeat frames of short videos, or reject such videos (too_short)."
     )
     augment: Annotated[bool, Flag(off="--no-augment")] = Field(
-        default=True, description="Random start, spacing, crop and flip; else centred."
+        default=True, description="Random start, spacing, crop and flip; otherwise centred."
     )
     crop_scale: tuple[float, float] = (0.6, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = Field(default=0.5, ge=0, le=1)
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
     frames_per_second: Annotated[float | None, Flag()] = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Of folders of frames whose names only count them (img_00001.jpg, 00001.jpg): frames per second; "
+        description="Frames per second of folders of frames whose names only count (img_00001.jpg, 00001.jpg); "
         "1000 for names in milliseconds.",
     )
 

@@ -41,7 +41,7 @@ class ForesightHeadConfig(Frozen):
     training: TrainingConfig
     features: FrameFeatureConfig
     split: Annotated[Literal["train", "val"], Flag(default="train")] = Field(
-        default="train", description="Frames to learn from; val are those that are scored."
+        default="train", description="Frames to train on; val are the scored frames."
     )
     depth: Path | None = Field(default=None, description="folder of depth maps")
     flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
@@ -68,15 +68,17 @@ class ForesightEvaluation(Frozen):
     segmentation_head: Path | None = None
     depth_head: Path | None = None
     depth: Path | None = Field(default=None, description="folder of depth maps")
-    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
+    context: Annotated[int, Flag()] = Field(
+        default=4, ge=1, description="Context frames that the model sees."
+    )
     horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
-        default=(1, 3), min_length=1, description="Steps of three frames; 1 is short, 3 mid-term."
+        default=(1, 3), min_length=1, description="Steps of three frames each; 1 is short-term, 3 mid-term."
     )
     seed: Annotated[int, Flag()] = Field(
-        default=0, ge=0, description="No number depends on it; part of the run's id."
+        default=0, ge=0, description="Part of the run id only; no number depends on it."
     )
     examples: Annotated[int, Flag()] = Field(
-        default=4, ge=0, le=32, description="Sequences that are kept for pictures."
+        default=4, ge=0, le=32, description="Sequences kept for the report's pictures."
     )
     device: Annotated[str, Flag()] = Field(
         default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."

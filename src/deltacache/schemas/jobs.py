@@ -23,13 +23,13 @@ WAIT_FOR_NODES_S = 600.0
 class ClusterSettings(Frozen):
     """Where the work runs. Changes no number in the output."""
 
-    ray_address: Annotated[str | None, Flag(default="a local Ray that starts by itself")] = Field(
+    ray_address: Annotated[str | None, Flag(default="a local Ray")] = Field(
         default=None, description="HOST:6379 of the Ray cluster to run on."
     )
     wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
         default=WAIT_FOR_NODES_S,
         ge=0,
-        description="Seconds to wait for a cluster to have room; 0: refuse at once.",
+        description="Seconds to wait until the cluster has room; 0: do not wait.",
     )
     encoders: Annotated[int | None, Flag(default="one per GPU, or per core")] = Field(
         default=None, ge=1, description="Encoder processes."
@@ -37,7 +37,7 @@ class ClusterSettings(Frozen):
     gpus_per_encoder: Annotated[float | None, Flag(default="1 if there are any")] = Field(
         default=None, ge=0, description="GPUs per encoder."
     )
-    decoders: Annotated[int | None, Flag(default="the CPUs that are left")] = Field(
+    decoders: Annotated[int | None, Flag(default="the remaining CPUs")] = Field(
         default=None, ge=1, description="Decoding processes."
     )
 
@@ -48,7 +48,7 @@ class DecodeLimits(Frozen):
     timeout_s: Annotated[float, Flag("decode_timeout")] = Field(
         default=300.0,
         ge=0.1,
-        description="Seconds that a short video may take to decode; long ones are allowed more.",
+        description="Seconds allowed for decoding a short video; long videos get more.",
     )
     memory_bytes: int = Field(default=8 << 30, gt=0)
     temporary_share: Annotated[float, Flag()] = Field(
@@ -60,7 +60,7 @@ class DecodeLimits(Frozen):
     retry_s: Annotated[float, Flag("retry_for")] = Field(
         default=300.0,
         ge=0,
-        description="Seconds for which errors of disks and stores that may pass are retried, with pauses.",
+        description="Seconds for which temporary errors of disks and stores are retried, with pauses.",
     )
 
 
@@ -92,30 +92,31 @@ class ExtractionSettings(Frozen):
     )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
-        description="What backbone and tokenizer compute products in; auto: bfloat16 on GPUs, else float32.",
+        description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
     )
     videos_per_shard: Annotated[int, Flag()] = Field(
-        default=32, ge=1, description="Videos that are committed together."
+        default=32, ge=1, description="Videos per shard; a shard is committed as a whole."
     )
     exclude_list: Annotated[Path | None, Flag()] = Field(
         default=None,
-        description="Text file of videos to leave out: an id, uri, name or path per line; or kinetics700-released.",
+        description="Text file of videos to leave out, one id, uri, name or path per line; or kinetics700-released.",
     )
-    column: Annotated[str | None, Flag(default="by usual names and by what exists")] = Field(
-        default=None, description="Column of a list that names the videos, by name or number."
+    column: Annotated[str | None, Flag(default="detected from column names and existing files")] = Field(
+        default=None, description="Column of a list that holds the videos, by name or number."
     )
     allow_schemes: Annotated[
-        tuple[str, ...], Flag("allow_scheme", default="s3, gs, az, abfs, http and https alone")
-    ] = Field(default=(), description="Open urls of this scheme too, such as sftp; may be repeated.")
+        tuple[str, ...], Flag("allow_scheme", default="only s3, gs, az, abfs, http and https")
+    ] = Field(default=(), description="Allow urls of this scheme too, such as sftp; may be repeated.")
     max_failed_fraction: Annotated[float, Flag()] = Field(
-        default=0.05, ge=0, le=1, description="Stop with exit code 1 when more of the videos are refused."
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Fraction of videos that may be rejected; above it, stop with exit code 1.",
     )
-    retry_failed: Annotated[bool, Flag()] = Field(
-        default=False, description="Try the videos again that were refused."
-    )
+    retry_failed: Annotated[bool, Flag()] = Field(default=False, description="Try rejected videos again.")
     changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
         default="refuse",
-        description="Videos that were replaced behind their names: refuse, or drop their shards and make them again.",
+        description="If a video was replaced under the same name: refuse to run, or recompute its shard.",
     )
     limits: DecodeLimits = DecodeLimits()
     cluster: ClusterSettings = ClusterSettings()
@@ -142,12 +143,13 @@ class TokenizeSettings(Frozen):
         description="What the tokenizer computes products in; auto: bfloat16 on GPUs, else float32.",
     )
     changed_videos: Annotated[Literal["refuse", "recompute"], Flag()] = Field(
-        default="refuse", description="What to do about shards whose features are of other videos now."
+        default="refuse",
+        description="If features now come from other videos: refuse to run, or recompute their shards.",
     )
     retry_s: Annotated[float, Flag("retry_for")] = Field(
         default=300.0,
         ge=0,
-        description="Seconds for which errors of disks and stores that may pass are retried, with pauses.",
+        description="Seconds for which temporary errors of disks and stores are retried, with pauses.",
     )
     cluster: ClusterSettings = ClusterSettings()
 

@@ -20,32 +20,34 @@ class PredictionSettings(Frozen):
     tokenizer: Path | None = None
     world: Path
     architecture: str | None = Field(default=None, description="of a world model whose file does not say it")
-    heads: dict[BenchmarkName, Path] = Field(default={}, description="linear heads, by what they tell")
+    heads: dict[BenchmarkName, Path] = Field(default={}, description="linear heads, by benchmark")
     rgb_decoder: Annotated[Path | None, Flag()] = Field(
-        default=None, description="Output of train-head rgb, or a released decoder: futures as pictures."
+        default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
     clip: Annotated[str | None, Flag(default="the first")] = Field(
-        default=None, description="Of a feature dataset: id or number of the clip."
+        default=None, description="Id or number of the clip, if VIDEO is a feature dataset."
     )
     at_s: Annotated[float | None, Flag("at", default="as late as all steps still lie within the video")] = (
         Field(
             default=None,
             ge=0,
             allow_inf_nan=False,
-            description="When the last seen frame is shown, in seconds from the video's first frame.",
+            description="Time of the last context frame, in seconds from the video's first frame.",
         )
     )
-    context: Annotated[int, Flag()] = Field(default=4, ge=1, description="Frames that are seen.")
-    steps: Annotated[int, Flag()] = Field(default=8, ge=1, le=1024, description="Frames that are predicted.")
+    context: Annotated[int, Flag()] = Field(
+        default=4, ge=1, description="Context frames that the model sees."
+    )
+    steps: Annotated[int, Flag()] = Field(default=8, ge=1, le=1024, description="Frames to predict.")
     spacing_s: Annotated[float | None, Flag("spacing", default=_AS_TRAINED)] = Field(
         default=None, gt=0, allow_inf_nan=False, description="Seconds between frames."
     )
-    samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures that are sampled.")
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="All random choices follow from it.")
+    samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures to sample.")
+    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
     backbone: str | None = None
     layers: Layers = None
     pca: Annotated[Path | None, Flag()] = Field(
-        default=None, description="Output of fit-pca, where the models were trained on reduced tokens."
+        default=None, description="Output of fit-pca, if the models were trained on reduced tokens."
     )
     image_size: Annotated[ImageSize | None, Flag(default=_AS_TRAINED)] = Field(
         default=None, description="Side of square frames in pixels, or height x width such as 448x896."
@@ -54,7 +56,7 @@ class PredictionSettings(Frozen):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Of a folder of frames whose names only count them.",
+        description="Frames per second of a folder of frames whose names only count.",
     )
     movie: Annotated[Literal["mp4", "gif"], Flag()] = Field(
         default="mp4", description="Format of the movie beside the page."
@@ -64,6 +66,5 @@ class PredictionSettings(Frozen):
     )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
-        description="What backbone, tokenizer and world model compute products in; auto: bfloat16 on GPUs, else "
-        "float32.",
+        description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
     )

@@ -50,7 +50,7 @@ class Placement:
 
     Attributes:
         decoders: decode tasks that can run at once on the nodes that are there.
-        most_decoders: ``--decoders`` where it is more or less than the CPUs that are left for decoding.
+        most_decoders: ``--decoders`` where it is more or less than the remaining CPUs for decoding.
         store_bytes: of all nodes' object stores.
         remarks: what was asked for or is there, and is not used, with the reason.
         ray_start_s: seconds until Ray was there.
