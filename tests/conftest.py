@@ -115,12 +115,6 @@ def drawing() -> Iterator[dict[str, Callable[..., Any]]]:
 
 _PROCESSES = {"SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"}
 """Names that code of tests uses to start Ray or a process."""
-_LONG_FILES = (
-    "train/test_foresight_training.py",
-    "train/test_layers_and_pca.py",
-    "train/test_longer_runs.py",
-)
-"""Files whose tests start no process, and still take long: most of them train for many steps."""
 _LONGEST_FIRST = (
     "commands/test_chain_commands.py",
     "train/test_ray_workers.py",
@@ -148,7 +142,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow; and put files that take minutes first, so that no worker is left alone with one at the end."""
     root = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(root).as_posix() in _LONG_FILES or _starts_processes(item):
+        if _starts_processes(item):
             item.add_marker("slow")
     places = {file: place for place, file in enumerate((*_LONGEST_FIRST, *_FOLDERS))}
 

@@ -18,13 +18,15 @@ from deltacache.schemas.arguments import arguments_of
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.jobs import ExtractionSettings
+from shared_ray import SharedRay
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def chain(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Features of drawn frames, a tokenizer, delta tokens and a world model, all made through the front door."""
+    shared_ray.start()
     root = tmp_path_factory.mktemp("front-door")
     rng = np.random.default_rng(0)
     for video in range(3):

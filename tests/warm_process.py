@@ -21,12 +21,17 @@ import psutil
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "torch",
-        "ray",
+        "torch._dynamo",  # what any optimizer imports
         "ray.train.torch",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.dinov3_vit.modeling_dinov3_vit",
         "deltacache.cli",
         "deltacache.descriptions",
         "deltacache.terminal",
+        "deltacache.evaluate.benchmarks.engine",
+        "deltacache.evaluate.clips.run",
+        "deltacache.pipeline.jobs.offline",
+        "deltacache.train.heads.training",
     ]
 )
 

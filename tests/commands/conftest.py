@@ -127,12 +127,20 @@ def _process_state() -> Iterator[None]:
     assert not left, left
 
 
+_ALONE = {
+    *("train-tokenizer", "train-world", "train-head", "train-foresight-head"),
+    *("evaluate", "evaluate-foresight", "export-contexts", "report", "compare", "inspect", "verify", "flops"),
+}
+"""Commands that use a Ray with ``--workers`` alone."""
+
+
 @pytest.fixture(scope="session")
 def deltacache(shared_ray: SharedRay) -> Command:
     """The command, in this process and on a Ray that many tests share."""
 
     def run(*arguments: object) -> Outcome:
-        shared_ray.start()
+        if "--workers" in arguments or not _ALONE.intersection(arguments[:2]):
+            shared_ray.start()
         return run_here(*arguments)
 
     return run

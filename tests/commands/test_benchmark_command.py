@@ -1,10 +1,6 @@
 """The published benchmarks through the command: the released code's numbers, killing it, its memory, refusals."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,14 +9,9 @@ import pytest
 
 from conftest import Command
 from golden_sizes import golden_sizes
+from warm_process import start_command
 
 BENCHMARKS = ("vspw", "cityscapes", "kitti")
-
-
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +83,14 @@ def test_killed_and_started_again(
     deltacache, finished: tuple[Path, str], arguments: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "deltacache", "evaluate", str(out), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    with start_command("evaluate", out, *arguments) as running:
         until = time.monotonic() + 120
         while not list(out.glob("parts/*/vspw-00000")):
             assert time.monotonic() < until
             assert running.poll() is None
             time.sleep(0.002)
-        os.kill(running.pid, signal.SIGKILL)
+        running.kill()
+        running.wait()
     assert not (out / "metrics.parquet").exists()
     deltacache("evaluate", out, *arguments).done()
     for name in ("metrics", "sequences", "statistics", "samples"):
@@ -109,7 +100,7 @@ def test_killed_and_started_again(
 
 
 def test_memory_does_not_grow_with_the_benchmark(
-    deltacache, golden: Path, mini_benchmarks: Path, tmp_path: Path
+    deltacache_process: Command, golden: Path, mini_benchmarks: Path, tmp_path: Path
 ) -> None:
     """Crops of a sequence are 2.8 MB at 256 px: seven times as many sequences, were they kept, would be 260 MB."""
     peaks = []
@@ -120,7 +111,7 @@ def test_memory_does_not_grow_with_the_benchmark(
             (root / "data" / f"copy{number}").symlink_to(mini_benchmarks / "vspw" / "data" / "100_clip0")
         (root / "val.txt").write_text("\n".join(f"copy{number}" for number in range(videos)))
         out = tmp_path / f"out{videos}"
-        deltacache(
+        deltacache_process(
             "evaluate", out, f"--data=vspw={root}", f"--head=vspw={golden / 'eval' / 'head_vspw.safetensors'}",
             f"--backbone={golden / 'tiny' / 'backbone'}", "--image-size=256", "--examples=0",
         ).done()  # fmt: skip

@@ -13,9 +13,9 @@ from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
 
 SIZE = ("--backbone", "tiny", "--image-size", "64", "--spacing", "0.2", "0.3333")
-VIEWS = 40
+VIEWS = 20
 TOKENIZER = ("--preset", "tiny", "--steps", 200)
-WORLD = ("--preset", "tiny", "--steps", 40)
+WORLD = ("--preset", "tiny", "--steps", 40, "--batch-size", 32)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def chain(deltacache, real_videos: Path, tmp_path_factory: pytest.TempPathFactor
     names = ("features", "held-out", "tokenizer", "deltas", "world", "results")
     chain = Chain(real_videos / "fixture", *(root / name for name in names))
     deltacache("extract-features", chain.videos, chain.features, *SIZE, "--views", VIEWS).done()
-    deltacache("extract-features", chain.videos, chain.held_out, *SIZE, "--views", 4, "--seed", 1).done()
+    deltacache("extract-features", chain.videos, chain.held_out, *SIZE, "--views", 2, "--seed", 1).done()
     deltacache("train-tokenizer", chain.features, chain.tokenizer, *TOKENIZER).done()
     deltacache("tokenize", chain.features, chain.deltas, "--tokenizer", chain.tokenizer).done()
     deltacache("train-world", chain.deltas, chain.world, *WORLD).done()

@@ -11,12 +11,6 @@ from conftest import Command
 FLAGS = ("--backbone", "tiny", "--image-size", "64", "--videos-per-shard", "1", "--views", "2")
 
 
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
-
-
 @pytest.mark.timeout(600)
 def test_kills_leave_a_dataset_that_is_byte_identical(
     deltacache: Command, real_videos: Path, tmp_path: Path

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from conftest import Command
 from deltacache.costs import CostRequest, chosen_systems, costs_text, count_costs, systems_of
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.schemas.errors import MismatchError
@@ -21,12 +20,6 @@ systems:
     tokenizer: delta
     world: {preset: foresight-delta}
 """
-
-
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
 
 
 def _rows(text: str, title: str) -> dict[str, list[str]]:
@@ -60,6 +53,7 @@ def test_refusals(deltacache):
     deltacache("flops", "--preset", "none").refused("'none' is no preset of a world")
 
 
+@pytest.mark.slow
 def test_candidates_replace_those_of_recipes_with_noise():
     assert [system.candidates for system in systems_of("released", 768)] == [1, 256, 256, 256]
     assert [system.candidates for system in systems_of("table2", 768, 8)] == [1, 8, 8, 8, 1]
@@ -98,6 +92,7 @@ def test_a_preset_of_frame_tokens_is_no_delta_compression():
     assert systems["delta-tokens"].frame_compression == "off"
 
 
+@pytest.mark.slow
 def test_whole_frames_of_table_d(tmp_path):
     listed = tmp_path / "table-d.yaml"
     listed.write_text(TABLE_D)
@@ -117,6 +112,7 @@ def test_whole_frames_of_table_d(tmp_path):
     assert "28 x 56 px" in costs_text(costs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "width", "heads"),
     [
@@ -162,6 +158,7 @@ def _published(text):
     return {(name, number): float(off) for name, number, off in found}
 
 
+@pytest.mark.slow
 def test_published_numbers_stand_beside_those_that_are_counted():
     found = _published(costs_text(count_costs(CostRequest(frames=2, candidates=2))))
     two_digits = {number: found.pop((f"predictor, context {at}", number)) for at, number in
@@ -174,12 +171,14 @@ def test_published_numbers_stand_beside_those_that_are_counted():
     assert found["delta-tokens", "6,721"] == 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"image_size": (64, 64)}, {"backbone": "vits16"}, {"hidden_size": 384}])
 def test_other_settings_have_no_published_numbers(changes):
     fields = {"preset": "dino-world", "frames": 2, "samples": 2}
     assert not _published(costs_text(count_costs(CostRequest(**(fields | changes)))))
 
 
+@pytest.mark.slow
 def test_totals_are_published_for_their_horizon_and_samples_alone():
     """Parts are the same; a single system is counted fast."""
     request = CostRequest(preset="dino-world", horizon=1, frames=2)

@@ -6,17 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from conftest import Command
 from deltacache.cli import app
 from deltacache.schemas.errors import DeltacacheError
 
 SEEN = ["--backbone", "tiny", "--layers", "0,1", "--image-size", "32x64", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
 
 
 def test_a_head_and_its_evaluation(deltacache, mini_benchmarks: Path, tmp_path: Path) -> None:

@@ -16,12 +16,6 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 500 KB."""
@@ -33,7 +27,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(
+        ["umount", "--lazy", str(folder)], check=True
+    )  # Ray's workers, which go on, may stand in it
 
 
 def test_a_full_and_a_read_only_disk(

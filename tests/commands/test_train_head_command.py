@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,18 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from conftest import Command
 from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import SegmentationHead, load_head
 from golden_sizes import golden_sizes
+from warm_process import start_command
 
 STEPS = {"vspw": 100, "cityscapes": 300, "kitti": 300}
-
-
-@pytest.fixture(scope="module")
-def deltacache(deltacache_process: Command) -> Command:
-    """In processes of their own."""
-    return deltacache_process
 
 
 @pytest.fixture(scope="module")
@@ -145,22 +137,18 @@ def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(
     deltacache, common: list[object], mini_benchmarks: Path, tmp_path: Path
 ) -> None:
     command = ["train-head", "rgb", mini_benchmarks / "vspw/data/100_clip0"]
-    flags = [*common, "--preset", "tiny", "--steps", 200, "--save-every", 20, "--log-every", 20]
+    flags = [*common, "--preset", "tiny", "--steps", 120, "--save-every", 20, "--log-every", 20]
     unbroken = deltacache(*command, tmp_path / "unbroken", *flags).done()
     assert "train rgb_decoder: 42 pictures" in unbroken.stdout + unbroken.stderr
     killed = tmp_path / "killed"
-    with subprocess.Popen(
-        [sys.executable, "-m", "deltacache", *map(str, [*command, killed, *flags])],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with start_command(*command, killed, *flags) as process:
         for _ in range(1200):
             if list(killed.glob("checkpoints/step-*")):
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert not (killed / "checkpoints/step-00000200").exists()
+    assert not (killed / "checkpoints/step-00000120").exists()
     deltacache(*command, killed, *flags, "--resume").done()
-    last = "checkpoints/step-00000200/model.safetensors"
+    last = "checkpoints/step-00000120/model.safetensors"
     assert (killed / last).read_bytes() == (tmp_path / "unbroken" / last).read_bytes()

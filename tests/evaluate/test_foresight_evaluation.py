@@ -357,6 +357,7 @@ def test_maps_are_small_and_of_the_labels_aspect() -> None:
     assert kept_size(300, 500) == (150, 250)
 
 
+@pytest.mark.slow
 def test_the_page_of_an_evaluation(run: Path, made: Path, cityscapes: Path, tmp_path: Path) -> None:
     page = write_report(run).read_text()
     assert "Evaluation on Cityscapes as whole frames" in page
@@ -386,6 +387,7 @@ def test_the_page_of_an_evaluation(run: Path, made: Path, cityscapes: Path, tmp_
     assert "rmse" not in {each.metric for each in differences}
 
 
+@pytest.mark.slow
 def test_published_rows_of_table_d_stand_beside_ones_own(
     made: Path, cityscapes: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_copies_are_those_of_a_slow_loop(settings: BenchmarkEvaluation, evaluate
             assert scores[f"{name}_{target:08d}", horizon] == pytest.approx(slow, rel=1e-4), (name, horizon)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_true_deltas_in_chunks_are_those_of_single_pairs(
     settings: BenchmarkEvaluation, evaluated_long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,6 +131,7 @@ def test_true_deltas_in_chunks_are_those_of_single_pairs(
     assert one == pytest.approx(many, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_long_sequences_split_over_blocks_change_nothing(
     settings: BenchmarkEvaluation, evaluated_long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_long_sequences_split_over_blocks_change_nothing(
     assert same_tables(tmp_path, evaluated_long)
 
 
+@pytest.mark.slow
 def test_drift_is_over_the_sequences_that_go_furthest(evaluated_long: Path) -> None:
     (run,) = open_runs([evaluated_long])
     panel = next(each for each in panels({"": run.metrics}) if each.metric == "smooth_l1")

@@ -80,6 +80,7 @@ def test_they_stand_apart_on_a_terminal(run: Path) -> None:
     assert line.split()[-2:] == ["56.3", "51.5"]
 
 
+@pytest.mark.slow
 def test_they_stand_apart_in_a_report(run: Path) -> None:
     page = write_report(run).read_text()
     assert page.count('class="published') == 3 * 10

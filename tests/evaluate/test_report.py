@@ -85,6 +85,7 @@ def out(evaluated: DrawnWorld, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(out: Path) -> None:
     page = Page(write_report(out))
     assert page.sources
@@ -95,6 +96,7 @@ def test_the_page_needs_nothing_but_itself(out: Path) -> None:
     assert len(text) < 15_000_000
 
 
+@pytest.mark.slow
 def test_links_lead_to_sections_and_no_name_is_used_twice(out: Path) -> None:
     text = write_report(out).read_text()
     names = re.findall(r'\sid="([^"]+)"', text)
@@ -104,6 +106,7 @@ def test_links_lead_to_sections_and_no_name_is_used_twice(out: Path) -> None:
     assert used <= set(names)
 
 
+@pytest.mark.slow
 def test_every_picture_has_an_alt_text_and_content(out: Path) -> None:
     page = Page(write_report(ReportInput(out, frames_of)))
     assert all(image["alt"] for image in page.images)
@@ -114,6 +117,7 @@ def test_every_picture_has_an_alt_text_and_content(out: Path) -> None:
     assert all(page.charts)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     text = Page(write_report(out)).text
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
@@ -124,6 +128,7 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     assert f"of {SCENES} scenes" in text
 
 
+@pytest.mark.slow
 def test_what_was_evaluated_is_said(out: Path, evaluated: DrawnWorld) -> None:
     text = Page(write_report(out)).text
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
@@ -132,6 +137,7 @@ def test_what_was_evaluated_is_said(out: Path, evaluated: DrawnWorld) -> None:
     assert f"clips: {2 * SCENES} sequences" in text
 
 
+@pytest.mark.slow
 def test_examples_show_every_future_and_sample(out: Path) -> None:
     page = Page(
         write_report(ReportInput(out, {clip_id: frames_of(clip_id) for clip_id in clips_to_show(out)}))
@@ -151,6 +157,7 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
             assert np.abs(cell[..., :3].astype(int) - frame).mean() == min(errors)
 
 
+@pytest.mark.slow
 def test_true_futures_are_shown_under_their_names(out: Path) -> None:
     page, examples = Page(write_report(out)), load_examples(out / "examples")
     projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
@@ -168,6 +175,7 @@ def test_true_futures_are_shown_under_their_names(out: Path) -> None:
         assert example.seconds[0] == 0
 
 
+@pytest.mark.slow
 def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
     page, examples = Page(write_report(out)), load_examples(out / "examples")
     (image, *_) = [
@@ -179,6 +187,7 @@ def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
     assert (cells[context:, ..., 3] == 255).all()
 
 
+@pytest.mark.slow
 def test_pixels_are_kept_for_the_next_report(out: Path) -> None:
     first = write_report(ReportInput(out, frames_of)).read_bytes()
     assert b"Frames, what came" in first
@@ -199,6 +208,7 @@ def test_without_models_there_is_still_a_page(drawn: DrawnWorld) -> None:
     assert not any(words in text for words in ("Training", "Calibration", "Number of samples"))
 
 
+@pytest.mark.slow
 def test_a_page_that_would_be_too_large_shows_less(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = len(write_report(out).read_bytes())
     strips = len(Page(out / "report.html").images)
@@ -223,6 +233,7 @@ def test_damaged_tables_are_refused(out: Path, name: str) -> None:
         write_report(out)
 
 
+@pytest.mark.slow
 def test_damaged_examples_are_refused(out: Path) -> None:
     path = next((out / "examples").glob("*.npz"))
     path.write_bytes(path.read_bytes()[:200])

@@ -69,6 +69,7 @@ def pages(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
 @pytest.mark.parametrize("name", ["benchmarks", "clips", "both", "whole"])
 def test_a_page_is_readable(
@@ -86,6 +87,7 @@ def test_a_page_is_readable(
     assert all(later - before <= 1 for before, later in pairwise(levels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["benchmarks", "clips", "both", "whole"])
 def test_every_picture_has_content(browser: Browser, pages: dict[str, Path], name: str) -> None:
     found = browser.check(pages[name])
@@ -96,6 +98,7 @@ def test_every_picture_has_content(browser: Browser, pages: dict[str, Path], nam
         assert image["alt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["benchmarks", "clips", "both", "whole"])
 def test_every_chart_has_content(
@@ -115,6 +118,7 @@ def test_every_chart_has_content(
         assert (hue > 60).any(), chart  # and some of it is coloured
 
 
+@pytest.mark.slow
 def test_the_slider_moves_and_the_strips_come_back(browser: Browser, pages: dict[str, Path]) -> None:
     act = """
       const example = document.querySelector(".example"), said = () => example.querySelector("output").textContent;
@@ -136,6 +140,7 @@ def test_the_slider_moves_and_the_strips_come_back(browser: Browser, pages: dict
     assert strips[:2] == [False, True]
 
 
+@pytest.mark.slow
 def test_without_scripts_all_moments_are_shown(
     browser: Browser, pages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -151,6 +156,7 @@ def test_without_scripts_all_moments_are_shown(
     assert 'class="controls" hidden' in browser.source(still)
 
 
+@pytest.mark.slow
 def test_several_runs_have_the_same_scale_and_both_names(browser: Browser, pages: dict[str, Path]) -> None:
     act = """
       const charts = [...document.querySelectorAll("#data-1 .pair .charts")][0].querySelectorAll("svg");
@@ -163,6 +169,7 @@ def test_several_runs_have_the_same_scale_and_both_names(browser: Browser, pages
     assert "second" in heading
 
 
+@pytest.mark.slow
 def test_wide_pictures_are_as_wide_as_their_frames_are(browser: Browser, pages: dict[str, Path]) -> None:
     act = """return [...document.querySelectorAll(".example .window")].map((each) => each.getBoundingClientRect())
       .map((box) => [box.width, box.width / box.height]);"""

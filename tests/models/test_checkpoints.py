@@ -48,6 +48,7 @@ def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return weights_fingerprint(one.state_dict()) == weights_fingerprint(other.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deltatok", "deltaworld"])
 def test_released_vitb_files_load(name, golden, tmp_path):
     keys = json.loads((golden / f"{name}_vitb_keys.json").read_text())
@@ -226,6 +227,7 @@ def test_damaged_files_are_refused(name, folder, tokenizer, tmp_path):
             load_tokenizer(path)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_noticed_or_harmless(folder, tokenizer, tmp_path):
     """A PyTorch file carries checksums of its tensors, a folder of ours a fingerprint."""
     torch.save(tokenizer.state_dict(), tmp_path / "file.bin")

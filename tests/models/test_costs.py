@@ -117,6 +117,7 @@ def test_what_the_package_computes_is_what_it_multiplies_less(counted):
     assert passes - dino.rollout.total == 9 * keys_and_values
 
 
+@pytest.mark.slow
 def test_training_online_and_from_the_cache(systems, vit_b):
     """Method section 5: 8 frames of 512 px, K = 256."""
     system, setting = replace(systems["delta"], candidates=256), Setting((512, 512), 4, 1, 1, 1, 8)
@@ -199,6 +200,7 @@ def test_products_in_place_count():
     assert count_flops(lambda: into[0].addmm_(left[0], right[0])).total == 2 * 3 * 4 * 5
 
 
+@pytest.mark.slow
 def test_selection_by_hand():
     """Every candidate through every block, attending to the frames before its own."""
     world = DeltaWorld(D, HEADS, LAYERS, mlp_ratio=2.0)
@@ -212,6 +214,7 @@ def test_selection_by_hand():
     assert step.learning == 3 * forward - 2 * LAYERS * (frames - 1) * 2 * D * D
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [DeltaWorld, DinoWorld])
 def test_only_selection_grows_with_k(make):
     world = make(D, HEADS, LAYERS)
@@ -221,6 +224,7 @@ def test_only_selection_grows_with_k(make):
     assert many.here > few.here
 
 
+@pytest.mark.slow
 def test_patch_candidates_are_selected_as_defined():
     step = training_step_flops(DinoWorld(D, HEADS, LAYERS), 3, SMALL_GRID, 4)
     learned = training_step_flops(DinoWorld(D, HEADS, LAYERS, query="learned"), 3, SMALL_GRID, 4)
@@ -258,6 +262,7 @@ def test_counting_on_meta_is_counting_what_runs():
     assert rolled == rollout_flops(world, 3, 2, 4, SMALL_GRID)
 
 
+@pytest.mark.slow
 def test_tokens_per_frame_and_other_architectures():
     one, four = (DeltaTok(D, HEADS, 1, 1, tokens_per_frame=count) for count in (1, 4))
     assert decoder_flops(four, SMALL_GRID).total > decoder_flops(one, SMALL_GRID).total
@@ -315,6 +320,7 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(4 * each.numel() for each in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [DeltaWorld, DinoWorld, Foresight])
 def test_a_measured_step_holds_weights_gradients_and_moments(make):
     query = {} if make is not Foresight else {"query": "learned", "dropout": 0.1}

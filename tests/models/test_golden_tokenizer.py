@@ -43,6 +43,7 @@ def test_closed_loop_rollouts(case, horizon, grid, assert_golden):
     assert_golden(frames, io[horizon])
 
 
+@pytest.mark.slow
 def test_training_loss_and_gradients(golden_tokenizer, golden_backbone, read, grid, assert_golden):
     """The features of this file come from a backbone in train mode: its one factor is solved for."""
     tokenizer, expected = golden_tokenizer("released"), read("deltatok_released_train")

@@ -61,6 +61,7 @@ def test_discriminative_rollouts(golden_world, golden_tokenizer, read, clips, gr
     assert_golden(frames, expected)
 
 
+@pytest.mark.slow
 def test_discriminative_teacher_forcing(
     golden_world, golden_tokenizer, golden_backbone, read, clips, grid, assert_golden
 ):

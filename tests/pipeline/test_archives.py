@@ -263,6 +263,7 @@ def test_a_tar_of_negative_or_absurd_sizes_ends(tmp_path: Path) -> None:
     assert list(by_uri(tmp_path)) == ["absurd.tar", "negative.tar"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_mutated_archives_neither_crash_nor_hang(tmp_path: Path, kind: str) -> None:
     members = {"a.mp4": VIDEO[:500], **{name: data[:80] for name, data in FRAMES.items()}}

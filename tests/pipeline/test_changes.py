@@ -191,6 +191,7 @@ def recompute(root: UPath, sources: list[VideoSource]) -> None:
     finish_dataset(root)
 
 
+@pytest.mark.slow
 def test_recomputing_replaced_videos_ends_the_same_wherever_it_was_killed(tmp_path: Path) -> None:
     before = {name: name.encode() * 9 for name in NAMES}
     after = before | {

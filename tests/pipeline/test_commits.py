@@ -180,6 +180,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[
     folder.fs.rm(folder.path, recursive=True)
 
 
+@pytest.mark.slow
 @both_stores
 def test_whatever_order_attempts_end_in_the_shard_is_of_one_of_them(
     place: Callable[[int], UPath], store: str, attempts: Attempts
@@ -216,6 +217,7 @@ def test_whatever_order_attempts_end_in_the_shard_is_of_one_of_them(
         assert not isinstance(root, Path) or not (root / STAGING).exists()
 
 
+@pytest.mark.slow
 @both_stores
 def test_a_late_attempt_at_any_point_leaves_the_committed_bytes(
     place: Callable[[int], UPath], store: str, attempts: Attempts
@@ -241,6 +243,7 @@ def test_a_late_attempt_at_any_point_leaves_the_committed_bytes(
     raise AssertionError("the late attempt never ended")
 
 
+@pytest.mark.slow
 @both_stores
 @pytest.mark.parametrize("kind", ["commit", "replacement"])
 def test_what_the_next_command_removes_of_a_late_attempt_is_not_committed_in_part(
@@ -271,6 +274,7 @@ def test_what_the_next_command_removes_of_a_late_attempt_is_not_committed_in_par
     assert ends == ({2, 9} if old else {0, 2})
 
 
+@pytest.mark.slow
 @both_stores
 def test_a_late_replacement_of_an_earlier_command_does_not_count(
     place: Callable[[int], UPath], store: str, attempts: Attempts
@@ -346,6 +350,7 @@ def test_an_attempt_of_an_earlier_command_that_begins_late_is_refused(
         assert not _files(root / STAGING)
 
 
+@pytest.mark.slow
 @both_stores
 def test_of_two_replacements_of_one_receipt_one_takes_place(
     place: Callable[[int], UPath], store: str, attempts: Attempts
@@ -371,6 +376,7 @@ def test_of_two_replacements_of_one_receipt_one_takes_place(
         assert all(attempts.results[name] == receipt for name in names if name in attempts.results)
 
 
+@pytest.mark.slow
 @both_stores
 @pytest.mark.parametrize("kind", ["commit", "replacement"])
 def test_killed_at_each_step_nothing_committed_is_lost_and_the_rest_is_finished(

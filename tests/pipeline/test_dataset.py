@@ -306,6 +306,7 @@ def test_positions_and_frames_out_of_range_are_refused(tmp_path: Path) -> None:
             dataset.read_frames(0, start, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_datasets_travel_between_processes_and_serve_many_threads(tmp_path: Path, store: str) -> None:
     make_dataset(tmp_path, "features", store, *(f"video-{n}" for n in range(20)), videos_per_shard=1)
@@ -326,6 +327,7 @@ def test_datasets_travel_between_processes_and_serve_many_threads(tmp_path: Path
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_views_outlive_their_file_being_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltacache.pipeline.storage.mapped._OPEN_FILES", 2)
     make_dataset(tmp_path, "features", "webdataset", *"abcdef", videos_per_shard=1)

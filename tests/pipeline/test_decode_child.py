@@ -86,6 +86,7 @@ def test_a_bad_end_costs_one_video(
     assert decoder.decode(job_of("chatter"))[0].pixels[0, 0, 0, 0] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["hang", "hang_in_c"])
 def test_a_hanging_decoder_is_killed_in_time(deed: str) -> None:
     with ChildDecoder(timeout_s=0.5, memory_bytes=2 << 30, decode=STUBS) as decoder:
@@ -98,6 +99,7 @@ def test_a_hanging_decoder_is_killed_in_time(deed: str) -> None:
         assert decoder.decode(job_of("chatter"))
 
 
+@pytest.mark.slow
 def test_a_long_video_may_take_longer_and_not_for_ever() -> None:
     """Four times the limit, as its bytes and frames allow; the owner waits as long."""
     with ChildDecoder(timeout_s=0.5, memory_bytes=2 << 30, decode=STUBS) as decoder:
@@ -118,6 +120,7 @@ def test_the_limit_follows_bytes_and_frames(real_videos: Path) -> None:
     assert seen == [pytest.approx(1, abs=1e-3), pytest.approx(1 + 289 * 1280 * 720 / 2e10, abs=1e-3)]
 
 
+@pytest.mark.slow
 def test_a_flood_of_memory_ends_at_the_limit() -> None:
     with ChildDecoder(timeout_s=60, memory_bytes=1 << 29, decode=STUBS) as decoder:
         error = refusal(decoder, job_of("eat_memory"))
@@ -158,6 +161,7 @@ def test_the_decoding_process_is_light_and_single_threaded(decoder: ChildDecoder
     assert decoder.decode(job_of("modules"))[0].video_uri == "av,decord,threads=1"
 
 
+@pytest.mark.slow
 def test_the_child_dies_with_the_server_and_the_server_with_its_owner(tmp_path: Path) -> None:
     """The owner is a forked process that is killed while a video is being decoded."""
     note = tmp_path / "pids"
@@ -196,6 +200,7 @@ def _pids(note: Path) -> tuple[int, int]:
     return int(child), int(server)
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_process_behind() -> None:
     decoder = ChildDecoder(timeout_s=60, memory_bytes=2 << 30, decode=STUBS)
     decoder.decode(job_of("chatter"))

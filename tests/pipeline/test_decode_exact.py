@@ -102,6 +102,7 @@ def test_the_fixture_is_the_one_these_tests_name(real_videos: Path) -> None:
     assert {file.name for file in (real_videos / "odd").iterdir()} <= {*REFUSED, *ACCEPTED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURE)
 def test_frames_equal_the_recorded_ones_in_sequence_and_at_random(real_videos: Path, name: str) -> None:
     path = real_videos / "fixture" / name
@@ -124,6 +125,7 @@ def test_frames_equal_the_recorded_ones_in_sequence_and_at_random(real_videos: P
     assert alone == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURE)
 def test_every_ordinary_clip_is_decoded(real_videos: Path, name: str) -> None:
     clips = decode_video(job_of(real_videos / "fixture" / name, size=32))
@@ -156,6 +158,7 @@ def test_odd_files_are_understood(
     assert (np.diff(source.timestamps_s) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_frames_of_odd_files_equal_those_decoded_in_sequence(real_videos: Path, name: str) -> None:
     path = real_videos / "odd" / name
@@ -204,6 +207,7 @@ def test_times_are_relative_to_the_first_frame(real_videos: Path) -> None:
     assert clip.timestamps_s[-1] == pytest.approx(11 / 30, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_crop_flip_and_resize_are_what_the_clip_says(real_videos: Path) -> None:
     path = real_videos / "fixture" / "kinetics_armwrestle_mmaction2.mp4"
     clips = decode_video(job_of(path, views=4, size=48, seed=1))

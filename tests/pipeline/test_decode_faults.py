@@ -233,6 +233,7 @@ def test_damage_that_is_only_logged_refuses_the_video(tmp_path: Path, name: str,
     assert "the decoder ffv1 says" in error.message or "which others depend on, is lost" in error.message
 
 
+@pytest.mark.slow
 def test_damage_between_two_frames_of_a_matroska_file_is_seen(tmp_path: Path) -> None:
     """Its demuxer finds the next good element by itself, and the frames before it are gone: VP8 would not notice."""
     plain = write_video(

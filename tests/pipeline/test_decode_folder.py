@@ -98,6 +98,7 @@ def test_a_text_file_named_like_a_frame_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path).reason is FailureReason.CORRUPT_STREAM
 
 
+@pytest.mark.slow
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path) -> None:
     Image.new("1", (20000, 20000)).save(tmp_path / "a_0.png")
     assert refused(tmp_path).reason is FailureReason.OUT_OF_MEMORY

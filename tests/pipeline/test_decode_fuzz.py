@@ -45,6 +45,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _FILES)
 def test_damaged_files_end_well(tmp_path: Path, name: str) -> None:
     whole = write_video(tmp_path / name, size=128, frames=30, **_FILES[name]).read_bytes()

@@ -113,6 +113,7 @@ def test_what_cannot_be_read_is_refused_without_naming_paths(tmp_path: Path) -> 
     assert "not known" in refusal("nosuchstore://bucket/a.mp4", tmp_path).message
 
 
+@pytest.mark.slow
 def test_a_large_object_comes_in_pieces_and_a_missing_one_is_refused(tmp_path: Path) -> None:
     with s3_bucket() as url:
         data = os.urandom((17 << 20) + 3)

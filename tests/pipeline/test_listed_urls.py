@@ -56,6 +56,7 @@ def refusal(video: VideoSource, spool: Path) -> tuple[FailureReason, str]:
     return refused.value.reason, refused.value.message
 
 
+@pytest.mark.slow
 def test_each_bad_entry_costs_itself(
     web: Web, dead_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_protocols_are_opened_by_name_only(tmp_path: Path) -> None:
     MemoryFileSystem.store.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["local", "memory", "s3", "http"])
 def test_odd_names(store: str, tmp_path: Path) -> None:
     files = {name: f"content of {name}".encode() for name in ODD}

@@ -124,6 +124,7 @@ def test_damaged_plan_is_refused(tmp_path: Path) -> None:
         shard_tasks(evil)
 
 
+@pytest.mark.slow
 def test_a_large_plan_takes_seconds() -> None:
     videos = [VideoSource(f"video-{n}", f"v/{n:07d}.mp4", "", n) for n in range(50_000)]
     plan = extend_plan(None, videos, 2, 32)

@@ -126,6 +126,7 @@ def planned(root: UPath, store: str) -> ShardTask:
     return shard_tasks(plan)[0]
 
 
+@pytest.mark.slow
 @both_stores
 @every_kind
 def test_dataset_is_the_local_one_byte_for_byte(root: UPath, tmp_path: Path, store: str, kind: str) -> None:
@@ -144,6 +145,7 @@ def test_dataset_is_the_local_one_byte_for_byte(root: UPath, tmp_path: Path, sto
         )
 
 
+@pytest.mark.slow
 @both_stores
 def test_open_dataset_can_be_sent_to_another_process(s3_root: UPath, store: str) -> None:
     make_dataset(s3_root, "features", store, "a")
@@ -152,6 +154,7 @@ def test_open_dataset_can_be_sent_to_another_process(s3_root: UPath, store: str)
     np.testing.assert_array_equal(again.read(0).patch_tokens, dataset.read(0).patch_tokens)
 
 
+@pytest.mark.slow
 @both_stores
 def test_second_run_writes_nothing(s3_root: UPath, store: str) -> None:
     make_dataset(s3_root, "features", store, *NAMES)
@@ -167,6 +170,7 @@ def _times(root: UPath) -> dict[str, object]:
     return {held["Key"]: held["LastModified"] for held in objects}
 
 
+@pytest.mark.slow
 @both_stores
 def test_interrupted_shard_leaves_nothing_that_counts(
     root: UPath, tmp_path: Path, spool: Path, store: str
@@ -305,6 +309,7 @@ def test_listings_show_what_others_wrote(s3_root: UPath) -> None:
     assert list(read_many([])) == []
 
 
+@pytest.mark.slow
 def test_many_files_are_read_in_order(root: UPath) -> None:
     paths = [root / f"[{number}].json" for number in range(150)]
     for number, path in enumerate(paths):
@@ -314,6 +319,7 @@ def test_many_files_are_read_in_order(root: UPath) -> None:
         list(read_many([paths[0], root / "none.json"]))
 
 
+@pytest.mark.slow
 def test_missing_receipt_among_many_is_named(root: UPath) -> None:
     tasks = make_dataset(root, "features", "webdataset", *"abcdef", videos_per_shard=1)
     remove(root / "receipts" / f"{tasks[3].shard_id}.json")
@@ -342,6 +348,7 @@ def test_ranges_are_exact_and_short_ones_an_error(root: UPath) -> None:
         files.array(root / "none", np.int8, 0, (1, 10), 10)
 
 
+@pytest.mark.slow
 @both_stores
 def test_damaged_shard_is_an_error_and_not_zeros(root: UPath, store: str) -> None:
     make_dataset(root, "features", store, "a", "b")
@@ -374,6 +381,7 @@ def test_bucket_that_does_not_exist_is_one_readable_error(s3: str) -> None:
     assert "no-such-bucket" not in [bucket["Name"] for bucket in client().list_buckets()["Buckets"]]
 
 
+@pytest.mark.slow
 def test_denied_access_is_one_readable_error(s3_root: UPath) -> None:
     make_dataset(s3_root, "features", "webdataset", "a")
     dataset = open_dataset(s3_root)
@@ -640,6 +648,7 @@ def test_spool_that_is_full_is_named(root: UPath) -> None:
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_batches_of_a_remote_dataset_are_those_of_the_local_one(root: UPath, tmp_path: Path) -> None:
     places = (tmp_path / "local", root)
     batches = []

@@ -128,6 +128,7 @@ def bytes_of_clips(path: Path) -> int:
     return path.stat().st_size - (16 * chunks + 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_every_flipped_byte_of_an_int8_shard_is_found_and_its_clip_named(tmp_path: Path, store: str) -> None:
     (task,) = make_dataset(tmp_path, "int8", store, "a", views=1)
@@ -174,6 +175,7 @@ def test_times_that_are_not_those_of_their_checksum_are_an_error(tmp_path: Path)
         next(stored_clips(tmp_path, small_card("deltas", "webdataset"), altered))
 
 
+@pytest.mark.slow
 def test_what_was_read_is_no_memory_of_the_process_after_its_release(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float16)  # 32 MiB
     numbers.tofile(tmp_path / "numbers")

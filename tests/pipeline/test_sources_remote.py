@@ -38,6 +38,7 @@ def by_uri(source: str) -> dict[str, VideoSource]:
     return {video.video_uri: video for video in find_videos(source, None)}
 
 
+@pytest.mark.slow
 def test_a_folder_is_searched_with_its_sizes_and_versions(store: str, tmp_path: Path) -> None:
     files = {"b.MP4": b"12", "x/y/a.mkv": b"345", "x/.hidden.mp4": b"", ".cache/c.mp4": b"", "n.txt": b"-"}
     frames = {f"run.1/f_{n}.5.jpg": bytes([n]) * n for n in range(1, 4)}
@@ -59,6 +60,7 @@ def test_a_folder_is_searched_with_its_sizes_and_versions(store: str, tmp_path: 
     assert all(video.version for video in videos.values())
 
 
+@pytest.mark.slow
 def test_listing_asks_nothing_of_single_files(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_bucket() as url:
         put(url, {f"{n % 7}/{n}.mp4": b"v" for n in range(60)})
@@ -115,6 +117,7 @@ def test_one_video_and_lists(store: str, tmp_path: Path) -> None:
     assert [video.size_bytes for video in find_videos(str(tmp_path / "list.txt"), None)] == [5, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "cut", "spanned"])
 def test_archives(store: str, tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()

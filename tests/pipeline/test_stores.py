@@ -123,6 +123,7 @@ leaves_files_open = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @leaves_files_open
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_webdataset_reads_the_tars(tmp_path: Path, kind: str) -> None:
@@ -162,6 +163,7 @@ def test_tar_members_are_plain_files_at_time_zero(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @leaves_files_open
 def test_long_ids_fit_into_tars(tmp_path: Path) -> None:
     card = small_card("features", "webdataset")

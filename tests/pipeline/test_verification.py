@@ -71,6 +71,7 @@ def test_whole_and_new_datasets_have_no_problems(tmp_path: Path, store: str, kin
     assert [str(problem) for problem in verify_dataset(tmp_path)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @both_stores
 def test_every_flipped_bit_of_a_shard_is_found(tmp_path: Path, store: str, kind: str) -> None:
@@ -172,6 +173,7 @@ def test_files_that_nobody_wrote_are_found(tmp_path: Path, store: str) -> None:
         assert found(tmp_path) == {("shards/zarr.json", None)}
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_receipt_and_tables_is_found(tmp_path: Path) -> None:
     tasks = made(tmp_path, "webdataset")
     for name in (f"receipts/{tasks[0].shard_id}.json", "index.parquet", "failures.parquet", "tables.json"):
@@ -451,6 +453,7 @@ def test_progress_counts_shards(tmp_path: Path) -> None:
     assert seen == [("verify", 3), ("shard", 2), ("shard", 2), ("shard", 2)]
 
 
+@pytest.mark.slow
 def test_verifying_holds_ids_of_shards_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

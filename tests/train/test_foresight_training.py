@@ -47,6 +47,7 @@ def last_row(out: Path) -> dict[str, float]:
     return pq.read_table(out / "curves.parquet").to_pylist()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["foresight-tiny", "foresight-delta-tiny"])
 def test_a_resumed_run_with_dropout_repeats_an_unbroken_one(
     name: str, features: Path, deltas: Path, tmp_path: Path
@@ -68,6 +69,7 @@ def test_a_resumed_run_with_dropout_repeats_an_unbroken_one(
     assert row["copy_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_delta_tokens_that_turn_are_learned(tmp_path: Path) -> None:
     """Tokens that change sign at every step: copies are always wrong, the past says what comes."""
     rng = np.random.default_rng(0)
@@ -131,6 +133,7 @@ def maps(mini_benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
 def test_heads_learn_whole_frames_by_heart(
     task: Any, maps: Path, mini_benchmarks: Path, tmp_path: Path
@@ -158,6 +161,7 @@ def test_heads_learn_whole_frames_by_heart(
         run(changed, resume=True)
 
 
+@pytest.mark.slow
 def test_a_head_says_which_frames_and_labels_it_saw(
     maps: Path, mini_benchmarks: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def test_tokenizer(features: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "out") == pytest.approx(TOKENIZER, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query", "expected"), [("noise", WORLD), ("learned", WORLD_LEARNED_QUERY)])
 def test_world_model(deltas: Path, tmp_path: Path, query: str, expected: list[float]) -> None:
     config = world_config(query, **FIFTY_STEPS)

@@ -1,9 +1,11 @@
 """Memory of the segmentation loss, as a process of its own sees it."""
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from warm_process import start_script
 
 MEASURE = """
 import sys
@@ -41,9 +43,10 @@ print((peak() - before) // 1024)
     [("crops", 720, 1280, 1), ("crops", 720, 1280, 2), ("crops", 1080, 1920, 1), ("whole", 1024, 2048, 1)],
 )
 def test_neither_the_size_nor_the_number_of_labels_takes_memory(
-    kind: str, height: int, width: int, frames: int
+    kind: str, height: int, width: int, frames: int, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", MEASURE, kind, *map(str, (height, width, frames))]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    said = tmp_path / "said"
+    with start_script(MEASURE, kind, height, width, frames, stdout=said) as process:
+        assert process.wait() == 0, said.read_text()
     logits_mib = 4 * 124 * height * width * frames >> 20  # of all pixels once: 435 MiB at 720p
-    assert int(done.stdout) < 150 < logits_mib
+    assert int(said.read_text()) < 150 < logits_mib

@@ -23,6 +23,7 @@ def same(case: Case, one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_schedule_whose_past_rates_stay_may_change(case: Case, tmp_path: Path) -> None:
     """Before its decay has begun, a decay to a later step is that of an unbroken run."""
     case.run(tmp_path / "out", steps=3, warmup_steps=3, decay_steps=6)
@@ -42,6 +43,7 @@ def test_a_schedule_with_other_past_rates_is_refused(
         case.run(tmp_path / "out", resume=True, steps=12, **schedule | changes)
 
 
+@pytest.mark.slow
 def test_a_cool_down_is_past_any_warm_up(case: Case, tmp_path: Path) -> None:
     case.run(tmp_path / "before")
     case.run(tmp_path / "out", start="everything", start_from=tmp_path / "before", steps=10, warmup_steps=3)
@@ -55,6 +57,7 @@ def test_a_run_says_its_schedule_and_that_it_ends_in_its_warm_up(case: Case, tmp
     assert any("ends in its warm-up, at rate 0.001 of 0.003" in line for line in lines.said)
 
 
+@pytest.mark.slow
 def test_the_commands_shrink_the_schedule_and_resume_keeps_what_was_begun(case: Case, tmp_path: Path) -> None:
     out, run = tmp_path / "out", CliRunner().invoke
     small = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--heads", "2"]

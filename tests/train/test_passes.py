@@ -1,10 +1,9 @@
 """An effective batch is cut into the largest passes that fit, and into smaller ones when memory runs out."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +32,7 @@ from deltacache.train.passes import (
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.workers.group import SingleProcess
 from deltacache.train.world import WorldTask
+from warm_process import start_script
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -135,6 +135,7 @@ class Drawn:
         return self.model.training_loss(batch, times, **kinds).loss, {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokenizer", "world"])
 def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
     task = Drawn(kind)
@@ -153,6 +154,7 @@ def test_small_passes_foretell_the_peak_of_a_large_one(kind: str) -> None:
     assert cost.bytes_of(1) < 0.1 * peak + weights + moments
 
 
+@pytest.mark.slow
 def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_memory_runs_out_and_the_step_is_done_again_in_smaller_passes(
     assert (passes_of(whole), passes_of(cut)) == (12, 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_passes(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"steps": 4, "batch_size": 12, "save_every": 2}
     moments_there: list[bool] = []
@@ -225,6 +228,7 @@ def test_memory_runs_out_in_an_update(case: Case, tmp_path: Path, monkeypatch: p
         case.run(tmp_path / "run", steps=2)
 
 
+@pytest.mark.slow
 def test_memory_runs_out_in_probes_and_the_run_goes_on(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,20 +282,18 @@ except (DeltacacheError, ValueError, OtherWorkerFailedError) as raised:
 
 @pytest.mark.parametrize("error", ["refused", "bug"])
 def test_a_worker_that_cannot_measure_leaves_no_other_waiting(error: str, tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", REFUSES, str(rank), str(tmp_path / "store"), error],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [worker.communicate(timeout=120)[0].strip() for worker in workers]
-    finally:
+    said = [tmp_path / f"said-{rank}" for rank in range(2)]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(start_script(REFUSES, rank, tmp_path / "store", error, stdout=said[rank]))
+            for rank in range(2)
+        ]
         for worker in workers:
-            worker.kill()
-    assert said == ["OtherWorkerFailedError", "DeltacacheError" if error == "refused" else "ValueError"]
+            worker.wait(120)
+    assert [each.read_text().strip() for each in said] == [
+        "OtherWorkerFailedError",
+        "DeltacacheError" if error == "refused" else "ValueError",
+    ]
 
 
 def test_slow_passes_are_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

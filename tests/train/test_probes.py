@@ -149,6 +149,7 @@ def test_probes_stand_in_the_table_at_their_steps_and_change_nothing(case: Case,
         assert [value is not None for value in table[name].to_pylist()] == [False, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_both_futures_win_and_a_learned_query_has_none_to_choose(tmp_path: Path) -> None:
     deltas = write_dataset(tmp_path / "deltas", "deltas", drawn_deltas(40, 6))
     rows = {}

@@ -52,6 +52,7 @@ def test_noise_beyond_the_effective_batch_is_refused() -> None:
         normal_draws("noise", 3, MicroBatch(5, 4, 8), 6, (4,), CPU)
 
 
+@pytest.mark.slow
 def test_two_passes_of_eight_learn_what_one_of_sixteen_does(case: Case, tmp_path: Path) -> None:
     losses, weights = [], []
     for name, training in (("whole", {"batch_size": 16}), ("halves", {"batch_size": 8, "accumulation": 2})):
@@ -96,6 +97,7 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(5, 2), (1, 10)])
 def test_a_run_goes_on_with_another_split(
     case: Case, tmp_path: Path, batch_size: int, accumulation: int

@@ -54,6 +54,7 @@ def test_weights_alone_begin_at_step_0_with_a_fresh_optimizer(
     }
 
 
+@pytest.mark.slow
 def test_everything_at_the_same_rate_is_the_unbroken_run(case: Case, before: Path, tmp_path: Path) -> None:
     continued = case.run(tmp_path / "after", start="everything", start_from=before, steps=13)
     unbroken = case.run(tmp_path / "unbroken", steps=13)
@@ -73,6 +74,7 @@ def test_a_cool_down_has_its_own_rate_and_decay_and_the_moments_of_before(
     assert pq.read_table(tmp_path / "after/curves.parquet")["step"].to_pylist() == [9]
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_goes_on_without_naming_the_stage_before(
     case: Case, before: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_released_weights_are_a_start(features: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in weights_of(after).items())
 
 
+@pytest.mark.slow
 def test_the_flags_choose_stage_and_start(features: Path, tmp_path: Path) -> None:
     small = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu"]
     run = CliRunner().invoke

@@ -34,6 +34,7 @@ def changed_loss(monkeypatch: pytest.MonkeyPatch, factor: Any) -> None:
         monkeypatch.setattr(task, "training_loss", poisoned)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_0_and_the_run_goes_on(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert inside == [(before, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("bad_step", "log_every"), [(6, 2), (5, 8), (4, 2), (0, 2)])
 def test_a_loss_that_is_not_finite_stops_with_the_state_before(
@@ -115,6 +117,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_before(
     assert all(torch.equal(*pair) for pair in _pairs(resumed, unbroken))
 
 
+@pytest.mark.slow
 def test_spikes_are_said_and_counted(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed_loss(monkeypatch, lambda step: 1e4 if step == 31 else 1.0)
     reporter = Lines()

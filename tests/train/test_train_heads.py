@@ -66,6 +66,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_resumed_run_is_bitwise_the_unbroken_one(run: Run, target: str, tmp_path: Path) -> None:
     unbroken = weights(target, run(target, "unbroken"))
@@ -80,6 +81,7 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(run: Run, target: str, tmp_pa
     assert not all(torch.equal(unbroken[name], other[name]) for name in unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["vspw", "rgb"])
 def test_features_that_do_not_fit_in_memory_train_the_same_weights(
     run: Run, target: str, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +91,7 @@ def test_features_that_do_not_fit_in_memory_train_the_same_weights(
     assert_same(kept, weights(target, run(target, "streamed")))
 
 
+@pytest.mark.slow
 def test_pictures_of_any_shape_train_the_same_weights_in_passes_of_any_size(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_backbone_that_runs_out_of_memory_gets_fewer_crops_at_once(monkeypatch
     assert sizes[0] == 16  # known from then on
 
 
+@pytest.mark.slow
 def test_mirrored_frames_train_other_weights(run: Run) -> None:
     straight, mirrored = (weights("vspw", run("vspw", f"flip{flip}", flip=flip)) for flip in (0.0, 1.0))
     assert not torch.equal(straight["head.weight"], mirrored["head.weight"])
@@ -165,6 +169,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine(run: Run, tmp_path: Path) ->
     assert rates == pytest.approx([peak * share for share in (0, 0.5, *fall)])
 
 
+@pytest.mark.slow
 def test_what_is_learned_from_is_said(run: Run) -> None:
     reporter = Lines()
     run("kitti", reporter=reporter)
@@ -184,6 +189,7 @@ def test_a_checkpoint_says_what_it_was_made_from(run: Run) -> None:
     assert metadata["trained_on"] == {"benchmark": "vspw", "split": "val", "frames": 5}
 
 
+@pytest.mark.slow
 def test_a_head_of_the_training_split_says_so(run: Run, mini_benchmarks: Path, tmp_path: Path) -> None:
     tested, reporter = tmp_path / "tested.txt", Lines()
     lines = (mini_benchmarks / "kitti/eigen_test_files.txt").read_text().splitlines()

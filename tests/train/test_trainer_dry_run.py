@@ -37,6 +37,7 @@ def said_by(reporter: Lines, out: Path, kind: str) -> str:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_of_a_model(case: Case, workers: int, tmp_path: Path) -> None:
     out, reporter = tmp_path / "out", Lines()
@@ -50,6 +51,7 @@ def test_of_a_model(case: Case, workers: int, tmp_path: Path) -> None:
     assert f"reads {2 * tokens / 1e3:.3g} kB of data" in said  # float16, once: they fit in memory
 
 
+@pytest.mark.slow
 def test_of_a_run_to_go_on_with(case: Case, tmp_path: Path) -> None:
     """The folder stays as it is, to the byte and the time."""
     out, reporter = tmp_path / "out", Lines()
@@ -65,6 +67,7 @@ def test_of_a_run_to_go_on_with(case: Case, tmp_path: Path) -> None:
         launch("tokenizer" if case.kind == "tokenizer" else "world", refused, reporter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["vspw", "kitti", "rgb", "foresight"])
 def test_of_a_head(target: str, mini_benchmarks: Path, tmp_path: Path) -> None:
     out, reporter = tmp_path / "out", Lines()

@@ -87,6 +87,7 @@ def test_only_the_asked_number_of_checkpoints_is_kept(case: Case, tmp_path: Path
     assert names == ["step-00000004", "step-00000006", "step-00000008"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(case: Case, tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = case.weights(case.run(tmp_path / "a"))
@@ -109,6 +110,7 @@ def test_the_bar_reaches_its_end_also_after_a_stop(case: Case, tmp_path: Path) -
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, 4, 5])
 def test_a_resumed_run_is_bitwise_the_unbroken_one(case: Case, tmp_path: Path, stopped: int) -> None:
     unbroken = case.weights(case.run(tmp_path / "unbroken"))
@@ -117,6 +119,7 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(case: Case, tmp_path: Path, s
     assert_equal_weights(unbroken, resumed)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_its_precision_and_one_that_names_none_in_that_of_its_device(
     case: Case, tmp_path: Path
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_run_goes_on_in_its_precision_and_one_that_names_none_in_that_of_its_d
     assert not all(torch.equal(fast[name], exact[name]) for name in exact)
 
 
+@pytest.mark.slow
 def test_curves_of_a_resumed_run_are_those_of_the_unbroken_one(case: Case, tmp_path: Path) -> None:
     case.run(tmp_path / "unbroken")
     case.run(tmp_path / "resumed", steps=4)
@@ -153,6 +157,7 @@ def test_streamed_features_train_the_same_weights(
     assert_equal_weights(resident, case.weights(case.run(tmp_path / "streamed")))
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_returns_at_once(case: Case, tmp_path: Path) -> None:
     checkpoint = case.run(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -171,6 +176,7 @@ def test_resume_without_a_checkpoint_starts(case: Case, tmp_path: Path) -> None:
     assert_equal_weights(fresh, case.weights(case.run(tmp_path / "plain")))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns_what_only_the_token_can_tell(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "features", "features", drawn_features(40, 6))
     config = tokenizer_config(0.0, steps=300, batch_size=32, save_every=300, log_every=50, learning_rate=1e-2)
@@ -179,6 +185,7 @@ def test_the_tokenizer_learns_what_only_the_token_can_tell(tmp_path: Path) -> No
     assert table["mse"][-1] < 0.2 * table["copy_last_mse"][-1]
 
 
+@pytest.mark.slow
 def test_best_of_many_learns_both_futures_and_one_query_their_mean(tmp_path: Path) -> None:
     deltas = write_dataset(tmp_path / "deltas", "deltas", drawn_deltas(40, 6))
     last_loss = {}

@@ -10,6 +10,7 @@ from cases import Case
 from deltacache.schemas.errors import DeltacacheError
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_offline_runs_leave_what_sync_needs(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
