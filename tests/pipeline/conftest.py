@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from object_stores import s3_bucket
 from upath import UPath
 
 from deltacache.pipeline.storage.storage import set_patience
+from object_stores import s3_bucket
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from archive_maker import tar_bytes, zip_bytes
 from fsspec.implementations.memory import MemoryFileSystem
-from object_stores import s3_bucket
 from test_decode_folder import write_frames
 from video_maker import read_number, write_video
 
@@ -37,6 +36,7 @@ from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.pipeline.storage.storage import filesystem_of, may_pass, set_patience
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from object_stores import s3_bucket
 
 
 def refusal(location: str, spool: Path) -> VideoRefusedError:

@@ -9,13 +9,13 @@ from urllib.parse import quote
 import pytest
 from archive_maker import tar_bytes, zip_bytes
 from fsspec.implementations.memory import MemoryFileSystem
-from object_stores import s3_bucket
 from test_archives import FOUND, FRAMES, VIDEO, content, write_zip
 
 from deltacache.pipeline.inputs.fetching import fetched
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.storage.storage import filesystem_of
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from object_stores import s3_bucket
 from web_server import Web, web_server
 
 ODD = [

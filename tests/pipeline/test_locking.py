@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
-from object_stores import s3_bucket
 from small_datasets import BLACK, make_dataset, small_card
 from upath import UPath
 
@@ -32,6 +31,7 @@ from deltacache.pipeline.storage.locking import (
 )
 from deltacache.pipeline.storage.storage import names_in, put
 from deltacache.schemas.errors import DatasetError, StorageError
+from object_stores import s3_bucket
 
 SHORT = LeaseTimes(renew_s=0.5, grace_s=3.0)
 LONG = LeaseTimes(renew_s=0.5, grace_s=30.0)  # where nobody is given up: a machine under load renews late

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from object_stores import requests_at_the_server
 from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of
 from upath import UPath
 
@@ -30,6 +29,7 @@ from deltacache.pipeline.work.attempts import Attempts
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import SilentReporter
+from object_stores import requests_at_the_server
 
 CARD = small_card("features", "webdataset")
 MOST = 16

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from archive_maker import tar_bytes, write_cut, write_spanned, zip_bytes
 from fsspec.implementations.memory import MemoryFileSystem
-from object_stores import s3_bucket
 from s3fs import S3FileSystem
 from test_archives import FOUND, FRAMES, MEMBERS, VIDEO, content
 
@@ -14,6 +13,7 @@ from deltacache.pipeline.inputs.fetching import fetched
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.storage.storage import filesystem_of
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
+from object_stores import s3_bucket
 
 
 @pytest.fixture(scope="module", params=["s3", "memory"])
