@@ -111,8 +111,8 @@ def _check_order(stages: Sequence[tuple[str, str]]) -> None:
     for position, (name, start) in enumerate(stages):
         if (start == "random") != (position == 0):
             raise ValueError(
-                f"stage {name} has training.start {start}: the first stage is random, and each one after it "
-                "starts with weights or everything of the one before"
+                f"stage {name} has training.start {start}: the first stage is random, and each later stage "
+                "starts with weights or everything of the previous stage"
             )
 
 
@@ -342,8 +342,8 @@ def _check_trainings(config: ChainConfig, paths: ChainPaths, redone: set[ChainSt
                 again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
                 raise MismatchError(
                     f"{folder} has {done:,} of {steps:,} steps, but {', '.join(map(str, used))} "
-                    f"{'was' if len(used) == 1 else 'were'} made after it: training it now would leave that behind, "
-                    "made of another model. Put training.steps back, choose another output folder, or give "
+                    f"{'was' if len(used) == 1 else 'were'} made from it: training it further would leave them made "
+                    "from an older model. Put training.steps back, choose another output folder, or give "
                     f"--from-stage {again}, which removes what is made from there on and makes it again"
                 )
 

@@ -99,7 +99,7 @@ def _progress(status: Mapping[str, Any]) -> str:
     left = status["seconds_left"]
     return (
         f"{status['clips']} of {status['planned_clips']} clips of this run, "
-        f"{status['clips_per_s']:.1f} clips/s, {status['failed_videos']} videos refused, "
+        f"{status['clips_per_s']:.1f} clips/s, {status['failed_videos']} videos rejected, "
         f"{'time left not known yet' if left is None else duration(left) + ' left'}"
     )
 

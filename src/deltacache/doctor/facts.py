@@ -411,7 +411,7 @@ def _ray(problems: list[SetupProblem]) -> Facts:
         facts["RAY_ADDRESS"] = shown
         problems.append(
             SetupProblem(
-                f"RAY_ADDRESS ({shown}) is not read by deltacache",
+                f"RAY_ADDRESS ({shown}) is not read by deltacache without --ray-address auto",
                 f"give --ray-address {shown} to run on that cluster",
             )
         )

@@ -137,7 +137,7 @@ def _number_of(path: Path) -> int:
     numbers = re.findall(r"\d+", path.stem)
     if not numbers:
         raise DatasetError(
-            f"{path} has no number in its name, so it cannot be told which frame it is: name pictures by their "
+            f"{path} has no number in its name, so its frame is unknown: name pictures by their "
             "frame, such as 000.png, or remove it"
         )
     return int(numbers[-1])
@@ -615,7 +615,7 @@ class GeneratedFutures:
             if each.samples != common or each.samples == 0:
                 raise DatasetError(
                     f"{self.root / entry.folder} holds {each.samples} samples (sample-00, ...), most contexts "
-                    f"{common}: every context needs at least one, and all as many"
+                    f"{common}: every context needs at least one sample, and all the same number"
                 )
         _check_pictures(wanted, answers)
         return Answers(common, fingerprint_of({"contexts": [each.fingerprint for each in answers]}))

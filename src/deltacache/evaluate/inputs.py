@@ -170,7 +170,7 @@ def _tokenizer_of(
             return place
     if made_with is None and len(tokenizers) > 1:
         raise MismatchError(
-            f"the world model {path} does not say which tokenizer's delta tokens it predicts: give one tokenizer alone"
+            f"the world model {path} does not say which tokenizer's delta tokens it predicts: give only one tokenizer"
         )
     place = next(iter(tokenizers))
     check_world(world, path, tokenizers[place], place)

@@ -150,7 +150,7 @@ class BenchmarkEvaluation(EvaluationSettings):
         taken = [name for name in self.predictions if name in OWN_METHODS]
         if taken:
             raise ValueError(
-                f"predictions {taken[0]}: that is the name of a method of ours; give another NAME=DIR"
+                f"predictions {taken[0]}: that is the name of a built-in method; give another NAME=DIR"
             )
         odd = [name for name in self.predictions if not _METHOD_NAME.fullmatch(name)]
         if odd:

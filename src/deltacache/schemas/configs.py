@@ -299,7 +299,7 @@ def world_preset(name: str, stage: str | None = None) -> WorldConfig:
 def _stage_file(kind: Stage, name: str, stage: str | None) -> Path:
     if name.endswith((".yaml", ".yml")):
         if stage is not None:
-            raise DeltacacheError(f"{name} is one stage by itself: leave stage {stage!r} out")
+            raise DeltacacheError(f"{name} has only one stage: leave stage {stage!r} out")
         return Path(name)
     stages = preset_stages(kind, name)
     stage = stages[0] if stage is None else stage

@@ -228,7 +228,7 @@ class ClipStream(torch_data.IterableDataset[Item]):
         if state["stream"] != self._identity():
             raise MismatchError(
                 f"this position is that of another stream ({state['stream']}, not {self._identity()}): it belongs to "
-                "the same datasets, seed, shuffle and numbers of workers and ranks; give those, or start anew"
+                "the same datasets, seed, shuffle and numbers of workers and ranks; give those, or start a new stream"
             )
         self._epoch, self._done, self._resumed = state["epoch"], state["done"], True
 
@@ -324,7 +324,7 @@ def _open(paths: AnyDataset | Sequence[AnyDataset]) -> list[Dataset]:
             ours, theirs = of(first), of(other)
             if ours != theirs:
                 raise MismatchError(
-                    f"{first.root} and {other.root} do not go together, their {what} differ: {ours} and {theirs}. "
+                    f"{first.root} and {other.root} cannot be read together, their {what} differ: {ours} and {theirs}. "
                     "Give datasets that were made in the same way"
                 )
     return datasets

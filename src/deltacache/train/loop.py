@@ -145,7 +145,7 @@ class Meter:
         row = self._row(names, table[:steps], elapsed_s * steps / len(table)) if steps else None
         raise NonFiniteError(
             f"step {done + 1} has loss {loss} and gradient norm {norm}: both must be finite, so training stopped "
-            f"with a checkpoint of the state before it, step {done}; go on from there in another folder with "
+            f"with a checkpoint of the state before it, step {done}; continue from there in another folder with "
             "--continue-from and a lower learning rate, a longer warm-up or a smaller gradient_clip",
             done,
             row,

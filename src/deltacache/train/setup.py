@@ -163,7 +163,7 @@ def _check_ours(out: Path) -> None:
     if strangers or (names and not (out / "checkpoints").is_dir()):
         raise DeltacacheError(
             f"{out} holds something else ({', '.join(strangers or sorted(names))}): the output must be a new "
-            "or empty folder, or that of a run to go on with; choose another one"
+            "or empty folder, or that of a run to continue; choose another one"
         )
 
 
@@ -186,7 +186,7 @@ def check_same_settings(folder: Path, before: Mapping[str, Any], metadata: Mappi
     if changed:
         raise MismatchError(
             f"{folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
-            "the same one; put these back or choose another output folder"
+            "the same config; restore these settings or choose another output folder"
         )
     _check_same_rates(folder, before, metadata)
     batch_before, batch_now = before.get("effective_batch"), metadata["effective_batch"]
@@ -412,7 +412,7 @@ def _check_belongs(
         ]
     if different:
         raise MismatchError(
-            f"{path} does not belong to this stage ({'; '.join(dict.fromkeys(different))}): a stage goes on with the "
+            f"{path} does not belong to this stage ({'; '.join(dict.fromkeys(different))}): a stage continues with the "
             "same model on tokens of the same kind; change the config or give another checkpoint"
         )
 
@@ -465,7 +465,7 @@ def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"])
     if len(dataset) == 0:
         raise DatasetError(
             f"{root} holds no clips: training needs at least one; {dataset.root / 'failures.parquet'} says what was "
-            "refused and why, so run the command that made this dataset again with readable videos"
+            "rejected and why, so run the command that made this dataset again with readable videos"
         )
     return dataset
 

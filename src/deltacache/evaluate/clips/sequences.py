@@ -77,7 +77,7 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     uris = index["video_uri"].to_pylist()
     rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
     if not lengths:
-        raise DatasetError(f"{name} holds no clips: its failures.parquet says what was refused and why")
+        raise DatasetError(f"{name} holds no clips: its failures.parquet says what was rejected and why")
     if not rows:
         raise MismatchError(
             f"{name} has {len(lengths)} clips of at most {max(lengths)} frames, but context and "

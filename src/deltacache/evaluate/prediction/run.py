@@ -83,7 +83,7 @@ def predict_futures(settings: PredictionSettings, reporter: Reporter) -> Path:
     if numbers > _MOST_NUMBERS:
         raise DeltacacheError(
             f"{settings.samples} futures of {settings.steps} steps are {numbers * 4 / 2**30:.0f} GiB of patch tokens, "
-            f"and at most {_MOST_NUMBERS * 4 / 2**30:.0f} are held: give fewer --samples or --steps, or a smaller "
+            f"and at most {_MOST_NUMBERS * 4 / 2**30:.0f} are allowed: give fewer --samples or --steps, or a smaller "
             "--image-size"
         )
     models = _models(settings, sequence, device)
@@ -200,8 +200,8 @@ def _makers(settings: PredictionSettings, sequence: SeenSequence, device: torch.
     kinds = [BENCHMARK_TASK[name] for name in settings.heads]
     if len(set(kinds)) < len(kinds):
         raise DeltacacheError(
-            f"--head was given for {', '.join(settings.heads)}, two of which are of one task: give one of segmentation "
-            "and one of depth"
+            f"--head was given for {', '.join(settings.heads)}, two of which have the same task: give one of "
+            "segmentation and one of depth"
         )
     return makers
 

@@ -110,7 +110,7 @@ def _of_dataset(settings: PredictionSettings, device: torch.device) -> SeenSeque
 def _row(dataset: Dataset, settings: PredictionSettings) -> int:
     if not len(dataset):
         raise DatasetError(
-            f"{dataset.root} holds no clips: its failures.parquet says what was refused and why"
+            f"{dataset.root} holds no clips: its failures.parquet says what was rejected and why"
         )
     asked = settings.clip or "0"
     if asked in dataset.clip_ids:

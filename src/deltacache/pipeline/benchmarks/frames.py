@@ -191,7 +191,7 @@ def _read_single_channel(path: str) -> np.ndarray:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path} is damaged or no picture ({error}): get it again") from error
     if label.ndim != 2:
-        raise DatasetError(f"{path} has {label.shape[-1]} channels: a label has one number a pixel")
+        raise DatasetError(f"{path} has {label.shape[-1]} channels: a label has one number per pixel")
     return label
 
 
@@ -360,7 +360,7 @@ def read_depth_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         stored = stored[..., 0]  # a grey picture saved in colour
     if stored.shape != shape:
         raise DatasetError(
-            f"{path} has the shape {stored.shape}, its frame {shape}: depth maps must be of one number a pixel "
+            f"{path} has the shape {stored.shape}, its frame {shape}: depth maps must have one number per pixel "
             "and of the frame's own size"
         )
     if stored.dtype == np.uint8:
@@ -375,7 +375,7 @@ def read_depth_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
                 "make it again"
             )
     else:
-        raise DatasetError(f"{path} holds {stored.dtype}: give 8 or 16 bits a pixel, or floats in metres")
+        raise DatasetError(f"{path} holds {stored.dtype}: give 8 or 16 bits per pixel, or floats in metres")
     return np.where((depth > MIN_DEPTH_M) & (depth <= MAX_DEPTH_M), depth, np.float32(0))
 
 

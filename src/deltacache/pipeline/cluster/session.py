@@ -125,7 +125,7 @@ def ray_running(
     if ray.is_initialized():
         if ray_address is not None:
             raise DeltacacheError(
-                f"this program is connected to a Ray already, so it cannot join {ray_address}: leave ray_address out "
+                f"this program is already connected to Ray, so it cannot join {ray_address}: leave ray_address out "
                 "to use the Ray that it is connected to, or call ray.shutdown() first"
             )
         with native_log():

@@ -653,7 +653,7 @@ class _Pool:
         if now - self.placed_at > self.placement.wait_s:
             raise NoRoomError(
                 f"no encoder found room within {self.placement.wait_s:g} s (--wait-for-nodes): "
-                f"{self._whereabouts()}. Finished shards are kept; the same command goes on when there is room"
+                f"{self._whereabouts()}. Finished shards are kept; the same command continues when there is room"
             )
         if now > self.patient_until:
             self.patient_until = now + SAY_S
@@ -678,7 +678,7 @@ class _Pool:
         if not possible and quiet > self.placement.wait_s:
             raise NoRoomError(
                 f"no CPU to decode on for {quiet:.0f} s (--wait-for-nodes): the {len(there)} nodes have none beside "
-                "the encoders. Finished shards are kept; the same command goes on when there are CPUs"
+                "the encoders. Finished shards are kept; the same command continues when there are CPUs"
             )
         self.events.line(
             f"nothing was encoded for {quiet:.0f} s: decoding is slow, or waits for a CPU ({len(there)} nodes, "

@@ -189,8 +189,8 @@ class _TaskPool:
         needs = f"a CPU and {self.gpus:g} GPUs" if self.gpus else "a CPU"
         if len(self.placing) == len(self.running) and quiet > self.wait_s:
             raise NoRoomError(
-                f"no worker found {needs} free within {self.wait_s:g} s (--wait-for-nodes): somebody else uses the "
-                "cluster, or its nodes are gone. The same command goes on with what is missing"
+                f"no worker found {needs} free within {self.wait_s:g} s (--wait-for-nodes): others use the "
+                "cluster, or its nodes are gone. The same command continues with what is missing"
             )
         if time.monotonic() > self.say_after:
             self.say_after = time.monotonic() + SAY_S

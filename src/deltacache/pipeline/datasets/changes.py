@@ -237,7 +237,7 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
         names = ", ".join(source.video_uri for source in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise DatasetError(
             f"{len(changed)} videos have another content than when {root} was made of them: {names}. Put the old "
-            "files back, give the new ones other names, or say --changed-videos recompute, which makes their "
+            "files back, give the new ones other names, or use --changed-videos recompute, which makes their "
             "shards again. Nothing was changed"
         )
 
@@ -290,7 +290,7 @@ class Lineage:
         if adds and self.unknown is not None:
             raise DatasetError(
                 f"{deltas} does not say of which videos its shard {self.unknown} was made, for it has no checksums of "
-                f"them, so that nobody can tell whether {features} are its features: nothing was added. Tokenize "
+                f"them, so it is unknown whether {features} are its features: nothing was added. Tokenize "
                 "into a new folder"
             )
 
@@ -319,11 +319,11 @@ class Lineage:
         if not self.same + len(self.grown):
             raise MismatchError(
                 f"{features} is another feature dataset than the one of these deltas. {between}. Give the features "
-                "that they were made of, or another output folder"
+                "that they were made from, or another output folder"
             )
         if not recompute:
             raise DatasetError(
-                f"{features} has other videos than when these deltas were made of it. {between}. Give the features "
+                f"{features} has other videos than when these deltas were made from it. {between}. Give the features "
                 "as they were, another output folder, or --changed-videos recompute, which removes these shards and "
                 "makes them from the features as they are"
             )

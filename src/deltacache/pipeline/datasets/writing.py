@@ -469,8 +469,8 @@ def _check_lock(root: AnyPath, lock: str, shard_id: str) -> None:
             return
         if record is not None:
             raise DatasetError(
-                f"shard {shard_id} was not committed: {root} is being written by {record} now, and what attempts of an "
-                "earlier command make does not count any more"
+                f"shard {shard_id} was not committed: {root} is being written by {record} now, and attempts of an "
+                "earlier command no longer count"
             )
         if time.monotonic() > deadline:
             raise DatasetError(
@@ -1062,7 +1062,7 @@ def open_table(path: AnyPath, schema: pa.Schema, summary: TablesSummary | None =
     try:
         file = open_parquet(path, schema)
         if summary is not None and int(seal_of(file), 16) != summary.files[path.name].crc32c:
-            raise ValueError(f"it is another than {TABLES_FILE} says")
+            raise ValueError(f"it does not match {TABLES_FILE}")
         return file
     except FileNotFoundError:
         raise DatasetError(

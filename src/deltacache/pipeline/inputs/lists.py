@@ -124,7 +124,7 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
             "byte-order mark), CSV, JSON or Parquet"
         ) from error
     if not columns:
-        raise DeltacacheError(f"{path} names no video: write one path or uri a line")
+        raise DeltacacheError(f"{path} names no video: write one path or uri per line")
     names = list(dict.fromkeys(each.name for each in columns))
     if chosen is None:
         raise DeltacacheError(

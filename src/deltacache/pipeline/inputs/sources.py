@@ -273,7 +273,7 @@ def _without_excluded(
     except (OSError, UnicodeDecodeError) as error:
         raise DeltacacheError(
             f"exclude list {exclude_list} cannot be read ({error}): it must be text in UTF-8, or UTF-16 with a "
-            "byte-order mark, with an id, stem, uri or path a line"
+            "byte-order mark, with one id, stem, uri or path per line"
         ) from error
     named: dict[str, list[int]] = {}  # places of videos by all that they are called
     bases = _bases_of(source)

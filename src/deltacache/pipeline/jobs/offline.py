@@ -479,7 +479,7 @@ def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None
     text = f"{out}: {summary.clips} clips of {summary.videos} videos"
     if summary.failures:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary.failures.items()))
-        text += f"; refused {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"
+        text += f"; rejected {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"
     if throughput is None:
         return text + "; already complete, nothing to do"
     return text + f"; {throughput.line()}{throughput.bfloat16_hint(read_card(out))}"
@@ -518,7 +518,8 @@ def _tokenizer_precision(asked: AskedPrecision, job: _Job) -> Precision:
     if asked != "auto" and resolve_precision("cpu", asked) != made:
         raise MismatchError(
             f"{job.out} holds delta tokens that the tokenizer made in {made}, and --precision {asked} asks for others: "
-            "one dataset must not mix the two. Leave --precision out to go on in theirs, or give another output folder"
+            "one dataset must not mix the two. Leave --precision out to continue in theirs, or give another output "
+            "folder"
         )
     return made
 

@@ -99,7 +99,7 @@ def preview_extraction(
         f"least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB\n"
         f"tried on {sampled} videos, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
         f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward pass "
-        f"{_hours(estimate.forward_s)} of one encoder); refused {estimate.refused:.0%}{faster}"
+        f"{_hours(estimate.forward_s)} of one encoder); rejected {estimate.refused:.0%}{faster}"
     )
 
 

@@ -180,9 +180,9 @@ class FailureBudget:
         if self.exceeded_by(failed):
             said = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
             raise DeltacacheError(
-                f"{failed} of {self.videos} videos were refused ({said}), more than --max-failed-fraction "
+                f"{failed} of {self.videos} videos were rejected ({said}), more than --max-failed-fraction "
                 f"{self.fraction:g} allows. What was finished is kept; {out / 'failures.parquet'} says why. "
-                "Raise --max-failed-fraction to go on without them; repair them and run again with "
+                "Raise --max-failed-fraction to continue without them; repair them and run again with "
                 "--retry-failed; or name them in --exclude-list and use a new folder"
             )
 

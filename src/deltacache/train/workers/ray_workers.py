@@ -65,7 +65,7 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
 
     if ray.is_initialized():
         raise DeltacacheError(
-            f"train {kind}: this program is connected to a Ray already, but workers need one of their own, with which "
+            f"train {kind}: this program is already connected to Ray, but workers need their own Ray, with which "
             "they end: call ray.shutdown() first"
         )
     with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1), say):
