@@ -1030,5 +1030,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
-            typer.echo("stopped; the same command goes on where it was (training: with --resume)", err=True)
+            typer.echo(
+                "stopped; the same command continues where it stopped (training: with --resume)", err=True
+            )
         raise

@@ -15,7 +15,7 @@ def test_a_dry_run_estimates_and_writes_nothing(
         "--views", 3, "--videos-per-shard", 4, "--dtype", "int8", "--exclude-list", tmp_path / "out.txt",
     ).done().stdout  # fmt: skip
     assert not out.exists()
-    assert "leaves out 0 of 25 videos; 1 of its entries name none: nobody" in said
+    assert "leaves out 0 of 25 videos; 1 of its entries match no video: nobody" in said
     assert "25 videos" in said
     assert "75 clips of 8 x 16 x 64 int8 in at least 7 shards" in said
     assert "limit: decoding" in said

@@ -119,7 +119,7 @@ def test_a_decoder_given_later_makes_pictures_and_leaves_the_numbers(
         decoder = saved_decoder(golden, tmp_path / name, shift)
         (out / "report.html").write_text("of before")
         evaluate_benchmarks(plain.model_copy(update={"rgb_decoder": decoder}), reporter)
-        assert "pictures alone are made" in reporter.lines[-1]
+        assert "only pictures are made" in reporter.lines[-1]
         assert not (out / "report.html").exists()
         assert (out / "metrics.parquet").stat().st_mtime_ns == before
         found.append(pictures())

@@ -328,7 +328,9 @@ def test_whatever_path_names_a_video_leaves_it_out(
         notes = list[str]()
         kept = {each.video_uri for each in find_videos(place, videos / "out.txt", None, notes.append)}
         assert kept == all_of_it - {"sub/a.mp4"}, way
-        assert f"leaves out 1 of {len(all_of_it)} videos; 1 of its entries name none: nobody" in notes[-1]
+        assert (
+            f"leaves out 1 of {len(all_of_it)} videos; 1 of its entries match no video: nobody" in notes[-1]
+        )
 
 
 def test_what_a_list_may_not_be(videos: Path) -> None:
@@ -359,7 +361,7 @@ def test_a_list_that_comes_with_deltacache_is_known_by_its_name(tmp_path: Path) 
     said: list[str] = []
     left = find_videos(str(tmp_path), Path("kinetics700-released"), tell=said.append)
     assert [video.video_uri for video in left] == ["train/luge/aaaaaaaaaaa_000014_000024.mp4"]
-    assert said == ["kinetics700-released: leaves out 5 of 6 videos; 0 of its entries name none"]
+    assert said == ["kinetics700-released: leaves out 5 of 6 videos; 0 of its entries match no video"]
 
 
 @pytest.mark.parametrize(

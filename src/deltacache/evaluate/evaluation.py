@@ -81,7 +81,7 @@ def run_evaluation(out: Path, open_source: Callable[[], Evaluation], reporter: R
         if not output.is_finished(out, output.finished_run(out), source.run_id):
             write_evaluation(out, source, reporter)
         elif source.redo_pictures is not None:  # and not another command that was faster
-            reporter.line(f"{source.command}: {metrics} holds these numbers already: pictures alone are made")
+            reporter.line(f"{source.command}: {metrics} already holds these numbers: only pictures are made")
             source.redo_pictures(reporter)
             (out / output.REPORT).unlink(missing_ok=True)
             save_config(source.settings, out / output.CONFIG)

@@ -560,7 +560,7 @@ class _Pool:
                 f"{said}. If it needs more memory than its node has, ask for fewer --encoders or a smaller "
                 "--backbone"
             ) from error
-        self.events.line(f"{said}; going on with {len(self._ready())} encoders")
+        self.events.line(f"{said}; continuing with {len(self._ready())} encoders")
         ray.kill(member.actor)
         self.members.remove(member)
 
@@ -577,7 +577,7 @@ class _Pool:
                 member, actor, attempts
             )  # after some errors (of CUDA) a process is good for nothing
             attempts.failed(work, cause_of(error), lost=False)
-            self.events.line(f"{shard} failed ({cause_of(error)}): looking for the video that is to blame")
+            self.events.line(f"{shard} failed ({cause_of(error)}): looking for the video that causes it")
             return None
         except RayError as error:
             self._replace(member, actor, attempts)

@@ -295,8 +295,8 @@ def _without_excluded(
     if tell is not None and (unknown or excluded):
         names = f": {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}" if unknown else ""
         tell(
-            f"{exclude_list}: leaves out {len(excluded)} of {len(videos)} videos; {len(unknown)} of its entries name "
-            f"none{names}"
+            f"{exclude_list}: leaves out {len(excluded)} of {len(videos)} videos; {len(unknown)} of its entries match "
+            f"no video{names}"
         )
     return [video for place, video in enumerate(videos) if place not in excluded]
 

@@ -306,7 +306,7 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     if gone:
         job.reporter.line(
             f"{len(gone)} planned videos are no longer in {settings.source}, or excluded now, such as {gone[0]}: what "
-            "was made of them stays"
+            "was made from them stays"
         )
     retried: list[ShardTask] = []
     if plan.videos and _retried(held or finish_dataset(out, plan), settings):

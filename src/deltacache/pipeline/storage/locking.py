@@ -178,9 +178,7 @@ class Lease:
             if found is None:
                 continue
             self._refuse_living(found)
-            say(
-                f"{self._path}: taking over from {parse_record(found)}, which does not renew its lock any more"
-            )
+            say(f"{self._path}: taking over from {parse_record(found)}, which no longer renews its lock")
             if self._read() == found:
                 self._remove()
             settle_s = self._times.renew_s  # another one may have decided the same, and remove ours

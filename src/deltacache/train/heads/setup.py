@@ -118,7 +118,7 @@ def say_if_scored(frames: TrainingFrames, split: str, reporter: Reporter) -> Non
     if split == "val":
         reporter.line(
             f"train head: these are the frames that {frames.benchmark} is scored on (--split val): the head's numbers "
-            "there say nothing about new frames, and are not to be compared with published ones"
+            "there say nothing about new frames and cannot be compared with published ones"
         )
 
 
