@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,18 @@ class Browser:
 
     program: str
     home: Path
+    _checked: dict[tuple[Path, int, bool, str], dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def check(
         self, page: Path, *, width: int = 1280, dark: bool = False, act: str = "return null;"
     ) -> dict[str, Any]:
-        """Open a page and return what is found in it; ``act`` is the body of a function that runs there."""
+        """Open a page, once for each look, and return what is found; ``act`` is the body of a function to run there."""
+        asked = page, width, dark, act
+        if asked not in self._checked:
+            self._checked[asked] = self._check(*asked)
+        return self._checked[asked]
+
+    def _check(self, page: Path, width: int, dark: bool, act: str) -> dict[str, Any]:
         copy = self.home / f"probed-{page.parent.name}-{page.name}"
         text = page.read_text().replace("<head>", "<head>" + _PROBE, 1)
         text = text.replace("</body>", _CHECK.replace("ACT", act) + "</body>")

@@ -131,6 +131,7 @@ def test_the_last_block_after_the_final_norm_is_the_last_hidden_state(encoder, t
     assert (first - last).square().mean() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_widths_of_the_published_checkpoints(name: str, tmp_path: Path) -> None:
     family, width, heads = PUBLISHED[name]

@@ -128,6 +128,7 @@ def test_float32_selection_finds_the_losses_of_the_plain_definition():
     assert result.winners.unique().numel() > 10
 
 
+@pytest.mark.slow
 def test_a_shortlist_makes_up_for_low_precision():
     world, noise, deltas, seconds = _wide_case(1000)
     plain = _plain_losses(world, noise, deltas, seconds)

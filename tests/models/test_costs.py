@@ -79,6 +79,7 @@ def counted(systems, vit_b):
     }
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_table_b(counted):
     delta, dino = counted["delta"], counted["dino_world"]
     assert delta.backbone.total / GIGA == published(47.185)
@@ -96,6 +97,7 @@ def test_parts_are_those_of_table_b(counted):
     )
 
 
+@pytest.mark.slow
 def test_totals_are_those_of_table_2(counted):
     for name, value in {
         "dino_world": 959,
@@ -106,6 +108,7 @@ def test_totals_are_those_of_table_2(counted):
         assert totals(counted[name], PAPER).paper / GIGA == published(value), name
 
 
+@pytest.mark.slow
 def test_what_the_package_computes_is_what_it_multiplies_less(counted):
     for flops in counted.values():
         found = totals(flops, PAPER)

@@ -204,6 +204,7 @@ def moving_shapes(count: int, frames: int, generator: torch.Generator) -> Tensor
     return 2.0 * blobs[..., None] * torch.tensor([1.0, -1.0, 0.5, 0.8])
 
 
+@pytest.mark.slow
 def test_the_baseline_learns_motion() -> None:
     generator, grid, steps = torch.Generator().manual_seed(0), (3, 6), 150
     with torch.random.fork_rng(devices=[]):

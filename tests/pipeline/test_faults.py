@@ -74,6 +74,7 @@ def test_the_map_of_bytes_to_clips_is_right(tmp_path: Path) -> None:
             assert at == receipt.clips[row]["clip_id"]
 
 
+@pytest.mark.slow
 @every_dataset
 def test_flipped_bits_are_found_in_their_file_and_clip(tmp_path: Path, kind: str, store: str) -> None:
     tasks = make_dataset(tmp_path, kind, store, *NAMES)
@@ -103,6 +104,7 @@ def test_flipped_bits_are_found_in_their_file_and_clip(tmp_path: Path, kind: str
     assert verify_dataset(tmp_path) == []
 
 
+@pytest.mark.slow
 @every_dataset
 def test_readers_give_true_values_or_raise(tmp_path: Path, kind: str, store: str) -> None:
     tasks = make_dataset(tmp_path, kind, store, *NAMES)
@@ -148,6 +150,7 @@ def check_readers(root: Path, kind: str, truth: dict[str, tuple[bytes, bytes]], 
     return refused
 
 
+@pytest.mark.slow
 @every_dataset
 def test_readers_of_what_is_missing_cut_or_longer_raise(tmp_path: Path, kind: str, store: str) -> None:
     make_dataset(tmp_path, kind, store, *NAMES)
@@ -173,6 +176,7 @@ def test_readers_of_what_is_missing_cut_or_longer_raise(tmp_path: Path, kind: st
     assert verify_dataset(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_every_single_bit_of_sealed_files_counts(tmp_path: Path) -> None:
     make_dataset(tmp_path, "features", "webdataset", "a")
     plan = parquet_of(read_plan(tmp_path))

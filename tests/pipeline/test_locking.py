@@ -262,6 +262,7 @@ def test_a_renewal_that_is_carried_out_after_a_takeover_lets_nobody_go_on(
     assert names_in(s3_root) == []
 
 
+@pytest.mark.slow
 def test_two_that_take_over_at_once_do_not_both_win(s3_root: UPath) -> None:
     times = LeaseTimes(renew_s=1.0, grace_s=4.0)
     for _ in range(3):
@@ -291,6 +292,7 @@ def test_two_that_take_over_at_once_do_not_both_win(s3_root: UPath) -> None:
         assert (len(won), len(refused)) == (1, 3)
 
 
+@pytest.mark.slow
 def test_lock_is_no_part_of_the_dataset(tmp_path: Path) -> None:
     root = tmp_path / "out"
     with dataset_lock(root, "x"):

@@ -185,6 +185,7 @@ def without_lock(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != ".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["webdataset", "zarr"])
 def test_dataset_in_an_object_store_is_repaired(s3_root: UPath, store: str) -> None:
     def contents() -> dict[str, bytes]:
@@ -194,7 +195,7 @@ def test_dataset_in_an_object_store_is_repaired(s3_root: UPath, store: str) -> N
             if path.is_file() and path.name != ".lock"
         }
 
-    tasks = make_dataset(s3_root, "features", store, *NAMES)  # pyright: ignore[reportArgumentType]
+    tasks = make_dataset(s3_root, "features", store, *NAMES[:5])  # pyright: ignore[reportArgumentType]
     assert verify_dataset(s3_root) == []
     whole = contents()
     flip(s3_root / read_receipt(s3_root, tasks[1].shard_id).token_file)
@@ -206,7 +207,7 @@ def test_dataset_in_an_object_store_is_repaired(s3_root: UPath, store: str) -> N
     ]
     assert dropped == [f"shard {task.shard_id}" for task in tasks[1:3]]
     assert not [name for name in contents() if tasks[1].shard_id in name]
-    assert make_dataset(s3_root, "features", store, *NAMES) == tasks  # pyright: ignore[reportArgumentType]
+    assert make_dataset(s3_root, "features", store, *NAMES[:5]) == tasks  # pyright: ignore[reportArgumentType]
     assert contents() == whole
     assert verify_dataset(s3_root) == []
 

@@ -82,6 +82,7 @@ def extract(root: UPath, videos: Path, **changes: Any) -> list[str]:
     return job.made
 
 
+@pytest.mark.slow
 def test_requests_do_not_grow_with_the_shards(s3_root: UPath, tmp_path: Path) -> None:
     counted = []
     for shards in (2, 30):
