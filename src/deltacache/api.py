@@ -7,23 +7,27 @@ about are ``DeltacacheError``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from deltacache.schemas.arguments import arguments_of, build, changed_by, fields_of, takes
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, evaluation
+from deltacache.schemas.arguments import arguments_of, build, changed_by, fields_of, taken, takes
 from deltacache.schemas.configs import (
     HeadConfig,
     RgbConfig,
     TokenizerConfig,
     WorldConfig,
+    head_preset,
+    rgb_preset,
     tokenizer_preset,
     world_preset,
 )
 from deltacache.schemas.errors import DeltacacheError, SettingsError
-from deltacache.schemas.foresight import ForesightHeadConfig
+from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig
 from deltacache.schemas.jobs import (
     DEFAULT_BACKBONE,
-    WAIT_FOR_NODES_S,
     ExtractionSettings,
+    HeadLaunch,
+    Launch,
     TokenizeSettings,
     TokenizeVideosSettings,
 )
@@ -35,7 +39,6 @@ if TYPE_CHECKING:  # torch, Ray and Arrow are imported by what needs them
     import pyarrow as pa
     from torch import Tensor
 
-    from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
     from deltacache.models.backbone import Backbone
     from deltacache.models.deltatok import DeltaTok
     from deltacache.models.world_model import WorldModel
@@ -124,15 +127,11 @@ def extract_features(
         >>> len(features)
         12
     """
-    run_extraction(source, out, reporter or SilentReporter(), settings)
-    return open_dataset(out, "features")
-
-
-def run_extraction(source: AnyPath, out: AnyPath, reporter: Reporter, settings: Mapping[str, Any]) -> None:
-    """``extract_features`` without opening what it made, which a store is asked for."""
     from deltacache.pipeline.jobs import offline
 
-    offline.extract_features(extraction_settings(source, settings), place(out), reporter)
+    job = extraction_settings(source, settings)
+    offline.extract_features(job, place(out), reporter or SilentReporter())
+    return open_dataset(out, "features")
 
 
 def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> ExtractionSettings:
@@ -169,17 +168,14 @@ def tokenize(
         >>> deltas.read(0).delta_tokens.shape
         (8, 384)
     """
-    run_tokenize(source, out, tokenizer, reporter or SilentReporter(), settings)
+    run_tokenize(tokenize_settings(source, tokenizer, settings), out, reporter or SilentReporter())
     return open_dataset(out, "deltas")
 
 
-def run_tokenize(
-    source: AnyPath, out: AnyPath, tokenizer: AnyPath, reporter: Reporter, settings: Mapping[str, Any]
-) -> None:
-    """``tokenize`` without opening what it made, which a store is asked for."""
+def run_tokenize(job: TokenizeSettings | TokenizeVideosSettings, out: AnyPath, reporter: Reporter) -> None:
+    """Make the delta tokens, of a feature dataset or of videos."""
     from deltacache.pipeline.jobs import offline
 
-    job = tokenize_settings(source, tokenizer, settings)
     if isinstance(job, TokenizeSettings):
         offline.tokenize_features(job, place(out), reporter)
     else:
@@ -235,36 +231,19 @@ def _trained_features(
 
 
 @takes(TokenizerConfig, optional=True)
+@takes(Launch)
 def train_tokenizer(
-    features: AnyPath,
-    out: AnyPath,
-    *,
-    preset: str = "released",
-    stage: str | None = None,
-    init_from: AnyPath | None = None,
-    continue_from: AnyPath | None = None,
-    resume: bool = False,
-    device: str = "auto",
-    workers: int = 1,
-    ray_address: str | None = None,
-    wait_for_nodes: float = WAIT_FOR_NODES_S,
-    assignments: Sequence[str] = (),
-    dry_run: bool = False,
-    reporter: Reporter | None = None,
-    **changes: Any,
+    features: AnyPath, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any
 ) -> Path:
     """Train DeltaTok, which turns the change between two frames into one token (method section 1).
 
     Args:
         features: a feature dataset.
         out: output folder; with ``resume`` the newest checkpoint in it is continued.
-        preset: recipe to start from, such as ``released`` or ``tiny``, or a YAML file (docs/training.md).
-        init_from: output or file whose weights a new run starts with.
-        continue_from: output whose weights, optimizer and step a cool-down starts with.
-        workers: processes that train one model, through Ray.
-        assignments: ``"training.learning_rate=3e-4"``: any key of the preset.
-        dry_run: only measure a few steps and tell ``reporter`` what the training would take here.
-        changes: of the preset, as the flags of ``deltacache train-tokenizer``, such as ``steps=2000``.
+        settings: as the flags of ``deltacache train-tokenizer``. ``preset`` is ``released``, ``tiny`` or another, or a
+            YAML file (docs/training.md); ``steps=2000`` and others change it, and
+            ``assignments=["training.learning_rate=3e-4"]`` any of its keys. ``dry_run=True`` only measures a few steps
+            and reports what the training would take here.
 
     Returns:
         The newest checkpoint, which ``load_tokenizer`` reads.
@@ -276,65 +255,26 @@ def train_tokenizer(
     Example:
         >>> checkpoint = deltacache.train_tokenizer("features/", "tokenizer/", preset="tiny", steps=100)
     """
-    config = tokenizer_settings(
-        out,
-        preset=preset,
-        stage=stage,
-        init_from=init_from,
-        continue_from=continue_from,
-        resume=resume,
-        workers=workers,
-        assignments=assignments,
-        **changes,
-    )
-    start_from = init_from or continue_from
-    return _launch(
-        "tokenizer",
-        features,
-        out,
-        config,
-        resume,
-        device,
-        start_from,
-        reporter,
-        workers,
-        ray_address,
-        wait_for_nodes,
-        dry_run,
-    )
+    launch, changes = taken(Launch, settings)
+    config = tokenizer_settings(out, launch, changes)
+    return start_training("tokenizer", features, out, config, launch, reporter or SilentReporter())
 
 
-def tokenizer_settings(out: AnyPath, *, preset: str, stage: str | None, **arguments: Any) -> TokenizerConfig:
-    """Settings of ``train_tokenizer`` from its arguments."""
-    return trainer_settings(tokenizer_preset(preset, stage), out, **arguments)
+def tokenizer_settings(out: AnyPath, launch: Launch, changes: Mapping[str, Any]) -> TokenizerConfig:
+    """The recipe that ``train_tokenizer`` trains by: the preset with its changes."""
+    return trainer_settings(tokenizer_preset(launch.preset, launch.stage), out, launch, changes)
 
 
 @takes(WorldConfig, optional=True)
-def train_world(
-    source: AnyPath,
-    out: AnyPath,
-    *,
-    preset: str = "released",
-    stage: str | None = None,
-    init_from: AnyPath | None = None,
-    continue_from: AnyPath | None = None,
-    resume: bool = False,
-    device: str = "auto",
-    workers: int = 1,
-    ray_address: str | None = None,
-    wait_for_nodes: float = WAIT_FOR_NODES_S,
-    assignments: Sequence[str] = (),
-    dry_run: bool = False,
-    reporter: Reporter | None = None,
-    **changes: Any,
-) -> Path:
+@takes(Launch)
+def train_world(source: AnyPath, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any) -> Path:
     """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
     Args:
         source: a delta dataset; a feature dataset for models of patch tokens (DINO-world).
-        changes: of the preset, as the flags of ``deltacache train-world``, such as ``candidates=32``.
-
-    The others are those of ``train_tokenizer``.
+        out: output folder; with ``resume`` the newest checkpoint in it is continued.
+        settings: as the flags of ``deltacache train-world``: those of ``train_tokenizer``, and changes of the preset
+            such as ``candidates=32``.
 
     Returns:
         The newest checkpoint, which ``load_world`` reads.
@@ -346,101 +286,102 @@ def train_world(
     Example:
         >>> checkpoint = deltacache.train_world("deltas/", "world/", preset="tiny", candidates=32, steps=100)
     """
-    config = world_settings(
-        out,
-        preset=preset,
-        stage=stage,
-        init_from=init_from,
-        continue_from=continue_from,
-        resume=resume,
-        workers=workers,
-        assignments=assignments,
-        **changes,
-    )
-    start_from = init_from or continue_from
-    return _launch(
-        "world",
-        source,
-        out,
-        config,
-        resume,
-        device,
-        start_from,
-        reporter,
-        workers,
-        ray_address,
-        wait_for_nodes,
-        dry_run,
-    )
+    launch, changes = taken(Launch, settings)
+    config = world_settings(out, launch, changes)
+    return start_training("world", source, out, config, launch, reporter or SilentReporter())
 
 
-def world_settings(out: AnyPath, *, preset: str, stage: str | None, **arguments: Any) -> WorldConfig:
-    """Settings of ``train_world`` from its arguments."""
-    base = world_preset(preset, stage)
-    if arguments.get("candidates") is None:
-        if arguments.get("query") == "learned":
-            arguments["candidates"] = 1
-        elif arguments.get("query") == "noise" and base.model.query == "learned":
+def world_settings(out: AnyPath, launch: Launch, changes: Mapping[str, Any]) -> WorldConfig:
+    """The recipe that ``train_world`` trains by: the preset with its changes."""
+    base, changes = world_preset(launch.preset, launch.stage), dict(changes)
+    if changes.get("candidates") is None:
+        if changes.get("query") == "learned":
+            changes["candidates"] = 1
+        elif changes.get("query") == "noise" and base.model.query == "learned":
             raise SettingsError(
-                f"--query noise: preset {preset} has one candidate; give --candidates K as well"
+                f"--query noise: preset {launch.preset} has one candidate; give --candidates K as well"
             )
-    return trainer_settings(base, out, **arguments)
+    return trainer_settings(base, out, launch, changes)
 
 
-def trainer_settings(
-    base: TrainerT,
-    out: AnyPath,
-    *,
-    resume: bool,
-    workers: int = 1,
-    init_from: AnyPath | None = None,
-    continue_from: AnyPath | None = None,
-    assignments: Sequence[str] = (),
-    **changes: Any,
-) -> TrainerT:
-    """A preset with what is asked of its schedule, its other arguments, and any of its keys (``assignments``)."""
+def head_settings(
+    head: str, out: AnyPath, launch: HeadLaunch, changes: Mapping[str, Any]
+) -> HeadConfig | RgbConfig:
+    """The recipe that ``train-head`` trains by; ``head`` is a benchmark or ``rgb``."""
+    from deltacache.pipeline.work.encoders import resolve_precision
+
+    for flag, listed in (("--kitti-split", launch.kitti_split), ("--kitti-test", launch.kitti_test)):
+        if listed is not None and head != "kitti":
+            raise SettingsError(f"{flag} concerns kitti, not {head}: leave it out")
+    if head == "rgb" and changes.get("split") not in (None, "train"):
+        raise SettingsError("--split concerns benchmarks: rgb learns from all pictures below ROOT")
+    preset: Any = launch.preset
+    base: Any = rgb_preset(preset) if head == "rgb" else head_preset(cast("Any", head), preset)
+    seen = base.frames.model_copy(update={"precision": resolve_precision(launch.device, launch.precision)})
+    if head == "rgb":  # linear heads stay in float32
+        changes = {**changes, "precision": launch.precision}
+    return trainer_settings(base.model_copy(update={"frames": seen}), out, launch, changes)
+
+
+def foresight_head_settings(
+    task: Any, out: AnyPath, launch: HeadLaunch, changes: Mapping[str, Any]
+) -> ForesightHeadConfig:
+    """The recipe that ``train-foresight-head`` trains by."""
+    from deltacache.pipeline.work.encoders import resolve_precision
+    from deltacache.schemas.foresight import foresight_head
+
+    features, changes = taken(FrameFeatureConfig, changes)
+    seen = {
+        "backbone": backbone_source(features.backbone),
+        "precision": resolve_precision(launch.device, launch.precision),
+    }
+    depth, preset = changes.pop("depth", None), cast("Any", launch.preset)
+    base = foresight_head(task, preset, features.model_copy(update=seen), depth)
+    return trainer_settings(base, out, launch, changes)
+
+
+def trainer_settings(base: TrainerT, out: AnyPath, launch: Launch, changes: Mapping[str, Any]) -> TrainerT:
+    """A preset with what is asked of its schedule, its other arguments, and any of its keys (``--set``)."""
     from deltacache.train.setup import continued_schedule
 
-    if init_from and continue_from:
-        raise SettingsError("give --init-from or --continue-from, not both")
     fields_of(type(base), changes)  # refuses unknown names before anything else
-    steps, warmup, decay = (changes.pop(name, None) for name in ("steps", "warmup_steps", "decay_steps"))
+    rest = dict(changes)
+    steps, warmup, decay = (rest.pop(name, None) for name in ("steps", "warmup_steps", "decay_steps"))
     training = base.training
-    if changes.get("batch_size") is None:  # without it, workers share the recipe's batch
-        training = training.shared_by(workers, changes.get("accumulation"))
+    if rest.get("batch_size") is None:  # without it, workers share the recipe's batch
+        training = training.shared_by(launch.workers, rest.get("accumulation"))
     training = training.in_steps(steps, warmup, decay)
-    if resume:  # the schedule that was begun
+    if launch.resume:  # the schedule that was begun
         given = {"warmup_given": warmup is not None, "decay_given": decay is not None}
         training = continued_schedule(Path(out), training, **given)
-    if init_from or continue_from:
-        training = training.model_copy(update={"start": "weights" if init_from else "everything"})
-    config = build(type(base), changes, base.model_copy(update={"training": training}))
-    return changed_by(config, assignments)
+    if launch.init_from or launch.continue_from:
+        training = training.model_copy(update={"start": "weights" if launch.init_from else "everything"})
+    config = build(type(base), rest, base.model_copy(update={"training": training}))
+    return changed_by(config, launch.assignments)
 
 
-def _launch(
-    kind: Any,
+def start_training(
+    kind: Literal["tokenizer", "world"],
     data: AnyPath,
     out: AnyPath,
     config: Any,
-    resume: bool,
-    device: str,
-    start_from: AnyPath | None,
-    reporter: Reporter | None,
-    workers: int,
-    ray_address: str | None,
-    wait_for_nodes: float,
-    dry_run: bool,
+    launch: Launch,
+    reporter: Reporter,
 ) -> Path:
+    """Train by a recipe, in this process or with several workers; returns the newest checkpoint."""
     from deltacache.train.setup import TrainingRequest
-    from deltacache.train.workers.launch import launch
+    from deltacache.train.workers.launch import launch as train
     from deltacache.train.workers.trainable import Workers
 
-    before = None if start_from is None else Path(start_from)
-    request = TrainingRequest(place(data), Path(out), config, resume, device, before, dry_run=dry_run)
-    return launch(kind, request, reporter or SilentReporter(), Workers(workers, ray_address, wait_for_nodes))
+    before = launch.init_from or launch.continue_from
+    workers = Workers(launch.workers, launch.ray_address, launch.wait_for_nodes_s)
+    request = TrainingRequest(
+        place(data), Path(out), config, launch.resume, launch.device, before, dry_run=launch.dry_run
+    )
+    return train(kind, request, reporter, workers)
 
 
+@takes(BenchmarkEvaluation)
 def evaluate(
     out: AnyPath,
     data: Mapping[str, AnyPath],
@@ -477,17 +418,15 @@ def evaluate(
     """
     from deltacache.evaluate.results import run_evaluation
 
-    asked = evaluation_settings(
-        out,
-        data,
-        tokenizer=tokenizer,
-        world=world,
-        head=head,
-        predictions=predictions,
-        backbone=backbone,
-        futures=futures,
-        **settings,
-    )
+    paths = {
+        "tokenizer": tokenizer,
+        "world": world,
+        "head": head,
+        "predictions": predictions,
+        "backbone": backbone,
+        "futures": futures,
+    }
+    asked = evaluation_settings(out, data, **paths, **settings)
     run_evaluation(asked, reporter or SilentReporter())
     return Evaluated(asked.out)
 
@@ -496,17 +435,15 @@ def evaluation_settings(
     out: AnyPath,
     data: Mapping[str, AnyPath],
     *,
-    tokenizer: AnyPath | Sequence[AnyPath],
-    world: AnyPath | Sequence[AnyPath],
-    head: Mapping[str, AnyPath] | None,
-    predictions: Mapping[str, AnyPath] | None,
-    backbone: str | None,
-    futures: AnyPath | None,
+    tokenizer: AnyPath | Sequence[AnyPath] = (),
+    world: AnyPath | Sequence[AnyPath] = (),
+    head: Mapping[str, AnyPath] | None = None,
+    predictions: Mapping[str, AnyPath] | None = None,
+    backbone: str | None = None,
+    futures: AnyPath | None = None,
     **settings: Any,
-) -> "ClipEvaluation | BenchmarkEvaluation":
+) -> ClipEvaluation | BenchmarkEvaluation:
     """Settings of ``evaluate`` from its arguments."""
-    from deltacache.evaluate.settings import BenchmarkEvaluation, evaluation
-
     tokenizers = [Path(each) for each in _several(tokenizer)]
     worlds = [_world_path(str(each)) for each in _several(world)]
     return evaluation(
@@ -631,7 +568,7 @@ def prediction_settings(
         return build(PredictionSettings, {**given, **models, "video": where, "out": Path(out)})
     if "clip" in given:
         raise SettingsError(
-            f"--clip names a clip of a feature dataset, but {without_secrets(where)} is none: leave it out"
+            f"--clip names a clip of a feature dataset, but {without_secrets(where)} is not one: leave it out"
         )
     recorded = recorded_config(world_path) or {}  # a released file records nothing
     if not recorded and models["tokenizer"] is not None:
@@ -782,7 +719,7 @@ def place(source: AnyPath) -> str:
     """A local path made absolute, for workers of a cluster have other working directories; a url as it is.
 
     Raises:
-        DeltacacheError: a url with one slash or of chained protocols, which is no path either.
+        DeltacacheError: a url with one slash or of chained protocols, which is not a path either.
     """
     from deltacache.pipeline.storage.storage import refused_place
 

@@ -29,6 +29,7 @@ from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 from deltacache.train.checkpoints import finished_checkpoints, steps_of
 from deltacache.train.setup import TrainingRequest, check_same_settings
 from deltacache.train.workers.launch import launch
@@ -356,7 +357,8 @@ def _check_goes_on(checkpoint: Path, config: TokenizerConfig | WorldConfig, kind
     done, steps = steps_of(checkpoint), config.training.steps
     if done > steps:
         raise MismatchError(
-            f"{checkpoint.parents[1]} was trained for {done:,} steps, but training.steps is {steps:,}, and steps "
+            f"{checkpoint.parents[1]} was trained for {counted(done, 'step', form=',')}, but "
+            f"training.steps is {steps:,}, and steps "
             f"cannot be undone: put training.steps back, choose another output folder, or {again}"
         )
     effective_batch = config.training.batch_size * (config.training.accumulation or 1)  # whoever shares it

@@ -5,7 +5,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -13,58 +13,47 @@ from typer.main import get_command
 
 from deltacache import __version__, api
 from deltacache.cli_options import (
-    AccumulationOpt,
-    AddressOpt,
-    BackboneOpt,
-    ClipFormat,
-    ContinueFromOpt,
     DatasetOutArg,
-    DepthMapsOpt,
-    DeviceOpt,
     DryRunOpt,
-    EigenListOpt,
-    EvaluationCacheOpt,
-    EvaluationWorkersOpt,
     ForesightTask,
     FromStage,
-    HeadPreset,
     HeadTarget,
-    InitFromOpt,
     OutArg,
-    Padding,
-    Precision,
-    PrecisionOpt,
-    PresetOpt,
-    Rate,
-    ResumeOpt,
-    SeedOpt,
-    SetOpt,
     SourceArg,
-    StageOpt,
-    TrainingDryRunOpt,
-    TrainSeedOpt,
-    WaitOpt,
-    WorkersOpt,
     flags_of,
     local_folder,
     named_paths,
-    parsed_horizons,
+    settings_of,
     usage_errors,
     with_name,
 )
-from deltacache.evaluate.settings import BenchmarkEvaluation
-from deltacache.schemas.arguments import arguments_of, build, changed_by
-from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
+from deltacache.schemas.arguments import build, changed_by, taken
+from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig, config_yaml, load_config
+from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
-from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig, FrameFeatureConfig
-from deltacache.schemas.jobs import DEFAULT_BACKBONE, ExtractionSettings
+from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig
+from deltacache.schemas.jobs import (
+    ComparisonSettings,
+    ContextExport,
+    CostRequest,
+    DemoSettings,
+    DoctorSettings,
+    ExtractionSettings,
+    HeadLaunch,
+    Launch,
+    PcaSettings,
+    SystemsLaunch,
+)
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.secrets import without_secrets
+from deltacache.schemas.texts import counted
 
 PIPELINE, TRAINING, EVALUATION, TOOLS = "Pipeline", "Training", "Evaluation", "Tools"
 _PRESETS_OWN, _TOKENIZERS_OWN = "the preset's", "the tokenizer's"
 
 _NOT_OF_HEADS = ("accumulation", "keep", "probe_every", "wandb")
+_OF_MANY_WORKERS = ("stage", "init_from", "continue_from", "workers", "ray_address", "wait_for_nodes")
 
 
 class _Grouped(TyperGroup):
@@ -90,8 +79,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FrozenT = TypeVar("FrozenT", bound=Frozen)
 _UsageError: Any = typer.BadParameter.__base__  # click's, whichever click typer has
-_state = {"debug": False}
+_state = {"debug": False, "show": False}
 
 
 def _print_version(asked: bool) -> None:
@@ -120,28 +110,26 @@ def extract_features(
 
     Example: deltacache extract-features videos/ features/ --backbone tiny --image-size 256 --views 2
     """
+    from deltacache.pipeline.jobs import offline
     from deltacache.terminal import terminal_reporter
 
-    reporter = terminal_reporter()
     with usage_errors():
-        job = api.extraction_settings(source, settings)
+        job = _resolved(api.extraction_settings(source, settings))
+    reporter = terminal_reporter()
     if dry_run:
         from deltacache.pipeline.jobs.preview import preview_extraction
 
         reporter.line(preview_extraction(job, api.place(out), reporter.line))
-        return
-    api.run_extraction(source, out, reporter, settings)
+    else:
+        offline.extract_features(job, api.place(out), reporter)
 
 
 @app.command("fit-pca", rich_help_panel=PIPELINE)
+@flags_of(PcaSettings)
 def fit_pca(
     features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
     out: Annotated[Path, typer.Argument(help="Folder for the PCA, new or empty.")],
-    components: Annotated[int, typer.Option(min=1, help="Channels to keep.")] = 1152,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames to take, spread evenly. [default: all]")
-    ] = None,
-    device: DeviceOpt = "auto",
+    **settings: Any,
 ) -> None:
     """Fit a PCA on standardised patch tokens, for --pca of extract-features.
 
@@ -150,26 +138,21 @@ def fit_pca(
     from deltacache.pipeline.jobs import pca_fit
     from deltacache.terminal import terminal_reporter
 
-    pca_fit.fit_pca(api.place(features), out, components, terminal_reporter(), frames=frames, device=device)
+    with usage_errors():
+        asked = _resolved(build(PcaSettings, settings))
+    reporter = terminal_reporter()
+    pca_fit.fit_pca(
+        api.place(features), out, asked.components, reporter, frames=asked.frames, device=asked.device
+    )
 
 
 @app.command("train-tokenizer", rich_help_panel=TRAINING)
 @flags_of(TokenizerConfig, defaults=_PRESETS_OWN)
+@flags_of(Launch)
 def train_tokenizer(
     features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
     out: OutArg,
-    preset: PresetOpt = "released",
-    stage: StageOpt = None,
-    assignments: SetOpt = None,
-    init_from: InitFromOpt = None,
-    continue_from: ContinueFromOpt = None,
-    resume: ResumeOpt = False,
-    workers: WorkersOpt = 1,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    dry_run: TrainingDryRunOpt = False,
-    device: DeviceOpt = "auto",
-    **changes: Any,
+    **settings: Any,
 ) -> None:
     """Train DeltaTok: one token for the change between two frames.
 
@@ -178,23 +161,9 @@ def train_tokenizer(
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        api.train_tokenizer(
-            features,
-            out,
-            preset=preset,
-            stage=stage,
-            init_from=init_from,
-            continue_from=continue_from,
-            resume=resume,
-            device=device,
-            workers=workers,
-            ray_address=ray_address,
-            wait_for_nodes=wait_for_nodes,
-            assignments=assignments or (),
-            dry_run=dry_run,
-            reporter=terminal_reporter(),
-            **changes,
-        )
+        launch, changes = taken(Launch, settings)
+        config = _resolved(api.tokenizer_settings(out, launch, changes))
+    api.start_training("tokenizer", features, out, config, launch, terminal_reporter())
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -224,11 +193,13 @@ def tokenize(
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        api.run_tokenize(source, out, tokenizer, terminal_reporter(), settings)
+        job = _resolved(api.tokenize_settings(source, tokenizer, settings))
+    api.run_tokenize(job, out, terminal_reporter())
 
 
 @app.command("train-world", rich_help_panel=TRAINING)
 @flags_of(WorldConfig, defaults=_PRESETS_OWN)
+@flags_of(Launch)
 def train_world(
     source: Annotated[
         str,
@@ -237,18 +208,7 @@ def train_world(
         ),
     ],
     out: OutArg,
-    preset: PresetOpt = "released",
-    stage: StageOpt = None,
-    assignments: SetOpt = None,
-    init_from: InitFromOpt = None,
-    continue_from: ContinueFromOpt = None,
-    resume: ResumeOpt = False,
-    workers: WorkersOpt = 1,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    dry_run: TrainingDryRunOpt = False,
-    device: DeviceOpt = "auto",
-    **changes: Any,
+    **settings: Any,
 ) -> None:
     """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
@@ -257,148 +217,69 @@ def train_world(
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        api.train_world(
-            source,
-            out,
-            preset=preset,
-            stage=stage,
-            init_from=init_from,
-            continue_from=continue_from,
-            resume=resume,
-            device=device,
-            workers=workers,
-            ray_address=ray_address,
-            wait_for_nodes=wait_for_nodes,
-            assignments=assignments or (),
-            dry_run=dry_run,
-            reporter=terminal_reporter(),
-            **changes,
-        )
+        launch, changes = taken(Launch, settings)
+        config = _resolved(api.world_settings(out, launch, changes))
+    api.start_training("world", source, out, config, launch, terminal_reporter())
 
 
 @app.command("train-systems", rich_help_panel=TRAINING)
+@flags_of(SystemsLaunch, without=("stage", "init_from", "continue_from", "resume", "dry_run"))
 def train_systems(
     features: Annotated[
         str,
         typer.Argument(help="Feature dataset that all systems are trained from, local or on s3://, gs://."),
     ],
     out: OutArg,
-    preset: Annotated[
-        str, typer.Option(help="table2 (Tables 2 and C), tiny-table2, tiny-tokens, or a YAML file.")
-    ] = "table2",
-    seed: TrainSeedOpt = None,
-    accumulation: AccumulationOpt = None,
-    workers: WorkersOpt = 1,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    device: DeviceOpt = "auto",
+    **settings: Any,
 ) -> None:
     """Train several world models on the same features to compare them; finished ones are skipped.
 
     Example: deltacache train-systems features/ systems/ --preset tiny-table2
     """
-    from deltacache.systems.training import systems_preset
+    from deltacache.systems.training import systems_settings
     from deltacache.systems.training import train_systems as train
     from deltacache.terminal import terminal_reporter
     from deltacache.train.workers.trainable import Workers
 
-    config = systems_preset(preset).changed(seed, accumulation)
-    train(
-        config,
-        api.place(features),
-        out,
-        Workers(workers, ray_address, wait_for_nodes),
-        device,
-        terminal_reporter(),
-    )
+    with usage_errors():
+        launch = build(SystemsLaunch, settings)
+        config = _resolved(systems_settings(launch))
+    workers = Workers(launch.workers, launch.ray_address, launch.wait_for_nodes_s)
+    train(config, api.place(features), out, workers, launch.device, terminal_reporter())
 
 
 @app.command("compare-systems", rich_help_panel=EVALUATION)
+@flags_of(ComparisonSettings)
+@flags_of(ClipEvaluation, only=("futures",))
+@flags_of(
+    BenchmarkEvaluation,
+    without=("tokenizer", "world", "predictions", "examples", "rgb_decoder"),
+    defaults={"backbone": "that of FEATURES", "image_size": "that of FEATURES"},
+)
 def compare_systems(
     out: Annotated[Path, typer.Argument(help="Output of train-systems; the table is written there.")],
     features: Annotated[str, typer.Argument(help="Feature dataset that the systems were trained from.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature dataset."
-        ),
-    ],
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the evaluation; if it is not the default, the table is written there too. "
-            "[default: OUT/evaluation]"
-        ),
-    ] = None,
-    head: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark.")] = None,
-    backbone: BackboneOpt = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=16, help="Side of the crops in pixels. [default: that of FEATURES]")
-    ] = None,
-    context: Annotated[int, typer.Option(min=1, help="Context frames that the model sees.")] = 4,
-    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
-    samples: Annotated[int, typer.Option(min=1, help="Futures sampled per sequence.")] = 20,
-    seed: SeedOpt = 0,
-    futures: Annotated[
-        Path | None, typer.Option(help="For clips: CSV or Parquet of true futures; adds mode coverage.")
-    ] = None,
-    kitti_split: EigenListOpt = None,
-    cache: EvaluationCacheOpt = None,
-    measure: Annotated[
-        bool, typer.Option(help="Measure time and memory of a training step on this machine.")
-    ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips of the measured step.")] = 8,
-    precision: PrecisionOpt = Precision.auto,
-    workers: EvaluationWorkersOpt = None,
-    ray_address: AddressOpt = None,
-    wait_for_nodes: WaitOpt = 600.0,
-    device: DeviceOpt = "auto",
+    **settings: Any,
 ) -> None:
     """Evaluate all systems of train-systems together and write one table of quality and cost.
 
     Example: deltacache compare-systems systems/ features/ --data clips=test-features/
     """
-    from deltacache.evaluate.settings import CLIPS
-    from deltacache.evaluate.settings import evaluation as evaluation_settings
-    from deltacache.pipeline.datasets.dataset import open_dataset
-    from deltacache.systems.table import CostPlan
     from deltacache.systems.table import compare_systems as compare
-    from deltacache.systems.training import open_systems
+    from deltacache.systems.table import comparison
     from deltacache.terminal import terminal_reporter
 
-    config, paths = open_systems(out)
-    card = open_dataset(api.place(features), "features").card
-    own_size = card.image_size if isinstance(card.image_size, int) else None
-    named, steps = named_paths("--data", data), parsed_horizons(horizons)
-    given = api.backbone_source(backbone) if backbone else None
-    settings = evaluation_settings(
-        named,
-        heads=named_paths("--head", head or []),
-        out=evaluation or paths.evaluation,
-        backbone=given or card.backbone.id,
-        **paths.models(config),
-        image_size=image_size or own_size or 512,
-        context=context,
-        horizons=steps,
-        samples=samples,
-        seed=seed,
-        futures=futures,
-        kitti_split=kitti_split,
-        cache=cache,
-        precision=precision.value,
-        workers=workers,
-        ray_address=ray_address,
-        wait_for_nodes_s=wait_for_nodes,
-        device=device,
-    )
-    crops = 1 if set(named) == {CLIPS} else 2
-    measured = batch_size if measure else None
-    plan = CostPlan(context, max(steps), samples, crops, measured, device, given)
-    compare(out, api.place(features), settings, plan, terminal_reporter())
+    with usage_errors():
+        flags = _of_evaluation(settings)
+        if flags["backbone"] is not None:
+            flags["backbone"] = api.backbone_source(flags["backbone"])
+        asked = _resolved(comparison(out, api.place(features), flags))
+    compare(out, api.place(features), asked.evaluation, asked.costs, terminal_reporter())
 
 
 @app.command("train-head", rich_help_panel=TRAINING)
 @flags_of(HeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
+@flags_of(HeadLaunch, without=_OF_MANY_WORKERS)
 def train_head(
     head: Annotated[HeadTarget, typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")],
     root: Annotated[
@@ -408,27 +289,7 @@ def train_head(
         ),
     ],
     out: OutArg,
-    backbone: BackboneOpt = None,
-    preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
-    assignments: SetOpt = None,
-    kitti_split: Annotated[
-        Path | None,
-        typer.Option(
-            help="List of KITTI's training frames; test drives are left out. [default: the depth maps in train/]"
-        ),
-    ] = None,
-    kitti_test: Annotated[
-        Path | None,
-        typer.Option(
-            help="List of KITTI's test frames, whose drives are left out. With --split val, the frames to train "
-            "on. [default: eigen_test_files.txt in ROOT, which must exist]"
-        ),
-    ] = None,
-    precision: PrecisionOpt = Precision.auto,
-    dry_run: TrainingDryRunOpt = False,
-    resume: ResumeOpt = False,
-    device: DeviceOpt = "auto",
-    **changes: Any,
+    **settings: Any,
 ) -> None:
     """Train a benchmark's linear head, or an RGB decoder, on features of a frozen backbone.
 
@@ -436,32 +297,24 @@ def train_head(
 
     Example: deltacache train-head cityscapes Cityscapes/ head-cityscapes/ --image-size 512
     """
-    from deltacache.pipeline.work.encoders import resolve_precision
-    from deltacache.schemas.configs import head_preset, rgb_preset
     from deltacache.terminal import terminal_reporter
     from deltacache.train.heads.setup import HeadRequest
     from deltacache.train.heads.training import train_head as train_linear_head
     from deltacache.train.heads.training import train_rgb_decoder
 
-    for flag, listed in (("--kitti-split", kitti_split), ("--kitti-test", kitti_test)):
-        if listed is not None and head is not HeadTarget.kitti:
-            raise typer.BadParameter(f"{flag} concerns kitti, not {head.value}: leave it out")
-    if head is HeadTarget.rgb and changes["split"] not in (None, "train"):
-        raise typer.BadParameter("--split concerns benchmarks: rgb learns from all pictures below ROOT")
-    source = api.backbone_source(backbone or DEFAULT_BACKBONE)
-    request = HeadRequest(root, out, source, resume, device, kitti_split, kitti_test, dry_run=dry_run)
-    base = rgb_preset(preset.value) if head is HeadTarget.rgb else head_preset(head.value, preset.value)
-    seen = base.frames.model_copy(update={"precision": resolve_precision(device, precision.value)})
-    if head is HeadTarget.rgb:  # linear heads stay in float32
-        changes["precision"] = precision.value
     with usage_errors():
-        config = api.trainer_settings(
-            cast("Any", base.model_copy(update={"frames": seen})),
-            out,
-            resume=resume,
-            assignments=assignments or (),
-            **changes,
-        )
+        launch, changes = taken(HeadLaunch, settings)
+        config = _resolved(api.head_settings(head.value, out, launch, changes))
+    request = HeadRequest(
+        root,
+        out,
+        api.backbone_source(launch.backbone),
+        launch.resume,
+        launch.device,
+        launch.kitti_split,
+        launch.kitti_test,
+        dry_run=launch.dry_run,
+    )
     if isinstance(config, HeadConfig):
         train_linear_head(request, config, terminal_reporter())
     else:
@@ -469,57 +322,34 @@ def train_head(
 
 
 @app.command(rich_help_panel=EVALUATION)
+@flags_of(ClipEvaluation, only=("futures",))
 @flags_of(BenchmarkEvaluation)
 def evaluate(
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet, sequences.parquet, report.html.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature dataset."
-        ),
-    ],
-    head: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE: the linear head of a benchmark; may be repeated.")
-    ] = None,
-    backbone: BackboneOpt = None,
-    tokenizer: Annotated[
-        list[Path] | None,
-        typer.Option(help="Output of train-tokenizer, or a released checkpoint; may be repeated."),
-    ] = None,
-    world: Annotated[
-        list[str] | None,
-        typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released; may be repeated."),
-    ] = None,
-    futures: Annotated[
-        Path | None,
-        typer.Option(help="For clips: CSV or Parquet (video_uri, scene, outcome); adds mode coverage."),
-    ] = None,
-    predictions: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=DIR: futures of a video generator (export-contexts); may be repeated."),
-    ] = None,
     **settings: Any,
 ) -> None:
     """Score reconstructions and sampled futures; writes Parquet tables and a report.
 
     Example: deltacache evaluate results/ --data vspw=VSPW/ --head vspw=head.bin --tokenizer tokenizer/ --world world/
     """
-    from deltacache.evaluate.results import show_results
+    from deltacache.evaluate.results import run_evaluation, show_results
     from deltacache.terminal import terminal_reporter
 
-    reporter = terminal_reporter()
     with usage_errors():
-        flags = {
-            **settings,
-            "head": head,
-            "backbone": backbone,
-            "tokenizer": tokenizer,
-            "world": world,
-            "futures": futures,
-            "predictions": predictions,
-        }
-        results = api.evaluate(out, reporter=reporter, **_of_evaluation(data, flags))
-    show_results(results.folder, reporter)
+        asked = _resolved(api.evaluation_settings(out, **_of_evaluation(settings)))
+    reporter = terminal_reporter()
+    run_evaluation(asked, reporter)
+    show_results(asked.out, reporter)
+
+
+def _of_evaluation(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags of ``evaluate`` as its function takes them."""
+    several = {name: flags[name] or () for name in ("tokenizer", "world") if name in flags}
+    named = {name: named_paths(f"--{name}", flags[name] or []) for name in ("data", "head")}
+    if "predictions" in flags:
+        given = [with_name(text) for text in flags["predictions"] or []]
+        named["predictions"] = named_paths("--predictions", given)
+    return {**flags, **several, **named}
 
 
 @app.command(rich_help_panel=EVALUATION)
@@ -532,88 +362,58 @@ def predict(
         Path,
         typer.Argument(help="Folder for page, movie and tensors: new or empty.", callback=local_folder),
     ],
-    world: Annotated[str, typer.Option(help="Output of train-world, or [ARCHITECTURE=]FILE as released.")],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Output of train-tokenizer, or a released checkpoint."),
-    ] = None,
-    head: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=FILE, may be repeated: linear head of vspw, cityscapes or kitti; adds classes or depth."
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id, Hugging Face directory, or 'tiny'. [default: what the models were trained on]"
-        ),
-    ] = None,
     **settings: Any,
 ) -> None:
     """Sample futures of one video: tensors, a page that shows them side by side, and a movie.
 
     Example: deltacache predict street.mp4 futures/ --tokenizer tokenizer/ --world world/ --at 2.0 --steps 8
     """
+    from deltacache.evaluate.prediction.run import predict_futures
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        asked = _of_prediction(
-            {**settings, "world": world, "tokenizer": tokenizer, "head": head, "backbone": backbone}
-        )
-        api.predict(video, out, reporter=terminal_reporter(), **asked)
+        heads = named_paths("--head", settings["head"] or [])
+        asked = _resolved(api.prediction_settings(video, out, **{**settings, "head": heads}))
+    predict_futures(asked, terminal_reporter())
 
 
 @app.command("train-foresight-head", rich_help_panel=TRAINING)
 @flags_of(ForesightHeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
+@flags_of(HeadLaunch, without=(*_OF_MANY_WORKERS, "backbone", "kitti_split", "kitti_test"))
 def train_foresight_head(
     task: Annotated[ForesightTask, typer.Argument(help="What the head predicts.")],
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: OutArg,
-    depth: DepthMapsOpt = None,
-    preset: Annotated[HeadPreset, typer.Option(help="Recipe to start from.")] = HeadPreset.released,
-    assignments: SetOpt = None,
-    precision: PrecisionOpt = Precision.auto,
-    dry_run: TrainingDryRunOpt = False,
-    resume: ResumeOpt = False,
-    device: DeviceOpt = "auto",
-    **changes: Any,
+    **settings: Any,
 ) -> None:
     """Train a linear head on features of whole frames of Cityscapes, for evaluate-foresight.
 
     Example: deltacache train-foresight-head segmentation Cityscapes/ head/ --layers 2,5,8,11 --pca pca/
     """
-    from deltacache.pipeline.work.encoders import resolve_precision
-    from deltacache.schemas.foresight import foresight_head
     from deltacache.terminal import terminal_reporter
     from deltacache.train.heads.foresight import train_foresight_head as train
 
-    of_features = {name: changes.pop(name) for name in arguments_of(FrameFeatureConfig)}
-    if of_features["backbone"] is not None:
-        of_features["backbone"] = api.backbone_source(of_features["backbone"])
-    of_features["precision"] = resolve_precision(device, precision.value)
     with usage_errors():
-        base = foresight_head(task.value, preset.value, build(FrameFeatureConfig, of_features), depth)
-        config = api.trainer_settings(base, out, resume=resume, assignments=assignments or (), **changes)
-    reporter = terminal_reporter()
-    train(root, out, config, resume=resume, device=device, reporter=reporter, dry_run=dry_run)
+        launch, changes = taken(HeadLaunch, {**settings, "backbone": None})
+        changes["backbone"] = settings["backbone"]
+        config = _resolved(api.foresight_head_settings(task.value, out, launch, changes))
+    train(
+        root,
+        out,
+        config,
+        resume=launch.resume,
+        device=launch.device,
+        reporter=terminal_reporter(),
+        dry_run=launch.dry_run,
+    )
 
 
 @app.command("evaluate-foresight", rich_help_panel=EVALUATION)
+@flags_of(HeadLaunch, only=("precision",))
 @flags_of(ForesightEvaluation)
 def evaluate_foresight(
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet and sequences.parquet.")],
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Output of train-tokenizer on features of whole frames.")
-    ] = None,
-    world: Annotated[
-        list[Path] | None, typer.Option(help="Output of train-world; may be given twice.")
-    ] = None,
-    head: Annotated[Path | None, typer.Option(help="Segmentation head of train-foresight-head.")] = None,
-    depth_head: Annotated[Path | None, typer.Option(help="Depth head of train-foresight-head.")] = None,
-    depth: DepthMapsOpt = None,
-    precision: PrecisionOpt = Precision.auto,
     **settings: Any,
 ) -> None:
     """Score futures of whole frames of Cityscapes by DINO-Foresight's protocol (the paper's Table D).
@@ -624,64 +424,30 @@ def evaluate_foresight(
     from deltacache.pipeline.work.encoders import resolve_precision
     from deltacache.terminal import terminal_reporter
 
+    precision = settings.pop("precision") or "auto"
     if settings["backbone"] is not None:
         settings["backbone"] = api.backbone_source(settings["backbone"])
-    fixed = {
-        "out": out,
-        "root": root,
-        "tokenizer": tokenizer,
-        "worlds": tuple(world or ()),
-        "segmentation_head": head,
-        "depth_head": depth_head,
-        "depth": depth,
-    }
     with usage_errors():
-        asked = build(ForesightEvaluation, {**settings, **fixed})
-        resolved = resolve_precision(asked.device, precision.value)
-        asked = changed_by(asked, [f"features.precision={resolved}"])
+        asked = build(ForesightEvaluation, {**settings, "root": root, "out": out})
+        resolved = resolve_precision(asked.device, precision)
+        asked = _resolved(changed_by(asked, [f"features.precision={resolved}"]))
     evaluate_and_show(asked, terminal_reporter())
 
 
 @app.command("export-contexts", rich_help_panel=EVALUATION)
-def export_contexts(
-    out: OutArg,
-    data: Annotated[
-        list[str], typer.Option(help="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root.")
-    ],
-    horizons: Annotated[str, typer.Option(help="Steps after the context, such as 1,3.")] = "1,3",
-    context: Annotated[int, typer.Option(min=1, help="Context frames of the evaluation.")] = 4,
-    frames: Annotated[int, typer.Option(min=1, help="Frames that the generator sees.")] = 9,
-    padding: Annotated[
-        Padding, typer.Option(help="Frames as they are, or 512 high in 640 x 1024 for Cosmos.")
-    ] = Padding.plain,
-    rate: Annotated[Rate, typer.Option(help="Frames as recorded, or one per step of the evaluation.")] = (
-        Rate.native
-    ),
-    clip_format: Annotated[ClipFormat, typer.Option("--format", help="Pictures or videos.")] = (
-        ClipFormat.frames
-    ),
-    kitti_split: Annotated[
-        Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
-    ] = None,
-) -> None:
+@flags_of(ContextExport)
+def export_contexts(out: OutArg, **settings: Any) -> None:
     """Write the context frames from which a video generator predicts the benchmarks' labelled frames.
 
     Example: deltacache export-contexts contexts/ --data vspw=VSPW/ --padding cosmos --format mp4
     """
-    from deltacache.evaluate import generators as export
+    from deltacache.evaluate.generators import export_contexts as export
     from deltacache.terminal import terminal_reporter
 
-    wanted = export.context_export(
-        named_paths("--data", data),
-        horizons=parsed_horizons(horizons),
-        context=context,
-        frames=frames,
-        padding=padding.value,
-        rate=rate.value,
-        clip_format=clip_format.value,
-        kitti_split=kitti_split,
-    )
-    export.export_contexts(wanted, out, terminal_reporter())
+    with usage_errors():
+        data = named_paths("--data", settings["data"])
+        wanted = _resolved(build(ContextExport, {**settings, "data": data}))
+    export(wanted, out, terminal_reporter())
 
 
 @app.command(rich_help_panel=EVALUATION)
@@ -721,25 +487,9 @@ def compare(
 
 
 @app.command(rich_help_panel=TOOLS)
+@flags_of(DoctorSettings)
 def doctor(
-    output: Annotated[
-        str | None, typer.Option(help="Folder that commands would write to; its disk is checked too.")
-    ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure",
-            help="Measure rates for at most a minute, and say how long the published chains would take here.",
-        ),
-    ] = False,
-    videos: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of videos for the estimated hours. [default: Kinetics-700's 545,000]"
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: DeviceOpt = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False, **settings: Any
 ) -> None:
     """Say what this machine has, what is missing and how to get it; run it first, and paste it into bug reports.
 
@@ -754,18 +504,21 @@ def doctor(
     from deltacache.doctor.facts import examine
     from deltacache.doctor.shown import examination_text, measurement_text
 
-    found = examine(output)
+    with usage_errors():
+        asked = _resolved(build(DoctorSettings, settings))
+    found = examine(asked.output)
     if not as_json:
         typer.echo(examination_text(found))
     measured = None
-    if measure:
+    if asked.measure:
         from deltacache.doctor.measured import KINETICS_VIDEOS
         from deltacache.doctor.measured import measure as measure_rates
         from deltacache.models.devices import choose_device
 
+        output = asked.output
         folder = Path.cwd() if output is None or "://" in output else Path(output)
         say = (lambda text: None) if as_json else (lambda text: typer.echo(f"\n{text}"))
-        measured = measure_rates(choose_device(device), folder, videos or KINETICS_VIDEOS, say)
+        measured = measure_rates(choose_device(asked.device), folder, asked.videos or KINETICS_VIDEOS, say)
         if not as_json:
             typer.echo(f"\n{measurement_text(measured)}")
     if as_json:
@@ -821,7 +574,8 @@ def verify(
         typer.echo(str(problem))
     if problems:
         raise DeltacacheError(
-            f"{path}: {len(problems)} problems, listed above. `deltacache verify {path} --repair` drops what is "
+            f"{path}: {counted(len(problems), 'problem')}, listed above. `deltacache verify {path} "
+            "--repair` drops what is "
             "damaged, and the command that made the dataset makes it again"
         )
     typer.echo(f"{path}: no damage found")
@@ -842,20 +596,19 @@ def run(
     """
     from deltacache.chain import ChainConfig, run_chain
     from deltacache.evaluate.results import show_results
-    from deltacache.schemas.configs import load_config
     from deltacache.terminal import terminal_reporter
 
+    chain = _resolved(load_config(config, ChainConfig))
     reporter = terminal_reporter()
-    paths = run_chain(
-        load_config(config, ChainConfig), out, reporter, from_stage.value if from_stage else None
-    )
+    paths = run_chain(chain, out, reporter, from_stage.value if from_stage else None)
     show_results(paths.evaluation, reporter)
 
 
 @app.command(rich_help_panel=PIPELINE)
+@flags_of(DemoSettings)
 def demo(
     out: Annotated[Path, typer.Argument(help="Output folder; an unfinished demo is continued.")],
-    seed: SeedOpt = 0,
+    **settings: Any,
 ) -> None:
     """Run the whole chain on synthetic videos with tiny models, in minutes on a CPU.
 
@@ -864,6 +617,8 @@ def demo(
     from deltacache.demo.demo import run_demo
     from deltacache.terminal import terminal_reporter
 
+    with usage_errors():
+        seed = _resolved(build(DemoSettings, settings)).seed
     run_demo(out, seed, terminal_reporter())
 
 
@@ -882,113 +637,42 @@ def show_config(
 
     Example: deltacache show-config train-world deltas/ world/ --preset released --set training.learning_rate=3e-4
     """
-    from deltacache.schemas.configs import config_yaml
-
-    resolvers = {
-        "extract-features": lambda source, out, dry_run, **rest: api.extraction_settings(source, rest),
-        "tokenize": lambda source, out, tokenizer, **rest: api.tokenize_settings(source, tokenizer, rest),
-        "train-tokenizer": lambda features, **rest: api.tokenizer_settings(**_of_recipe(rest)),
-        "train-world": lambda source, **rest: api.world_settings(**_of_recipe(rest)),
-        "evaluate": lambda out, data, **rest: api.evaluation_settings(out, **_of_evaluation(data, rest)),
-        "predict": lambda video, out, **rest: api.prediction_settings(video, out, **_of_prediction(rest)),
-    }
-    if command not in resolvers:
-        raise typer.BadParameter(f"{command} has no settings to show: give one of {', '.join(resolvers)}")
+    known = (*settings_of(app), "run")
+    if command not in known:
+        raise typer.BadParameter(f"{command} has no settings to show: give one of {', '.join(known)}")
     parser: Any = get_command(app)
-    asked = parser.commands[command].make_context(command, list(context.args), parent=context.parent)
-    with usage_errors():
-        typer.echo(config_yaml(resolvers[command](**asked.params)), nl=False)
+    asked = parser.commands[command]
+    _state["show"] = True
+    try:
+        asked.invoke(asked.make_context(command, list(context.args), parent=context.parent))
+    finally:
+        _state["show"] = False
 
 
-def _of_recipe(flags: dict[str, Any]) -> dict[str, Any]:
-    """Of a trainer's flags, those that its settings depend on."""
-    elsewhere = ("device", "ray_address", "wait_for_nodes", "dry_run")
-    kept = {name: value for name, value in flags.items() if name not in elsewhere}
-    return {**kept, "assignments": kept["assignments"] or ()}
-
-
-def _of_evaluation(data: list[str], flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags of ``evaluate`` as its function takes them."""
-    return {
-        **flags,
-        "data": named_paths("--data", data),
-        "head": named_paths("--head", flags["head"] or []),
-        "predictions": named_paths("--predictions", [with_name(text) for text in flags["predictions"] or []]),
-        "tokenizer": flags["tokenizer"] or (),
-        "world": flags["world"] or (),
-    }
-
-
-def _of_prediction(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags of ``predict`` as its function takes them."""
-    return {**flags, "head": named_paths("--head", flags["head"] or [])}
+def _resolved(settings: FrozenT) -> FrozenT:
+    """What every command passes its settings through before it begins: ``show-config`` ends here."""
+    if _state["show"]:
+        typer.echo(config_yaml(settings), nl=False)
+        raise typer.Exit
+    return settings
 
 
 @app.command(rich_help_panel=TOOLS)
-def flops(
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="Preset, such as released, paper, dino-world-large, table2; or a YAML file of a recipe or of systems."
-        ),
-    ] = "released",
-    backbone: Annotated[
-        str, typer.Option(help="vits16, vitb16, vitl16, …, tiny, or a folder with a config.json.")
-    ] = "vitb16",
-    image_size: Annotated[
-        str, typer.Option(help="Pixels of a crop: 256, or rows x columns: 448x896.")
-    ] = "256",
-    context: Annotated[int, typer.Option(min=1, help="Context frames that the model sees.")] = 4,
-    horizon: Annotated[int, typer.Option(min=1, help="Frames to predict.")] = 3,
-    samples: Annotated[int, typer.Option(min=1, help="Futures to sample.")] = 20,
-    crops: Annotated[int, typer.Option(min=1, help="Crops per image.")] = 2,
-    frames: Annotated[int, typer.Option(min=2, help="Frames per training clip.")] = 8,
-    candidates: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of candidates, K of best-of-many. [default: the preset's]"),
-    ] = None,
-    hidden_size: Annotated[
-        int | None, typer.Option(min=1, help="Width of the tokens. [default: the backbone's]")
-    ] = None,
-    heads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Attention heads. [default: the preset's; heads of 64 dims if tokens have another width]",
-        ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure time and memory on this machine, with random weights.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips of a measured training step.")] = 1,
-    device: DeviceOpt = "auto",
-) -> None:
+@flags_of(CostRequest)
+def flops(**settings: Any) -> None:
     """Count what the paper's systems compute: the parts, all futures of an image, a training step (Tables 2 and B).
 
     Example: deltacache flops --preset released --image-size 256 --candidates 16
     """
-    from deltacache.costs import CostRequest, costs_text, count_costs
+    with usage_errors():
+        given = settings["backbone"]
+        backbone = None if given is None else api.backbone_source(given)
+        request = _resolved(build(CostRequest, {**settings, "backbone": backbone}))
+
+    from deltacache.costs import costs_text, count_costs
     from deltacache.terminal import terminal_reporter
 
-    with usage_errors():
-        request = build(
-            CostRequest,
-            {
-                "preset": preset,
-                "backbone": api.backbone_source(backbone),
-                "hidden_size": hidden_size,
-                "heads": heads,
-                "image_size": image_size,
-                "context": context,
-                "horizon": horizon,
-                "samples": samples,
-                "crops": crops,
-                "frames": frames,
-                "candidates": candidates,
-                "batch_size": batch_size,
-            },
-        )
-    costs = count_costs(request, device if measure else None, terminal_reporter())
+    costs = count_costs(request, request.device if request.measure else None, terminal_reporter())
     typer.echo(f"\n{costs_text(costs)}")
 
 

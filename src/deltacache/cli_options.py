@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -12,7 +13,6 @@ import typer
 from pydantic import BaseModel
 
 from deltacache.schemas.arguments import Argument, arguments_of, plain_type
-from deltacache.schemas.datasets import parse_horizons
 from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.secrets import without_secrets
 
@@ -24,16 +24,8 @@ def local_folder(folder: Path | None) -> Path | None:
     return folder
 
 
-class Precision(StrEnum):
-    """What models compute in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
 class HeadTarget(StrEnum):
-    """What a head tells."""
+    """What a head of ``train-head`` predicts."""
 
     vspw = "vspw"
     cityscapes = "cityscapes"
@@ -41,39 +33,11 @@ class HeadTarget(StrEnum):
     rgb = "rgb"
 
 
-class HeadPreset(StrEnum):
-    """Recipes of heads in ``schemas/presets``."""
-
-    released = "released"
-    tiny = "tiny"
-
-
 class ForesightTask(StrEnum):
-    """What a head of Table D tells."""
+    """What a head of Table D predicts."""
 
     segmentation = "segmentation"
     depth = "depth"
-
-
-class Padding(StrEnum):
-    """How a generator takes frames."""
-
-    plain = "plain"
-    cosmos = "cosmos"
-
-
-class Rate(StrEnum):
-    """Which frames a generator sees and makes."""
-
-    native = "native"
-    evaluation = "evaluation"
-
-
-class ClipFormat(StrEnum):
-    """How clips for a generator are kept."""
-
-    frames = "frames"
-    mp4 = "mp4"
 
 
 class FromStage(StrEnum):
@@ -98,84 +62,11 @@ OutArg = Annotated[
 DatasetOutArg = Annotated[
     str, typer.Argument(help="Output folder, local or on s3://, gs://; an unfinished one is continued.")
 ]
-BackboneOpt = Annotated[
-    str | None, typer.Option(help="Hub id, Hugging Face directory, or 'tiny'. [default: DINOv3 ViT-B/16]")
-]
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be computed and stop.")]
-TrainingDryRunOpt = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Measure a few steps, print the estimated time and memory, and write nothing."
-    ),
-]
-AddressOpt = Annotated[
-    str | None,
-    typer.Option(help="HOST:6379 of the Ray cluster to run on. [default: a local Ray]"),
-]
-WaitOpt = Annotated[
-    float, typer.Option(min=0, help="Seconds to wait until the cluster has room; 0: do not wait.")
-]
-TrainSeedOpt = Annotated[
-    int | None, typer.Option(min=0, help="Seed of all random choices. [default: the preset's]")
-]
-StageOpt = Annotated[
-    str | None, typer.Option(help="Stage of the preset, see docs/training.md. [default: the first]")
-]
-SetOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change any key of the preset, such as training.learning_rate=3e-4; may be repeated (docs/training.md).",
-    ),
-]
-InitFromOpt = Annotated[
-    Path | None,
-    typer.Option(help="Start with the weights of this training output or released file, at step 0."),
-]
-ContinueFromOpt = Annotated[
-    Path | None,
-    typer.Option(help="Start with weights, optimizer and step of this training output, for a cool-down."),
-]
-EigenListOpt = Annotated[
-    Path | None, typer.Option(help="Eigen test list. [default: eigen_test_files.txt in KITTI's root]")
-]
-EvaluationCacheOpt = Annotated[
-    Path | None, typer.Option(help="Folder to cache the benchmarks' patch tokens for the next model.")
-]
-EvaluationWorkersOpt = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes over which the benchmarks are split. [default: this process]"),
-]
-ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")]
-DeviceOpt = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or mps.")]
-PrecisionOpt = Annotated[
-    Precision,
-    typer.Option(help="Precision of matrix products; auto: bfloat16 on GPUs, else float32."),
-]
-SeedOpt = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
-PresetOpt = Annotated[
-    str,
-    typer.Option(
-        help="Recipe to start from: released, paper, tiny, others (docs/training.md), or a YAML file."
-    ),
-]
-AccumulationOpt = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Passes (micro-batches) whose gradients are accumulated into one step. [default: as few as fit in memory]",
-    ),
-]
-WorkersOpt = Annotated[
-    int, typer.Option(min=1, help="Processes that train one model, one GPU each; see docs/training.md.")
-]
-DepthMapsOpt = Annotated[
-    Path | None, typer.Option(help="Folder of depth maps, <split>/<city>/<frame>..., see docs/foresight.md.")
-]
 
 
 # ----------------------------------------------------------------------------------------------------
-# Values of flags that are no settings: ``NAME=PATH`` of flags that may be repeated, and horizons.
+# ``NAME=PATH`` of flags that may be repeated.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -215,14 +106,6 @@ def _with_guessed_name(flag: str, text: str) -> str:
     return f"{guessed}={path or 'PATH'}"
 
 
-def parsed_horizons(text: str) -> tuple[int, ...]:
-    """``1,3`` as numbers."""
-    try:
-        return parse_horizons(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--horizons: {error}") from None
-
-
 # ----------------------------------------------------------------------------------------------------
 # Flags of a command from the schema of its settings: name, type, bounds, default and help text stand there
 # alone.
@@ -232,62 +115,98 @@ def parsed_horizons(text: str) -> tuple[int, ...]:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-def flags_of(
-    kind: type[BaseModel], *, defaults: str | Mapping[str, str] = "", without: tuple[str, ...] = ()
-) -> Callable[[FunctionT], FunctionT]:
-    """Give a command that ends in ``**settings`` a flag for every argument of ``kind``.
+@dataclass(frozen=True, slots=True)
+class SettingOption:
+    """An option that comes from a schema, as ``--help`` and docs/settings.md show it.
 
-    A flag that is not given is ``None``: the schema has the defaults, and the help text shows them.
+    Attributes:
+        option: on the command line.
+        default: in words; empty without one.
+    """
+
+    argument: Argument
+    option: str
+    default: str
+
+
+def flags_of(
+    kind: type[BaseModel],
+    *,
+    defaults: str | Mapping[str, str] = "",
+    without: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+) -> Callable[[FunctionT], FunctionT]:
+    """Give a command that ends in ``**settings`` a flag for every argument of ``kind``; may be repeated.
+
+    A flag that is not given is ``None``: the schema has the defaults, and the help text shows them. Where two kinds
+    have an argument of one name, the flag is that of the lower decorator.
 
     Args:
         defaults: what the help text shows instead of the schema's defaults: for all flags, or for some by name.
         without: arguments of ``kind`` that the command does not have.
+        only: the arguments that it has, if not all.
     """
 
     def decorate(command: FunctionT) -> FunctionT:
+        target = cast("Any", command)
         own = list(inspect.signature(command).parameters.values())
         own = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
         names = {each.name for each in own} | {*without}
-        added = [_parameter(each, defaults) for each in arguments_of(kind).values() if each.name not in names]
+        added: list[inspect.Parameter] = []
+        settings: dict[str, SettingOption] = {}
+        for argument in arguments_of(kind).values():
+            if argument.name in names or (only and argument.name not in only):
+                continue
+            if isinstance(defaults, str):
+                default = argument.flag.default or defaults or _text(argument)
+            else:
+                default = defaults.get(argument.name) or argument.flag.default or _text(argument)
+            option = argument.flag.option or f"--{argument.name.replace('_', '-')}"
+            option = f"{option}/{argument.flag.off}" if argument.flag.off else option
+            settings[argument.name] = SettingOption(argument, option, default)
+            value = plain_type(argument.annotation)
+            required = argument.required and not (isinstance(defaults, str) and defaults)
+            declared = typer.Option(
+                option,
+                help=f"{argument.help} [default: {default}]" if default else argument.help,
+                min=argument.least if value in (int, float) else None,
+                max=argument.most if value in (int, float) else None,
+                show_default=False,
+            )
+            added.append(
+                inspect.Parameter(
+                    argument.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if required else None,
+                    annotation=Annotated[value if required else value | None, declared],
+                )
+            )
         given = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-        required = [each for each in given if each.default is inspect.Parameter.empty]
-        optional = [each for each in given if each.default is not inspect.Parameter.empty]
-        parameters = [*required, *added, *optional]
-        target = cast("Any", command)
+        first = [each for each in given if each.default is inspect.Parameter.empty]
+        last = [each for each in given if each.default is not inspect.Parameter.empty]
+        parameters = [*first, *last, *added]
         target.__signature__ = inspect.Signature(parameters)
         target.__annotations__ = {each.name: each.annotation for each in parameters}
+        target.settings = {**getattr(command, "settings", {}), **settings}
         return command
 
     return decorate
 
 
-def _parameter(argument: Argument, defaults: str | Mapping[str, str]) -> inspect.Parameter:
-    """An option of typer, ``None`` unless it is given."""
-    value = plain_type(argument.annotation)
-    dashed = f"--{argument.name.replace('_', '-')}"
-    if isinstance(defaults, str):
-        shown = argument.flag.default or defaults or _text(argument)
-    else:
-        shown = defaults.get(argument.name) or argument.flag.default or _text(argument)
-    option = typer.Option(
-        f"{dashed}/{argument.flag.off}" if argument.flag.off else dashed,
-        help=f"{argument.help} [default: {shown}]" if shown else argument.help,
-        min=argument.least if value in (int, float) else None,
-        max=argument.most if value in (int, float) else None,
-        show_default=False,
-    )
-    return inspect.Parameter(
-        argument.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[value | None, option],
-    )
+def settings_of(app: typer.Typer) -> dict[str, dict[str, SettingOption]]:
+    """Of each command that has settings, its options that come from a schema, by the name of the argument."""
+    found: dict[str, dict[str, SettingOption]] = {}
+    for each in app.registered_commands:
+        function: Any = each.callback
+        if settings := getattr(function, "settings", None):
+            found[each.name or function.__name__] = settings
+    return found
 
 
 def _text(argument: Argument) -> str:
     """The schema's default as a command line writes it; empty without one."""
     value = argument.default
-    if value is None or value is False or value == ():
+    if value is None or value is False or value in ((), {}):
         return ""
     if argument.flag.off and isinstance(value, bool):
         return argument.name.replace("_", "-")

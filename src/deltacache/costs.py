@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, field_validator
 from tabulate import tabulate
 
 from deltacache.models.deltatok import DeltaTok
@@ -28,6 +27,7 @@ from deltacache.models.flops import (
     training_step_cost,
 )
 from deltacache.models.worlds import world_class
+from deltacache.schemas.arguments import changed_by
 from deltacache.schemas.configs import (
     PRESETS,
     TOKENIZER,
@@ -42,9 +42,10 @@ from deltacache.schemas.configs import (
     tokenizer_preset,
     world_preset,
 )
-from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.jobs import CostRequest
 from deltacache.schemas.progress import Reporter, SilentReporter
+from deltacache.schemas.texts import counted
 from deltacache.systems.training import CONFIG, SystemsConfig, systems_preset
 
 # ----------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def chosen_systems(preset: str, hidden_size: int, heads: int | None = None) -> C
         heads: of all models; None: their own, or 64 dims each where the tokens have another width.
 
     Raises:
-        DeltacacheError: there is no such preset, or the file is none of these.
+        DeltacacheError: there is no such preset, or the file is something else.
     """
     if preset.endswith((".yaml", ".yml")):
         return _with_heads(_of_file(Path(preset)), hidden_size, heads)
@@ -217,10 +218,13 @@ def _with_heads(chosen: Chosen, hidden_size: int, heads: int | None) -> Chosen:
     def fit(model: TokenizerModelConfig | WorldModelConfig) -> int:
         if heads is not None:
             return heads
-        found = _heads_for(model, hidden_size, chosen.width)
-        if found != model.num_heads:
-            before.add(model.num_heads)
-        return found
+        # The model's own heads if they are for this width; a model with a width of its own splits that one.
+        own = isinstance(model, WorldModelConfig) and model.options.get("width")
+        kept = chosen.width in (None, hidden_size) and hidden_size % model.num_heads == 0
+        if own or kept or hidden_size % _HEAD_DIMS or hidden_size // _HEAD_DIMS == model.num_heads:
+            return model.num_heads
+        before.add(model.num_heads)
+        return hidden_size // _HEAD_DIMS
 
     config = _each_model(chosen.config, lambda model: model.model_copy(update={"num_heads": fit(model)}))
     if not before:
@@ -230,13 +234,6 @@ def _with_heads(chosen: Chosen, hidden_size: int, heads: int | None) -> Chosen:
         f"released models do, instead of {' or '.join(map(str, sorted(before)))}: --heads takes another number"
     )
     return replace(chosen, config=config, notes=(*chosen.notes, note))
-
-
-def _heads_for(model: TokenizerModelConfig | WorldModelConfig, hidden_size: int, width: int | None) -> int:
-    """The model's own if they are for this width; a model with a width of its own splits that one."""
-    own = isinstance(model, WorldModelConfig) and model.options.get("width")
-    kept = width in (None, hidden_size) and hidden_size % model.num_heads == 0
-    return model.num_heads if own or kept or hidden_size % _HEAD_DIMS else hidden_size // _HEAD_DIMS
 
 
 def _each_model(config: SystemsConfig, change: Callable[[Any], Any]) -> SystemsConfig:
@@ -258,35 +255,10 @@ def _each_model(config: SystemsConfig, change: Callable[[Any], Any]) -> SystemsC
 # ----------------------------------------------------------------------------------------------------
 
 
-class CostRequest(Frozen):
-    """What ``flops`` is asked for."""
-
-    preset: str = "released"
-    backbone: str = "vitb16"
-    hidden_size: int | None = Field(default=None, ge=1, description="of the tokens, where a PCA changes it")
-    heads: int | None = Field(default=None, ge=1, description="of all models; null: see chosen_systems")
-    image_size: tuple[int, int] = (256, 256)
-    context: int = Field(default=4, ge=1)
-    horizon: int = Field(default=3, ge=1)
-    samples: int = Field(default=20, ge=1)
-    crops: int = Field(default=2, ge=1, description="of an image; the evaluation protocol's are two")
-    frames: int = Field(default=8, ge=2, description="of a training clip")
-    candidates: int | None = Field(default=None, ge=1, description="K; null: each recipe's own")
-    batch_size: int = Field(default=1, ge=1, description="clips of a measured step")
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _as_text(cls, size: Any) -> Any:
-        """``256`` or ``448x896``."""
-        if not isinstance(size, str):
-            return size
-        sides = size.split("x")
-        return sides * 2 if len(sides) == 1 else sides
-
-    @property
-    def setting(self) -> Setting:
-        """What all systems are asked alike."""
-        return Setting(self.image_size, self.context, self.horizon, self.samples, self.crops, self.frames)
+def setting_of(request: CostRequest) -> Setting:
+    """What all systems are asked alike."""
+    asked = request.context, request.horizon, request.samples, request.crops, request.frames
+    return Setting(request.image_size, *asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +306,9 @@ def count_costs(
     encoder = encoder_on("meta", request.backbone)
     hidden_size = request.hidden_size or encoder.encoder.config.hidden_size
     chosen = chosen_systems(request.preset, hidden_size, request.heads)
-    systems = on_meta(chosen.config, request.preset, hidden_size, request.candidates)
-    setting = request.setting
+    config = changed_by(chosen.config, request.assignments)
+    systems = on_meta(config, request.preset, hidden_size, request.candidates)
+    setting = setting_of(request)
     backbone = image_flops(encoder, setting)
     rows: list[SystemCost] = []
     name = "counting" if device is None else "counting and measuring"
@@ -351,7 +324,7 @@ def count_costs(
 def _measured(system: CountedSystem, request: CostRequest, device: torch.device) -> Measured:
     encoder = encoder_on(device, request.backbone)
     grid = grid_of(encoder, request.image_size)
-    futures = futures_cost(system, encoder, request.setting, device)
+    futures = futures_cost(system, encoder, setting_of(request), device)
     del encoder
     step = training_step_cost(
         system.world, request.frames, grid, system.candidates, request.batch_size, device
@@ -482,8 +455,9 @@ def _beside_published(rows: Rows, against: Against) -> Rows:
 def _futures(costs: Costs) -> str:
     asked = costs.request
     title = (
-        f"GFLOPs of all futures of one image: {asked.crops} crops, context {asked.context}, horizon {asked.horizon}, "
-        f"{asked.samples} samples (1 where nothing is random)"
+        f"GFLOPs of all futures of one image: {counted(asked.crops, 'crop')}, context {asked.context}, "
+        f"horizon {asked.horizon}, "
+        f"{counted(asked.samples, 'sample')} (1 where nothing is random)"
     )
     rows: Rows = [("system", "paper's convention", "exact", "this package")]
     for row in costs.rows:
@@ -495,7 +469,8 @@ def _futures(costs: Costs) -> str:
 
 def _training(costs: Costs) -> str:
     title = (
-        f"GFLOPs of a training step of one clip of {costs.request.frames} frames, from cached tokens; frozen: backbone "
+        f"GFLOPs of a training step of one clip of {counted(costs.request.frames, 'frame')}, from cached "
+        "tokens; frozen: backbone "
         "and encoder, which the cache saves"
     )
     rows: Rows = [
@@ -512,7 +487,7 @@ def _training(costs: Costs) -> str:
 
 def _measured_table(costs: Costs) -> str:
     clips = costs.request.batch_size
-    step_of = f"a training step of {clips} clip{'s' * (clips > 1)} from cached tokens"
+    step_of = f"a training step of {counted(clips, 'clip')} from cached tokens"
     title = f"Measured here: all futures of one crop from its pixels; {step_of}"
     rows: Rows = [("system", "futures", "memory", "step", "memory", "relative time", "relative memory")]
     first = costs.rows[0].measured

@@ -48,6 +48,7 @@ from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, BENCHMARKS
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError
+from deltacache.schemas.texts import counted
 from deltacache.systems import training as systems
 from deltacache.systems.training import open_systems
 from deltacache.terminal import duration
@@ -99,7 +100,7 @@ def _progress(status: Mapping[str, Any]) -> str:
     left = status["seconds_left"]
     return (
         f"{status['clips']} of {status['planned_clips']} clips of this run, "
-        f"{status['clips_per_s']:.1f} clips/s, {status['failed_videos']} videos rejected, "
+        f"{status['clips_per_s']:.1f} clips/s, {counted(status['failed_videos'], 'video')} rejected, "
         f"{'time left not known yet' if left is None else duration(left) + ' left'}"
     )
 
@@ -122,7 +123,7 @@ def describe_contexts(path: Path) -> Iterator[str]:
     )
     counts = Counter((each.dataset, each.horizon) for each in manifest.contexts)
     for (dataset, horizon), count in counts.items():
-        yield line(f"{dataset}, horizon {horizon}", f"{count} contexts")
+        yield line(f"{dataset}, horizon {horizon}", counted(count, "context"))
     answered = sum(any(True for _ in (path / each.folder).glob("sample-*")) for each in manifest.contexts)
     yield line("answered", f"{answered} of {len(manifest.contexts)} contexts have samples")
 
@@ -137,7 +138,7 @@ def describe_export_begun(path: Path) -> Iterator[str]:
     yield f"{path}: contexts for a video generator, not all exported yet, {size_of(path)}"
     for name in BENCHMARKS:
         if count := _written(path, name):
-            yield line(name, f"{count} contexts")
+            yield line(name, counted(count, "context"))
 
 
 def _written(path: Path, benchmark: str) -> int:
@@ -151,7 +152,10 @@ def describe_systems(path: Path) -> Iterator[str]:
         DeltacacheError: ``systems.yaml`` is damaged.
     """
     config, paths = open_systems(path)
-    yield (f"{path}: {len(config.systems)} systems on {len(config.tokenizers)} tokenizers, {size_of(path)}")
+    yield (
+        f"{path}: {counted(len(config.systems), 'system')} on "
+        f"{counted(len(config.tokenizers), 'tokenizer')}, {size_of(path)}"
+    )
     for name, tokenizer in config.tokenizers.items():
         yield line(f"tokenizer {name}", _trained(paths.tokenizer(name), tokenizer.training))
         yield line("", f"delta tokens {_dataset(paths.deltas(name))}")
@@ -207,7 +211,8 @@ def _made_of_others(paths: ChainPaths, folder: Path) -> str:
             data = paths.deltas if "tokenizer_fingerprint" in trained else paths.train_features
         begun, made = (trained.get("started_from") or {}).get("fingerprint"), trained.get("data_fingerprint")
         if begun and earlier.is_dir() and begun not in map(fingerprint_at, earlier.iterdir()):
-            return f"begun with checkpoint {begun}, which is none of those in {earlier.relative_to(paths.out)} by now"
+            place = earlier.relative_to(paths.out)
+            return f"begun with checkpoint {begun}, which is not one of those in {place} by now"
         now = read_card(dataset_root(data)).fingerprint if data and is_dataset(data) else None
         return f"trained on data {made}, which are {now} by now" if data and made != now else ""
     record = read_models(folder) if folder == paths.evaluation else None
@@ -232,7 +237,7 @@ def _dataset(folder: Path) -> str:
     if not is_dataset(folder):
         return "not begun"
     found = describe(folder)
-    return f"{'finished' if found.finished else 'not finished'}, {found.clips} clips"
+    return f"{'finished' if found.finished else 'not finished'}, {counted(found.clips, 'clip')}"
 
 
 def _evaluation(folder: Path) -> str:
@@ -270,7 +275,10 @@ def describe_model(path: Path) -> Iterator[str]:
     """
     recorded = recorded_config(path)
     if recorded is not None and recorded["kind"] == "rgb_decoder":
-        yield from _rgb_decoder(path, recorded)  # its weights need the backbone whose norm they undo
+        # its weights need the backbone whose norm they undo
+        yield f"{path}: RgbDecoder, {size_of(path)}"
+        yield line("fingerprint", recorded["fingerprint"])
+        yield from _metadata(recorded)
         return
     loaded = _load(path, None if recorded is None else str(recorded["kind"]))
     yield f"{path}: {type(loaded.model).__name__}, {_parameters(loaded.model)}, {size_of(path)}"
@@ -321,7 +329,7 @@ def describe_backbone(path: Path) -> Iterator[str]:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """``config.json`` of any folder; nothing where there is none, or it is no JSON object."""
+    """``config.json`` of any folder; nothing where there is none, or it is not a JSON object."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError):
@@ -358,7 +366,7 @@ def _load(path: Path, kind: str | None) -> LoadedModel[Any]:
     if len(reasons) == 1 or kind == "head":
         raise next(iter(refusals.values()))  # damaged
     raise CheckpointError(
-        f"{path} is none of deltacache's models, looked for a {', '.join(LOADERS)}: {reasons[0]}"
+        f"{path} is not a model of deltacache, looked for a {', '.join(LOADERS)}: {reasons[0]}"
         if kind is None
         else f"{path} says that it is a {kind}, looked for a {', '.join((*LOADERS, 'rgb_decoder', 'pca'))}"
     )
@@ -366,12 +374,6 @@ def _load(path: Path, kind: str | None) -> LoadedModel[Any]:
 
 def _parameters(model: Any) -> str:
     return f"{sum(tensor.numel() for tensor in model.parameters()) / 1e6:.2f} M parameters"
-
-
-def _rgb_decoder(path: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{path}: RgbDecoder, {size_of(path)}"
-    yield line("fingerprint", config["fingerprint"])
-    yield from _metadata(config)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -435,7 +437,7 @@ def describe_unfinished(path: Path) -> Iterator[str]:
         sequences = pq.read_table(block, columns=["sequence_id"])["sequence_id"].unique()
         done.setdefault(block.parent.name.rpartition("-")[0], []).append(len(sequences))
     for dataset, counts in done.items():
-        yield line("finished", f"{dataset}: {sum(counts)} sequences, in {len(counts)} blocks")
+        yield line("finished", f"{dataset}: {counted(sum(counts), 'sequence')}, in {len(counts)} blocks")
     if not done:
         yield line("finished", "no block of sequences")
 
@@ -582,7 +584,7 @@ def describe_output(place: str | Path) -> str:
     """What lies at ``place``: any output, also while it is written, or a file that stands for one.
 
     Raises:
-        DeltacacheError: it is none, or damaged.
+        DeltacacheError: it is not a dataset, or damaged.
     """
     if is_dataset(place):
         root = dataset_root(place)
@@ -626,7 +628,7 @@ def _kind_of(folder: Path) -> _Kind | None:
 def _unknown(path: Path) -> DeltacacheError:
     names = ["a dataset (dataset.json)", *(kind.name for kind in _KINDS)]
     return DeltacacheError(
-        f"{path} is no output of deltacache: looked for {'; '.join(names)}. Give the output folder of one of the "
+        f"{path} is not an output of deltacache: looked for {'; '.join(names)}. Give the output folder of one of the "
         "commands, or a model's file"
     )
 
@@ -638,7 +640,7 @@ def write_pictures(place: str | Path, sheet: Path) -> Path:
         DeltacacheError: it is something else.
     """
     if not is_dataset(place):
-        raise DeltacacheError(f"{place} is no dataset: --pictures shows the clips of a feature dataset")
+        raise DeltacacheError(f"{place} is not a dataset: --pictures shows the clips of a feature dataset")
     if read_card(dataset_root(place)).kind != "features":
         raise DeltacacheError(
             f"{place} holds delta tokens, which are no pictures: give the feature dataset they were made from"

@@ -157,7 +157,7 @@ def test_videos_of_somebody_else_are_not_mixed_in(tmp_path: Path) -> None:
     draw_world(tmp_path, seed=0, train_videos=2, test_scenes=1, image_size=SIZE)
     before = _files(tmp_path)
     with pytest.raises(
-        DatasetError, match=r"holds 1 files that are not part of this world, such as train-0001"
+        DatasetError, match=r"holds 1 file that are not part of this world, such as train-0001"
     ):
         draw_world(tmp_path, seed=0, train_videos=1, test_scenes=1, image_size=SIZE)
     assert before == _files(tmp_path)

@@ -168,11 +168,11 @@ def test_a_world_model_whose_tokenizer_is_missing(systems: TrainedSystems, tmp_p
     ("system", "message"),
     [
         ({"tokenizer": "delta", "world": {"preset": "dino-world"}}, "leave its tokenizer out"),
-        ({"world": {"preset": "tiny"}}, "tokenizer None is none of delta"),
-        ({"tokenizer": "frame", "world": {"preset": "tiny"}}, "tokenizer 'frame' is none of delta"),
+        ({"world": {"preset": "tiny"}}, "tokenizer None is not one of delta"),
+        ({"tokenizer": "frame", "world": {"preset": "tiny"}}, "tokenizer 'frame' is not one of delta"),
         (
             {"world": {"preset": "tiny", "model": {"architecture": "magic"}}},
-            "'magic' is no world model: give one of",
+            "'magic' is not a world model: give one of",
         ),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from trained_systems import TrainedSystems
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from deltacache.schemas.errors import CheckpointError, DeltacacheError, Mismatch
 from deltacache.schemas.progress import SilentReporter
 from deltacache.systems.table import (
     CostPlan,
+    SystemsComparison,
     backbone_of,
     check_trained_on,
     compare_systems,
@@ -50,13 +52,14 @@ def _compare(
 ) -> Path:
     """``systems.md`` of a small comparison; ``changes`` of the evaluation's settings and of the plan."""
     plan = CostPlan(
-        CONTEXT,
-        HORIZONS[-1],
-        SAMPLES,
-        1,
-        changes.pop("batch_size", None),
-        "cpu",
-        changes.pop("backbone", None),
+        context=CONTEXT,
+        horizon=HORIZONS[-1],
+        samples=SAMPLES,
+        crops=1,
+        measure="batch_size" in changes,
+        batch_size=changes.pop("batch_size", 1),
+        device="cpu",
+        backbone=changes.pop("backbone", None),
     )
     flags = {
         "out": systems.paths.evaluation,
@@ -349,5 +352,9 @@ def test_the_command_passes_on_what_evaluate_takes(
     assert (settings.out, settings.cache) == (tmp_path / "evaluation", tmp_path / "cache")
     assert (settings.kitti_split, settings.precision) == (tmp_path / "list.txt", "float32")
     assert (settings.workers, settings.ray_address) == (2, "auto")
-    assert (plan.backbone, plan.crops, plan.batch_size) == ("tiny", 2, None)
+    assert (plan.backbone, plan.crops, plan.measure) == ("tiny", 2, False)
     assert SystemPaths(seen["out"]) == systems.paths
+    seen.clear()
+    shown = CliRunner().invoke(app, ["show-config", *map(str, arguments)], catch_exceptions=False)
+    comparison = SystemsComparison.model_validate(yaml.safe_load(shown.output))
+    assert (comparison.evaluation, comparison.costs, seen) == (settings, plan, {})

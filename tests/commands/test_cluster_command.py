@@ -132,7 +132,7 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
     monkeypatch.setenv("HOME", guarded["HOME"])
     done = deltacache_process("extract-features", videos, tmp_path / "out", *flags).done()
     assert "2 clips of 2 videos" in done.stdout
-    found = re.search(r"Ray cluster at (\S+): 1 nodes, 2 CPUs \(2 free\), 0 GPUs", done.stdout)
+    found = re.search(r"Ray cluster at (\S+): 1 node, 2 CPUs \(2 free\), 0 GPUs", done.stdout)
     assert found
     assert found[1] == guarded["ADDRESS"]
     assert done.stdout.index(found[0]) < done.stdout.index("decoders and")
@@ -236,9 +236,9 @@ def test_nodes_from_zero_are_waited_for_up_to_a_limit(
             driver.kill()
             driver.wait()
     said = log.read_text()
-    assert f"Ray cluster at {address}: 1 nodes, 0 CPUs" in said
+    assert f"Ray cluster at {address}: 1 node, 0 CPUs" in said
     assert "look whether it is yours" in said
-    assert "1 decoders, not 2" in said
+    assert "1 decoder, not 2" in said
     assert "2 clips of 2 videos" in said
 
 

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from deltacache.costs import CostRequest, chosen_systems, costs_text, count_costs, systems_of
+from deltacache.costs import chosen_systems, costs_text, count_costs, systems_of
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.jobs import CostRequest
 
 TINY = ("--preset", "tiny", "--backbone", "tiny", "--image-size", "32", "--samples", "2", "--frames", "3")
 TABLE_2 = ["dino-world", "best-of-many", "frame-tokens", "delta-tokens"]
@@ -50,7 +51,7 @@ def test_nothing_is_measured_unless_asked_for(deltacache):
 
 def test_refusals(deltacache):
     deltacache("flops", "--image-size", "big").refused("image_size.0", "valid integer")
-    deltacache("flops", "--preset", "none").refused("'none' is no preset of a world")
+    deltacache("flops", "--preset", "none").refused("'none' is not a preset of a world")
 
 
 @pytest.mark.slow

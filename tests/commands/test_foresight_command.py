@@ -62,7 +62,7 @@ def test_heads_train_longer_as_far_as_their_decay_reaches(
     run = CliRunner().invoke
     begun = run(app, [*whole, "--steps", "2", "--warmup-steps", "1", "--decay-steps", "4"])
     assert begun.exit_code == 0, begun.output
-    assert "2 steps: a warm-up of 1 steps to 0.02, then a cosine to 0 at 4" in begun.output
+    assert "2 steps: a warm-up of 1 step to 0.02, then a cosine to 0 at 4" in begun.output
     longer = run(app, [*whole, "--steps", "4", "--resume"])
     assert longer.exit_code == 0, longer.output
     assert (tmp_path / "head/checkpoints/step-00000004").is_dir()

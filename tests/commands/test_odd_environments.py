@@ -28,7 +28,7 @@ def test_a_long_tmpdir_a_home_that_cannot_be_written_and_a_locale_without_umlaut
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"{out}: 1 clips of 1 videos" in done.stdout
+    assert f"{out}: 1 clip of 1 video" in done.stdout
 
 
 def test_a_local_run_leaves_no_token_behind(tmp_path: Path) -> None:

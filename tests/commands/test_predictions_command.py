@@ -13,14 +13,13 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.generators import (
     ClipFormat,
     ContextEntry,
-    ContextExport,
     Padding,
-    context_export,
     export_contexts,
     padded,
     placement_of,
@@ -37,6 +36,7 @@ from deltacache.pipeline.benchmarks.layouts import benchmark_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.jobs import ContextExport
 from deltacache.schemas.progress import SilentReporter
 from golden_sizes import golden_sizes
 
@@ -197,7 +197,7 @@ def test_what_is_padded_comes_back_as_it_was_resized(
 @pytest.fixture
 def answered(mini_benchmarks: Path, tmp_path: Path) -> Path:
     """Contexts of VSPW at horizon 1 with one real sample each."""
-    wanted = ContextExport({"vspw": mini_benchmarks / "vspw"}, horizons=(1,), rate="evaluation")
+    wanted = ContextExport(data={"vspw": mini_benchmarks / "vspw"}, horizons=(1,), rate="evaluation")
     export_contexts(wanted, tmp_path / "contexts", SilentReporter())
     fill(tmp_path / "contexts", mini_benchmarks, ["real"])
     return tmp_path / "contexts"
@@ -241,25 +241,31 @@ def test_exports_are_refused_in_words(mini_benchmarks: Path, tmp_path: Path) -> 
         r"give --rate evaluation --frames 4, ",
     ):
         export_contexts(
-            ContextExport({"cityscapes": mini_benchmarks / "cityscapes"}), tmp_path / "a", SilentReporter()
+            ContextExport(data={"cityscapes": mini_benchmarks / "cityscapes"}),
+            tmp_path / "a",
+            SilentReporter(),
         )
-    beginning = ContextExport({"vspw": mini_benchmarks / "vspw"}, frames=12, horizons=(3,))
+    beginning = ContextExport(data={"vspw": mini_benchmarks / "vspw"}, frames=12, horizons=(3,))
     with pytest.raises(
         DatasetError, match=r"00000010\.jpg has 11 .*not 12 .*give --frames 11, or --rate eval"
     ):
         export_contexts(beginning, tmp_path / "a", SilentReporter())
-    with pytest.raises(DeltacacheError, match="coco is not known"):
-        context_export({"coco": "x"}, horizons=(1,))
+    with pytest.raises(ValidationError, match="coco is not known: give vspw, cityscapes, kitti"):
+        ContextExport(data={"coco": "x"})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValidationError, match="horizon 0 is not after the context"):
+        ContextExport(data={"vspw": mini_benchmarks / "vspw"}, horizons=(0,))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").touch()
     with pytest.raises(DatasetError, match="is not empty"):
-        export_contexts(ContextExport({"vspw": mini_benchmarks / "vspw"}), tmp_path / "b", SilentReporter())
+        export_contexts(
+            ContextExport(data={"vspw": mini_benchmarks / "vspw"}), tmp_path / "b", SilentReporter()
+        )
 
 
 def test_native_contexts_are_the_recorded_frames_before_the_last_one(
     mini_benchmarks: Path, tmp_path: Path
 ) -> None:
-    wanted = ContextExport({"vspw": mini_benchmarks / "vspw"}, horizons=(3,))
+    wanted = ContextExport(data={"vspw": mini_benchmarks / "vspw"}, horizons=(3,))
     export_contexts(wanted, tmp_path / "out", SilentReporter())
     entry = next(
         each for each in read_manifest(tmp_path / "out").contexts if each.sequence_id.endswith("00000019")
@@ -343,7 +349,7 @@ def test_contexts_that_nobody_asks_for_need_no_answer(
 ) -> None:
     """Exported for two horizons and two benchmarks, answered for one of each."""
     data: dict[BenchmarkName, Path] = {name: mini_benchmarks / name for name in ("vspw", "cityscapes")}
-    wanted = ContextExport(data, horizons=(1, 3), rate="evaluation")
+    wanted = ContextExport(data=data, horizons=(1, 3), rate="evaluation")
     export_contexts(wanted, tmp_path / "contexts", SilentReporter())
     fill(tmp_path / "contexts", mini_benchmarks, ["real"])
     shutil.rmtree(tmp_path / "contexts" / "cityscapes")

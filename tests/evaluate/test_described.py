@@ -72,14 +72,14 @@ def test_refusals(evaluated: DrawnWorld, tmp_path: Path) -> None:
     with pytest.raises(DeltacacheError, match="does not exist"):
         describe_output(tmp_path / "nothing")
     looked_for = (
-        r"is no output of deltacache: looked for a dataset .*metrics\.parquet.*systems\.yaml.*contexts\.json"
+        r"is not an output of deltacache: looked for a dataset .*metrics.*systems\.yaml.*contexts\.json"
     )
     with pytest.raises(DeltacacheError, match=looked_for):
         describe_output(tmp_path)
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DeltacacheError, match=r"notes\.txt is no output of deltacache: looked for"):
+    with pytest.raises(DeltacacheError, match=r"notes\.txt is not an output of deltacache: looked for"):
         describe_output(tmp_path / "notes.txt")
-    with pytest.raises(DeltacacheError, match="is no dataset: --pictures shows"):
+    with pytest.raises(DeltacacheError, match="is not a dataset: --pictures shows"):
         write_pictures(evaluated.tokenizer, tmp_path / "sheet.png")
 
 

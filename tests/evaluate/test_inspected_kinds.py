@@ -13,7 +13,7 @@ from drawn_features import DrawnWorld
 
 from deltacache.descriptions import describe_output
 from deltacache.evaluate.benchmarks import engine
-from deltacache.evaluate.generators import ContextExport, export_contexts
+from deltacache.evaluate.generators import export_contexts
 from deltacache.models.checkpoints import load_tokenizer, save_model
 from deltacache.models.heads import load_head
 from deltacache.pipeline.datasets.dataset import open_dataset
@@ -21,6 +21,7 @@ from deltacache.pipeline.jobs.pca_fit import fit_pca
 from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.errors import CheckpointError
+from deltacache.schemas.jobs import ContextExport
 from deltacache.schemas.progress import SilentReporter
 from deltacache.systems.training import SystemPaths, systems_preset
 from golden_sizes import golden_sizes
@@ -70,7 +71,7 @@ def systems(inputs: Inputs) -> Path:
 def contexts(inputs: Inputs) -> Path:
     out = inputs.root / "contexts"
     manifest = export_contexts(
-        ContextExport({"kitti": inputs.mini / "kitti"}, horizons=(1,), rate="evaluation"),
+        ContextExport(data={"kitti": inputs.mini / "kitti"}, horizons=(1,), rate="evaluation"),
         out,
         SilentReporter(),
     )
@@ -236,7 +237,7 @@ def test_an_output_that_is_just_being_begun(tmp_path: Path, command: str) -> Non
 def test_a_model_file_of_another_kind_says_what_was_looked_for(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.bin")
     with pytest.raises(
-        CheckpointError, match="none of deltacache's models, looked for a tokenizer, world, depth"
+        CheckpointError, match="not a model of deltacache, looked for a tokenizer, world, depth"
     ):
         describe_output(tmp_path / "other.bin")
     (tmp_path / "damaged.bin").write_bytes(b"PK")

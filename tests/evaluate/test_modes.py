@@ -89,7 +89,7 @@ def test_scenes_need_two_outcomes_and_the_rest_is_counted() -> None:
 
 def test_futures_of_other_videos_are_refused() -> None:
     futures = [{"video_uri": "x", "scene": "s", "outcome": "left"}]
-    with pytest.raises(DeltacacheError, match="names 1 videos, of which 0 are in this dataset"):
+    with pytest.raises(DeltacacheError, match="names 1 video, of which 0 are in this dataset"):
         find_scenes(futures, {"a": 0}, Path("f.csv"))
 
 
@@ -98,8 +98,8 @@ def test_futures_of_other_videos_are_refused() -> None:
     [
         ("video_uri,scene\na,b\n", "outcome is missing"),
         (HEADER + "a,s,\n", "empty cells"),
-        ("", "no readable CSV"),
-        (HEADER + "a,s\n", "no readable CSV"),
+        ("", "not a readable CSV"),
+        (HEADER + "a,s\n", "not a readable CSV"),
     ],
 )
 def test_bad_futures_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -113,7 +113,7 @@ def test_missing_and_damaged_futures_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"gone\.csv does not exist"):
         read_futures(tmp_path / "gone.csv")
     (tmp_path / "futures.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DatasetError, match="no readable CSV or Parquet"):
+    with pytest.raises(DatasetError, match="not a readable CSV or Parquet"):
         read_futures(tmp_path / "futures.parquet")
 
 

@@ -194,7 +194,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"'some/vit' is no directory here .*no connection.*'tiny'"):
+    with pytest.raises(CheckpointError, match=r"'some/vit' is not a directory here .*no connection.*'tiny'"):
         load_backbone("some/vit")
 
 

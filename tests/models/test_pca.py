@@ -155,8 +155,8 @@ def _rewrite(folder: Path, **tensors: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda at: (at / "config.json").unlink(), "is no PCA, it has no config.json"),
-        (lambda at: (at / "pca.safetensors").unlink(), "is no PCA, it has no pca.safetensors"),
+        (lambda at: (at / "config.json").unlink(), "is not a PCA, it has no config.json"),
+        (lambda at: (at / "pca.safetensors").unlink(), "is not a PCA, it has no pca.safetensors"),
         (lambda at: (at / "pca.safetensors").write_bytes(b"short"), "is damaged"),
         (lambda at: (at / "config.json").write_text('{"kind": "tokenizer"}'), "does not describe a PCA"),
         (lambda at: (at / "config.json").write_text("[]"), "does not describe a PCA"),

@@ -228,11 +228,11 @@ def test_a_fault_of_the_encoder_is_not_blamed_on_videos(run: Run) -> None:
     [
         (
             {"gpus_per_encoder": 1.0},
-            r"no encoder found room within 3 s \(--wait-for-nodes\): 2 wait for a node with 1 GPUs",
+            r"no encoder found room within 3 s \(--wait-for-nodes\): 2 wait for a node with 1 GPU",
         ),
         (
             {"cpus_per_encoder": 1.5},
-            r"no CPU to decode on for \d+ s \(--wait-for-nodes\): the 1 nodes have none beside",
+            r"no CPU to decode on for \d+ s \(--wait-for-nodes\): 1 node has none beside",
         ),
     ],
 )

@@ -11,14 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from crc32c import crc32c
 from small_datasets import BLACK, all_bytes, make_dataset
 
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from deltacache.pipeline.datasets.plan import read_plan
 from deltacache.pipeline.datasets.receipts import Receipt, read_receipt
 from deltacache.pipeline.datasets.verification import verify_dataset
-from deltacache.pipeline.storage.files import check_parquet, parquet_of, seal_json, unseal_json
+from deltacache.pipeline.storage.files import (
+    PARQUET_KEY,
+    check_parquet,
+    open_parquet,
+    parquet_of,
+    seal_json,
+    unseal_json,
+)
 from deltacache.schemas.errors import DatasetError
 
 ROUNDS = 100
@@ -189,3 +199,19 @@ def test_every_single_bit_of_sealed_files_counts(tmp_path: Path) -> None:
                 check_parquet(damaged) if content is plan else unseal_json(bytes(damaged), "receipt_crc32c")
     check_parquet(plan)
     assert unseal_json(sealed, "receipt_crc32c") == b'{"a":[1.5,"\\u00e9"],"receipt_crc32c":2}'
+
+
+def test_a_checksum_in_the_values_of_a_table_is_not_that_of_the_file(tmp_path: Path) -> None:
+    """A text that looks like the footer's checksum lies in the footer too, as the smallest value of its column."""
+    text = f"{PARQUET_KEY}\x18\x0800000000"
+    table = pa.table({"video_uri": [text]})
+    check_parquet(parquet_of(table))
+    pq.write_table(table, tmp_path / "foreign.parquet", compression="none")
+    content = bytearray((tmp_path / "foreign.parquet").read_bytes())
+    start = content.rindex(text.encode()) + len(text) - 8
+    content[start : start + 8] = f"{crc32c(bytes(content)):08x}".encode()
+    with pytest.raises(ValueError, match=f"holds no {PARQUET_KEY} of its own"):
+        check_parquet(content)
+    (tmp_path / "foreign.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=f"holds no {PARQUET_KEY} of its own"):
+        open_parquet(tmp_path / "foreign.parquet", table.schema)

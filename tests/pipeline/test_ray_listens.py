@@ -57,7 +57,7 @@ def test_a_ray_that_the_program_has_is_used_and_left_running(shared_ray: SharedR
     said: list[str] = []
     with cluster(ClusterSettings(encoders=1, decoders=1), said.append) as placement:
         assert (placement.decoders, placement.most_decoders) == (1, 1)
-    there = f"Ray cluster at {ray.get_runtime_context().gcs_address}: 1 nodes, {SLOTS} CPUs"
+    there = f"Ray cluster at {ray.get_runtime_context().gcs_address}: 1 node, {SLOTS} CPUs"
     assert any(line.startswith(there) for line in said)
     assert ray.is_initialized()
     with pytest.raises(DeltacacheError, match=r"cannot join 127\.0\.0\.1:9: leave ray_address out"):

@@ -174,7 +174,7 @@ def test_what_is_new_changed_or_unfinished_is_noticed(
     assert len(open_dataset(root)) == 8
 
     (videos / "c.mp4").write_bytes(b"other")  # of the same size
-    with pytest.raises(DatasetError, match=r"1 videos have another content .*: c\.mp4"):
+    with pytest.raises(DatasetError, match=r"1 video has another content .*: c\.mp4"):
         extract(root, videos)
     (made,) = extract(root, videos, changed_videos="recompute")
     assert made in first

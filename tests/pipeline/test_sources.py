@@ -206,7 +206,7 @@ def test_what_is_refused_and_how(tmp_path: Path) -> None:
     for source, message in refused.items():
         with pytest.raises(DeltacacheError, match=message):
             find_videos(str(tmp_path / source), None)
-    with pytest.raises(DeltacacheError, match=r"excludes all 1 videos"):
+    with pytest.raises(DeltacacheError, match=r"excludes all 1 video "):
         find_videos(str(tmp_path / "videos"), tmp_path / "all")
     with pytest.raises(DeltacacheError, match=r"exclude list .* cannot be read"):
         find_videos(str(tmp_path / "videos"), tmp_path / "nowhere")

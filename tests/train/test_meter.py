@@ -33,7 +33,7 @@ def test_waiting_is_a_part_of_the_step_time(monkeypatch: pytest.MonkeyPatch) -> 
     add(meter, 1.0)
     row = meter.row()
     assert (row["step_time_s"], row["data_wait_s"], row["clips_per_s"]) == (10.0, 3.0, 2.0)
-    assert meter.summary() == "1 steps, 2 clips/s, 30.0 % of the time waiting for data"
+    assert meter.summary() == "1 step, 2 clips/s, 30.0 % of the time waiting for data"
 
 
 @pytest.mark.parametrize("bad", [("nan", "1"), ("inf", "1"), ("1", "nan")])

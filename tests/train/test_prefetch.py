@@ -40,7 +40,9 @@ def test_an_error_comes_after_the_items_before_it() -> None:
 
 
 def test_closing_ends_the_thread() -> None:
+    before = set(threading.enumerate())
     items = prefetch(iter(int, 1))  # endless
     next(items)
+    assert set(threading.enumerate()) - before
     items.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    assert not set(threading.enumerate()) - before

@@ -55,7 +55,7 @@ def refused(tmp_path: Path, text: str, kind: type[Frozen]) -> str:
         (CHAIN, ChainConfig, ["evaluation.horizon: is not known: give horizons, ", "train_videos.views: "]),
         ("", WorldConfig, ["is empty, and a recipe of a world model holds settings by name: give model, "]),
         ("[1, 2]", SystemsConfig, ["holds a list, and a list of systems holds", "give tokenizers, systems"]),
-        ("a: 1\nb: c: 2", WorldConfig, ["is no YAML: line 2, column 5", "correct that line"]),
+        ("a: 1\nb: c: 2", WorldConfig, ["is not valid YAML: line 2, column 5", "correct that line"]),
     ],
 )
 def test_problems_are_named_with_a_way_out(

@@ -6,7 +6,7 @@ chance. Nothing before the turn tells which: the outcome is drawn apart from eve
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ import numpy as np
 
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.progress import Reporter, SilentReporter
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # How the junction looks and how the shape moves: pure functions from a scene to pixels.
@@ -152,7 +153,18 @@ def draw_scene(rng: np.random.Generator) -> DrawnScene:
 def draw_video(scene: DrawnScene, outcome: Outcome, image_size: int) -> np.ndarray:
     """Frames (T, S, S, 3) uint8 RGB; the first four do not depend on ``outcome``."""
     canvas = _Canvas(image_size)
-    _draw_scenery(canvas, scene)
+    palette = scene.palette
+    canvas.pixels[...] = palette.ground
+    grain = np.random.default_rng(scene.grain)
+    for x, y, shade in grain.uniform(0, 1, (60, 3)):
+        canvas.disc((x, y), 0.012, _shaded(palette.ground, 0.92 + 0.16 * shade))
+    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH + 0.022, palette.kerb)
+    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH, palette.road)
+    _draw_markings(canvas, scene.junction, palette.marking)
+    for x, y, radius in scene.plants:
+        canvas.disc((x + 0.012, y + 0.016), radius, _shaded(palette.ground, 0.72))
+        canvas.disc((x, y), radius, palette.plant)
+        canvas.disc((x - 0.25 * radius, y - 0.3 * radius), 0.5 * radius, _shaded(palette.plant, 1.25))
     scenery = canvas.pixels.copy()
     frames = np.empty((FRAMES, image_size, image_size, 3), np.uint8)
     for frame in range(FRAMES):
@@ -213,21 +225,6 @@ class _Canvas:
 def _shaded(colour: Colour, factor: float) -> Colour:
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue
-
-
-def _draw_scenery(canvas: _Canvas, scene: DrawnScene) -> None:
-    palette = scene.palette
-    canvas.pixels[...] = palette.ground
-    grain = np.random.default_rng(scene.grain)
-    for x, y, shade in grain.uniform(0, 1, (60, 3)):
-        canvas.disc((x, y), 0.012, _shaded(palette.ground, 0.92 + 0.16 * shade))
-    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH + 0.022, palette.kerb)
-    _draw_road(canvas, scene.junction, _ROAD_HALF_WIDTH, palette.road)
-    _draw_markings(canvas, scene.junction, palette.marking)
-    for x, y, radius in scene.plants:
-        canvas.disc((x + 0.012, y + 0.016), radius, _shaded(palette.ground, 0.72))
-        canvas.disc((x, y), radius, palette.plant)
-        canvas.disc((x - 0.25 * radius, y - 0.3 * radius), 0.5 * radius, _shaded(palette.plant, 1.25))
 
 
 def _draw_road(canvas: _Canvas, junction: Point, half_width: float, colour: Colour) -> None:
@@ -326,7 +323,10 @@ def draw_world(
     _check_sizes(train_videos, test_scenes, image_size)
     world = DrawnWorld(out / "videos" / "train", out / "videos" / "test", out / "futures.csv")
     training = [_train_video(seed, index) for index in range(train_videos)]
-    tests = [video for index in range(test_scenes) for video in _test_videos(seed, index)]
+    tests: list[_Video] = []
+    for index in range(test_scenes):  # every outcome of each scene
+        scene, name = draw_scene(np.random.default_rng((seed, _TEST, index))), f"scene-{index:03d}"
+        tests += [_Video(f"{name}-{outcome}.mp4", name, scene, outcome) for outcome in _OUTCOMES]
     _prepare_folder(world.train, [video.name for video in training])
     _prepare_folder(world.test, [video.name for video in tests])
     with (reporter or SilentReporter()).stage("draw videos", len(training) + len(tests)) as stage:
@@ -335,7 +335,11 @@ def draw_world(
                 frames = draw_video(video.scene, video.outcome, image_size)
                 _replace_file(folder / video.name, encode_mp4(frames))
                 stage.advance()
-    _replace_file(world.futures_csv, _futures_table(tests))
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["video_uri", "scene", "outcome"])
+    writer.writerows([video.name, video.scene_name, video.outcome] for video in tests)
+    _replace_file(world.futures_csv, table.getvalue().encode())
     return world
 
 
@@ -360,22 +364,9 @@ class _Video:
 
 
 def _train_video(seed: int, index: int) -> _Video:
-    rng = np.random.default_rng((seed, _TRAIN, index))
+    rng, name = np.random.default_rng((seed, _TRAIN, index)), f"train-{index:04d}"
     outcome: Outcome = _OUTCOMES[rng.integers(2)]
-    return _Video(f"train-{index:04d}.mp4", f"train-{index:04d}", draw_scene(rng), outcome)
-
-
-def _test_videos(seed: int, index: int) -> list[_Video]:
-    scene, name = draw_scene(np.random.default_rng((seed, _TEST, index))), f"scene-{index:03d}"
-    return [_Video(f"{name}-{outcome}.mp4", name, scene, outcome) for outcome in _OUTCOMES]
-
-
-def _futures_table(tests: Iterable[_Video]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video_uri", "scene", "outcome"])
-    writer.writerows([video.name, video.scene_name, video.outcome] for video in tests)
-    return text.getvalue().encode()
+    return _Video(f"{name}.mp4", name, draw_scene(rng), outcome)
 
 
 def _check_sizes(train_videos: int, test_scenes: int, image_size: int) -> None:
@@ -394,7 +385,7 @@ def _prepare_folder(folder: Path, names: Sequence[str]) -> None:
     others = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - set(names))
     if others:
         raise DatasetError(
-            f"{folder} holds {len(others)} files that are not part of this world, such as {others[0]}: "
+            f"{folder} holds {counted(len(others), 'file')} that are not part of this world, such as {others[0]}: "
             "give another output folder or remove them"
         )
 

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -151,7 +152,10 @@ def _versions(packages: "subprocess.Popen[str]", problems: list[SetupProblem]) -
     wanted = _requirements()
     for module, (distribution, without) in _NEEDED.items():
         about = found.get(module, {"error": "importing the one before it ends the process"})
-        version = about.get("version") or _installed(distribution)
+        version = about.get("version")
+        if not version:  # what cannot be imported may be installed
+            with suppress(metadata.PackageNotFoundError):
+                version = metadata.version(distribution)
         versions[module] = version if "version" in about else None
         if "ffmpeg" in about:
             versions["FFmpeg of PyAV"] = about["ffmpeg"]
@@ -177,13 +181,6 @@ def _versions(packages: "subprocess.Popen[str]", problems: list[SetupProblem]) -
     versions["cuDNN"] = torch.backends.cudnn.version() if torch.version.cuda else None
     versions["NVIDIA driver"] = _driver()
     return versions
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _requirements() -> dict[str, str]:

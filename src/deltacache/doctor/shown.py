@@ -1,9 +1,10 @@
 """What ``doctor`` found, as plain text to paste into a report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from deltacache.doctor.facts import Examination, Facts
+from deltacache.schemas.texts import counted
 
 if TYPE_CHECKING:
     from deltacache.doctor.measured import Measurement
@@ -21,7 +22,7 @@ def examination_text(found: Examination) -> str:
             ],
         ),
         ("machine", list(_machine(facts))),
-        ("disks", [_disk(each) for each in facts["disks"]]),
+        ("disks", list(_disks(facts["disks"]))),
         ("hub", list(_hub(facts["hub"]))),
         ("Ray", list(_ray(facts["ray"]))),
     ]
@@ -78,11 +79,14 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "GPU", "none that torch can use: everything runs on the CPU"
 
 
-def _disk(each: Facts) -> tuple[str, str]:
-    if "bytes" not in each:
-        return each["use"], f"{each['path']}: {each['kind']}"
-    kind = f" ({each['kind']})" if each["kind"] else ""
-    return each["use"], f"{each['path']}{kind}: {_size(each['free_bytes'])} of {_size(each['bytes'])} free"
+def _disks(facts: Sequence[Facts]) -> Iterator[tuple[str, str]]:
+    for each in facts:
+        if "bytes" in each:
+            kind = f" ({each['kind']})" if each["kind"] else ""
+            free = f"{_size(each['free_bytes'])} of {_size(each['bytes'])} free"
+            yield each["use"], f"{each['path']}{kind}: {free}"
+        else:
+            yield each["use"], f"{each['path']}: {each['kind']}"
 
 
 def _hub(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -142,7 +146,7 @@ def measurement_text(found: "Measurement") -> str:
     text += [f"  {note}" for note in found.notes]
     blocks = ["\n".join(text)]
     for name, stages in found.chains.items():
-        head = f"chain {name} on this machine alone, {found.videos:,} videos, one view of 8 frames"
+        head = f"chain {name} on this machine alone, {counted(found.videos, 'video', form=',')}, one view of 8 frames"
         names = [*(each.name for each in stages), "all"]
         column = max(len(each) for each in names)
         table = [

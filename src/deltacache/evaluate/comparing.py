@@ -28,6 +28,7 @@ from deltacache.evaluate.statistics import SequenceSums, Series, Sums
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Which sums of two evaluations belong together, and whether they are of the same data.
@@ -147,7 +148,8 @@ def _refuse_sequences(
             more = ", …" if len(only) > _NAMES_SHOWN else ""
             lists.append(f"{len(only)} only in {name} ({', '.join(only[:_NAMES_SHOWN])}{more})")
     raise MismatchError(
-        f"{series.dataset}, horizon {series.horizon}: {names[0]} has {len(a)} sequences and {names[1]} {len(b)}; "
+        f"{series.dataset}, horizon {series.horizon}: {names[0]} has {counted(len(a), 'sequence')} and "
+        f"{names[1]} {len(b)}; "
         f"{'; '.join(lists)}: a paired difference needs the same sequences in both; evaluate both on the same data"
     )
 
@@ -247,7 +249,7 @@ def _listed(values: Iterable[object]) -> str:
 
 
 ROUNDING = 1e-6
-"""Differences up to this share of a value are none: sums of another order give as much."""
+"""Differences up to this share of a value do not count: sums in another order differ by as much."""
 _IN_FEATURE_SPACE = frozenset({"features", "samples", "modes"})
 
 
@@ -278,15 +280,12 @@ class Difference:
         return self.b - self.a
 
     @property
-    def _within_rounding(self) -> bool:
-        """Where there is no interval, its ends are NaN."""
-        most = ROUNDING * max(abs(self.a), abs(self.b))
-        return not any(abs(each) > most for each in (self.difference, self.low, self.high))
-
-    @property
     def verdict(self) -> str:
         """What can be said about B: better, worse, different, equal or undecided."""
-        if self._within_rounding:
+        rounding = ROUNDING * max(abs(self.a), abs(self.b))
+        if not any(
+            abs(each) > rounding for each in (self.difference, self.low, self.high)
+        ):  # NaN: no interval
             return "equal"
         if self.groups < FEWEST_UNITS:
             return f"undecided, {units_text(self.groups, self.unit_kind)}"
@@ -322,11 +321,30 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     """
     runs = open_runs([a, b])
     names = run_names([a, b])
-    shared = _shared_datasets(runs, names)
+    datasets = [list(dict.fromkeys(run.metrics["dataset"].to_pylist())) for run in runs]
+    shared = [name for name in datasets[0] if name in datasets[1]]
+    if not shared:
+        raise MismatchError(
+            f"{names[0]} is an evaluation of {', '.join(datasets[0])}, {names[1]} one of {', '.join(datasets[1])}: "
+            "differences are between evaluations of the same data; give two of these"
+        )
+    # What cannot be compared, with the reason.
     old = dict(_left_out(runs, names, shared))
-    reasons = [*_feature_spaces(runs, names, shared), *old.values()]
-    notes = [*_not_shared(runs, names, shared), *reasons]
     a_space, b_space = (_spaces(run) for run in runs)
+    reasons = [
+        f"{dataset}: distances of features, which are those of {a_space[dataset]} in {names[0]} and of "
+        f"{b_space[dataset]} in {names[1]}"
+        for dataset in shared
+        if a_space[dataset] != b_space[dataset]
+    ]
+    reasons += old.values()
+    notes = [
+        f"{dataset}: only {name} has it"
+        for own, name in zip(datasets, names, strict=True)
+        for dataset in own
+        if dataset not in shared
+    ]
+    notes += reasons
     comparable = [
         {
             series: sums
@@ -358,38 +376,9 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     return Comparison((names[0], names[1]), differing_settings(runs), tuple(differences), tuple(notes))
 
 
-def _shared_datasets(runs: Sequence[ReportRun], names: Sequence[str]) -> list[str]:
-    held = [list(dict.fromkeys(run.metrics["dataset"].to_pylist())) for run in runs]
-    shared = [name for name in held[0] if name in held[1]]
-    if not shared:
-        raise MismatchError(
-            f"{names[0]} is an evaluation of {', '.join(held[0])}, {names[1]} one of {', '.join(held[1])}: differences "
-            "are between evaluations of the same data; give two of these"
-        )
-    return shared
-
-
-def _not_shared(runs: Sequence[ReportRun], names: Sequence[str], shared: Sequence[str]) -> list[str]:
-    notes = []
-    for run, name in zip(runs, names, strict=True):
-        only = [each for each in dict.fromkeys(run.metrics["dataset"].to_pylist()) if each not in shared]
-        notes += [f"{each}: only {name} has it" for each in only]
-    return notes
-
-
 def _spaces(run: ReportRun) -> dict[str, str]:
     """Where the features of each data set live: numbers of other backbones or sizes mean other things."""
     return {row["dataset"]: f"{row['backbone']} at {size_of(row)} px" for row in run.rows}
-
-
-def _feature_spaces(runs: Sequence[ReportRun], names: Sequence[str], shared: Sequence[str]) -> Iterator[str]:
-    a, b = (_spaces(run) for run in runs)
-    for dataset in shared:
-        if a[dataset] != b[dataset]:
-            yield (
-                f"{dataset}: distances of features, which are those of {a[dataset]} in {names[0]} and of {b[dataset]} "
-                f"in {names[1]}"
-            )
 
 
 def _left_out(
@@ -442,7 +431,6 @@ MAIN = frozenset(
 )
 _STYLES = {"better": "green", "worse": "red", "different": "yellow"}
 _HEADING = ("method", "ahead", "A", "B", "B − A", "95 % interval", "B is")
-Groups = dict[tuple[str, str], list[Difference]]
 
 
 def print_comparison(comparison: Comparison, console: Console, *, every_metric: bool = False) -> None:
@@ -455,33 +443,43 @@ def print_comparison(comparison: Comparison, console: Console, *, every_metric: 
     if comparison.settings:
         differing = "; ".join(comparison.settings)
         console.print(f"settings that differ: {differing}", markup=False, highlight=False, soft_wrap=True)
-    for (dataset, metric), rows in _by_metric(shown).items():
+    # A table per metric of the methods that differ in anything, and a line for those that do not.
+    differing_methods = {(each.dataset, each.label) for each in shown if each.verdict != "equal"}
+    groups: dict[tuple[str, str], list[Difference]] = {}
+    equal: dict[str, dict[str, None]] = {}
+    for each in shown:
+        if (each.dataset, each.label) in differing_methods:
+            groups.setdefault((each.dataset, each.metric), []).append(each)
+        else:
+            equal.setdefault(each.dataset, {})[each.label] = None
+    for (dataset, metric), rows in groups.items():
         console.print(f"\n{dataset}: {metric_title(metric)}", markup=False, highlight=False, style="bold")
         _print_rows(rows, console)
-    _print_equal(shown, console)
+    for dataset, labels in equal.items():
+        text = f"\n{dataset}: no difference beyond rounding for {', '.join(labels)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     for note in comparison.notes:
         console.print(f"not compared: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_caption(shown), markup=False, highlight=False, soft_wrap=True)
-
-
-def _by_metric(shown: Sequence[Difference]) -> Groups:
-    """Rows of methods that differ in anything."""
-    groups: Groups = {}
-    same = _same(shown)
+    most: dict[tuple[str, str], int] = {}
     for each in shown:
-        if (each.dataset, each.label) not in same:
-            groups.setdefault((each.dataset, each.metric), []).append(each)
-    return groups
-
-
-def _same(shown: Sequence[Difference]) -> dict[tuple[str, str], None]:
-    """Methods without any difference, by data set."""
-    differing = {(each.dataset, each.label) for each in shown if each.verdict != "equal"}
-    return {(each.dataset, each.label): None for each in shown if (each.dataset, each.label) not in differing}
+        key = each.dataset, each.unit_kind
+        most[key] = max(most.get(key, 0), each.groups)
+    counts = dict.fromkeys(
+        f"{units_text(count, kind)} of {dataset}" for (dataset, kind), count in most.items()
+    )
+    caption = (
+        f"\nOver {', '.join(counts)}. Intervals: 95 % of the paired difference, by units that are left out in both "
+        "alike, since sequences of one unit are not independent. Undecided: the interval holds 0, or none is given: "
+        f"with fewer than {FEWEST_UNITS} units, where the difference is the same whichever unit is left out (no spread "
+        "to judge it by), or where the metric does not exist without one of them."
+    )
+    console.print(caption, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rows(rows: list[Difference], console: Console) -> None:
-    digits = _digits(rows)
+    # Two digits that count for the smallest difference that is not tiny; one for per cents at the least.
+    largest = max(abs(each.difference) for each in rows) or max(abs(each.a) for each in rows) or 1.0
+    digits = 2 if rows[0].metric in PERCENT else min(8, max(3, 2 - math.floor(math.log10(largest))))
     table = [_HEADING, *(_texts(row, digits) for row in rows)]
     sides = ["left", *["right"] * (len(_HEADING) - 2), "left"]
     lines = tabulate(table, tablefmt="plain", colalign=sides, disable_numparse=True).splitlines()
@@ -506,39 +504,3 @@ def _texts(row: Difference, digits: int) -> tuple[str, ...]:
         interval,
         row.verdict,
     )
-
-
-def _digits(rows: Iterable[Difference]) -> int:
-    """Two that count for the smallest difference that is not tiny; one for per cents at the least."""
-    rows = list(rows)
-    if rows[0].metric in PERCENT:
-        return 2
-    largest = max(abs(each.difference) for each in rows) or max(abs(each.a) for each in rows) or 1.0
-    return min(8, max(3, 2 - math.floor(math.log10(largest))))
-
-
-def _print_equal(shown: Sequence[Difference], console: Console) -> None:
-    labels: dict[str, list[str]] = {}
-    for dataset, label in _same(shown):
-        labels.setdefault(dataset, []).append(label)
-    for dataset, equal in labels.items():
-        text = f"\n{dataset}: no difference beyond rounding for {', '.join(equal)}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _caption(shown: Iterable[Difference]) -> str:
-    counts = dict.fromkeys(_counts(shown))
-    return (
-        f"\nOver {', '.join(counts)}. Intervals: 95 % of the paired difference, by units that are left out in both "
-        "alike, since sequences of one unit are not independent. Undecided: the interval holds 0, or none is given: "
-        f"with fewer than {FEWEST_UNITS} units, where the difference is the same whichever unit is left out (no spread "
-        "to judge it by), or where the metric does not exist without one of them."
-    )
-
-
-def _counts(shown: Iterable[Difference]) -> Iterator[str]:
-    most: dict[tuple[str, str], int] = {}
-    for each in shown:
-        key = each.dataset, each.unit_kind
-        most[key] = max(most.get(key, 0), each.groups)
-    yield from (f"{units_text(count, kind)} of {dataset}" for (dataset, kind), count in most.items())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import cv2
@@ -28,10 +28,12 @@ from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.storage.storage import in_threads
-from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName, LabelledSequence, as_benchmark
+from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.datasets import Frozen, fingerprint_of
-from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError, problems_of
+from deltacache.schemas.errors import DatasetError, MismatchError, problems_of
+from deltacache.schemas.jobs import ContextExport
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # The pictures of a generator's sample in the order of their numbers: none may be missing without a word.
@@ -111,7 +113,7 @@ def check_counts(samples: Sequence[Numbered], of: str) -> None:
     usual = _usual([len(each.pictures) for each in samples])
     for each in samples:
         count = len(each.pictures)
-        told = f"it holds {count} pictures, most samples of {of} {usual}"
+        told = f"it holds {counted(count, 'picture')}, most samples of {of} {usual}"
         if count < usual:
             raise _missing(each, each.first + count, told)
         if count > usual:
@@ -183,7 +185,12 @@ def read_frame_at(clip: Path, number: int) -> np.ndarray:
         DatasetError: there are fewer frames, a picture is missing before the last, or the frame is damaged.
     """
     if clip.is_dir():
-        return _read_picture(picture_of(numbered_pictures(clip), number))
+        path = picture_of(numbered_pictures(clip), number)
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+        if picture is None:
+            raise DatasetError(f"{path} is damaged or no picture: generate it again")
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     try:
         with av.open(str(clip)) as container:
             if not container.streams.video:
@@ -223,14 +230,6 @@ def samples_in(folder: Path) -> list[Path]:
     return samples
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    content = np.frombuffer(path.read_bytes(), np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if picture is None:
-        raise DatasetError(f"{path} is damaged or no picture: generate it again")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
 def _in_order(path: Path) -> tuple[list[tuple[str, int]], str]:
     """``frame_2`` before ``frame_10``: words and numbers in turn; equal numbers by name."""
     parts = re.findall(r"(\D*)(\d*)", _name(path))
@@ -242,7 +241,7 @@ def _name(path: Path) -> str:
 
 
 def _too_short(clip: Path, number: int) -> str:
-    return f"{clip} has no frame {number}: a sample must hold at least {number + 1} frames after its context"
+    return f"{clip} has no frame {number}: a sample must hold at least {counted(number + 1, 'frame')} after its context"
 
 
 def _pixel_format(height: int, width: int) -> str:
@@ -397,46 +396,6 @@ _NUMBERS = re.compile(r"\d{3,}")
 
 
 @dataclass(frozen=True, slots=True)
-class ContextExport:
-    """What is exported.
-
-    Attributes:
-        context: of the evaluation, which decides what sequences there are.
-        frames: that the generator sees, the last of them ``horizon`` steps before the target.
-        rate: of these and of the generated frames: as recorded, or one a step of the evaluation, of which there
-            are at most ``context``.
-    """
-
-    data: Mapping[BenchmarkName, Path]
-    horizons: tuple[int, ...] = (1, 3)
-    context: int = 4
-    frames: int = 9
-    padding: Padding = "plain"
-    rate: Rate = "native"
-    clip_format: ClipFormat = "frames"
-    kitti_split: Path | None = None
-
-
-def context_export(data: Mapping[str, str], **flags: Any) -> ContextExport:
-    """The export that a command line asks for.
-
-    Raises:
-        DeltacacheError: an unknown benchmark, or a horizon below 1.
-    """
-    roots: dict[BenchmarkName, Path] = {}
-    for name, path in data.items():
-        benchmark = as_benchmark(name)
-        if benchmark is None:
-            raise DeltacacheError(f"{name} is not known: give {', '.join(BENCHMARKS)}, as NAME=PATH")
-        roots[benchmark] = Path(path)
-    if min(flags["horizons"]) < 1:
-        raise DeltacacheError(
-            f"horizon {min(flags['horizons'])} is not after the context: give numbers from 1 up"
-        )
-    return ContextExport(roots, **flags)
-
-
-@dataclass(frozen=True, slots=True)
 class _Work:
     entry: ContextEntry
     paths: tuple[str, ...]
@@ -473,7 +432,8 @@ def export_contexts(wanted: ContextExport, out: Path, reporter: Reporter) -> Pat
             reporter.line(f"export contexts: {name}: {count} dropped: {reason}")
     shown = works[0].entry.context_frames
     reporter.line(
-        f"export contexts: {len(works)} contexts of {shown} frames; put the frames that follow into "
+        f"export contexts: {counted(len(works), 'context')} of {counted(shown, 'frame')}; put the frames "
+        "that follow into "
         f"{out}/DATASET/hH/SEQUENCE/sample-00 (pictures) or sample-00.mp4, sample-01 and so on; {MANIFEST} says "
         "which frame is scored"
     )
@@ -527,7 +487,7 @@ def _recorded_before(last: str, count: int, context: int) -> tuple[str, ...]:
         if at < 0 or not before.is_file():
             fewer = f"--frames {len(found)}, or " if len(found) > 1 else ""
             raise DatasetError(
-                f"{path} has {len(found)} recorded frame{'s' * (len(found) > 1)} up to it, not {count} ({before.name} "
+                f"{path} has {counted(len(found), 'recorded frame')} up to it, not {count} ({before.name} "
                 f"is missing): give {fewer}--rate evaluation --frames {context}, the frames that the evaluation sees"
             )
         found.append(str(before))
@@ -614,7 +574,8 @@ class GeneratedFutures:
         for entry, each in zip(wanted, answers, strict=True):
             if each.samples != common or each.samples == 0:
                 raise DatasetError(
-                    f"{self.root / entry.folder} holds {each.samples} samples (sample-00, ...), most contexts "
+                    f"{self.root / entry.folder} holds {counted(each.samples, 'sample')} (sample-00, ...), "
+                    "most contexts "
                     f"{common}: every context needs at least one sample, and all the same number"
                 )
         _check_pictures(wanted, answers)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltacache.schemas.errors import NotFiniteError
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Distances between predicted and true patch tokens. Shapes: N patches, D hidden.
@@ -65,7 +66,7 @@ def check_finite(values: Tensor, method: str, sequence: str, horizon: int) -> No
     if not bool(torch.isfinite(values).all()):
         raise NotFiniteError(
             f"{method} predicts values that are not finite (NaN or infinite) for sequence {sequence}, "
-            f"{horizon} step{'s' if horizon > 1 else ''} ahead: a score needs finite ones; check the model's weights, "
+            f"{counted(horizon, 'step')} ahead: a score needs finite ones; check the model's weights, "
             "or evaluate without it"
         )
 
@@ -380,16 +381,14 @@ class SampleSums:
         ranks = torch.stack(
             [torch.bincount(each.flatten(), minlength=count + 1) for each in self._below]
         ).double()
-        energy = self._energy() / numbers**0.5
+        if self._kept is None:
+            energy = self._offsets.new_full((len(self._truth),), torch.nan)
+        else:
+            samples = torch.cat(self._kept)
+            scores = [energy_score(samples[:, at], truth) for at, truth in enumerate(self._truth)]
+            energy = torch.stack(scores) / numbers**0.5
         sums = torch.stack([torch.ones_like(energy), energy, variance * (count + 1) / count, squared], 1)
         return torch.cat([sums, ranks], 1).cpu()
-
-    def _energy(self) -> Tensor:
-        """(K,) of ``numbers ** 0.5`` times the unbiased energy score."""
-        if self._kept is None:
-            return self._offsets.new_full((len(self._truth),), torch.nan)
-        samples = torch.cat(self._kept)
-        return torch.stack([energy_score(samples[:, at], truth) for at, truth in enumerate(self._truth)])
 
 
 def energy_score(samples: Tensor, truth: Tensor) -> Tensor:

@@ -9,12 +9,21 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
-from deltacache.schemas.configs import load_config
+from deltacache.schemas.configs import load_config, read_yaml
 from deltacache.schemas.datasets import AskedPrecision, Frozen, Horizons
 from deltacache.schemas.errors import DeltacacheError, SettingsError, problems_of
 from deltacache.schemas.foresight import ForesightEvaluation
-from deltacache.schemas.jobs import DEFAULT_BACKBONE, WAIT_FOR_NODES_S
-from deltacache.schemas.texts import decoded
+from deltacache.schemas.jobs import (
+    DEFAULT_BACKBONE,
+    WAIT_FOR_NODES_S,
+    Backbone,
+    Context,
+    Device,
+    EigenList,
+    RayAddress,
+    Seed,
+    WaitForNodes,
+)
 
 CONFIG = "config.yaml"
 CLIPS = "clips"
@@ -39,26 +48,27 @@ class EvaluationSettings(Frozen):
     """What every evaluation is asked: the models, how far, how often."""
 
     out: Path
-    tokenizer: Path | None = None
+    tokenizer: Annotated[Path | None, Flag(takes=tuple[str, ...])] = Field(
+        default=None, description="Output of train-tokenizer, or a released checkpoint; may be repeated."
+    )
     more_tokenizers: tuple[Path, ...] = Field(default=(), description="of world models on other delta tokens")
-    worlds: tuple[Path, ...] = ()
+    worlds: Annotated[tuple[Path, ...], Flag("world", takes=tuple[str, ...])] = Field(
+        default=(),
+        description="Output of train-world, or [ARCHITECTURE=]FILE as released; may be repeated.",
+    )
     architectures: dict[str, str] = Field(
         default={}, description="of world models, by path, whose files do not say it"
     )
-    context: Annotated[int, Flag()] = Field(
-        default=4, ge=1, description="Context frames that the model sees."
-    )
+    context: Context = 4
     horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
         default=(1, 3), min_length=1, description="Steps after the context, such as 1,3."
     )
     samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures sampled per sequence.")
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
+    seed: Seed = 0
     examples: Annotated[int, Flag()] = Field(
         default=4, ge=0, le=32, description="Sequences of each dataset kept for the report's pictures."
     )
-    device: Annotated[str, Flag()] = Field(
-        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
-    )
+    device: Device = "auto"
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
         description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
@@ -92,7 +102,10 @@ class ClipEvaluation(EvaluationSettings):
 
     features: str = Field(description="a feature dataset: a folder, or a url in an object store")
     dataset: str = Field(default="clips", min_length=1, description="name in the tables")
-    futures: Path | None = Field(default=None, description="CSV or Parquet: video_uri, scene, outcome")
+    futures: Annotated[Path | None, Flag()] = Field(
+        default=None,
+        description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage.",
+    )
 
     @field_validator("features", mode="before")
     @classmethod
@@ -109,21 +122,24 @@ class ClipEvaluation(EvaluationSettings):
 class BenchmarkEvaluation(EvaluationSettings):
     """Labelled sequences of the published benchmarks (method section 3)."""
 
-    data: dict[BenchmarkName, Path] = Field(min_length=1, description="root of each benchmark")
-    heads: dict[BenchmarkName, Path] = Field(
-        default={}, description="of the benchmarks that are scored by label"
+    data: Annotated[dict[BenchmarkName, Path], Flag(takes=dict[str, str])] = Field(
+        min_length=1,
+        description="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature "
+        "dataset.",
+    )
+    heads: Annotated[dict[BenchmarkName, Path], Flag("head")] = Field(
+        default={}, description="NAME=FILE: the linear head of a benchmark; may be repeated."
     )
     clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
-    backbone: str = DEFAULT_BACKBONE
+    backbone: Backbone = DEFAULT_BACKBONE
     image_size: Annotated[int, Flag()] = Field(
         default=512, ge=16, description="Side of the square crops in pixels."
     )
-    predictions: dict[str, Path] = Field(
-        default={}, description="futures of video generators, by method name"
+    predictions: Annotated[dict[str, Path], Flag()] = Field(
+        default={},
+        description="NAME=DIR: futures of a video generator (export-contexts); may be repeated.",
     )
-    kitti_split: Annotated[Path | None, Flag(default="eigen_test_files.txt in KITTI's root")] = Field(
-        default=None, description="Eigen test list."
-    )
+    kitti_split: EigenList = None
     rgb_decoder: Annotated[Path | None, Flag()] = Field(
         default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
@@ -133,14 +149,8 @@ class BenchmarkEvaluation(EvaluationSettings):
     workers: Annotated[int | None, Flag(default="this process")] = Field(
         default=None, ge=1, description="Processes over which the benchmarks are split."
     )
-    ray_address: Annotated[str | None, Flag(default="a local Ray")] = Field(
-        default=None, description="HOST:6379 of the Ray cluster to run on."
-    )
-    wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
-        default=WAIT_FOR_NODES_S,
-        ge=0,
-        description="Seconds to wait until the cluster has room; 0: do not wait.",
-    )
+    ray_address: RayAddress = None
+    wait_for_nodes_s: WaitForNodes = WAIT_FOR_NODES_S
 
     @model_validator(mode="after")
     def _what_belongs_to_data(self) -> Self:
@@ -254,12 +264,10 @@ def load_evaluation(out: Path) -> Evaluation:
         DeltacacheError: they are missing or damaged.
     """
     path = out / CONFIG
-    lines = decoded(path.read_bytes()).splitlines() if path.is_file() else []
-    if any(line.startswith("data:") for line in lines):
-        return load_config(path, BenchmarkEvaluation)
-    if any(line.startswith("root:") for line in lines):
-        return load_config(path, ForesightEvaluation)
-    return load_config(path, ClipEvaluation)
+    content = read_yaml(path)
+    names = content.keys() if isinstance(content, Mapping) else ()
+    kinds = {"data": BenchmarkEvaluation, "root": ForesightEvaluation}  # what only they have
+    return load_config(path, next((kind for name, kind in kinds.items() if name in names), ClipEvaluation))
 
 
 def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:

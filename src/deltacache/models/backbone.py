@@ -61,7 +61,7 @@ def fetch(source: str) -> Path:
     except OSError as error:  # the hub's own errors and those of the network
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"backbone {source!r} is no directory here and could not be fetched from {page} ({reason}): "
+            f"backbone {source!r} is not a directory here and could not be fetched from {page} ({reason}): "
             f"check the name and the connection; or {way_out}"
         ) from error
 

@@ -341,7 +341,7 @@ def _read_released(path: Path) -> dict[str, Tensor]:
 def _check_records(path: Path) -> None:
     """Compare the checksums that ``torch.save`` writes: ``torch.load`` takes flipped bytes as they are.
 
-    Files from before PyTorch 1.6 are no zip archives and are refused with everything else that is none.
+    Files from before PyTorch 1.6 are not zip archives and are refused, as is everything else that is not one.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -21,6 +21,7 @@ from deltacache.models.blocks import (
 )
 from deltacache.models.devices import InPrecision, in_precision
 from deltacache.models.weights import ModelCard
+from deltacache.schemas.texts import counted
 
 Grid = tuple[int, int]  # rows, columns of patches
 
@@ -239,7 +240,7 @@ def _frame_before(patch_tokens: Tensor, black: Tensor, horizon: int) -> Tensor:
     """The frame (B, N, D) before the last ``horizon`` ones: black when they are the whole clip."""
     frames = patch_tokens.shape[1]
     if not 1 <= horizon <= frames:
-        raise ValueError(f"horizon {horizon} is not within the clip's {frames} frames")
+        raise ValueError(f"horizon {horizon} is not within the clip's {counted(frames, 'frame')}")
     if horizon == frames:
         return black.to(patch_tokens).expand_as(patch_tokens[:, 0])
     return patch_tokens[:, -horizon - 1]

@@ -29,7 +29,11 @@ class InputConvention(ABC):
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder: Any = encoder
-        self.patch_size = _one_number(self.encoder.config.patch_size)
+        size = self.encoder.config.patch_size  # of a square patch a number or a pair
+        sides = {int(side) for side in (size if isinstance(size, list | tuple) else [size])}
+        if len(sides) != 1:
+            raise CheckpointError(f"patch size {size} is not square: take a ViT with square patches")
+        self.patch_size = sides.pop()
 
     @classmethod
     @abstractmethod
@@ -58,14 +62,6 @@ def without_pooling(model: Any) -> Any:
     if getattr(model, "use_head", False):  # SigLIP's attention pooling
         model.use_head, model.head = False, None
     return model
-
-
-def _one_number(patch_size: Any) -> int:
-    """Configs write a square patch as a number or a pair."""
-    sides = {int(side) for side in (patch_size if isinstance(patch_size, list | tuple) else [patch_size])}
-    if len(sides) != 1:
-        raise CheckpointError(f"patch size {patch_size} is not square: take a ViT with square patches")
-    return sides.pop()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -112,7 +108,7 @@ class Images(InputConvention):
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """See ``InputConvention``; encoders that take clips of several frames under this name are none."""
+        """Takes models of images, not models under the same name that take clips of several frames."""
         takes_clips = hasattr(model.config, "tubelet_size") or hasattr(model.config, "num_frames")
         needed, _ = inputs_of(model)
         return cls(without_pooling(model)) if needed <= {"pixel_values"} and not takes_clips else None
@@ -148,7 +144,7 @@ class Tubelets(InputConvention):
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """See ``InputConvention``. Only the encoder is kept: the predictor fills in masked patches."""
+        """Only the encoder is kept: the predictor fills in masked patches."""
         encoder = getattr(model, "encoder", model)
         if "pixel_values_videos" not in inputs_of(model)[1] or not hasattr(encoder, "embeddings"):
             return None
@@ -160,7 +156,7 @@ class Tubelets(InputConvention):
             layer.attention.grid_size = _ROW
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
-        """See ``InputConvention``; without prefix tokens."""
+        """Without prefix tokens."""
         clips = pixels.unsqueeze(1).expand(-1, self.encoder.config.tubelet_size, -1, -1, -1)
         hidden = self.encoder.embeddings(clips).float()  # the residual stream, also under autocast
         places = _places(*(side // self.patch_size for side in pixels.shape[-2:])).to(pixels.device)
@@ -186,7 +182,7 @@ def convention_of(model: nn.Module, name: str) -> InputConvention:
     """How ``model`` is given images, with the part of it that encodes them.
 
     Raises:
-        CheckpointError: it is no encoder that turns an image into patch tokens.
+        CheckpointError: it is not an encoder that turns an image into patch tokens.
     """
     image_side: Any = getattr(model, "vision_model", model)  # two-tower models: only the image side is needed
     lacking = [field for field in ("patch_size", "hidden_size") if not hasattr(image_side.config, field)]

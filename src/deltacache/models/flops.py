@@ -666,7 +666,16 @@ def cpu_bfloat16_gain() -> float:
 
 def _measured(run: Callable[[], Any], held: Callable[[], Iterable[Tensor]], device: torch.device) -> Cost:
     run()  # kernels are chosen and moments made
-    peak = _peak_on_cuda(run, device) if device.type == "cuda" else _peak_of_tensors(run, held())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        with LivingStorages(held()) as storages:
+            run()
+        peak = storages.peak
     taken: list[float] = []
     while not taken or (len(taken) < _MOST_RUNS and sum(taken) < _ENOUGH_S):
         started = time.perf_counter()
@@ -675,20 +684,6 @@ def _measured(run: Callable[[], Any], held: Callable[[], Iterable[Tensor]], devi
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)
     return Cost(min(taken), peak)
-
-
-def _peak_on_cuda(run: Callable[[], Any], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
-
-
-def _peak_of_tensors(run: Callable[[], Any], held: Iterable[Tensor]) -> int:
-    with LivingStorages(held) as storages:
-        run()
-    return storages.peak
 
 
 class LivingStorages(TorchDispatchMode):

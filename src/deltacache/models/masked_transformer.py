@@ -19,6 +19,7 @@ from deltacache.models.devices import in_precision
 from deltacache.models.selection import Selection
 from deltacache.models.world_model import IN_FULL, Grid, WorldLoss, WorldModel
 from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.texts import counted
 
 
 class PlainAttention(nn.Module):
@@ -131,7 +132,7 @@ class MaskedTransformer(WorldModel):
         generator: torch.Generator | None = None,
         selection: Selection = IN_FULL,
     ) -> WorldLoss:
-        """See ``WorldModel``: smooth-L1 of the last frame of every window of context + 1 frames.
+        """Smooth-L1 of the last frame of every window of context + 1 frames.
 
         ``prediction`` and ``winners`` are of the frames that have a whole context before them: (B, T - C, ...).
         Dropout follows from ``generator``.
@@ -146,7 +147,8 @@ class MaskedTransformer(WorldModel):
         windows = frames.shape[1] - self.context
         if windows < 1:
             raise MismatchError(
-                f"clips have {frames.shape[1]} frames, but a window has {self.context + 1}: make the dataset with "
+                f"clips have {counted(frames.shape[1], 'frame')}, but a window has {self.context + 1}: "
+                "make the dataset with "
                 f"--frames {self.context + 1} or more, or set the option context"
             )
         seen = torch.stack([frames[:, start : start + self.context] for start in range(windows)], dim=1)
@@ -167,7 +169,7 @@ class MaskedTransformer(WorldModel):
         *,
         grid: Grid | None = None,
     ) -> Tensor:
-        """See ``WorldModel``: each predicted frame joins the window, whose first one leaves it.
+        """Each predicted frame joins the window, whose first one leaves it.
 
         Raises:
             MismatchError: fewer frames than a window needs.

@@ -202,7 +202,7 @@ def load_pca(folder: Path) -> Pca:
     way_out = "give the output of deltacache fit-pca"
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} is no PCA, it has no {missing[0]}: {way_out}")
+        raise CheckpointError(f"{folder} is not a PCA, it has no {missing[0]}: {way_out}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
         tensors = load_file(folder / WEIGHTS_FILE)

@@ -98,7 +98,7 @@ class QueryWorld(WorldModel):
         generator: torch.Generator | None = None,
         selection: Selection = IN_FULL,
     ) -> WorldLoss:
-        """See ``WorldModel``: smooth-L1 of the best of ``candidates``.
+        """Smooth-L1 of the best of ``candidates``.
 
         Frame t sees the frames before it. Only the winners run with gradients; ``selection`` says how they are found.
         A learned query has one candidate and needs no noise.
@@ -131,7 +131,7 @@ class QueryWorld(WorldModel):
         *,
         grid: Grid | None = None,
     ) -> Tensor:
-        """See ``WorldModel``: each predicted frame joins the context of the next."""
+        """Each predicted frame joins the context of the next."""
         context = self._frames(context_tokens, grid)
         batch, seen, count, _ = context.shape
         horizon = timestamps_s.shape[1] - seen

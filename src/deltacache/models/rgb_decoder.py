@@ -175,7 +175,7 @@ def load_rgb_decoder(path: Path, backbone: Backbone, num_heads: int | None = Non
 
 
 def undo_backbone(decoder: RgbDecoder, backbone: Backbone) -> None:
-    """Tell ``decoder`` whose features it gets. A backbone whose last module is no norm has nothing to undo."""
+    """Tell ``decoder`` whose features it gets. A backbone whose last module is not a norm has nothing to undo."""
     norms = [part for part in backbone.model.children() if isinstance(part, nn.LayerNorm)]
     norm = _without_norm(backbone.hidden_size)
     if norms and norms[-1].elementwise_affine:

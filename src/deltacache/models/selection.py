@@ -148,24 +148,22 @@ class FoldedPredictor:
             now = Rotation(*(part[:, :, step : step + 1] for part in rotation))
             for start in range(0, batch, clips):
                 some = slice(start, start + clips)
-                attentions = self._attentions(past, now, some, step + 1)
+                keys = step + 1
+                # Queries turned by the angle of now meet keys as queries unturned meet keys turned back by it.
+                back = Rotation(now.cos[some], -now.sin[some])
+                pairs = zip(self._blocks, past, strict=True)
+                attentions = [
+                    _fold_attention(
+                        block, rotate(kept.keys[some, :, :keys], back), kept.values[some, :, :keys]
+                    )
+                    for block, kept in pairs
+                ]
                 target = targets[some, step, None]
                 for first in range(0, count, candidates):
                     few = slice(first, first + candidates)
                     prediction = self._predict(noise[some, step, few], attentions)
                     losses[some, step, few] = smooth_l1(prediction, target, beta).mean(dim=-1)
         return losses
-
-    def _attentions(
-        self, past: Sequence[KeysValues], now: Rotation, clips: slice, keys: int
-    ) -> list[_FoldedAttention]:
-        # Queries turned by the angle of now meet keys as queries unturned meet keys turned back by it.
-        back = Rotation(now.cos[clips], -now.sin[clips])
-        pairs = zip(self._blocks, past, strict=True)
-        return [
-            _fold_attention(block, rotate(kept.keys[clips, :, :keys], back), kept.values[clips, :, :keys])
-            for block, kept in pairs
-        ]
 
     def _predict(self, noise: Tensor, attentions: Sequence[_FoldedAttention]) -> Tensor:
         """Tokens (B, K, D) for queries (B, K, D)."""

@@ -34,14 +34,18 @@ class Flag:
 
     Attributes:
         name: if another than that of the field.
+        option: of a command line, if another than the dashed name: ``--format`` of ``clip_format``.
         off: of a yes-or-no flag that is on by default, the flag that turns it off.
         choices: of a field that takes more values than a user should give.
+        takes: type of the argument, where a user gives it in another form than the field has.
         default: what stands in for a default that is not a value: "the preset's", "one per GPU".
     """
 
     name: str | None = None
+    option: str | None = None
     off: str | None = None
     choices: tuple[str, ...] = ()
+    takes: Any = None
     default: str | None = None
 
 
@@ -54,6 +58,7 @@ class Argument:
         annotation: of its value, as a function takes it.
         default: the field's own; ``None`` where it has none.
         least, most: bounds that are included, if any.
+        required: whether the field has no default.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Argument:
     flag: Flag
     least: float | None = None
     most: float | None = None
+    required: bool = False
 
 
 def arguments_of(kind: type[BaseModel]) -> dict[str, Argument]:
@@ -97,9 +103,10 @@ def _argument(name: str, path: tuple[str, ...], field: FieldInfo, flag: Flag) ->
     bounds = {type(each): each for each in field.metadata if isinstance(each, annotated_types.BaseMetadata)}
     least = cast("Any", bounds[annotated_types.Ge]).ge if annotated_types.Ge in bounds else None
     most = cast("Any", bounds[annotated_types.Le]).le if annotated_types.Le in bounds else None
-    annotation = Literal[flag.choices] if flag.choices else field.annotation  # type: ignore[valid-type]
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    return Argument(name, (path,), annotation, default, field.description or "", flag, least, most)
+    annotation = Literal[flag.choices] if flag.choices else flag.takes or field.annotation  # type: ignore[valid-type]
+    required = field.is_required()
+    default = None if required else field.get_default(call_default_factory=True)
+    return Argument(name, (path,), annotation, default, field.description or "", flag, least, most, required)
 
 
 def fields_of(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +133,13 @@ def fields_of(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any
                 place = place.setdefault(each, {})
             place[path[-1]] = part
     return content
+
+
+def taken(kind: type[SettingsT], values: Mapping[str, Any]) -> tuple[SettingsT, dict[str, Any]]:
+    """Settings of ``kind`` from those arguments that are its own, and the other arguments."""
+    own = arguments_of(kind)
+    given = build(kind, {name: value for name, value in values.items() if name in own})
+    return given, {name: value for name, value in values.items() if name not in own}
 
 
 def build(kind: type[SettingsT], values: Mapping[str, Any], base: SettingsT | None = None) -> SettingsT:
@@ -230,7 +244,7 @@ def plain_type(annotation: Any) -> Any:
     if is_optional(annotation) and len(members) == 1:
         return plain_type(members[0])
     origin = get_origin(annotation)
-    if origin is tuple and members[0] is str:
+    if origin is dict or (origin is tuple and members[0] in (str, Path)):  # NAME=PATH; given several times
         return list[str]
     numbers = origin is tuple and all(each in (int, float) for each in members)
     simple = annotation in (int, float, bool, str, Path)

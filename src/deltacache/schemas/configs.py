@@ -12,7 +12,7 @@ from deltacache.schemas.benchmarks import BENCHMARK_TASK, BenchmarkName
 from deltacache.schemas.datasets import Frozen, Precision, TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError, problems_of
 from deltacache.schemas.secrets import without_secrets
-from deltacache.schemas.texts import decoded
+from deltacache.schemas.texts import counted, decoded
 
 # ----------------------------------------------------------------------------------------------------
 # YAML files of settings: what one seems to be, and what is wrong with it.
@@ -47,16 +47,13 @@ _TELLING = {
     "settings of an extraction": {"source"},
 }
 """One of these keys tells the kind of file, in this order."""
-_OF_A_TOKENIZER = {"loss", "black_first_fraction", "encoder_layers", "decoder_layers", "frame_compression"}
-_OF_A_WORLD = {"candidates", "smooth_l1_beta", "architecture", "num_layers", "query", "noise_std", "options"}
-"""What only one of the two recipes, or its model, has."""
 
 
 def read_yaml(path: Path) -> Any:
     """The content as plain values.
 
     Raises:
-        DeltacacheError: there is no such file, or it is no YAML.
+        DeltacacheError: there is no such file, or it is not a YAML.
     """
     try:
         return yaml.safe_load(decoded(path.read_bytes()))
@@ -67,9 +64,11 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise DeltacacheError(f"{path} is no YAML: {line}: {error.problem}; correct that line") from error
+        raise DeltacacheError(
+            f"{path} is not valid YAML: {line}: {error.problem}; correct that line"
+        ) from error
     except yaml.YAMLError as error:
-        raise DeltacacheError(f"{path} is no YAML: {error}; give the path of a YAML config") from error
+        raise DeltacacheError(f"{path} is not valid YAML: {error}; give the path of a YAML config") from error
 
 
 def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
@@ -92,7 +91,7 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
 
 
 def kind_of(content: Any) -> str | None:
-    """What a YAML file seems to be, by its keys; None for what is none of ours."""
+    """What a YAML file seems to be, by its keys; None for anything else."""
     if not isinstance(content, Mapping):
         return None
     for kind, keys in _TELLING.items():
@@ -101,8 +100,11 @@ def kind_of(content: Any) -> str | None:
     model = content.get("model")
     if not isinstance(model, Mapping):
         return None
+    # What only one of the two recipes, or its model, has.
+    of_tokenizers = {*TokenizerConfig.model_fields, *TokenizerModelConfig.model_fields}
+    of_worlds = {*WorldConfig.model_fields, *WorldModelConfig.model_fields}
     keys = {*content, *model}
-    tokenizer, world = len(keys & _OF_A_TOKENIZER), len(keys & _OF_A_WORLD)
+    tokenizer, world = len(keys & (of_tokenizers - of_worlds)), len(keys & (of_worlds - of_tokenizers))
     return None if tokenizer == world else TOKENIZER if tokenizer > world else WORLD
 
 
@@ -215,7 +217,8 @@ class TrainingConfig(Frozen):
         batch_size, left = divmod(effective, workers * (passes or 1))
         if left or batch_size == 0:
             raise DeltacacheError(
-                f"a batch of {effective} does not split into equal parts for {workers} workers x {passes or 1} passes: "
+                f"a batch of {effective} does not split into equal parts for {counted(workers, 'worker')} "
+                f"x {passes or 1} passes: "
                 "give --batch-size, the samples of one pass of one worker, or other numbers of these"
             )
         return self.model_copy(update={"batch_size": batch_size, "accumulation": passes})
@@ -280,7 +283,7 @@ def preset_stages(kind: Stage, name: str) -> list[str]:
     ]
     if not found:
         raise DeltacacheError(
-            f"{name!r} is no preset of a {kind}: give one of {', '.join(preset_names(kind))}, or a YAML file"
+            f"{name!r} is not a preset of a {kind}: give one of {', '.join(preset_names(kind))}, or a YAML file"
         )
     known = {stage: place for place, stage in enumerate(_ORDERED)}
     return sorted(found, key=lambda stage: (known.get(stage, len(known)), stage))

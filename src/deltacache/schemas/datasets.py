@@ -51,7 +51,7 @@ def parse_numbers(value: Any, what: str, advice: str) -> Any:
     """``"2,5,8,11"`` as numbers; anything else as it is.
 
     Raises:
-        ValueError: text that is no list of numbers; the message begins with ``what`` and ends with ``advice``.
+        ValueError: text that is not a list of numbers; the message begins with ``what`` and ends with ``advice``.
     """
     if not isinstance(value, str):
         return value
@@ -83,7 +83,7 @@ def parse_size(value: Any) -> Size:
     """``512``, ``"512"``, ``"448x896"`` (height x width), or a pair of numbers.
 
     Raises:
-        ValueError: it is none of these, or not positive.
+        ValueError: it has another form, or is not positive.
     """
     parts = value.lower().split("x") if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]

@@ -9,11 +9,17 @@ from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import Task
 from deltacache.schemas.configs import PRESETS, HeadConfig, HeadPreset, TrainingConfig, load_config
 from deltacache.schemas.datasets import Frozen, Horizons, ImageSize, Layers, Precision
+from deltacache.schemas.jobs import Context, Device
 
 DINOV2 = "facebook/dinov2-with-registers-base"
 DATASET = "foresight"
 """In tables: Cityscapes as whole frames. Its numbers and those of the two crops are not of one scale."""
 PAPER_SIZE = (448, 896)
+DepthMaps = Annotated[
+    Path | None,
+    Flag(default="none"),
+    Field(description="Folder of depth maps, <split>/<city>/<frame>..., see docs/foresight.md."),
+]
 
 
 class FrameFeatureConfig(Frozen):
@@ -25,7 +31,7 @@ class FrameFeatureConfig(Frozen):
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
-    pca: Annotated[Path | None, Flag()] = Field(
+    pca: Annotated[Path | None, Flag(default="none")] = Field(
         default=None, description="Output of fit-pca, which reduces the tokens."
     )
     image_size: Annotated[ImageSize, Flag(default="448x896")] = Field(
@@ -43,7 +49,7 @@ class ForesightHeadConfig(Frozen):
     split: Annotated[Literal["train", "val"], Flag(default="train")] = Field(
         default="train", description="Frames to train on; val are the scored frames."
     )
-    depth: Path | None = Field(default=None, description="folder of depth maps")
+    depth: DepthMaps = None
     flip: float = Field(default=0.5, ge=0, le=1, description="share of frames that are mirrored")
     gradient_loss: float = Field(default=0.5, ge=0, description="weight beside depth's scale-invariant loss")
     rmse_loss: float = Field(default=0.0, ge=0, description="weight of depth's absolute error beside both")
@@ -62,15 +68,21 @@ class ForesightEvaluation(Frozen):
 
     out: Path
     root: Path = Field(description="Cityscapes in its published layout")
-    features: FrameFeatureConfig
-    tokenizer: Path | None = None
-    worlds: tuple[Path, ...] = ()
-    segmentation_head: Path | None = None
-    depth_head: Path | None = None
-    depth: Path | None = Field(default=None, description="folder of depth maps")
-    context: Annotated[int, Flag()] = Field(
-        default=4, ge=1, description="Context frames that the model sees."
+    features: FrameFeatureConfig = FrameFeatureConfig()
+    tokenizer: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of train-tokenizer on features of whole frames."
     )
+    worlds: Annotated[tuple[Path, ...], Flag("world")] = Field(
+        default=(), description="Output of train-world; may be given twice."
+    )
+    segmentation_head: Annotated[Path | None, Flag("head")] = Field(
+        default=None, description="Segmentation head of train-foresight-head."
+    )
+    depth_head: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Depth head of train-foresight-head."
+    )
+    depth: DepthMaps = None
+    context: Context = 4
     horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
         default=(1, 3), min_length=1, description="Steps of three frames each; 1 is short-term, 3 mid-term."
     )
@@ -80,9 +92,7 @@ class ForesightEvaluation(Frozen):
     examples: Annotated[int, Flag()] = Field(
         default=4, ge=0, le=32, description="Sequences kept for the report's pictures."
     )
-    device: Annotated[str, Flag()] = Field(
-        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
-    )
+    device: Device = "auto"
 
     @field_validator("horizons")
     @classmethod

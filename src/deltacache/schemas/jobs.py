@@ -1,14 +1,16 @@
 """Settings of the offline jobs: what a command line turns into and what is saved beside its output."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deltacache.schemas.arguments import Flag
+from deltacache.schemas.benchmarks import BENCHMARKS, BenchmarkName
 from deltacache.schemas.datasets import (
     AskedPrecision,
     Frozen,
+    Horizons,
     ImageSize,
     Layers,
     SamplingSettings,
@@ -19,18 +21,43 @@ from deltacache.schemas.datasets import (
 DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 WAIT_FOR_NODES_S = 600.0
 
+# ----------------------------------------------------------------------------------------------------
+# Settings that several commands have: their bounds and help texts stand here once.
+# ----------------------------------------------------------------------------------------------------
+
+Backbone = Annotated[
+    str, Flag(default="DINOv3 ViT-B/16"), Field(description="Hub id, Hugging Face directory, or 'tiny'.")
+]
+RayAddress = Annotated[
+    str | None,
+    Flag(default="a local Ray"),
+    Field(description="HOST:6379 of the Ray cluster to run on."),
+]
+WaitForNodes = Annotated[
+    float,
+    Flag("wait_for_nodes"),
+    Field(ge=0, description="Seconds to wait until the cluster has room; 0: do not wait."),
+]
+Device = Annotated[str, Flag(), Field(description="auto (CUDA if there is one), cpu, cuda or mps.")]
+Seed = Annotated[int, Flag(), Field(ge=0, description="Seed of all random choices.")]
+Context = Annotated[int, Flag(), Field(ge=1, description="Context frames that the model sees.")]
+EigenList = Annotated[
+    Path | None,
+    Flag(default="eigen_test_files.txt in KITTI's root"),
+    Field(description="Eigen test list."),
+]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Extraction and tokenization.
+# ----------------------------------------------------------------------------------------------------
+
 
 class ClusterSettings(Frozen):
     """Where the work runs. Changes no number in the output."""
 
-    ray_address: Annotated[str | None, Flag(default="a local Ray")] = Field(
-        default=None, description="HOST:6379 of the Ray cluster to run on."
-    )
-    wait_for_nodes_s: Annotated[float, Flag("wait_for_nodes")] = Field(
-        default=WAIT_FOR_NODES_S,
-        ge=0,
-        description="Seconds to wait until the cluster has room; 0: do not wait.",
-    )
+    ray_address: RayAddress = None
+    wait_for_nodes_s: WaitForNodes = WAIT_FOR_NODES_S
     encoders: Annotated[int | None, Flag(default="one per GPU, or per core")] = Field(
         default=None, ge=1, description="Encoder processes."
     )
@@ -68,9 +95,7 @@ class ExtractionSettings(Frozen):
     """From videos to patch tokens."""
 
     source: str
-    backbone: Annotated[str, Flag(default="DINOv3 ViT-B/16")] = Field(
-        default=DEFAULT_BACKBONE, description="Hub id, Hugging Face directory, or 'tiny'."
-    )
+    backbone: Backbone = DEFAULT_BACKBONE
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
@@ -159,3 +184,244 @@ class TokenizeVideosSettings(Frozen):
 
     videos: ExtractionSettings
     tokenizer: Path
+
+
+class PcaSettings(Frozen):
+    """``fit-pca``: from a feature dataset to principal components."""
+
+    components: Annotated[int, Flag()] = Field(default=1152, ge=1, description="Channels to keep.")
+    frames: Annotated[int | None, Flag(default="all")] = Field(
+        default=None, ge=1, description="Frames to take, spread evenly."
+    )
+    device: Device = "auto"
+
+
+class DemoSettings(Frozen):
+    """``demo``: the whole chain on drawn videos."""
+
+    seed: Seed = 0
+
+
+class DoctorSettings(Frozen):
+    """``doctor``: what is looked at and measured."""
+
+    output: Annotated[str | None, Flag()] = Field(
+        default=None, description="Folder that commands would write to; its disk is checked too."
+    )
+    measure: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Measure rates for at most a minute, and say how long the published chains would take here.",
+    )
+    videos: Annotated[int | None, Flag(default="Kinetics-700's 545,000")] = Field(
+        default=None, ge=1, description="Number of videos for the estimated hours."
+    )
+    device: Device = "auto"
+
+
+# ----------------------------------------------------------------------------------------------------
+# How a training is started: what is not in its recipe.
+# ----------------------------------------------------------------------------------------------------
+
+
+class Launch(Frozen):
+    """``train-tokenizer`` and ``train-world``, beside the recipe."""
+
+    preset: Annotated[str, Flag()] = Field(
+        default="released",
+        description="Recipe to start from: released, paper, tiny, others (docs/training.md), or a YAML file.",
+    )
+    stage: Annotated[str | None, Flag(default="the first")] = Field(
+        default=None, description="Stage of the preset, see docs/training.md."
+    )
+    assignments: Annotated[tuple[str, ...], Flag(option="--set")] = Field(
+        default=(),
+        description="Change any key of the preset, such as training.learning_rate=3e-4; may be repeated "
+        "(docs/training.md).",
+    )
+    init_from: Annotated[Path | None, Flag()] = Field(
+        default=None,
+        description="Start with the weights of this training output or released file, at step 0.",
+    )
+    continue_from: Annotated[Path | None, Flag()] = Field(
+        default=None,
+        description="Start with weights, optimizer and step of this training output, for a cool-down.",
+    )
+    resume: Annotated[bool, Flag()] = Field(
+        default=False, description="Continue from the newest checkpoint in OUT."
+    )
+    workers: Annotated[int, Flag()] = Field(
+        default=1, ge=1, description="Processes that train one model, one GPU each; see docs/training.md."
+    )
+    ray_address: RayAddress = None
+    wait_for_nodes_s: WaitForNodes = WAIT_FOR_NODES_S
+    dry_run: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Measure a few steps, print the estimated time and memory, and write nothing.",
+    )
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.init_from and self.continue_from:
+            raise ValueError("give --init-from or --continue-from, not both")
+        return self
+
+
+class HeadLaunch(Launch):
+    """``train-head`` and ``train-foresight-head``, beside the recipe."""
+
+    preset: Annotated[str, Flag(choices=("released", "tiny"))] = Field(
+        default="released", description="Recipe to start from."
+    )
+    backbone: Backbone = DEFAULT_BACKBONE
+    kitti_split: Annotated[Path | None, Flag(default="the depth maps in train/")] = Field(
+        default=None, description="List of KITTI's training frames; test drives are left out."
+    )
+    kitti_test: Annotated[Path | None, Flag(default="eigen_test_files.txt in ROOT, which must exist")] = (
+        Field(
+            default=None,
+            description="List of KITTI's test frames, whose drives are left out. With --split val, the frames to train "
+            "on.",
+        )
+    )
+    precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
+        default="auto",
+        description="What the models compute products in; auto: bfloat16 on GPUs, else float32.",
+    )
+
+
+class SystemsLaunch(Launch):
+    """``train-systems``, beside the list of systems."""
+
+    preset: Annotated[str, Flag()] = Field(
+        default="table2", description="table2 (Tables 2 and C), tiny-table2, tiny-tokens, or a YAML file."
+    )
+    assignments: Annotated[tuple[str, ...], Flag(option="--set")] = Field(
+        default=(),
+        description="Any key of the preset, such as systems.dino-world.world.candidates=16; may be repeated.",
+    )
+    seed: Annotated[int | None, Flag(default="the preset's")] = Field(
+        default=None, ge=0, description="Seed of every training."
+    )
+    accumulation: Annotated[int | None, Flag(default="as few as fit in memory")] = Field(
+        default=None,
+        ge=1,
+        description="Passes (micro-batches) whose gradients are accumulated into one step.",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# Evaluation beside ``evaluate``, and costs.
+# ----------------------------------------------------------------------------------------------------
+
+
+class ComparisonSettings(Frozen):
+    """``compare-systems``, beside the evaluation of the systems."""
+
+    evaluation: Annotated[Path | None, Flag(default="OUT/evaluation")] = Field(
+        default=None,
+        description="Folder of the evaluation; if it is not the default, the table is written there too.",
+    )
+    measure: Annotated[bool, Flag(off="--no-measure")] = Field(
+        default=True, description="Measure time and memory of a training step on this machine."
+    )
+    batch_size: Annotated[int, Flag()] = Field(default=8, ge=1, description="Clips of the measured step.")
+
+
+class ContextExport(Frozen):
+    """``export-contexts``: what a video generator is given."""
+
+    data: Annotated[dict[BenchmarkName, Path], Flag()] = Field(
+        description="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root."
+    )
+    horizons: Annotated[Horizons, Flag(default="1,3")] = Field(
+        default=(1, 3), min_length=1, description="Steps after the context, such as 1,3."
+    )
+    context: Annotated[int, Flag()] = Field(
+        default=4,
+        ge=1,
+        description="Context frames of the evaluation, which decide what sequences there are.",
+    )
+    frames: Annotated[int, Flag()] = Field(
+        default=9,
+        ge=1,
+        description="Frames that the generator sees, the last of them the horizon before the target.",
+    )
+    padding: Annotated[Literal["plain", "cosmos"], Flag()] = Field(
+        default="plain", description="Frames as they are, or 512 high in 640 x 1024 for Cosmos."
+    )
+    rate: Annotated[Literal["native", "evaluation"], Flag()] = Field(
+        default="native",
+        description="Frames as recorded, or one per step of the evaluation (then at most --context).",
+    )
+    clip_format: Annotated[Literal["frames", "mp4"], Flag(option="--format")] = Field(
+        default="frames", description="Pictures or videos."
+    )
+    kitti_split: EigenList = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        unknown = [name for name in data if name not in BENCHMARKS]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not known: give {', '.join(BENCHMARKS)}, as NAME=PATH")
+        return data
+
+    @field_validator("horizons")
+    @classmethod
+    def _after_the_context(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        if min(horizons) < 1:
+            raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
+        return horizons
+
+
+class CostRequest(Frozen):
+    """``flops``: which systems are counted, and for what."""
+
+    preset: Annotated[str, Flag()] = Field(
+        default="released",
+        description="Preset, such as released, paper, dino-world-large, table2; or a YAML file of a recipe or of "
+        "systems.",
+    )
+    assignments: Annotated[tuple[str, ...], Flag(option="--set")] = Field(
+        default=(),
+        description="Any key of the systems, such as systems.delta-tokens.world.model.num_layers=6; may be repeated.",
+    )
+    backbone: Annotated[str, Flag()] = Field(
+        default="vitb16", description="vits16, vitb16, vitl16, …, tiny, or a folder with a config.json."
+    )
+    hidden_size: Annotated[int | None, Flag(default="the backbone's")] = Field(
+        default=None, ge=1, description="Width of the tokens, where a PCA changes it."
+    )
+    heads: Annotated[
+        int | None, Flag(default="the preset's; heads of 64 dims if tokens have another width")
+    ] = Field(default=None, ge=1, description="Attention heads of all models.")
+    image_size: Annotated[tuple[int, int], Flag(takes=str, default="256")] = Field(
+        default=(256, 256), description="Pixels of a crop: 256, or rows x columns: 448x896."
+    )
+    context: Context = 4
+    horizon: Annotated[int, Flag()] = Field(default=3, ge=1, description="Frames to predict.")
+    samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures to sample.")
+    crops: Annotated[int, Flag()] = Field(
+        default=2, ge=1, description="Crops per image; the evaluation protocol has two."
+    )
+    frames: Annotated[int, Flag()] = Field(default=8, ge=2, description="Frames per training clip.")
+    candidates: Annotated[int | None, Flag(default="the preset's")] = Field(
+        default=None, ge=1, description="Number of candidates, K of best-of-many."
+    )
+    measure: Annotated[bool, Flag()] = Field(
+        default=False, description="Measure time and memory on this machine, with random weights."
+    )
+    batch_size: Annotated[int, Flag()] = Field(
+        default=1, ge=1, description="Clips of a measured training step."
+    )
+    device: Device = "auto"
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _as_text(cls, size: Any) -> Any:
+        """``256`` or ``448x896``."""
+        if not isinstance(size, str):
+            return size
+        sides = size.split("x")
+        return sides * 2 if len(sides) == 1 else sides

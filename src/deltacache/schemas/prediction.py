@@ -8,6 +8,7 @@ from pydantic import Field
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.datasets import AskedPrecision, Frozen, ImageSize, Layers
+from deltacache.schemas.jobs import Context, Device, Seed
 
 _AS_TRAINED = "what the models were trained on"
 
@@ -17,10 +18,17 @@ class PredictionSettings(Frozen):
 
     video: str = Field(description="a video (file, url, folder of frames), or a feature dataset")
     out: Path
-    tokenizer: Path | None = None
-    world: Path
+    tokenizer: Annotated[Path | None, Flag()] = Field(
+        default=None, description="Output of train-tokenizer, or a released checkpoint."
+    )
+    world: Annotated[Path, Flag(takes=str)] = Field(
+        description="Output of train-world, or [ARCHITECTURE=]FILE as released."
+    )
     architecture: str | None = Field(default=None, description="of a world model whose file does not say it")
-    heads: dict[BenchmarkName, Path] = Field(default={}, description="linear heads, by benchmark")
+    heads: Annotated[dict[BenchmarkName, Path], Flag("head")] = Field(
+        default={},
+        description="NAME=FILE, may be repeated: linear head of vspw, cityscapes or kitti; adds classes or depth.",
+    )
     rgb_decoder: Annotated[Path | None, Flag()] = Field(
         default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
@@ -35,16 +43,16 @@ class PredictionSettings(Frozen):
             description="Time of the last context frame, in seconds from the video's first frame.",
         )
     )
-    context: Annotated[int, Flag()] = Field(
-        default=4, ge=1, description="Context frames that the model sees."
-    )
+    context: Context = 4
     steps: Annotated[int, Flag()] = Field(default=8, ge=1, le=1024, description="Frames to predict.")
     spacing_s: Annotated[float | None, Flag("spacing", default=_AS_TRAINED)] = Field(
         default=None, gt=0, allow_inf_nan=False, description="Seconds between frames."
     )
     samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures to sample.")
-    seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="Seed of all random choices.")
-    backbone: str | None = None
+    seed: Seed = 0
+    backbone: Annotated[str | None, Flag(default=_AS_TRAINED)] = Field(
+        default=None, description="Hub id, Hugging Face directory, or 'tiny'."
+    )
     layers: Layers = None
     pca: Annotated[Path | None, Flag()] = Field(
         default=None, description="Output of fit-pca, if the models were trained on reduced tokens."
@@ -61,9 +69,7 @@ class PredictionSettings(Frozen):
     movie: Annotated[Literal["mp4", "gif"], Flag()] = Field(
         default="mp4", description="Format of the movie beside the page."
     )
-    device: Annotated[str, Flag()] = Field(
-        default="auto", description="auto (CUDA if there is one), cpu, cuda or mps."
-    )
+    device: Device = "auto"
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
         description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",

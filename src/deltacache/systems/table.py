@@ -4,13 +4,14 @@ Quality comes from one evaluation of all of them; GFLOPs are counted from the mo
 are measured side by side on this machine.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from pydantic import Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,7 @@ from deltacache.evaluate.output import SYSTEMS, SYSTEMS_TEXT, read_metrics, writ
 from deltacache.evaluate.report.panels import METHOD_LABELS, PERCENT
 from deltacache.evaluate.report.panels import Column as Horizon
 from deltacache.evaluate.results import evaluate_and_show
-from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
+from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, evaluation
 from deltacache.models.backbone import fetch, load_backbone
 from deltacache.models.checkpoints import LoadedModel, load_tokenizer, load_world
 from deltacache.models.deltatok import DeltaTok
@@ -42,9 +43,12 @@ from deltacache.models.flops import (
 from deltacache.models.world_model import WorldModel
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.storage.files import replacing
-from deltacache.schemas.datasets import BackboneCard, DatasetCard, sides, size_text
+from deltacache.schemas.arguments import fields_of, taken
+from deltacache.schemas.datasets import BackboneCard, DatasetCard, Frozen, sides, size_text
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError, OtherEvaluationError
+from deltacache.schemas.jobs import ComparisonSettings
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 from deltacache.systems.training import System, SystemPaths, open_systems
 
 # ----------------------------------------------------------------------------------------------------
@@ -66,24 +70,19 @@ class LoadedSystem:
     candidates: int
 
 
-@dataclass(frozen=True, slots=True)
-class CostPlan:
-    """What costs are told for.
-
-    Attributes:
-        context: frames that are seen; ``horizon`` steps are predicted, by ``samples`` futures.
-        crops: of an image: 2 of the published benchmarks, 1 of clips.
-        batch_size: clips of a measured training step; ``None``: nothing is measured.
-        backbone: folder, hub id or ``tiny``; ``None``: what the id in the features' card stands for.
-    """
+class CostPlan(Frozen):
+    """What costs are counted for, and whether a training step of ``batch_size`` clips is measured."""
 
     context: int
     horizon: int
     samples: int
-    crops: int
-    batch_size: int | None
+    crops: int = Field(description="of an image: 2 of the published benchmarks, 1 of clips")
+    measure: bool
+    batch_size: int
     device: str
-    backbone: str | None = None
+    backbone: str | None = Field(
+        default=None, description="null: what the id in the card of the features stands for"
+    )
 
     def setting(self, card: DatasetCard) -> Setting:
         """The same on frames and clips of the features."""
@@ -97,7 +96,7 @@ def backbone_of(card: BackboneCard, given: str | None, reporter: Reporter) -> In
     An id may be the name of some folder, so nothing is looked for in the current one.
 
     Raises:
-        DeltacacheError: ``given`` is no backbone.
+        DeltacacheError: ``given`` is not a backbone.
         MismatchError: ``given`` is another one.
     """
     if given is not None:
@@ -170,10 +169,18 @@ def cost_rows(
 
     Futures have none where the backbone, which all systems share, is not counted.
     """
-    counted = _flops(systems, card, plan, encoder, reporter)
+    setting = plan.setting(card)
+    backbone = Flops(0) if encoder is None else image_flops(encoder, setting)
+    flops_of_systems: list[SystemFlops] = []
+    with reporter.stage("count GFLOPs", len(systems)) as stage:
+        for each in systems:
+            tokenizer = each.tokenizer.model if each.tokenizer else None
+            costed = CountedSystem(each.name, each.world.model, tokenizer, each.candidates)
+            flops_of_systems.append(system_flops(costed, card.patch_grid, backbone, setting))
+            stage.advance()
     measured = _measured(systems, card, plan, reporter)
     rows: list[Row] = []
-    for system, flops, cost in zip(systems, counted, measured, strict=True):
+    for system, flops, cost in zip(systems, flops_of_systems, measured, strict=True):
         figures = {
             FUTURES: totals(flops, plan.setting(card)).exact / 1e9,
             "step_gflops": flops.step.here / 1e9,
@@ -207,30 +214,11 @@ def _with_ratios(rows: Sequence[Mapping[str, Any]], first: str) -> list[Row]:
     ]
 
 
-def _flops(
-    systems: Sequence[LoadedSystem],
-    card: DatasetCard,
-    plan: CostPlan,
-    encoder: InputConvention | None,
-    reporter: Reporter,
-) -> list[SystemFlops]:
-    setting = plan.setting(card)
-    backbone = Flops(0) if encoder is None else image_flops(encoder, setting)
-    found = []
-    with reporter.stage("count GFLOPs", len(systems)) as stage:
-        for each in systems:
-            tokenizer = each.tokenizer.model if each.tokenizer else None
-            costed = CountedSystem(each.name, each.world.model, tokenizer, each.candidates)
-            found.append(system_flops(costed, card.patch_grid, backbone, setting))
-            stage.advance()
-    return found
-
-
 def _measured(
     systems: Sequence[LoadedSystem], card: DatasetCard, plan: CostPlan, reporter: Reporter
 ) -> list[Cost | None]:
     """A training step of each, one after the other, so that ratios are of one run."""
-    if plan.batch_size is None:
+    if not plan.measure:
         return [None] * len(systems)
     device = choose_device(plan.device)
     found: list[Cost | None] = []
@@ -296,9 +284,24 @@ def shown_table(rows: Rows) -> ShownTable:
     lines: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
     for row in rows:
         lines.setdefault((row["system"], row["world"]), []).append(row)
-    heading = ["system", *_quality_headings(quality, rows), *(_cost_heading(name, rows) for name in costs)]
+    several = len({dataset for dataset, _, _ in quality}) > 1
+    heading = ["system"]
+    for column in quality:
+        dataset, quantity, horizon = column
+        seconds = next(row["horizon_s"] for row in _scores(rows) if _column(row) == column)
+        prefix = f"{dataset} " if several else ""
+        heading.append(f"{prefix}{QUALITY[quantity]}, {Horizon(horizon, seconds).heading}")
+    for name in costs:
+        lacks = "futures without backbone" if _lacks(name, rows) else "futures"
+        heading.append(_COSTS[name].replace("futures", lacks))
     body = [_line(own, quality, costs) for own in lines.values()]
-    notes = [_legend(rows), "", _counts(quality, rows), "", *_systems(lines.values())]
+    # Which model is which: tables and pictures of the evaluation know fingerprints only.
+    systems = [
+        f"- {own[0]['system']}: {METHOD_LABELS.get(own[0]['method'], own[0]['method'])}, world model {own[0]['world']}"
+        for own in lines.values()
+        if own[0]["world"]
+    ]
+    notes = [_legend(rows), "", _counts(quality, rows), "", *systems]
     return ShownTable(heading, body, notes)
 
 
@@ -323,18 +326,6 @@ def _column(row: Mapping[str, Any]) -> Column:
     return row["dataset"], row["quantity"], row["horizon"]
 
 
-def _quality_headings(columns: Sequence[Column], rows: Rows) -> Iterator[str]:
-    several = len({dataset for dataset, _, _ in columns}) > 1
-    for column in columns:
-        dataset, quantity, horizon = column
-        seconds = next(row["horizon_s"] for row in _scores(rows) if _column(row) == column)
-        yield f"{dataset + ' ' if several else ''}{QUALITY[quantity]}, {Horizon(horizon, seconds).heading}"
-
-
-def _cost_heading(name: str, rows: Rows) -> str:
-    return _COSTS[name].replace("futures", "futures without backbone") if _lacks(name, rows) else _COSTS[name]
-
-
 def _lacks(name: str, rows: Rows) -> bool:
     """Whether the column is without the backbone."""
     return any(row["quantity"] == name and row["includes_backbone"] is False for row in rows)
@@ -343,30 +334,24 @@ def _lacks(name: str, rows: Rows) -> bool:
 def _line(own: Rows, quality: Sequence[Column], costs: Sequence[str]) -> list[str]:
     scored = _scores(own)
     name = own[0]["system"] if own[0]["world"] else METHOD_LABELS[own[0]["method"]]
-    cells = [
-        _quality_text(column[1], [row for row in scored if _column(row) == column]) for column in quality
-    ]
-    return [name, *cells, *(_cost_text(own, cost) for cost in costs)]
-
-
-def _quality_text(quantity: str, rows: Rows) -> str:
-    """Best, with the mean in brackets; the one number of a single future."""
-    values = {row["aggregation"]: _number(quantity, row["value"]) for row in rows}
-    if "best" in values:
-        return f"{values['best']} ({values['mean']})" if "mean" in values else values["best"]
-    return values.get("single", _NONE)
-
-
-def _number(quantity: str, value: float) -> str:
-    return f"{100 * value:.1f}" if quantity in PERCENT else f"{value:.4g}"
-
-
-def _cost_text(own: Rows, name: str) -> str:
-    found = next((row for row in own if row["quantity"] == name), None)
-    if found is None:
-        return _NONE
-    ratio = "" if found["relative"] is None else f" ({found['relative']:.3g}x)"
-    return f"{found['value']:.3g}{ratio}"
+    line = [name]
+    for column in quality:  # best, with the mean in brackets; the one number of a single future
+        form = "{:.1f}" if column[1] in PERCENT else "{:.4g}"
+        scale = 100 if column[1] in PERCENT else 1
+        values = {
+            row["aggregation"]: form.format(scale * row["value"]) for row in scored if _column(row) == column
+        }
+        best = (
+            f"{values['best']} ({values['mean']})"
+            if {"best", "mean"} <= values.keys()
+            else values.get("best")
+        )
+        line.append(best or values.get("single", _NONE))
+    for cost in costs:  # with the ratio to the first system in brackets
+        found = next((row for row in own if row["quantity"] == cost), None)
+        ratio = "" if found is None or found["relative"] is None else f" ({found['relative']:.3g}x)"
+        line.append(_NONE if found is None else f"{found['value']:.3g}{ratio}")
+    return line
 
 
 def _legend(rows: Rows) -> str:
@@ -400,15 +385,6 @@ def _counts(columns: Sequence[Column], rows: Rows) -> str:
         at = "; ".join(f"{name} at {', '.join(horizons)} steps" for name, horizons in names.items())
         texts.append(f"{text} ({at})")
     return f"Over {' and '.join(texts)}."
-
-
-def _systems(lines: Iterable[Rows]) -> list[str]:
-    """Which model is which: tables and pictures of the evaluation know fingerprints only."""
-    return [
-        f"- {own[0]['system']}: {METHOD_LABELS.get(own[0]['method'], own[0]['method'])}, world model {own[0]['world']}"
-        for own in lines
-        if own[0]["world"]
-    ]
 
 
 _SCORE_COLUMNS = (
@@ -450,6 +426,45 @@ def load_systems(out: Path) -> list[LoadedSystem]:
     """
     config, paths = open_systems(out)
     return [_load(name, system, paths) for name, system in config.systems.items()]
+
+
+class SystemsComparison(Frozen):
+    """What ``compare-systems`` is asked for, resolved."""
+
+    evaluation: ClipEvaluation | BenchmarkEvaluation
+    costs: CostPlan
+
+
+def comparison(out: Path, features: str, flags: Mapping[str, Any]) -> SystemsComparison:
+    """The evaluation of all systems of ``out`` and the plan of their costs, from the flags of ``compare-systems``.
+
+    Raises:
+        DeltacacheError: ``out`` holds no systems, an unknown name, or flags that do not go together.
+    """
+    config, paths = open_systems(out)
+    card = open_dataset(features, "features").card
+    asked, rest = taken(ComparisonSettings, flags)
+    size = card.image_size if isinstance(card.image_size, int) else None
+    settings = evaluation(
+        rest.pop("data"),
+        heads=rest.pop("head"),
+        out=asked.evaluation or paths.evaluation,
+        **paths.models(config),
+        futures=rest.pop("futures"),
+        **fields_of(BenchmarkEvaluation, {"backbone": card.backbone.id, "image_size": size or 512})
+        | fields_of(BenchmarkEvaluation, rest),
+    )
+    plan = CostPlan(
+        context=settings.context,
+        horizon=max(settings.horizons),
+        samples=settings.samples,
+        crops=2 if isinstance(settings, BenchmarkEvaluation) else 1,
+        measure=asked.measure,
+        batch_size=asked.batch_size,
+        device=settings.device,
+        backbone=flags["backbone"],
+    )
+    return SystemsComparison(evaluation=settings, costs=plan)
 
 
 def compare_systems(
@@ -520,7 +535,8 @@ def _check_clips(system: LoadedSystem, card: DatasetCard, features: str) -> None
     sampling = card.sampling
     raise MismatchError(
         f"it was trained on features {trained_on}, but {features} is {given} ({size_text(card.image_size)} px, "
-        f"{sampling.frames} frames per clip, {sampling.spacing_min_s:g} to {sampling.spacing_max_s:g} s apart, "
+        f"{counted(sampling.frames, 'frame')} per clip, {sampling.spacing_min_s:g} to "
+        f"{sampling.spacing_max_s:g} s apart, "
         f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}, {card.dtype})"
     )
 
@@ -534,14 +550,14 @@ def _quality(systems: Sequence[LoadedSystem], metrics: Sequence[Mapping[str, Any
     """The main metrics of the bounds, then of the systems."""
     shown = [row for row in metrics if row["metric"] in QUALITY]
     for method in BOUNDS:
-        yield from (_score(method, row) for row in shown if row["method"] == method and not _is_nothing(row))
+        # The distance of the true future to itself, which says nothing; what heads read off it is a bound.
+        yield from (
+            _score(method, row)
+            for row in shown
+            if row["method"] == method and not (row["method"] == "present" and row["metric"] == "smooth_l1")
+        )
     for system in systems:
         yield from (_score(system.name, row) for row in shown if row["world"] == system.world.fingerprint)
-
-
-def _is_nothing(row: Mapping[str, Any]) -> bool:
-    """The distance of the true future to itself, which says nothing; what heads read off it is a bound."""
-    return row["method"] == "present" and row["metric"] == "smooth_l1"
 
 
 def _score(name: str, row: Mapping[str, Any]) -> Row:

@@ -18,11 +18,12 @@ from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.jobs.offline import tokenize_features
 from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
+from deltacache.schemas.arguments import changed_by
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import PRESETS, TokenizerConfig, WorldConfig, load_config, save_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.schemas.jobs import ClusterSettings, TokenizeSettings
+from deltacache.schemas.jobs import ClusterSettings, SystemsLaunch, TokenizeSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.train.setup import check_fits, open_training_data
 from deltacache.train.workers.trainable import Workers
@@ -54,7 +55,7 @@ class SystemsConfig(Frozen):
             if needs and system.tokenizer not in self.tokenizers:
                 raise ValueError(
                     f"system {name}: a {architecture} is trained on delta tokens, but tokenizer "
-                    f"{system.tokenizer!r} is none of {', '.join(self.tokenizers) or 'those given'}"
+                    f"{system.tokenizer!r} is not one of {', '.join(self.tokenizers) or 'those given'}"
                 )
             if not needs and system.tokenizer is not None:
                 raise ValueError(
@@ -119,16 +120,22 @@ def systems_preset(name: str) -> SystemsConfig:
     """The systems of a preset, or of a YAML file.
 
     Raises:
-        DeltacacheError: there is no such preset, or the file is no list of systems.
+        DeltacacheError: there is no such preset, or the file is not a list of systems.
     """
     if name.endswith((".yaml", ".yml")):
         return load_config(Path(name), SystemsConfig)
     known = sorted(path.parent.name for path in PRESETS.glob(f"*/{CONFIG}"))
     if name not in known:
         raise DeltacacheError(
-            f"{name!r} is no preset of systems: give one of {', '.join(known)}, or a YAML file"
+            f"{name!r} is not a preset of systems: give one of {', '.join(known)}, or a YAML file"
         )
     return load_config(PRESETS / name / CONFIG, SystemsConfig)
+
+
+def systems_settings(launch: SystemsLaunch) -> SystemsConfig:
+    """The systems that ``train-systems`` trains: the preset with its changes."""
+    config = systems_preset(launch.preset).changed(launch.seed, launch.accumulation)
+    return changed_by(config, launch.assignments)
 
 
 def train_systems(

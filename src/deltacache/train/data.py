@@ -6,12 +6,10 @@ B batch, C clips, T frames, N patches, D hidden.
 
 import math
 import os
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.datasets.stores import token_shape
+from deltacache.pipeline.storage.storage import in_threads
 from deltacache.train.order import MicroBatch, batch_items, step_rng
 
 # ----------------------------------------------------------------------------------------------------
@@ -44,14 +43,12 @@ def prefetch(items: Iterable[ItemT], depth: int = 2) -> Generator[ItemT]:
     An error in the thread is raised here, after the items before it. Closing the generator ends the thread.
     """
     iterator = iter(items)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")  # one thread: the order stays
-    try:
-        ahead = deque(pool.submit(next, iterator, _END) for _ in range(depth))
-        while not isinstance(item := ahead.popleft().result(), _End):
-            ahead.append(pool.submit(next, iterator, _END))
+    ahead = in_threads(lambda _: next(iterator, _END), repeat(None), threads=1, ahead=depth + 1)
+    with closing(ahead):  # one thread: the order stays
+        for item in ahead:
+            if isinstance(item, _End):
+                return
             yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 RESIDENT_SHARE = 0.25

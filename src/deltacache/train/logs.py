@@ -104,12 +104,12 @@ def plot_curves(rows: Sequence[Row], path: Path, title: str) -> None:
 def _curve(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have ``name``."""
     points = [(row["step"], row.get(name)) for row in rows]
-    shown = [(step, value) for step, value in points if step is not None and _drawable(value)]
+    shown = [
+        (step, value)
+        for step, value in points
+        if step is not None and (value is not None and math.isfinite(value))
+    ]
     return [step for step, _ in shown], [value for _, value in shown if value is not None]
-
-
-def _drawable(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class WandbLog:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """See ``EventLog``: W&B writes by itself."""
+        """Nothing to do: W&B writes by itself."""
 
     def close(self) -> None:
         self._run.finish()
@@ -352,19 +352,19 @@ class NoRecord:
         pass
 
     def add(self, row: Row) -> None:
-        """See ``RunWriter``."""
+        pass
 
     def save(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``RunWriter``."""
+        pass
 
     def save_now(self, model: TrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """See ``RunWriter``."""
+        pass
 
     def note_split(self, split: Split) -> None:
-        """See ``RunWriter``."""
+        pass
 
     def finish(self) -> None:
-        """See ``RunWriter``."""
+        pass
 
 
 class FolderRecord:

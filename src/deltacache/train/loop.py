@@ -17,6 +17,7 @@ from deltacache.models.devices import allow_tf32, forward_precision
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter, duration
+from deltacache.schemas.texts import counted
 from deltacache.train.checkpoints import TrainedModel, checkpoint_folder
 from deltacache.train.logs import FolderRecord, NoRecord, RunWriter
 from deltacache.train.optimizer import (
@@ -176,7 +177,7 @@ class Meter:
         """All intervals in one line."""
         seconds = max(self.total_s, 1e-9)
         return (
-            f"{self.total_steps} steps, {self._effective_batch * self.total_steps / seconds:,.0f} clips/s, "
+            f"{counted(self.total_steps, 'step')}, {self._effective_batch * self.total_steps / seconds:,.0f} clips/s, "
             f"{100 * self._total_wait_s / seconds:.1f} % of the time waiting for data"
         )
 
@@ -379,7 +380,7 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tu
 
     def early(sample_s: float, input_s: float, at_least: bool) -> None:
         seconds = samples * sample_s + task.inputs_computed(samples) * input_s
-        said = f"at least {duration(seconds)} for {steps:,} steps: the first pass has not ended yet"
+        said = f"at least {duration(seconds)} for {counted(steps, 'step', form=',')}: the first pass has not ended yet"
         if not at_least:
             said = f"{describe_time(seconds, steps)}, from the first pass"
         run.reporter.line(f"train {task.kind}: {said}")
@@ -446,7 +447,8 @@ def _gradients(
             if not batches.divisible:
                 way = "give a smaller --batch-size, "
             raise DeltacacheError(
-                f"out of memory in step {step + 1}, in passes of {split.batch_size} samples of an effective batch "
+                f"out of memory in step {step + 1}, in passes of {counted(split.batch_size, 'sample')} of "
+                "an effective batch "
                 f"{split}: {way}free memory on {batches.device}, or choose a smaller model or image size. PyTorch "
                 f"says: {str(error).splitlines()[0]}"
             ) from error

@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from deltacache.models.optimizer_groups import decay_groups
 from deltacache.schemas.configs import TrainingConfig
+from deltacache.schemas.texts import counted
 
 
 def make_optimizer(
@@ -96,11 +97,12 @@ def rate_at(step: int, config: TrainingConfig) -> float:
 def described(config: TrainingConfig, first_step: int) -> list[str]:
     """The schedule of a run that has done ``first_step`` steps, in one line, and a line for what is odd about it."""
     steps, warmup, decay = config.steps, config.warmup_steps, config.decay_steps
-    begun = f"a warm-up of {warmup:,} steps to {config.learning_rate:g}"
+    begun = f"a warm-up of {counted(warmup, 'step', form=',')} to {config.learning_rate:g}"
     if warmup <= first_step:
         begun = f"rate {config.learning_rate:g}" + (f", past its warm-up of {warmup:,}" if warmup else "")
     lines = [
-        f"{steps:,} steps: {begun}, then " + ("constant" if decay is None else f"a cosine to 0 at {decay:,}")
+        f"{counted(steps, 'step', form=',')}: {begun}, then "
+        + ("constant" if decay is None else f"a cosine to 0 at {decay:,}")
     ]
     if first_step < steps <= warmup:
         last = rate_at(steps - 1, config)
@@ -110,7 +112,8 @@ def described(config: TrainingConfig, first_step: int) -> list[str]:
         )
     if decay is not None and decay < steps:
         lines.append(
-            f"the rate is 0 from step {decay:,} on: the last {steps - max(decay, first_step):,} steps change nothing; "
+            f"the rate is 0 from step {decay:,} on: the last "
+            f"{counted(steps - max(decay, first_step), 'step changes', 'steps change', form=',')} nothing; "
             "give a larger --decay-steps if that is not meant"
         )
     return lines

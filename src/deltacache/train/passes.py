@@ -18,6 +18,7 @@ from deltacache.models.flops import LivingStorages
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import duration
+from deltacache.schemas.texts import counted
 from deltacache.train.order import MicroBatch, Split
 from deltacache.train.workers.group import ProcessGroup
 
@@ -172,7 +173,8 @@ def cut_into(split: Split, samples: int) -> Split:
     passes, left = divmod(split.batch_size * split.accumulation, samples)
     if left:
         raise ValueError(
-            f"{split.batch_size * split.accumulation} samples do not split into passes of {samples}"
+            f"{counted(split.batch_size * split.accumulation, 'sample does', 'samples do')} not split into "
+            f"passes of {samples}"
         )
     return replace(split, batch_size=samples, accumulation=passes)
 
@@ -222,7 +224,7 @@ def describe_split(cost: PassCost, split: Split, device: torch.device) -> str:
 
 def describe_time(seconds: float, steps: int) -> str:
     """How long ``steps`` will take, from passes of few samples, which take longer a sample than large ones."""
-    return f"at most about {duration(seconds)} for {steps:,} steps"
+    return f"at most about {duration(seconds)} for {counted(steps, 'step', form=',')}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from deltacache.models.flops import cpu_bfloat16_gain
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.progress import duration
+from deltacache.schemas.texts import counted
 from deltacache.train.optimizer import clip_gradients
 from deltacache.train.order import MicroBatch, Split
 from deltacache.train.passes import PassCost, memory_for
@@ -51,27 +52,32 @@ def preview(
     size = min(split.batch_size, max(1, int(_LONGEST_PASS_S / cost.sample_seconds)))
     if not task.divisible and device.type != "cpu":
         size = split.batch_size
-    with memory_for(f"passes of {size} samples", device):
+    with memory_for(f"passes of {counted(size, 'sample')}", device):
         pass_s = _seconds_of_a_pass(task, config.precision, device, size)
         update_s = _seconds_of_an_update(trained, config, optimizer)
     samples = split.batch_size * split.accumulation
     step_s = pass_s / size * samples + update_s
     inputs = task.inputs_computed(samples * steps)
     seconds = step_s * steps + inputs * cost.input_seconds
-    computed = f", and {inputs:,} frames through the backbone" if inputs else ""
+    computed = f", and {counted(inputs, 'frame', form=',')} through the backbone" if inputs else ""
     others = ""
     if split.workers > 1:
         shared = " that share this CPU" if device.type == "cpu" else ", each with a device like this one"
-        others = f" with {split.workers} workers{shared}"
+        others = f" with {counted(split.workers, 'worker')}{shared}"
     yield (
-        f"{steps:,} steps of {_step(step_s)}{computed}: {duration(seconds)} on this machine{others} (measured "
+        f"{counted(steps, 'step', form=',')} of {_step(step_s)}{computed}: {duration(seconds)} on this "
+        f"machine{others} (measured "
         f"on passes of {size}; saving and probing are not counted)"
     )
     if (share := bfloat16_share(task, config, device, size)) is not None:
         less = share * pass_s / size * samples * steps
         yield f"--precision bfloat16 would take about {duration(seconds - less)}: this CPU multiplies it faster"
     read = task.bytes_to_read(samples * split.workers * steps)
-    yield f"reads {_decimal(read)} of data"
+    # Bytes as disks are sold: ``805 TB``.
+    unit, power = next(
+        (each for each in (("TB", 12), ("GB", 9), ("MB", 6)) if read >= 10 ** each[1]), ("kB", 3)
+    )
+    yield f"reads {read / 10**power:.3g} {unit} of data"
 
 
 def bfloat16_share(task: Any, config: TrainingConfig, device: torch.device, size: int = 1) -> float | None:
@@ -134,11 +140,3 @@ def _step(seconds: float) -> str:
         if seconds < 1000
         else duration(seconds)
     )
-
-
-def _decimal(size: float) -> str:
-    """Bytes as disks are sold: ``805 TB``."""
-    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
-        if size >= 10**power:
-            return f"{size / 10**power:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"

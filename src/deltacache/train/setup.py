@@ -32,6 +32,7 @@ from deltacache.schemas.datasets import fingerprint_of_list
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightHeadConfig
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 from deltacache.train.checkpoints import (
     Resumed,
     checkpoint_folder,
@@ -255,7 +256,8 @@ def continued_schedule(
     if not decay_given and (decay is None or done > warmup):
         if decay is not None and training.steps > decay and done < training.steps:
             raise DeltacacheError(
-                f"{out} has {done:,} steps, and its rate goes down to 0 at step {decay:,}: further steps up to "
+                f"{out} has {counted(done, 'step', form=',')}, and its rate goes down to 0 at step "
+                f"{decay:,}: further steps up to "
                 f"{training.steps:,} would change nothing. Give --steps {decay} at most, or begin a longer run in "
                 "another folder"
             )
@@ -646,7 +648,8 @@ def open_stage(
         before = read_stage_before(config.training.start, start_from, new, load, metadata)
         if before.step >= config.training.steps:
             raise DeltacacheError(
-                f"{start_from} has {before.step} steps and this stage ends at {config.training.steps}: steps count "
+                f"{start_from} has {counted(before.step, 'step')} and this stage ends at "
+                f"{config.training.steps}: steps count "
                 "those of the stage it continues; give a larger --steps"
             )
         return before

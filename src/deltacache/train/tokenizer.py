@@ -85,7 +85,7 @@ class TokenizerTask:
         return pair_batches(source, black, self._settings, parts, self._device)
 
     def bytes_to_load(self, device: torch.device) -> int:
-        """See ``TrainingTask``: features that fit are kept in the host's memory."""
+        """All features, if they fit in the host's memory, where they are kept."""
         loads = device.type == "cpu" and fits_in_memory(self._dataset, self._sharers)
         return tokens_bytes(self._dataset) if loads else 0
 
@@ -96,11 +96,11 @@ class TokenizerTask:
         return samples * 2 * once // (len(self._dataset) * self._settings.frames)
 
     def inputs_computed(self, samples: int) -> int:
-        """See ``TrainingTask``: none, pairs are read ahead."""
+        """None: pairs are read ahead."""
         return 0
 
     def training_loss(self, batch: PairBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``; ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess.
+        """The loss, and ``mse`` beside ``copy_last_mse``, that of the previous frame as a guess.
 
         The factor of the RoPE augmentation is one for the whole step, whatever the part.
         """
@@ -112,7 +112,7 @@ class TokenizerTask:
         return result.loss, {"mse": result.mse.detach(), "copy_last_mse": copy_last}
 
     def probes(self) -> dict[str, float]:
-        """See ``TrainingTask`` and ``probe_tokenizer``."""
+        """Health of the tokenizer on the same pairs every time, in the precision of the training."""
         with forward_precision(self._device, self._config.training.precision):
             return probe_tokenizer(self.model, self._probe, self._grid, self._config.loss)
 

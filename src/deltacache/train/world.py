@@ -92,11 +92,11 @@ class WorldTask:
         return once if given.resident else samples * once // len(given.dataset)
 
     def inputs_computed(self, samples: int) -> int:
-        """See ``TrainingTask``: none."""
+        """None: tokens are read as they are."""
         return 0
 
     def training_loss(self, batch: ClipBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``; the noise of a clip is that of its step and position."""
+        """The noise of a clip follows from its step and its position in the batch."""
         result = self.model.training_loss(
             batch.tokens,
             batch.timestamps_s,
@@ -124,7 +124,7 @@ class WorldTask:
         return torch.Generator().manual_seed(seed)
 
     def probes(self) -> dict[str, float]:
-        """See ``TrainingTask`` and ``probe_world``; clips and candidates depend on the seed alone."""
+        """Health of the world model; clips and candidates depend on the seed alone."""
         config, seed = self._config, self._config.training.seed
         tokens, seconds = self._arrays.tokens, self._arrays.timestamps_s
         clips = probe_items(seed, config.training.probe_clips, len(tokens))

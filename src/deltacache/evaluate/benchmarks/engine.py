@@ -19,7 +19,7 @@ import torch
 from deltacache.evaluate import output
 from deltacache.evaluate.benchmarks.cached import CacheWorkerPlan, plan_caches
 from deltacache.evaluate.benchmarks.opening import BenchmarkInputs
-from deltacache.evaluate.benchmarks.run import BenchmarkRun, Block, Parts, open_benchmarks
+from deltacache.evaluate.benchmarks.run import BenchmarkRun, Parts, open_benchmarks
 from deltacache.evaluate.benchmarks.sampling import Advance, Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
 from deltacache.evaluate.clips.run import score_clips
@@ -34,6 +34,7 @@ from deltacache.pipeline.storage.files import replacing
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Items of work done in this process, or on the processes of a cluster.
@@ -118,7 +119,13 @@ def lacks_pictures(run: BenchmarkRun) -> bool:
 def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> None:
     """Write the examples of benchmarks again; the tables and what else is there stay."""
     out = run.settings.out
-    blocks = [_examples_alone(block) for block in run.blocks if block.examples]
+    blocks = [
+        replace(
+            block, sequences=tuple(each for each in block.sequences if each.sequence_id in block.examples)
+        )
+        for block in run.blocks
+        if block.examples
+    ]
     with (
         output.new_folder(out / output.EXAMPLES) as folder,
         reporter.stage("pictures", sum(len(block.sequences) for block in blocks)) as stage,
@@ -128,12 +135,6 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
         for _, result in spread_out(run, blocks, plan, stage.advance, reporter.line):
             for name, content in result.examples.items():
                 (folder / name).write_bytes(content)
-
-
-def _examples_alone(block: Block) -> Block:
-    return replace(
-        block, sequences=tuple(each for each in block.sequences if each.sequence_id in block.examples)
-    )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def _score(run: BenchmarkRun, parts: Parts, plan: WorkerPlan, reporter: Reporter
     if missing:
         rate = timing.sequences / (time.perf_counter() - started)
         reporter.line(
-            f"evaluate: {timing.sequences} sequences, {rate:.2f} sequences/s, "
+            f"evaluate: {counted(timing.sequences, 'sequence')}, {rate:.2f} sequences/s, "
             f"{100 * timing.waiting_share:.0f} % of the workers' time waiting for frames; {timing}"
         )
 

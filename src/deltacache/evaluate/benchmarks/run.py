@@ -37,6 +37,7 @@ from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.benchmarks import BenchmarkName, LabelledSequence
 from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Fixed blocks of sequences: the unit of work, of resuming and of splitting over processes.
@@ -192,7 +193,7 @@ def notes_of(settings: BenchmarkEvaluation, found: Found, inputs: BenchmarkInput
 def counts_of(found: Found) -> list[str]:
     """How much of each benchmark there is."""
     return [
-        f"{name}: {len(each.sequences)} sequences with one labelled target each, of "
+        f"{name}: {counted(len(each.sequences), 'sequence')} with one labelled target each, of "
         f"{len({sequence.group for sequence in each.sequences})} {_GROUPS[name]}"
         for name, each in found.items()
     ]
@@ -213,13 +214,14 @@ def sequence_notes(
         short = sum(len(sequence.frames) < needed for sequence in found.sequences)
         if short:
             yield (
-                f"{dataset}: {short} of {count} sequences have fewer than {needed} frames: not scored at horizon "
+                f"{dataset}: {short} of {count} sequences have fewer than {counted(needed, 'frame')}: not "
+                "scored at horizon "
                 f"{horizon}"
             )
     full, source = _FULL_SETS.get(benchmark, (count, ""))
     if count != full:
         yield (
-            f"{dataset}: {count} sequences, the published validation set has {full} ({source}): "
+            f"{dataset}: {counted(count, 'sequence')}, the published validation set has {full} ({source}): "
             "numbers are not comparable with published ones"
         )
 

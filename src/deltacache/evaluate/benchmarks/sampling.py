@@ -312,7 +312,7 @@ class DeltaFutures:
     sampler: Sampler
 
     def last(self, crop: int) -> Tensor:
-        """See ``CropFutures``; some samples at a time."""
+        """Some samples at a time, so that not all are in memory."""
         with self.sampler.part("decoder"):
             return decode_last(self.tokenizer.model, self.start[crop], self.sampled[crop], self.sampler.grid)
 
@@ -332,7 +332,7 @@ class PatchFutures:
     sampler: Sampler
 
     def last(self, crop: int) -> Tensor:
-        """See ``CropFutures``; some samples at a time."""
+        """Some samples at a time, so that not all are in memory."""
         steps = self.seconds.shape[1] - self.context.shape[1]
         most = max(1, _CHUNK_NUMBERS // self.world.numbers_of_patches(self.context[crop], steps))
         samples = self.world.samples

@@ -106,20 +106,6 @@ class BlockWorker:
             loaded = load_cached(benchmark, sequence, cache, labelled=labelled)
         else:
             loaded = load_sequence(benchmark, sequence, self._settings.image_size, labelled=labelled)
-        return self._with_generated(benchmark, loaded)
-
-    def _size(self, item: Item) -> int:
-        """Bytes of a sequence that is loaded, roughly: cached tokens or crops, and generated frames."""
-        benchmark, sequence = item
-        settings, protocol = self._settings, self._inputs.protocol
-        horizons = sum(settings.context + each <= len(sequence.frames) for each in settings.horizons)
-        frame = crops_bytes(sequence, settings.image_size) // len(sequence.frames)
-        generated = horizons * sum(self._generated.values()) * frame
-        if (benchmark, len(sequence.frames)) not in self._caches:
-            return crops_bytes(sequence, settings.image_size) + generated
-        return 2 * len(sequence.frames) * protocol.black.numel() * np.dtype(np.float16).itemsize + generated
-
-    def _with_generated(self, benchmark: BenchmarkName, loaded: LoadedSequence) -> LoadedSequence:
         if not self._generators:
             return loaded
         started, sequence = time.perf_counter(), loaded.sequence
@@ -131,6 +117,17 @@ class BlockWorker:
         }
         seconds = loaded.seconds + time.perf_counter() - started
         return replace(loaded, generated=generated, seconds=seconds)
+
+    def _size(self, item: Item) -> int:
+        """Bytes of a sequence that is loaded, roughly: cached tokens or crops, and generated frames."""
+        benchmark, sequence = item
+        settings, protocol = self._settings, self._inputs.protocol
+        horizons = sum(settings.context + each <= len(sequence.frames) for each in settings.horizons)
+        frame = crops_bytes(sequence, settings.image_size) // len(sequence.frames)
+        generated = horizons * sum(self._generated.values()) * frame
+        if (benchmark, len(sequence.frames)) not in self._caches:
+            return crops_bytes(sequence, settings.image_size) + generated
+        return 2 * len(sequence.frames) * protocol.black.numel() * np.dtype(np.float16).itemsize + generated
 
     def _keep(self, batch: SequenceBatch, wanted: frozenset[str], folder: Path) -> None:
         """Keep those of the sequences that are ``wanted`` for pictures."""

@@ -53,6 +53,7 @@ from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # An evaluation's inputs, opened and checked before anything is computed or written.
@@ -136,7 +137,8 @@ def _without_energy(models: Models, protocol: RolloutProtocol) -> Iterator[str]:
         numbers = world.samples * count * frame
         if numbers > sample_sums.ENERGY_NUMBERS:
             yield (
-                f"{world.method.name} ({world.method.world}) has no energy score: {world.samples} samples of {count} "
+                f"{world.method.name} ({world.method.world}) has no energy score: "
+                f"{counted(world.samples, 'sample')} of {count} "
                 f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB per sequence, and at most "
                 f"{sample_sums.ENERGY_NUMBERS * 4 / 2**20:.0f} are held; give fewer samples or horizons"
             )
@@ -333,6 +335,6 @@ def score_clips(run: ClipRun, examples: Path, reporter: Reporter) -> Iterator[It
     elapsed_s = time.perf_counter() - started
     share = reading_s / elapsed_s
     reporter.line(
-        f"evaluate: {count} sequences, {count / elapsed_s:.2f} sequences/s over {elapsed_s:.1f} s, "
+        f"evaluate: {counted(count, 'sequence')}, {count / elapsed_s:.2f} sequences/s over {elapsed_s:.1f} s, "
         f"{100 * share:.0f} % of it reading; limit: {'reading' if share > 0.5 else 'the models'}"
     )

@@ -21,7 +21,7 @@ from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.statistics import Series, Statistic
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
-from deltacache.schemas.texts import decoded
+from deltacache.schemas.texts import counted, decoded
 
 # ----------------------------------------------------------------------------------------------------
 # Which of several true futures the samples reach.
@@ -119,7 +119,9 @@ def read_futures(path: Path) -> list[dict[str, str]]:
             content = decoded(path.read_bytes()).encode()
             table = pa_csv.read_csv(pa.BufferReader(content), convert_options=options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no readable CSV or Parquet file with {_columns()}: {error}") from error
+        raise DatasetError(
+            f"{path} is not a readable CSV or Parquet file with {_columns()}: {error}"
+        ) from error
     missing = [name for name in FUTURE_COLUMNS if name not in table.column_names]
     if missing:
         raise DatasetError(
@@ -163,7 +165,7 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
     )
     if not scenes:
         raise DeltacacheError(
-            f"{path} names {len(futures)} videos, of which {len(futures) - absent} are in this dataset, "
+            f"{path} names {counted(len(futures), 'video')}, of which {len(futures) - absent} are in this dataset, "
             "and no scene has two different outcomes among them: give the futures of this dataset's videos"
         )
     left_out = [

@@ -15,6 +15,7 @@ from deltacache.evaluate.metrics import check_finite_frames
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.errors import DatasetError, MismatchError
+from deltacache.schemas.texts import counted
 
 BATCH_CLIPS = 8
 
@@ -80,7 +81,7 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
         raise DatasetError(f"{name} holds no clips: its failures.parquet says what was rejected and why")
     if not rows:
         raise MismatchError(
-            f"{name} has {len(lengths)} clips of at most {max(lengths)} frames, but context and "
+            f"{name} has {counted(len(lengths), 'clip')} of at most {counted(max(lengths), 'frame')}, but context and "
             f"longest horizon need {frames}: give a shorter context or horizon, or extract longer clips"
         )
     first: dict[str, int] = {}
@@ -90,7 +91,7 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     partners = _partners(rows, uris)
     duplicates = index["duplicate_frames"].to_pylist()
     left_out = [
-        (len(lengths) - len(rows), f"clips are shorter than {frames} frames: not scored"),
+        (len(lengths) - len(rows), f"clips are shorter than {counted(frames, 'frame')}: not scored"),
         (sum(duplicates[row] > 0 for row in rows), "sequences contain repeated frames: scored as they are"),
         (int(not partners), "sequence alone: there is no other whose delta token could be swapped in"),
     ]
@@ -151,6 +152,6 @@ def read_features(dataset: Dataset, row: int) -> FeatureClip:
     """
     clip = dataset.read(row)
     if not isinstance(clip, FeatureClip):
-        raise TypeError(f"row {row} of {dataset.root} is no FeatureClip")
+        raise TypeError(f"row {row} of {dataset.root} is not a FeatureClip")
     check_finite_frames(torch.tensor(clip.patch_tokens), f"{dataset.root}, sequence {clip.clip_id}")
     return clip

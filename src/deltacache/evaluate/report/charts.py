@@ -28,6 +28,7 @@ from deltacache.evaluate.report.panels import (
     metric_title,
 )
 from deltacache.evaluate.report.runs import ReportRun
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # One picture of matplotlib as inline SVG whose colours and fonts are those of the page, light or dark.
@@ -130,7 +131,8 @@ def rank_chart(title: str, shares: Sequence[float], colour: int) -> Chart:
 
     outside = shares[0] + shares[-1]
     alt = (
-        f"{title}: rank histogram of the truth among {len(shares) - 1} samples. {100 * outside:.0f} % of features lie "
+        f"{title}: rank histogram of the truth among {counted(len(shares) - 1, 'sample')}. "
+        f"{100 * outside:.0f} % of features lie "
         f"outside all samples, {100 * 2 * level:.0f} % would be calibrated."
     )
     return Chart(title, draw_svg(draw, width=3.6, height=2.5), alt)
@@ -217,8 +219,8 @@ class Drift:
     def over(self) -> str:
         """Which sequences these are."""
         if self.sequences == self.of:
-            return f"over all {self.of} sequences"
-        return f"over the {self.sequences} of {self.of} sequences that reach {self.horizon} steps"
+            return f"over all {counted(self.of, 'sequence')}"
+        return f"over the {self.sequences} of {self.of} sequences that reach {counted(self.horizon, 'step')}"
 
 
 def drift_of(panel: Panel, run: ReportRun) -> Drift | None:
@@ -690,7 +692,7 @@ def _samples_charts(metric: str, rows: Sequence[Row]) -> Iterator[tuple[Chart, d
                 cells.setdefault(label, {})[row["num_samples"]] = Cell(*values)
                 styles[label] = style_of(row["method"], row["aggregation"])
         seconds = next(iter(next(iter(cells.values())).values())).seconds
-        title = f"{horizon} step{'s' if horizon > 1 else ''} ({seconds:.2f} s) ahead"
+        title = f"{counted(horizon, 'step')} ({seconds:.2f} s) ahead"
         scale = 100.0 if metric in PERCENT else 1.0
         yield samples_chart(title, metric, cells, styles, scale), styles
 
@@ -739,7 +741,7 @@ def _spread_charts(run: ReportRun) -> Iterator[tuple[str, Shown, tuple[LegendEnt
         horizons = sorted(own)
         points, colours, entries = {}, {}, []
         for horizon in dict.fromkeys((horizons[0], horizons[-1])):
-            label = f"{horizon} step{'s' if horizon > 1 else ''} ahead"
+            label = f"{counted(horizon, 'step')} ahead"
             points[label] = spread_and_error(own[horizon])
             colours[label] = _colour(horizons, horizon)
             entries.append((label, Style(colours[label], "o"), False))
@@ -753,7 +755,7 @@ def _colour(horizons: Sequence[int], horizon: int) -> int:
 
 def _ahead(row: Row) -> str:
     horizon = row["horizon"]
-    return f"{horizon} step{'s' if horizon > 1 else ''} ({row['horizon_s']:.2f} s) ahead"
+    return f"{counted(horizon, 'step')} ({row['horizon_s']:.2f} s) ahead"
 
 
 def _model_name(run: ReportRun, world: str | None) -> str:

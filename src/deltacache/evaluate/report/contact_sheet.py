@@ -1,4 +1,4 @@
-"""A contact sheet of a feature dataset: what its features see, as colours. Frames are not stored, so there are none.
+"""A contact sheet of a feature dataset: what its features see, as colours. It shows no frames: they are not stored.
 
 Shapes: T frames, N patches, D hidden.
 """
@@ -41,7 +41,7 @@ def write_contact_sheet(root: AnyPath | str, path: Path) -> Path:
 
     Raises:
         DeltacacheError: ``path`` is neither .png nor .html.
-        DatasetError: ``root`` is no finished feature dataset, is empty or damaged.
+        DatasetError: ``root`` is not a finished feature dataset, is empty or damaged.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise DeltacacheError(f"{path} is neither a .png nor a .html: give a name that ends in one of these")

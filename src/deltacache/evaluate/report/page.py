@@ -83,7 +83,10 @@ def write_report(run: ReportInput | Path) -> Path:
         run = ReportInput(run)
     runs = open_runs([run.out])
     if run.pixels is not None:
-        _keep_frames(run.out, run.pixels)
+        for clip_id in clips_to_show(run.out):
+            frames = run.pixels.get(clip_id) if isinstance(run.pixels, Mapping) else run.pixels(clip_id)
+            if frames is not None:
+                save_frames(run.out / output.EXAMPLES, clip_id, frames)
     return _write(runs, run.out / output.REPORT)
 
 
@@ -189,13 +192,6 @@ def _template() -> Any:
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["unbroken"] = lambda text: text.replace(" s)", "\N{NO-BREAK SPACE}s)")
     return environment.get_template("report.html")
-
-
-def _keep_frames(out: Path, pixels: PixelLookup | Mapping[str, np.ndarray]) -> None:
-    for clip_id in clips_to_show(out):
-        frames = pixels.get(clip_id) if isinstance(pixels, Mapping) else pixels(clip_id)
-        if frames is not None:
-            save_frames(out / output.EXAMPLES, clip_id, frames)
 
 
 def _curve_groups(run: ReportRun) -> list[ChartGroup]:

@@ -16,6 +16,7 @@ from deltacache.schemas.foresight import DATASET as FORESIGHT
 from deltacache.schemas.foresight import DATASET as WHOLE_FRAMES
 from deltacache.schemas.foresight import PAPER_SIZE
 from deltacache.schemas.tables import METRICS_SCHEMA
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Names that a person reads, and which way of a metric is better.
@@ -245,7 +246,7 @@ class Column:
     @property
     def heading(self) -> str:
         """The horizon, in steps and seconds."""
-        return f"{self.horizon} step{'s' if self.horizon > 1 else ''} ({self.seconds:.2f} s)"
+        return f"{counted(self.horizon, 'step')} ({self.seconds:.2f} s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +413,11 @@ def _panel(key: tuple[str, str, str], rows: Sequence[Row], published: Sequence[R
         own.setdefault(row["label"], {})[row["horizon"], row["run"]] = row
     others: dict[str, dict[int, Row]] = {}
     for row in published:
-        others.setdefault(_published_label(row), {})[row["horizon"]] = row
+        of_samples = (
+            "" if row["aggregation"] == "single" else f", {row['aggregation']} of {row['num_samples']}"
+        )
+        label = f"{row['label']}{of_samples}, {row['source']} {PUBLISHED_MARK}"
+        others.setdefault(label, {})[row["horizon"]] = row
     lines = [
         _line(label, next(iter(found.values())), [found.get((each.horizon, each.run)) for each in columns])
         for label, found in own.items()
@@ -422,13 +427,6 @@ def _panel(key: tuple[str, str, str], rows: Sequence[Row], published: Sequence[R
         for label, found in others.items()
     ]
     return Panel(*key, columns, tuple(lines))
-
-
-def _published_label(row: Row) -> str:
-    label = row["label"]
-    if row["aggregation"] != "single":
-        label += f", {row['aggregation']} of {row['num_samples']}"
-    return f"{label}, {row['source']} {PUBLISHED_MARK}"
 
 
 def _line(label: str, row: Row, cells: Sequence[Row | None]) -> Line:

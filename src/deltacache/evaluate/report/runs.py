@@ -14,6 +14,7 @@ from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Ev
 from deltacache.evaluate.statistics import Sums, read_sums
 from deltacache.schemas.datasets import parse_size, size_text
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.texts import counted
 
 Row = dict[str, Any]
 
@@ -111,7 +112,7 @@ def facts_of(run: ReportRun) -> dict[str, str]:
     facts = {
         "Data": "; ".join(_data(rows)),
         "Dropped or noted": "; ".join(run.notes) or "nothing",
-        "Protocol": f"{first['context']} frames seen, horizons {', '.join(map(str, settings.horizons))}, "
+        "Protocol": f"{counted(first['context'], 'frame')} seen, horizons {', '.join(map(str, settings.horizons))}, "
         f"{_sampling(settings, first)}, seed {first['seed']}",
         "Backbone": first["backbone"],
     }
@@ -143,7 +144,7 @@ def _sampling(settings: Evaluation, row: Row) -> str:
     size = size_of(row).replace("x", " × ")
     if isinstance(settings, ForesightEvaluation):
         return f"one future a model, whole frames of {size} px"
-    return f"{settings.samples} samples, {size} px"
+    return f"{counted(settings.samples, 'sample')}, {size} px"
 
 
 def size_of(row: Row) -> str:

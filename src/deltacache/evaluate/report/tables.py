@@ -27,6 +27,7 @@ from deltacache.evaluate.report.panels import (
     published_at,
 )
 from deltacache.evaluate.report.runs import ReportRun
+from deltacache.schemas.texts import counted
 
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
@@ -101,7 +102,7 @@ def over(metrics: pa.Table) -> list[str]:
     texts = []
     for (dataset, scenes), row in most.items():
         count = row["n_sequences"]
-        text = f"{count} {'scene' if scenes else 'sequence'}{'s' if count != 1 else ''}"
+        text = counted(count, "scene" if scenes else "sequence")
         if not scenes and row["n_units"] is not None:
             text += f" of {units_text(row['n_units'], row['unit_kind'])}"
         texts.append(f"{text} of {dataset}" if several else text)
@@ -151,7 +152,7 @@ def class_tables(runs: Sequence[ReportRun], dataset: str) -> list[ClassTable]:
             continue
         longest = max(row["horizon"] for row in rows)
         at = [row for row in rows if row["horizon"] == longest]
-        steps = f"{longest} step{'s' if longest > 1 else ''} ahead"
+        steps = f"{counted(longest, 'step')} ahead"
         values = {(int(row["metric"].removeprefix(_PREFIX)), row["label"]): row["value"] for row in at}
         methods = tuple(dict.fromkeys(row["label"] for row in at))
         lines = tuple(

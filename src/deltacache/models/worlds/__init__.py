@@ -21,7 +21,7 @@ def world_class(architecture: str) -> type[WorldModel]:
     """
     if architecture not in architectures():
         raise DeltacacheError(
-            f"architecture {architecture!r} is no world model: give one of {', '.join(architectures())}"
+            f"architecture {architecture!r} is not a world model: give one of {', '.join(architectures())}"
         )
     module = importlib.import_module(f"{__name__}.{architecture}")
     found = [

@@ -64,7 +64,7 @@ class DeltaWorld(QueryWorld):
         return self.tokens_per_frame
 
     def rotation(self, seconds: Tensor, grid: Grid | None) -> Rotation:
-        """See ``QueryWorld``: the tokens of a frame have its time."""
+        """All tokens of a frame have its time."""
         del grid
         return time_rotation(
             torch.repeat_interleave(seconds, self.tokens_per_frame, 1), self.predictor.head_dim

@@ -22,7 +22,7 @@ class DinoWorld(QueryWorld):
         return "dino_world_best_of_many" if self.stochastic else "dino_world"
 
     def tokens_of_a_frame(self, grid: Grid | None) -> int:
-        """See ``QueryWorld``: N."""
+        """N, the patches of the grid."""
         rows, columns = _given(grid)
         return rows * columns
 

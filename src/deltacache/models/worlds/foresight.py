@@ -64,7 +64,7 @@ class Foresight(MaskedTransformer):
         return SeparableBlock(self.width, self.num_heads, self.mlp_width, self.dropout)
 
     def positions(self, grid: Grid | None) -> Tensor:
-        """See ``MaskedTransformer``: (C+1, N, W)."""
+        """(C+1, N, W)."""
         if grid is None:
             raise ValueError("patch tokens need the grid of patches they lie on: (rows, columns)")
         rows, columns = grid

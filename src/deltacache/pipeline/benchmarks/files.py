@@ -91,5 +91,5 @@ def names_in(folder: Path, suffix: str) -> list[str]:
 
 
 def safe_id(name: str) -> str:
-    """``name`` with what is no letter, digit, ``_`` or ``-`` replaced: it becomes part of file names."""
+    """``name`` with what is not a letter, digit, ``_`` or ``-`` replaced: it becomes part of file names."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)

@@ -150,7 +150,7 @@ def garg_region(height: int, width: int) -> np.ndarray:
 
 
 def _vspw_ids(label: np.ndarray, path: str) -> np.ndarray:
-    """Stored id minus one; 0 and what is no class are ignored."""
+    """Stored id minus one; 0 and what is not a class are ignored."""
     if label.max(initial=0) > IGNORE:
         raise DatasetError(f"{path} has the class id {label.max()}, VSPW has 0..{IGNORE}: give its masks")
     ids = label.astype(np.uint8) - np.uint8(1)  # 0 becomes 255

@@ -112,7 +112,12 @@ def _listed(root: Path, listed: Path, most: int, dropped: Counter[str]) -> Itera
 
 def _sequence(image: Path, depth: Path, most: int) -> LabelledSequence:
     image = existing_picture(image)
-    wanted = frame_numbers(int(image.stem), _FRAME_STEP, _first_number(image.parent), most)
+    wanted = frame_numbers(
+        int(image.stem),
+        _FRAME_STEP,
+        min(int(path.stem) for path in image.parent.iterdir() if path.stem.isdecimal()),
+        most,
+    )
     drive, camera = image.parts[-4], image.parts[-3]
     return LabelledSequence(
         sequence_id=safe_id(f"{drive}_{camera}_{image.stem}"),
@@ -123,10 +128,6 @@ def _sequence(image: Path, depth: Path, most: int) -> LabelledSequence:
         label=str(depth),
         spacing_s=SPACING_S["kitti"],
     )
-
-
-def _first_number(folder: Path) -> int:
-    return min(int(path.stem) for path in folder.iterdir() if path.stem.isdecimal())
 
 
 def depth_file(root: Path, depth: str) -> Path:

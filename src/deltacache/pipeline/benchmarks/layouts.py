@@ -9,6 +9,7 @@ from deltacache.pipeline.benchmarks.vspw import vspw_sequences
 from deltacache.pipeline.benchmarks.windows import FrameCounts, SequenceSet
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.texts import counted
 
 
 def benchmark_sequences(
@@ -30,6 +31,6 @@ def benchmark_sequences(
         reasons = "; ".join(f"{count} {reason}" for reason, count in found.dropped.items())
         raise DatasetError(
             f"{root} has no sequence of {benchmark} to score ({reasons or 'no target'}): context and horizon "
-            f"need {counts.counts[0]} frames"
+            f"need {counted(counts.counts[0], 'frame')}"
         )
     return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from deltacache.schemas.benchmarks import LabelledSequence
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.texts import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def choose(candidates: Iterable[LabelledSequence], counts: FrameCounts, dropped:
     for each in candidates:
         count = counts.fit(len(each.frames))
         if count is None:
-            dropped[f"fewer than {counts.counts[0]} frames up to the target"] += 1
+            dropped[f"fewer than {counted(counts.counts[0], 'frame')} up to the target"] += 1
         else:
             chosen.append(replace(each, frames=each.frames[-count:]))
     ids = Counter(each.sequence_id for each in chosen)

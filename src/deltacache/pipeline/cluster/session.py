@@ -26,6 +26,7 @@ from deltacache.pipeline.work.placement import Node, NoRoomError, Placement, pla
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
 from deltacache.schemas.secrets import without_secrets
+from deltacache.schemas.texts import counted
 
 POLL_S = 0.5
 SAY_S = 120.0
@@ -260,8 +261,9 @@ def _found(ray_address: str) -> str:
         else ""
     )
     return (
-        f"Ray cluster at {ray.get_runtime_context().gcs_address}: {len(there)} nodes, {cpus:g} CPUs "
-        f"({free.get('CPU', 0):g} free), {gpus:g} GPUs ({free.get('GPU', 0):g} free){own}"
+        f"Ray cluster at {ray.get_runtime_context().gcs_address}: {counted(len(there), 'node')}, "
+        f"{counted(cpus, 'CPU', form='g')} "
+        f"({free.get('CPU', 0):g} free), {counted(gpus, 'GPU', form='g')} ({free.get('GPU', 0):g} free){own}"
     )
 
 

@@ -42,6 +42,7 @@ from deltacache.pipeline.work.placement import DecodeShare, NoRoomError, Placeme
 from deltacache.pipeline.work.shard_work import ShardResult
 from deltacache.pipeline.work.workers import ShardWorker, WorkCounters
 from deltacache.schemas.errors import DeltacacheError, StorageError, out_of_memory_text
+from deltacache.schemas.texts import counted
 
 SHARDS_AT_ONCE = 2
 """Of an encoder: one is written while the other is in the forward pass."""
@@ -560,7 +561,7 @@ class _Pool:
                 f"{said}. If it needs more memory than its node has, ask for fewer --encoders or a smaller "
                 "--backbone"
             ) from error
-        self.events.line(f"{said}; continuing with {len(self._ready())} encoders")
+        self.events.line(f"{said}; continuing with {counted(len(self._ready()), 'encoder')}")
         ray.kill(member.actor)
         self.members.remove(member)
 
@@ -633,10 +634,12 @@ class _Pool:
         loading = sum(member.placed and not member.ready for member in self.members)
         homeless = sum(not member.placed for member in self.members)
         one = self.placement
-        needs = f"{one.gpus_per_encoder:g} GPUs and " if one.gpus_per_encoder else ""
+        needs = f"{counted(one.gpus_per_encoder, 'GPU', form='g')} and " if one.gpus_per_encoder else ""
         parts = [f"{loading} load their model"] if loading else []
         if homeless:
-            parts.append(f"{homeless} wait for a node with {needs}{one.cpus_per_encoder:g} CPUs free")
+            parts.append(
+                f"{homeless} wait for a node with {needs}{counted(one.cpus_per_encoder, 'CPU', form='g')} free"
+            )
         return ", ".join(parts)
 
     def _check_somebody_is_there(self) -> None:
@@ -677,11 +680,13 @@ class _Pool:
         possible = sum(node.cpus for node in there) - taken >= 1 and any(node.cpus >= 1 for node in there)
         if not possible and quiet > self.placement.wait_s:
             raise NoRoomError(
-                f"no CPU to decode on for {quiet:.0f} s (--wait-for-nodes): the {len(there)} nodes have none beside "
+                f"no CPU to decode on for {quiet:.0f} s (--wait-for-nodes): "
+                f"{counted(len(there), 'node has', 'nodes have')} none beside "
                 "the encoders. Finished shards are kept; the same command continues when there are CPUs"
             )
         self.events.line(
-            f"nothing was encoded for {quiet:.0f} s: decoding is slow, or waits for a CPU ({len(there)} nodes, "
+            f"nothing was encoded for {quiet:.0f} s: decoding is slow, or waits for a CPU "
+            f"({counted(len(there), 'node')}, "
             f"{free:g} CPUs free){'' if possible else self._limit()}"
         )
 

@@ -23,6 +23,7 @@ from deltacache.pipeline.cluster.session import (
 )
 from deltacache.pipeline.work.placement import NoRoomError, place_tasks
 from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
+from deltacache.schemas.texts import counted
 
 
 class TaskWorker(Protocol):
@@ -186,7 +187,7 @@ class _TaskPool:
         quiet = time.monotonic() - self.moved_at
         if not self.placing or quiet < min(SAY_S, self.wait_s):
             return
-        needs = f"a CPU and {self.gpus:g} GPUs" if self.gpus else "a CPU"
+        needs = f"a CPU and {counted(self.gpus, 'GPU', form='g')}" if self.gpus else "a CPU"
         if len(self.placing) == len(self.running) and quiet > self.wait_s:
             raise NoRoomError(
                 f"no worker found {needs} free within {self.wait_s:g} s (--wait-for-nodes): others use the "

@@ -42,6 +42,7 @@ from deltacache.schemas.errors import (
     VideoRefusedError,
 )
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # What the finished shards hold, from the tables where they are of all shards, else from parts and receipts.
@@ -183,7 +184,7 @@ def changed_videos(
     """The sources whose content differs from what clips in the dataset at ``root`` were made of.
 
     Only a video whose size or version (its time of change, its ETag) differs from a recorded one is read again:
-    copying a file or touching it is no change. A video that could not be read then has no content to differ from.
+    copying a file or touching it is not a change. A video that could not be read then has no content to differ from.
     The dataset has this plan, and ``held`` is its ``finished_summary``.
 
     Raises:
@@ -203,7 +204,9 @@ def changed_videos(
     suspects = [video for video in sources if video.video_uri in differing]
     if not suspects:
         return []
-    say(f"{len(suspects)} videos have another size or time of change: comparing their contents")
+    say(
+        f"{counted(len(suspects), 'video has', 'videos have')} another size or time of change: comparing their contents"
+    )
     for records in recorded_sources(
         root, plan, held
     ):  # what is known of them, several when one changed between two shards
@@ -236,7 +239,8 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
     if changed:
         names = ", ".join(source.video_uri for source in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise DatasetError(
-            f"{len(changed)} videos have another content than when {root} was made of them: {names}. Put the old "
+            f"{counted(len(changed), 'video has', 'videos have')} another content than when {root} was "
+            f"made of them: {names}. Put the old "
             "files back, give the new ones other names, or use --changed-videos recompute, which makes their "
             "shards again. Nothing was changed"
         )
@@ -314,7 +318,8 @@ class Lineage:
         found = f"with the content {now[:16]}" if now else "not at all, or in another shard"
         between = (
             f"{deltas} was made of {made_of} and holds {content}, but {features} has that video {found}: {others} of "
-            f"its {self.same + len(self.grown) + others} shards are of other videos. Nothing was changed"
+            f"its {counted(self.same + len(self.grown) + others, 'shard is', 'shards are')} of other "
+            "videos. Nothing was changed"
         )
         if not self.same + len(self.grown):
             raise MismatchError(
@@ -462,13 +467,14 @@ class DatasetDescription:
         state = "finished" if self.finished else "not finished"
         lines = [
             f"{self.root}: {card.kind} in {card.store} shards, {state}",
-            f"  holds        {self.clips} clips of {self.videos} videos in {self.shards} of {self.planned_shards} "
+            f"  holds        {counted(self.clips, 'clip')} of {counted(self.videos, 'video')} in "
+            f"{self.shards} of {self.planned_shards} "
             f"shards, {readable_size(self.bytes)}",
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
             f"  backbone     {card.backbone.id}{_taken(card)}, {size_text(card.image_size)} px, "
             f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
-            f"  sampling     {sampling.frames} frames {spacing}, "
+            f"  sampling     {counted(sampling.frames, 'frame')} {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
         ]

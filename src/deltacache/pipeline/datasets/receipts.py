@@ -138,7 +138,7 @@ class Receipt:
             if len(parts) < 2 or parts[0] != SHARDS or ".." in parts or "\\" in name:
                 raise ValueError(f"file {name!r} is not below {SHARDS}/")
         if self.clips and self.token_file not in self.files:
-            raise ValueError(f"token file {self.token_file!r} is none of its files")
+            raise ValueError(f"token file {self.token_file!r} is not one of its files")
         for row in self.clips:
             if row.keys() != _ROW_FIELDS:
                 raise ValueError(f"a clip has the fields {sorted(row)}, must have {sorted(_ROW_FIELDS)}")
@@ -146,7 +146,7 @@ class Receipt:
         if len(self.token_offsets) != len(ids) or list(self.arrays) != ids:
             raise ValueError("its clips, arrays and offsets are not of the same clips")
         if self.scale_file and (self.scale_file not in self.files or len(self.scale_offsets) != len(ids)):
-            raise ValueError(f"scale file {self.scale_file!r} is none of its files, or not of its clips")
+            raise ValueError(f"scale file {self.scale_file!r} is not one of its files, or not of its clips")
 
     @property
     def total_bytes(self) -> int:

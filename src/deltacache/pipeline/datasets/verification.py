@@ -90,6 +90,7 @@ from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DatasetError, DeltacacheError, StorageError
 from deltacache.schemas.progress import Reporter, SilentReporter
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # What verification finds, and what repairing does about it.
@@ -243,7 +244,7 @@ def _unfinished(plan: pa.Table, planned: frozenset[str], finished: frozenset[str
     ordinals = {ordinal_of(shard_id) for shard_id in planned}
     gaps = sorted(set(range(max(ordinals, default=-1) + 1)) - ordinals)
     if gaps:
-        what = f"lacks {len(gaps)} shards, the first is number {gaps[0]}"
+        what = f"lacks {counted(len(gaps), 'shard')}, the first is number {gaps[0]}"
         yield Problem(PLAN_FILE, None, f"{what}: run the command again, which plans them", Remedy.RERUN)
     if not planned and not finished:
         yield Problem(PLAN_FILE, None, "has no shards: not finished, run the command again", Remedy.RERUN)
@@ -510,7 +511,19 @@ class TableCheck:
         if self._index is not None:
             for row in self._index:
                 self._pair(row, None)
-            self._name_rows(is_lost)
+            # Say what is left when all rows have been paired.
+            before = len(self.problems)
+            left = {clip_id: row["shard"] for clip_id, row in self._held.items()}
+            strange = {i for i, shard in left.items() if not is_lost(shard) and shard not in self._unknown}
+            strange |= self._doubled
+            counts = self._counts(strange)
+            for clip_id in sorted(strange):
+                known = counts[clip_id] > 1
+                self._say(INDEX_FILE, clip_id, f"has {counts[clip_id]} rows" if known else "is in no receipt")
+            for clip_id in self._must:
+                self._say(INDEX_FILE, clip_id, "is in a receipt but has no row")
+            if self._disordered and len(self.problems) == before and not self._held:
+                self._say(INDEX_FILE, None, "has its rows in another order than the plan's")
         return self.problems
 
     def _rows(self, name: str) -> Iterator[dict[str, Any]] | None:
@@ -561,21 +574,6 @@ class TableCheck:
             self._say(INDEX_FILE, must["clip_id"], f"its row differs from the receipt in {differing}")
         else:
             self._disordered = True
-
-    def _name_rows(self, is_lost: Callable[[str], bool]) -> None:
-        """Say what is left when all rows have been paired."""
-        before = len(self.problems)
-        left = {clip_id: row["shard"] for clip_id, row in self._held.items()}
-        strange = {i for i, shard in left.items() if not is_lost(shard) and shard not in self._unknown}
-        strange |= self._doubled
-        counts = self._counts(strange)
-        for clip_id in sorted(strange):
-            known = counts[clip_id] > 1
-            self._say(INDEX_FILE, clip_id, f"has {counts[clip_id]} rows" if known else "is in no receipt")
-        for clip_id in self._must:
-            self._say(INDEX_FILE, clip_id, "is in a receipt but has no row")
-        if self._disordered and len(self.problems) == before and not self._held:
-            self._say(INDEX_FILE, None, "has its rows in another order than the plan's")
 
     def _counts(self, clip_ids: set[str]) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -823,11 +821,17 @@ def repair_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> Rep
     """
     root = dataset_root(root)
     if not set(names_in(root)) & DATASET_FILES:
-        read_card(root)  # says that this is none, before a lock is put there
+        read_card(root)  # refuses what is not a dataset, before a lock is put there
     with dataset_lock(root, "verify --repair"):
         if is_dataset(root) or finished_shards(root):
             settle(root)
-        repair = Repair(root, verify_dataset(root, reporter), left=_foreign(root))
+        repair = Repair(
+            root,
+            verify_dataset(root, reporter),
+            left=[
+                name for name in names_in(root) if name not in DATASET_FILES and not name.startswith(".tmp-")
+            ],
+        )
         with readable_errors(root):
             repair.actions.extend(_repair(root, repair.problems))
         strange = [problem.file for problem in repair.problems if problem.remedy is Remedy.LEAVE]
@@ -867,7 +871,7 @@ def _rebuild_plan(root: AnyPath) -> RepairAction:
     if plan.num_rows:
         write_plan(root, plan)
     shards = len(plan["shard"].unique())
-    return RepairAction(PLAN_FILE, f"made again from the receipts of {shards} shards")
+    return RepairAction(PLAN_FILE, f"made again from the receipts of {counted(shards, 'shard')}")
 
 
 def _rewrite_group(root: AnyPath) -> RepairAction:
@@ -876,7 +880,3 @@ def _rewrite_group(root: AnyPath) -> RepairAction:
     remove(root / SHARDS / "zarr.json")
     ensure_root(root / SHARDS)
     return RepairAction(f"{SHARDS}/zarr.json", "written again")
-
-
-def _foreign(root: AnyPath) -> list[str]:
-    return [name for name in names_in(root) if name not in DATASET_FILES and not name.startswith(".tmp-")]

@@ -90,6 +90,7 @@ from deltacache.schemas.datasets import FORMAT_VERSION, DatasetCard, canonical_j
 from deltacache.schemas.errors import DatasetError, MismatchError, problems_of
 from deltacache.schemas.secrets import has_secrets
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA, PART_SCHEMA, SOURCES_SCHEMA
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # Folding receipts into parts while a job runs, so that finishing a dataset reads few files.
@@ -670,7 +671,15 @@ def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: 
         MismatchError: it is a dataset with other settings; the message names each.
     """
     root = dataset_root(root)
-    _check_black(black_patch_tokens, card)
+    shape = (card.patch_grid[0] * card.patch_grid[1], card.hidden_size)
+    if black_patch_tokens.shape != shape or black_patch_tokens.dtype != np.float16:
+        raise ValueError(
+            f"black_patch_tokens are {black_patch_tokens.dtype}{black_patch_tokens.shape}, must be float16{shape}"
+        )
+    if crc32c_of_npy(black_patch_tokens) != card.black_crc32c:
+        raise ValueError(
+            f"card.black_crc32c is {card.black_crc32c}, but the array's is {crc32c_of_npy(black_patch_tokens)}"
+        )
     with readable_errors(root):
         held = names_in(root)
         if CARD_FILE in held:
@@ -775,16 +784,6 @@ def read_black(root: AnyPath, card: DatasetCard) -> np.ndarray:
         return npy_view(memoryview(content)).copy()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): remove it and {_MAKE_AGAIN}") from error
-
-
-def _check_black(black: np.ndarray, card: DatasetCard) -> None:
-    shape = (card.patch_grid[0] * card.patch_grid[1], card.hidden_size)
-    if black.shape != shape or black.dtype != np.float16:
-        raise ValueError(f"black_patch_tokens are {black.dtype}{black.shape}, must be float16{shape}")
-    if crc32c_of_npy(black) != card.black_crc32c:
-        raise ValueError(
-            f"card.black_crc32c is {card.black_crc32c}, but the array's is {crc32c_of_npy(black)}"
-        )
 
 
 def _check_same_black(root: AnyPath, card: DatasetCard) -> None:
@@ -1036,7 +1035,7 @@ class _Totals:
             digest.update("".join(f"{value}\n" for value in values).encode())
 
     def contents_sha256(self) -> str:
-        """See ``TablesSummary``; it does not depend on how the shards are parted."""
+        """Of shards, clips and videos; it does not depend on how the shards are divided into parts."""
         return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
 
 
@@ -1112,7 +1111,7 @@ def drop_shards(root: AnyPath | str, shard_ids: Iterable[str]) -> None:
     Names of files come from the ids alone, never from what a receipt says.
 
     Raises:
-        DatasetError: an id that is none.
+        DatasetError: an invalid id.
         StorageError: something cannot be removed.
     """
     root = dataset_root(root)
@@ -1255,7 +1254,7 @@ class DatasetWriter:
         """
         if len(clips) != self._views:
             raise DatasetError(
-                f"{name} has {len(clips)} clips, but each video has {self._views} (views): give as many"
+                f"{name} has {counted(len(clips), 'clip')}, but each video has {self._views} (views): give as many"
             )
         source = VideoSource(video_id or video_id_of(name), name, name, 0)
         if source.video_id in self._seen:

@@ -65,7 +65,9 @@ class ZarrStore:
         with replacing_folder(final) as group:
             data = self._write_data(group, chain([first], pairs), written)
             self._write_metadata(group, list(written.arrays))
-            records = _records(group, data)
+            # The files of a group by path below it.
+            paths = {path.relative_to(group).as_posix(): path for path in group.rglob("*") if path.is_file()}
+            records = {name: data.get(name) or _record(paths[name]) for name in sorted(paths)}
         written.files = {f"{final.name}/{name}": record for name, record in records.items()}
         written.token_file = f"{final.name}/{_data_file(token_array(self._card), len(self._shape))}"
         if self._scale_shape is not None:
@@ -196,12 +198,6 @@ def ensure_root(folder: AnyPath) -> None:
         with tempfile.TemporaryDirectory() as aside:
             zarr.create_group(LocalStore(aside), zarr_format=3)
             write_bytes(folder / "zarr.json", Path(aside, "zarr.json").read_bytes())
-
-
-def _records(group: Path, known: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """The files of a group by path below it."""
-    paths = {path.relative_to(group).as_posix(): path for path in group.rglob("*") if path.is_file()}
-    return {name: known.get(name) or _record(paths[name]) for name in sorted(paths)}
 
 
 def _record(path: Path) -> FileRecord:

@@ -20,6 +20,7 @@ from deltacache.pipeline.decoding.sampling import ViewSample, Window, draw_view,
 from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.texts import counted
 
 if TYPE_CHECKING:
     from deltacache.pipeline.decoding.probe import VideoProbe
@@ -163,7 +164,7 @@ def _fill(samples: list[ViewSample], source: FrameSource, size: Size) -> list[np
         for view, t in places.pop(frame.index):
             resizer.cut(clips[view], t)
     if places:
-        raise SourceFailedError(f"{len(places)} frames did not come out the second time")
+        raise SourceFailedError(f"{counted(len(places), 'frame')} did not come out the second time")
     return [clip.finish() for clip in clips]
 
 
@@ -177,7 +178,7 @@ def _places(samples: list[ViewSample]) -> dict[int, list[tuple[int, int]]]:
 
 
 def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: Size, *, flip: bool) -> np.ndarray:
-    """(h, w, 3) uint8: the crop of one (H, W, 3) frame. See ``resampling``."""
+    """(h, w, 3) uint8: the crop of one (H, W, 3) frame, resized as ``resampling`` does."""
     from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
 
     clip, resizer = CroppedClip(1, size, crop, flip=flip), Resizer(size)

@@ -1,6 +1,6 @@
 """Frames through decord: the fast way, taken where it is known to be exact.
 
-decord says nothing of damaged frames, counts packets as frames, and seeks to keyframes that are none; so it is
+decord says nothing of damaged frames, counts packets as frames, and seeks to frames that are not keyframes; so it is
 given only files for which none of that matters, and what FFmpeg printed meanwhile is looked at.
 """
 
@@ -22,6 +22,7 @@ from deltacache.pipeline.decoding.frame_source import IndexedFrame, SourceFailed
 from deltacache.pipeline.decoding.native_log import NativeLog
 from deltacache.pipeline.decoding.probe import FrameIndex, VideoProbe, seconds_of
 from deltacache.pipeline.decoding.pyav_frames import IndexedPyavSource
+from deltacache.schemas.texts import counted
 
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 _FILTER_LINE = re.compile(r"\[(in|out|swscaler|Parsed_\w+|auto_\w+) @ 0x")
@@ -78,7 +79,9 @@ class DecordSource:
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         reader = decord.VideoReader(str(Path(self._probe.path).absolute()), num_threads=_THREADS)
         if len(reader) != len(self._index.pts):
-            raise SourceFailedError(f"decord counts {len(reader)} frames, there are {len(self._index.pts)}")
+            raise SourceFailedError(
+                f"decord counts {counted(len(reader), 'frame')}, there are {len(self._index.pts)}"
+            )
         for index in wanted:
             rgb = reader[index].asnumpy()
             if rgb.shape != (self.height, self.width, 3):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from upath import UPath
 
 from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.decoding.child import ChildDecoder
@@ -23,7 +22,8 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
 
     Where the videos lie is read from the ``config.yaml`` that extraction left in the dataset.
     """
-    settings = _extraction_of(dataset.root)
+    config = dataset.root / "config.yaml"
+    settings = load_config(config, ExtractionSettings) if config.is_file() else None  # pyright: ignore[reportArgumentType]
     if settings is None:
         return
     rows = {clip_id: position for position, clip_id in enumerate(dataset.clip_ids)}
@@ -57,11 +57,6 @@ def _job(video: FetchedVideo, clip_id: str, row: dict[str, Any], settings: Extra
         image_size=settings.image_size,
         sampling=video.sampling_of(settings.sampling),
     )
-
-
-def _extraction_of(root: Path | UPath) -> ExtractionSettings | None:
-    config = root / "config.yaml"
-    return load_config(config, ExtractionSettings) if config.is_file() else None  # pyright: ignore[reportArgumentType]
 
 
 def _paths(settings: ExtractionSettings) -> dict[str, str]:

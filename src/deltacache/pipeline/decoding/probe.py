@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 
 from deltacache.pipeline.decoding.frame_source import check_size
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.texts import counted
 
 # ----------------------------------------------------------------------------------------------------
 # What the compressed bytes of one packet tell without decoding them.
@@ -219,7 +220,7 @@ def lost_h264_reference(heads: Sequence[bytes], sequence: H264Sequence) -> int |
     """The first picture before which a reference frame is missing, by the numbers that count them.
 
     FFmpeg fills such a gap with a copy of another frame, and says nothing. A gap before an intra picture, or a count
-    that starts again at 0 or 1, is no sign of a loss: streams are joined there.
+    that starts again at 0 or 1, is not a sign of a loss: streams are joined there.
 
     Args:
         heads: ``slice_head`` of every picture, in decoding order.
@@ -765,11 +766,11 @@ class _Scan:
         if not self.packets and not self._cut:
             raise VideoRefusedError(
                 FailureReason.NO_FRAMES,
-                f"its header claims {self._stream.frames} frames, the file holds none",
+                f"its header claims {counted(self._stream.frames, 'frame')}, the file holds none",
             )
         missing = self._missing_frames(container)
         if missing:
-            message = f"{missing} frames lie past the end of the file"
+            message = f"{counted(missing, 'frame lies', 'frames lie')} past the end of the file"
             raise VideoRefusedError(FailureReason.TRUNCATED, message)
         if self._cut:
             message = f"{self._cut} packets are incomplete"
@@ -782,7 +783,7 @@ class _Scan:
         if self._codec not in _FIND_THEIR_START and self._first.pict_type in _DEPENDENT:
             raise VideoRefusedError(
                 FailureReason.CORRUPT_STREAM,
-                "its first frame is no keyframe, so what it shows until the first one cannot be decoded",
+                "its first frame is not a keyframe, so what it shows until the first one cannot be decoded",
             )
         return self._first
 

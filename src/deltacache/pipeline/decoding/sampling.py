@@ -26,6 +26,7 @@ import numpy as np
 from deltacache.schemas.clips import CropBox
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.texts import counted
 
 _CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 
@@ -147,7 +148,7 @@ def middle_clip_indices(*, frame_count: int, fps: float, num_frames: int, stride
     last = first + (num_frames - 1) * step
     if first < 0 or last >= frame_count:
         raise ValueError(
-            f"{num_frames} frames {step} apart do not fit around the middle of {frame_count} frames"
+            f"{num_frames} frames {step} apart do not fit around the middle of {counted(frame_count, 'frame')}"
         )
     return list(range(first, last + 1, step))
 
@@ -202,13 +203,13 @@ def _refuse_repeats(timestamps_s: np.ndarray, span_s: float, duplicates: int) ->
         raise VideoRefusedError(
             FailureReason.TOO_SHORT,
             f"the sampled span of {span_s:.3f} s does not fit into {duration:.3f} s "
-            f"({len(timestamps_s)} frames): allow duplicates or sample a shorter span",
+            f"({counted(len(timestamps_s), 'frame')}): allow duplicates or sample a shorter span",
         )
     if duplicates:
         raise VideoRefusedError(
             FailureReason.TOO_SHORT,
             f"{duplicates} sampled frames would repeat, the spacing being finer than the video's "
-            f"{len(timestamps_s)} frames in {duration:.3f} s: allow duplicates or sample more coarsely",
+            f"{counted(len(timestamps_s), 'frame')} in {duration:.3f} s: allow duplicates or sample more coarsely",
         )
 
 

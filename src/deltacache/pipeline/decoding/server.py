@@ -142,7 +142,7 @@ def _run_child(decode: Decode, request: dict[str, Any], write_end: int, channel:
     finally:
         if exit_code:
             traceback.print_exc()
-        os._exit(exit_code)  # no cleaning up: the server's own exit handlers are none of ours
+        os._exit(exit_code)  # no cleaning up: the exit handlers belong to the server
 
 
 def _answer(decode: Decode, request: dict[str, Any], channel: _Channel) -> Message:

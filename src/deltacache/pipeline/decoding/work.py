@@ -121,7 +121,15 @@ def decode_group(
         for video in videos:
             content = None
             if video.video_uri in known_failures:
-                failures.append(_blamed(video, known_failures[video.video_uri]))
+                failures.append(
+                    Failure(
+                        video.video_uri,
+                        None,
+                        "encode",
+                        FailureReason.ENCODE_FAILED.value,
+                        known_failures[video.video_uri],
+                    )
+                )
                 sources.append(_source(video, None))
                 continue
             try:
@@ -162,7 +170,3 @@ def _source(video: PlannedVideo, content: FetchedVideo | None) -> SourceRecord:
         version="" if content is None else content.version,
         sha256="" if content is None else content.sha256,
     )
-
-
-def _blamed(video: PlannedVideo, error: str) -> Failure:
-    return Failure(video.video_uri, None, "encode", FailureReason.ENCODE_FAILED.value, error)

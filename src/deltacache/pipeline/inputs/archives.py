@@ -541,7 +541,7 @@ def _refused_compressed(file: JoinedFile, how: str, version: str) -> Iterator[Ar
     except (*_TAR_ERRORS, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
         if not isinstance(error, pa.ArrowException | tarfile.TarError) and may_pass(error):
             raise
-        message = f"a file compressed with {how} that is no tar or is damaged: unpack it to see what it is"
+        message = f"a file compressed with {how} that is not a tar or is damaged: unpack it to see what it is"
         yield _refused(FailureReason.CORRUPT_STREAM, message, version)
 
 

@@ -234,7 +234,20 @@ class _Looking:
 
     def _videos(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
         if looks_like_archive(entry.name):
-            return self._archived(entry, folder)
+            inside = INSIDE_ARCHIVE.fullmatch(entry.uri)
+            above = (inside["archive"] if inside else entry.uri.partition("?")[0]).rpartition("/")[0]
+            at = ListedFolder(folder.place, above, folder.files, folder.query)
+            videos = list(videos_of_archives(at, {entry.name}))
+            if inside:
+                videos = [
+                    replace(video, is_counted=False) for video in videos if video.video_uri == entry.uri
+                ]
+            if not videos:  # kept, so that fetching refuses and counts it
+                self.missing.append(entry.place)
+                message = "its archive is not there, or does not hold it"
+                reason = FailureReason.UNREADABLE.value
+                return [source_of(entry.uri, Refused(reason, message), ListedFile(0, ""))]
+            return videos
         is_file = entry.name in folder.files if is_remote(entry.place) else os.path.isfile(entry.place)  # noqa: PTH113
         frames = None if is_file else _frames(entry.place, entry.uri)
         if frames is None and not is_file:
@@ -254,20 +267,6 @@ class _Looking:
             for entry in entries
             if entry.rows is not None
         ]
-
-    def _archived(self, entry: _Entry, folder: ListedFolder) -> list[VideoSource]:
-        inside = INSIDE_ARCHIVE.fullmatch(entry.uri)
-        above = (inside["archive"] if inside else entry.uri.partition("?")[0]).rpartition("/")[0]
-        at = ListedFolder(folder.place, above, folder.files, folder.query)
-        videos = list(videos_of_archives(at, {entry.name}))
-        if inside:
-            videos = [replace(video, is_counted=False) for video in videos if video.video_uri == entry.uri]
-        if not videos:  # kept, so that fetching refuses and counts it
-            self.missing.append(entry.place)
-            message = "its archive is not there, or does not hold it"
-            reason = FailureReason.UNREADABLE.value
-            return [source_of(entry.uri, Refused(reason, message), ListedFile(0, ""))]
-        return videos
 
 
 def _folder(entry: _Entry, names: set[str], *, is_listed: bool) -> ListedFolder:

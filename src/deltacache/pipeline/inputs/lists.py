@@ -35,7 +35,7 @@ from deltacache.pipeline.inputs.locations import PICTURE_SUFFIXES, ParquetVideo,
 from deltacache.pipeline.storage.storage import client_errors, filesystem_of, is_remote, split_query
 from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.texts import decoded
+from deltacache.schemas.texts import counted, decoded
 
 _JSON = frozenset({".json", ".jsonl", ".ndjson"})
 LIST_SUFFIXES = PARQUET_SUFFIXES | _JSON | {".txt", ".csv", ".tsv"}
@@ -143,7 +143,7 @@ def read_list(path: str, column: str | None = None, tell: Tell | None = None) ->
     others = [name for name in names if name != taken.name]
     if tell is not None and (others or how):
         also = f"; not taken: {', '.join(others[:_SAMPLE])} (--column NAME)" if others else ""
-        tell(f"{path}: {len(entries)} entries of {_shown(taken.name)}{how}{also}")
+        tell(f"{path}: {counted(len(entries), 'entry', 'entries')} of {_shown(taken.name)}{how}{also}")
     return entries
 
 

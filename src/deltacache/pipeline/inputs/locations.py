@@ -192,7 +192,7 @@ def frames_among(names: Collection[str]) -> dict[str, str]:
     (``00001.jpg``), or behind the same beginning (``frame00001.jpg``, ``img-00001.jpg``), if every picture is, and
     there are several: a few pictures are no video.
 
-    Hidden files are none: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
+    Hidden files do not count: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
     """
     matches = {name: match for name in names if (match := _FRAME.fullmatch(name))}
     if named := {name: match["number"] for name, match in matches.items() if match["before"]}:
@@ -215,7 +215,7 @@ def spooled_frame_name(number: int, name: str) -> str:
     """A name of our own for a frame of an archive: its place, and of its own name only number and suffix.
 
     Raises:
-        ValueError: it is no name of a frame.
+        ValueError: it is not a name of a frame.
     """
     match = _FRAME.fullmatch(name) or _COUNTER.fullmatch(name)
     if match is None:

@@ -44,7 +44,7 @@ from deltacache.pipeline.storage.storage import (
 )
 from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.texts import decoded
+from deltacache.schemas.texts import counted, decoded
 
 __all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "video_id_of"]
 
@@ -78,19 +78,15 @@ def find_videos(
     if refused := refused_place(source, schemes):
         raise DeltacacheError(refused)
     found = _find(source, column, tell, schemes)
-    videos = sorted(_unique(found), key=lambda video: video.video_uri)
+    videos = sorted({video.video_uri: video for video in found}.values(), key=lambda video: video.video_uri)
     if frames_per_second is None:
         videos = _without_counted(videos, source, tell)
     kept = videos if exclude_list is None else _without_excluded(videos, source, exclude_list, tell)
     if videos and not kept:
         raise DeltacacheError(
-            f"{exclude_list} excludes all {len(videos)} videos of {source}: at least one must be left"
+            f"{exclude_list} excludes all {counted(len(videos), 'video')} of {source}: at least one must be left"
         )
     return kept
-
-
-def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
-    return list({video.video_uri: video for video in videos}.values())
 
 
 def _without_counted(videos: list[VideoSource], source: str, tell: Tell | None) -> list[VideoSource]:
@@ -263,7 +259,7 @@ def _without_excluded(
 ) -> list[VideoSource]:
     """The videos that no line of the list names: by id, uri, file name, stem or path.
 
-    A path that is no uri is taken as it stands, then from the working directory, then from the list's folder. Lines
+    A path that is not a uri is taken as it stands, then from the working directory, then from the list's folder. Lines
     that name nothing are counted and shown.
     """
     packaged = EXCLUDE_LISTS / f"{exclude_list}.txt"

@@ -85,6 +85,7 @@ from deltacache.schemas.jobs import (
 )
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
+from deltacache.schemas.texts import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +358,10 @@ def _settle_changes(
         refuse_changed(job.out, changed)
     elif changed:
         shards = drop_changed(job.out, changed)
-        job.reporter.line(f"{len(changed)} videos have another content: their {shards} shards are made again")
+        job.reporter.line(
+            f"{counted(len(changed), 'video has', 'videos have')} another content: "
+            f"{counted(shards, 'shard is', 'shards are')} made again"
+        )
     return bool(changed)
 
 
@@ -476,7 +480,7 @@ def _finish(job: _Job, held: TablesSummary, throughput: Throughput | None) -> Jo
 
 
 def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None) -> str:
-    text = f"{out}: {summary.clips} clips of {summary.videos} videos"
+    text = f"{out}: {counted(summary.clips, 'clip')} of {counted(summary.videos, 'video')}"
     if summary.failures:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary.failures.items()))
         text += f"; rejected {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"

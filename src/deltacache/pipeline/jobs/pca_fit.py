@@ -26,6 +26,7 @@ from deltacache.schemas.clips import FeatureClip
 from deltacache.schemas.datasets import DatasetCard
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 
 _BATCH_BYTES = 64 << 20
 """Of a batch's vectors in float64."""
@@ -118,7 +119,7 @@ def fit_pca(
     total = clips * card.sampling.frames
     if frames is not None and not 1 <= frames <= total:
         raise DeltacacheError(
-            f"{frames} frames of {root}, which has {total}: give 1 to {total}, or leave --frames out"
+            f"{counted(frames, 'frame')} of {root}, which has {total}: give 1 to {total}, or leave --frames out"
         )
     wanted = total if frames is None else frames
     metadata = _metadata(root, card, shards, clips, wanted)
@@ -140,7 +141,7 @@ def fit_pca(
         with replacing_folder(out) as folder:
             save_pca(folder, pca)
     reporter.line(
-        f"{out}: {_line(pca)}; {stream.moments.count} vectors of {stream.taken} frames; reading "
+        f"{out}: {_line(pca)}; {stream.moments.count} vectors of {counted(stream.taken, 'frame')}; reading "
         f"{stream.read_s:.1f} s, covariance {stream.compute_s:.1f} s, components {solve_s:.1f} s"
     )
     return pca

@@ -23,6 +23,7 @@ from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_pre
 from deltacache.pipeline.work.placement import Placement
 from deltacache.schemas.datasets import DatasetCard, sides
 from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.schemas.texts import counted
 
 _SAMPLE = 16
 
@@ -94,10 +95,11 @@ def preview_extraction(
                 f"\n--precision bfloat16 would take about {_hours(seconds)}: this CPU multiplies it faster"
             )
     return "".join(f"{note}\n" for note in notes) + (
-        f"{settings.source}: {len(sources)} videos ({size / 1e9:.2f} GB)\n"
-        f"{dataset_root(out)}: would hold {clips} clips of {shape[0]} x {shape[1]} x {shape[2]} {card.dtype} in at "
-        f"least {shards} shards, {clips * clip_bytes / 1e9:.2f} GB\n"
-        f"tried on {sampled} videos, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
+        f"{settings.source}: {counted(len(sources), 'video')} ({size / 1e9:.2f} GB)\n"
+        f"{dataset_root(out)}: would hold {counted(clips, 'clip')} of {shape[0]} x {shape[1]} x {shape[2]} "
+        f"{card.dtype} in at "
+        f"least {counted(shards, 'shard')}, {clips * clip_bytes / 1e9:.2f} GB\n"
+        f"tried on {counted(sampled, 'video')}, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
         f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward pass "
         f"{_hours(estimate.forward_s)} of one encoder); rejected {estimate.refused:.0%}{faster}"
     )

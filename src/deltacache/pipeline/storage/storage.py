@@ -14,7 +14,7 @@ import socket
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -273,20 +273,25 @@ def _http_status(error: BaseException) -> int | None:
     return None
 
 
+def _attempts(seconds: float, before_sleep: Callable[[RetryCallState], None] | None = None) -> Retrying:
+    """What sources and outputs share: errors that may pass, tried again with growing pauses."""
+    return Retrying(
+        retry=retry_if_exception(may_pass),
+        stop=stop_after_delay(seconds),
+        wait=growing_pauses(seconds),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+
+
 def retried_call(call: Callable[[], _T], host: str = "") -> _T:
     """``call()``, tried again with growing pauses while its errors may pass, for as long as ``set_patience`` says.
 
     A ``host`` that failed for so long is asked once, until it answers: a thousand videos of it must not wait each.
     """
     seconds = 0.0 if host in _failing else patience_s()
-    retrying = Retrying(
-        retry=retry_if_exception(may_pass),
-        stop=stop_after_delay(seconds),
-        wait=growing_pauses(seconds),
-        reraise=True,
-    )
     try:
-        result = retrying(call)
+        result = _attempts(seconds)(call)
     except Exception as error:
         if host and may_pass(error):
             _failing.add(host)
@@ -392,14 +397,7 @@ def retried(call: Callable[..., Result], *arguments: Any, **options: Any) -> Res
             text = f"the output does not answer ({error}): trying again for up to {seconds:g} s"
             print(without_secrets(text), file=sys.stderr, flush=True)
 
-    attempts = Retrying(
-        retry=retry_if_exception(may_pass),
-        stop=stop_after_delay(seconds),
-        wait=growing_pauses(seconds),
-        before_sleep=say,
-        reraise=True,
-    )
-    return attempts(call, *arguments, **options)
+    return _attempts(seconds, say)(call, *arguments, **options)
 
 
 def make_folder(folder: AnyPath) -> None:
@@ -550,7 +548,7 @@ Item = TypeVar("Item")
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """The results of ``work`` in the order of ``items``; at most ``ahead`` (twice the threads) wait to be taken.
 
     For work that waits or leaves the interpreter: files, object stores, checksums. The first error ends it.

@@ -74,7 +74,8 @@ def load_frame_features(config: FrameFeatureConfig, device: torch.device) -> Fra
     Raises:
         CheckpointError: one is missing or damaged.
         DeltacacheError: it gives tokens that are not finite.
-        MismatchError: no such layers, a PCA of other features, or an image size that is no multiple of the patch size.
+        MismatchError: no such layers, a PCA of other features, or an image size that is not a multiple of the
+            patch size.
     """
     backbone = load_backbone(config.backbone, config.precision, config.layers, config.pca).to(device)
     black_patch_tokens_of(backbone, config.image_size)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltacache.schemas.texts import counted
+
 Forward = Callable[..., tuple[Tensor, ...]]
 
 
@@ -51,7 +53,9 @@ class OverlappedForward:
         return [tuple(output[clip] for output in outputs) for clip in range(clips)]
 
     def _on_cuda(self, arrays: Sequence[Sequence[np.ndarray]], size: int, forward: Forward) -> list[Tensor]:
-        lane = self._lane()
+        if not hasattr(self._own, "lane"):
+            self._own.lane = _Lane(torch.cuda.Stream(self._device))
+        lane = self._own.lane
         with torch.cuda.device(self._device), torch.cuda.stream(lane.stream):
             inputs = [
                 _filled(lane.pinned(place, (size, *given[0].shape), given[0].dtype), given).to(
@@ -80,11 +84,6 @@ class OverlappedForward:
             torch.cuda.synchronize(self._device)
             self._seen.add(shapes)
         return results
-
-    def _lane(self) -> "_Lane":
-        if not hasattr(self._own, "lane"):
-            self._own.lane = _Lane(torch.cuda.Stream(self._device))
-        return self._own.lane
 
 
 class _Lane:
@@ -123,12 +122,13 @@ def _filled(stack: Tensor, given: Sequence[np.ndarray]) -> Tensor:
 def _check(arrays: Sequence[Sequence[np.ndarray]], size: int) -> None:
     if len(arrays[0]) > size:
         raise ValueError(
-            f"{len(arrays[0])} clips are more than the {size} of a forward pass: give fewer at once"
+            f"{counted(len(arrays[0]), 'clip is', 'clips are')} more than the {size} of a forward pass: "
+            "give fewer at once"
         )
     for given in arrays:
         kinds = {(array.shape, array.dtype) for array in given}
         if len(kinds) > 1 or len(given) != len(arrays[0]):
             raise ValueError(
                 f"clips of one forward must be alike, got {sorted(map(str, kinds))} for {len(given)} of "
-                f"{len(arrays[0])} clips"
+                f"{counted(len(arrays[0]), 'clip')}"
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
+from deltacache.schemas.texts import counted
 
 _GPU_ENCODER_CPUS = 1.0
 _CPU_ENCODER_BYTES = 3 << 30  # a ViT-B with its activations, and room
@@ -92,7 +93,8 @@ class Placement:
 
     def __str__(self) -> str:
         where = "on the CPU" if self.device == "cpu" else f"with {self.gpus_per_encoder:g} GPU each"
-        return f"{self.decoders} decoders and {self.encoders} encoders {where} on {self.nodes} nodes"
+        decoders, encoders = counted(self.decoders, "decoder"), counted(self.encoders, "encoder")
+        return f"{decoders} and {encoders} {where} on {counted(self.nodes, 'node')}"
 
 
 def _part(whole: int, parts: int, number: int) -> int:
@@ -120,7 +122,8 @@ def place(
         )
     if cores is None and settings.decoders and settings.decoders < (settings.encoders or 0):
         raise DeltacacheError(
-            f"--decoders {settings.decoders} for {settings.encoders} encoders: each encoder needs one at least, so "
+            f"--decoders {settings.decoders} for {settings.encoders} encoders: each encoder "
+            "needs one at least, so "
             f"give {settings.encoders} or more, or fewer --encoders"
         )
     remarks: list[str] = []
@@ -130,7 +133,8 @@ def place(
     encoders = settings.encoders or max(sum(most), 1)
     if cores is None and settings.decoders and encoders > settings.decoders:
         remarks.append(
-            f"{settings.decoders} encoders, not {encoders}: each needs a decoder, and --decoders is {settings.decoders}"
+            f"{counted(settings.decoders, 'encoder')}, not {encoders}: each needs a decoder, and "
+            f"--decoders is {settings.decoders}"
         )
         encoders = settings.decoders
     room = _decoding_room(nodes, most, encoders, cpus_per_encoder)
@@ -140,14 +144,17 @@ def place(
         room = _decoding_room(nodes, most, encoders, cpus_per_encoder)
     if room < 1:
         raise NoRoomError(
-            f"{wanted} encoders on {sum(node.cpus for node in nodes):g} CPUs of {len(nodes)} nodes leave none for "
+            f"{counted(wanted, 'encoder')} on {sum(node.cpus for node in nodes):g} CPUs of "
+            f"{counted(len(nodes), 'node')} leave none for "
             "decoding: ask for fewer --encoders, or give the cluster nodes with CPUs"
         )
     if encoders < wanted:
-        remarks.append(f"{encoders} encoders, not {wanted}: one more would leave no CPU for decoding")
+        remarks.append(
+            f"{counted(encoders, 'encoder')}, not {wanted}: one more would leave no CPU for decoding"
+        )
     if settings.decoders and settings.decoders > room:
         remarks.append(
-            f"{room} decoders, not {settings.decoders}: that many CPUs are free beside the encoders"
+            f"{counted(room, 'decoder')}, not {settings.decoders}: that many CPUs are free beside the encoders"
             + ("" if cores is not None else "; more decode when nodes join")
         )
     return Placement(
@@ -192,7 +199,8 @@ def _check_gpus(
     by_gpus, held = _on_gpus(per_encoder, nodes), ", ".join(f"{node.gpus:g}" for node in nodes)
     idle = sum(by_gpus) - sum(most)
     why = (
-        f"{idle} encoders more would find GPUs, but no CPU beside them, and each needs a part of one: start those "
+        f"{counted(idle, 'encoder')} more would find GPUs, but no CPU beside them, and each needs a part "
+        "of one: start those "
         "nodes with --num-cpus, or with a CPU limit on Kubernetes"
     )
     if sum(most) < (encoders or 1):
@@ -201,7 +209,9 @@ def _check_gpus(
             f"ask for at most {sum(most)} --encoders, or fewer --gpus-per-encoder (0 runs on CPUs)"
             + (f". {why}" if idle else "")
         )
-    return [f"{sum(most)} encoders, not {sum(by_gpus)}: {why}"] if idle and encoders is None else []
+    return (
+        [f"{counted(sum(most), 'encoder')}, not {sum(by_gpus)}: {why}"] if idle and encoders is None else []
+    )
 
 
 def _decoding_room(nodes: Sequence[Node], most: list[int], encoders: int, cpus_per_encoder: float) -> int:
@@ -237,7 +247,8 @@ def place_tasks(workers: int, nodes: Sequence[Node]) -> tuple[int, float]:
     )
     if not fitting:
         raise NoRoomError(
-            f"{workers} workers need a CPU each, and the {len(nodes)} nodes of the cluster offer none: give the "
+            f"{counted(workers, 'worker needs', 'workers need')} a CPU each, and the "
+            f"{counted(len(nodes), 'node')} of the cluster offer none: give the "
             "cluster nodes with CPUs, or leave --ray-address out to run on this machine"
         )
     return min(workers, fitting), gpus

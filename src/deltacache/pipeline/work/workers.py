@@ -238,7 +238,7 @@ class FeatureShardWorker:
         return measure_tokenizing(self.encoder, self.features[1])
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
-        """See ``ShardWorker``; nothing is decoded."""
+        """Features are read from the dataset: nothing is decoded."""
         return tokenize_shard(self.features, self.deltas, work, self.encoder, on_clips, self.lock)
 
 

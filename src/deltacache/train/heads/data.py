@@ -7,7 +7,6 @@ B frames, M crops of them, C crops of one frame, S input size, D hidden, h x w p
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from deltacache.models.backbone import Backbone
 from deltacache.pipeline.benchmarks.frames import CropSplit
 from deltacache.pipeline.benchmarks.training_frames import LoadedFrame, TrainingFrames
+from deltacache.pipeline.storage.storage import in_threads
 from deltacache.schemas.datasets import Size
 from deltacache.train.data import RESIDENT_SHARE, memory_bytes, prefetch, sent
 from deltacache.train.order import MicroBatch, batch_items, step_rng
@@ -108,10 +108,7 @@ class HeadFrames:
 
     def batches(self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]) -> Generator[HeadBatch]:
         """The batches of ``parts``; pictures are read ahead in threads."""
-        with (
-            ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "deltacache-frames") as pool,
-            closing(prefetch(self._read(seed, effective_batch, parts, pool))) as read,
-        ):
+        with closing(prefetch(self._read(seed, effective_batch, parts))) as read:
             for keys, loaded in read:
                 yield self._batch(keys, loaded)
 
@@ -126,14 +123,16 @@ class HeadFrames:
         return mean_file_bytes(self._frames)
 
     def _read(
-        self, seed: int, effective_batch: int, parts: Iterable[MicroBatch], pool: ThreadPoolExecutor
+        self, seed: int, effective_batch: int, parts: Iterable[MicroBatch]
     ) -> Iterator[tuple[list[Key], dict[Key, LoadedFrame]]]:
         for part in parts:
             items = batch_items(seed, part.step, effective_batch, len(self._frames.frames))[part.positions]
             drawn = step_rng("flip", seed, part.step).random(effective_batch)[part.positions]
             keys = list(zip(items.tolist(), (drawn < self._flip).tolist(), strict=True))
             missing = [key for key in dict.fromkeys(keys) if key not in self._known]
-            yield keys, dict(zip(missing, pool.map(lambda key: self._load(*key), missing), strict=True))
+            threads = min(_THREADS, os.cpu_count() or 1)
+            loaded = in_threads(lambda key: self._load(*key), missing, threads=threads)
+            yield keys, dict(zip(missing, loaded, strict=True))
 
     def _batch(self, keys: Sequence[Key], loaded: dict[Key, LoadedFrame]) -> HeadBatch:
         missing = {key: each for key, each in loaded.items() if key not in self._known}

@@ -129,7 +129,13 @@ class _SumByRows(torch.autograd.Function):
             for rows in _strips(piece.label, logits.shape[1]):
                 small = logits[at].detach().requires_grad_()
                 with torch.enable_grad():
-                    loss = _strip_loss(piece.rows(small, rows), piece.label[rows.start : rows.stop])
+                    # Sum of the cross-entropy of logits (1, K, R, W') against (R, W').
+                    loss = functional.cross_entropy(
+                        piece.rows(small, rows),
+                        piece.label[rows.start : rows.stop][None].long(),
+                        ignore_index=IGNORE,
+                        reduction="sum",
+                    )
                 gradient[at] += torch.autograd.grad(loss, small)[0]
                 total += loss.detach()
         ctx.save_for_backward(gradient)
@@ -149,11 +155,6 @@ def _strips(label: Tensor, classes: int) -> Iterator[range]:
     wanted = _STRIP_LOGITS if label.device.type == "cpu" else _STRIP_LOGITS_GPU
     step = max(1, wanted // (classes * max(height, width)))  # a square of the longer side may be cut
     return (range(at, min(at + step, height)) for at in range(0, height, step))
-
-
-def _strip_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Sum of the cross-entropy of logits (1, K, R, W') against (R, W')."""
-    return functional.cross_entropy(logits, label[None].long(), ignore_index=IGNORE, reduction="sum")
 
 
 def _neighbours(difference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from deltacache.pipeline.benchmarks.training_frames import TrainingFrames, label
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, CLASSES
 from deltacache.schemas.configs import HeadConfig, RgbConfig
 from deltacache.schemas.progress import Reporter
+from deltacache.schemas.texts import counted
 from deltacache.train.heads.data import HeadBatch, HeadFrames, LabelledCrops
 from deltacache.train.heads.losses import depth_losses, picture_losses, segmentation_loss_by_rows
 from deltacache.train.heads.setup import HeadRequest, open_head, say_if_scored
@@ -56,22 +57,22 @@ class HeadTask(ABC, Generic[ModelT]):
     trial_batches = batches
 
     def bytes_to_load(self, device: torch.device) -> int:
-        """See ``TrainingTask``: none at the beginning."""
+        """None at the beginning: frames are read when they come up."""
         return 0
 
     def bytes_to_read(self, samples: int) -> int:
         return int(self._frames.computed(samples) * self._frames.frame_bytes)
 
     def inputs_computed(self, samples: int) -> int:
-        """See ``TrainingTask``: frames go through the backbone when they come up."""
+        """Frames go through the backbone when they come up."""
         return self._frames.computed(samples)
 
     @abstractmethod
     def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``."""
+        """The loss of the batch, and what is logged beside it."""
 
     def probes(self) -> dict[str, float]:
-        """See ``TrainingTask``: none, ``evaluate`` tells how good a head is."""
+        """None: ``evaluate`` measures how good a head is."""
         return {}
 
 
@@ -91,7 +92,7 @@ class LinearHeadTask(HeadTask[LinearHead]):
         self._weights = weights
 
     def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``. In float32 everywhere: the head costs nothing, and depth needs the digits."""
+        """In float32 everywhere: the head costs nothing, and depth needs the digits."""
         del part
         gradient, rmse = self._weights
         with torch.autocast(batch.features.device.type, enabled=False):
@@ -126,7 +127,7 @@ class RgbTask(HeadTask[RgbDecoder]):
         self._gradient_loss = config.gradient_loss
 
     def training_loss(self, batch: HeadBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingTask``: L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
+        """L1 and multi-scale gradients, of what is not yet cut to [0, 1]."""
         assert batch.pictures is not None  # asked for
         assert batch.shares is not None
         truth = batch.pictures.permute(0, 3, 1, 2) / 255.0
@@ -184,7 +185,7 @@ def train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporte
 
 def _train_rgb_decoder(request: HeadRequest, config: RgbConfig, reporter: Reporter) -> Path:
     frames = picture_frames(request.root)
-    reporter.line(f"train rgb_decoder: {len(frames.frames):,} pictures")
+    reporter.line(f"train rgb_decoder: {counted(len(frames.frames), 'picture', form=',')}")
     opened, inputs = open_head(request, config, frames, "rgb_decoder", load_rgb_decoder)
 
     def build() -> RgbDecoder:

@@ -159,7 +159,7 @@ class Distributed:
         self._ddp: DistributedDataParallel | None = None
 
     def shared(self, model: nn.Module, loss: Loss) -> Loss:
-        """See ``ProcessGroup``. The weights of the first worker replace those of the others."""
+        """The weights of the first worker replace those of the others."""
         self._ddp = DistributedDataParallel(_LossOf(model, loss))
         return self._ddp
 
@@ -172,7 +172,7 @@ class Distributed:
         return total / self.workers
 
     def any(self, flag: bool) -> bool:
-        """See ``ProcessGroup``. Costs a round trip and no wait for a GPU."""
+        """Costs a round trip and no wait for a GPU."""
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
@@ -180,7 +180,7 @@ class Distributed:
     def rank_zero_first(
         self, first: Callable[[], tuple[ResultT, int]], others: Callable[[int], ResultT]
     ) -> ResultT:
-        """See ``ProcessGroup``.
+        """The first worker goes ahead, the others follow once it has succeeded.
 
         Raises:
             OtherWorkerFailedError: on the others, when the first one failed.

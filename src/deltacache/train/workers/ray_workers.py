@@ -33,6 +33,7 @@ from deltacache.pipeline.cluster.session import nodes, ray_running, when_there_i
 from deltacache.pipeline.work.placement import Node, NoRoomError
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter, SilentReporter
+from deltacache.schemas.texts import counted
 from deltacache.train.checkpoints import checkpoint_folder, finished_checkpoints
 from deltacache.train.loop import NonFiniteError
 from deltacache.train.setup import RAY_FOLDER, TrainingRequest, check_output
@@ -75,7 +76,8 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
             0 if workers.ray_address is None else workers.wait_for_nodes_s,
             say,
         )
-        relay = _start_relay()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        relay = ray.remote(num_cpus=0)(_RelayActor).options(scheduling_strategy=here).remote()
         trainer = TorchTrainer(
             _work,
             train_loop_config={"kind": kind, "request": request, "relay": relay},
@@ -130,7 +132,8 @@ def _scaling(workers: Workers, device: str, machines: list[Node]) -> ScalingConf
     use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
     if use_gpu and gpus < workers.count:
         raise NoRoomError(
-            f"{workers.count} workers need a GPU each, and there are {gpus}: give fewer --workers, or --device cpu"
+            f"{counted(workers.count, 'worker needs', 'workers need')} a GPU each, and there are {gpus}: "
+            "give fewer --workers, or --device cpu"
         )
     if use_gpu:
         return ScalingConfig(num_workers=workers.count, use_gpu=True)
@@ -148,7 +151,8 @@ def cpu_share(workers: int, cpus: Sequence[int]) -> int:
         if sum(each // share for each in cpus) >= workers:
             return share
     raise NoRoomError(
-        f"{workers} workers need a CPU each, and the nodes offer {sum(cpus)}: give fewer --workers"
+        f"{counted(workers, 'worker needs', 'workers need')} a CPU each, and the nodes offer {sum(cpus)}: "
+        "give fewer --workers"
     )
 
 
@@ -233,7 +237,8 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay, workers: Workers) 
 def _no_room(workers: Workers, waited: float) -> str:
     there, free = nodes(), ray.available_resources()
     return (
-        f"{workers.count} workers have not begun together for {waited:.0f} of at most {workers.wait_for_nodes_s:g} s "
+        f"{counted(workers.count, 'worker has', 'workers have')} not begun together for {waited:.0f} of at "
+        f"most {workers.wait_for_nodes_s:g} s "
         f"(--wait-for-nodes): they find no room, or die before they begin, of which Ray's logs tell. The {len(there)} "
         f"nodes have {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
     )
@@ -252,11 +257,6 @@ class _RelayActor:
     def standing(self) -> Standing:
         """How the training stands."""
         return self._relay.standing
-
-
-def _start_relay() -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(_RelayActor).options(scheduling_strategy=here).remote()
 
 
 def _standing(relay: Any) -> Standing:

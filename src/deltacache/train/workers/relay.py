@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltacache.schemas.progress import ProgressStage, Reporter
+from deltacache.schemas.texts import counted
 
 MOST_LOST = 3
 """Losses in a row without a new checkpoint between them, after which the training is given up."""
@@ -57,7 +58,7 @@ class Relay:
     def start(self, step: int, workers: int) -> None:
         """The workers begin after ``step`` steps."""
         if self.standing.started:
-            self.tell("line", f"{workers} workers go on from step {step}")
+            self.tell("line", f"{counted(workers, 'worker goes', 'workers go')} on from step {step}")
         if step > self._newest:
             self._newest = step
             self._lost.clear()
