@@ -40,7 +40,7 @@ _DETAILS = tuple(
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PastAndFutures:
     """What is shown of one sequence and its sampled futures.
 
     Attributes:
@@ -73,13 +73,13 @@ class Prediction:
         """(C+H,) seconds from the last seen frame."""
         return self.times_s - self.times_s[self.context - 1]
 
-    def with_maps(self, makers: Sequence[MapMaker], tokens: Tensor, futures: Tensor) -> "Prediction":
+    def with_maps(self, makers: Sequence[MapMaker], tokens: Tensor, futures: Tensor) -> "PastAndFutures":
         """The same with maps of ``tokens`` (C+K, N, D) and of the first ``futures`` (S, H, N, D)."""
         shown = {self.world: futures[:MOST_SHOWN]}
         return replace(self, maps=tuple(example_maps(iter(makers), tokens, tokens[:0], shown)))
 
 
-def write_page(prediction: Prediction, path: Path) -> None:
+def write_page(prediction: PastAndFutures, path: Path) -> None:
     """Write one HTML page that needs nothing but itself.
 
     Raises:
@@ -108,7 +108,7 @@ def write_page(prediction: Prediction, path: Path) -> None:
     )
 
 
-def _example(prediction: Prediction) -> Example:
+def _example(prediction: PastAndFutures) -> Example:
     """As the report's examples are, with every sample that is shown."""
     samples = len(prediction.futures)
     none = np.full(samples, NOTHING_REACHED)
@@ -150,7 +150,7 @@ _STYLES = {
 }
 
 
-def _page_context(prediction: Prediction) -> dict[str, Any]:
+def _page_context(prediction: PastAndFutures) -> dict[str, Any]:
     samples, steps = prediction.futures.shape[:2]
     ahead = prediction.ahead_s[prediction.context :]
     curves: dict[str, np.ndarray] = {}
@@ -209,7 +209,7 @@ _PAINTS: dict[MapKind, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 _SHORTEST_S, _LAST_S = 0.25, 1.5
 
 
-def write_movie(prediction: Prediction, path: Path) -> None:
+def write_movie(prediction: PastAndFutures, path: Path) -> None:
     """Write an MP4 or, where ``path`` ends in ``.gif``, an animation that repeats."""
     frames = [_moment(prediction, at) for at in range(len(prediction.times_s))]
     steps = np.diff(prediction.times_s, append=prediction.times_s[-1] + _LAST_S)
@@ -236,7 +236,7 @@ def write_movie(prediction: Prediction, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def _moment(prediction: Prediction, at: int) -> Image.Image:
+def _moment(prediction: PastAndFutures, at: int) -> Image.Image:
     """One frame of the movie: on the left the video and its features, on the right every future."""
     seen, count = at < prediction.context, min(len(prediction.futures), MOST_SHOWN)
     columns = min(_COLUMNS, count)
@@ -270,7 +270,7 @@ def _moment(prediction: Prediction, at: int) -> Image.Image:
     return canvas
 
 
-def _looks(prediction: Prediction) -> tuple[str, Any, Any]:
+def _looks(prediction: PastAndFutures) -> tuple[str, Any, Any]:
     """What futures are shown as, and the pictures of truth and samples.
 
     Decoded pictures if there are any, then classes, depth, features.

@@ -23,7 +23,7 @@ from deltacache.evaluate.examples import MAP_SIDE, MapMaker
 from deltacache.evaluate.inputs import Models, load_models
 from deltacache.evaluate.metrics import check_finite
 from deltacache.evaluate.output import CONFIG, new_folder
-from deltacache.evaluate.prediction.page import Prediction, write_movie, write_page
+from deltacache.evaluate.prediction.page import PastAndFutures, write_movie, write_page
 from deltacache.evaluate.prediction.sequence import SeenSequence, backbone_of, open_sequence
 from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.evaluate.settings import ClipEvaluation
@@ -98,7 +98,7 @@ def predict_futures(settings: PredictionSettings, reporter: Reporter) -> Path:
     )
     futures = _sample(models, sequence, protocol)
     world = models.worlds[0]
-    prediction = Prediction(
+    prediction = PastAndFutures(
         title=sequence.name,
         method=world.method.name,
         world=world.method.world or "",
@@ -241,7 +241,7 @@ def _save_tensors(
     )
 
 
-def _summary(prediction: Prediction) -> str:
+def _summary(prediction: PastAndFutures) -> str:
     """One line that a person can repeat."""
     samples, steps = prediction.futures.shape[:2]
     ahead = prediction.times_s[-1] - prediction.times_s[prediction.context - 1]
