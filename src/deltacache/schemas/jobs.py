@@ -286,7 +286,7 @@ class HeadLaunch(Launch):
     )
     precision: Annotated[AskedPrecision, Flag(choices=("auto", "float32", "bfloat16"))] = Field(
         default="auto",
-        description="What the models compute products in; auto: bfloat16 on GPUs, else float32.",
+        description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
     )
 
 
@@ -298,7 +298,7 @@ class SystemsLaunch(Launch):
     )
     assignments: Annotated[tuple[str, ...], Flag(option="--set")] = Field(
         default=(),
-        description="Any key of the preset, such as systems.dino-world.world.candidates=16; may be repeated.",
+        description="Change any key of the preset, such as systems.dino-world.world.candidates=16; may be repeated.",
     )
     seed: Annotated[int | None, Flag(default="the preset's")] = Field(
         default=None, ge=0, description="Seed of every training."
