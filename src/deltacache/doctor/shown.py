@@ -115,7 +115,7 @@ def _ray(facts: Facts) -> Iterator[tuple[str, str]]:
             f"{facts['cluster_here']}: --ray-address {facts['cluster_here']} uses it",
         )
     if "RAY_ADDRESS" in facts:
-        yield "RAY_ADDRESS", f"{facts['RAY_ADDRESS']}, not read"
+        yield "RAY_ADDRESS", f"{facts['RAY_ADDRESS']}, read with --ray-address auto"
 
 
 def measurement_text(found: "Measurement") -> str:

@@ -73,7 +73,7 @@ class ForesightEvaluation(Frozen):
         default=None, description="Output of train-tokenizer on features of whole frames."
     )
     worlds: Annotated[tuple[Path, ...], Flag("world")] = Field(
-        default=(), description="Output of train-world; may be given twice."
+        default=(), description="Output of train-world; may be repeated."
     )
     segmentation_head: Annotated[Path | None, Flag("head")] = Field(
         default=None, description="Segmentation head of train-foresight-head."
