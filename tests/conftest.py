@@ -116,14 +116,16 @@ def drawing() -> Iterator[dict[str, Callable[..., Any]]]:
 _PROCESSES = {"SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"}
 """Names that code of tests uses to start Ray or a process."""
 _LONGEST_FIRST = (
-    "commands/test_chain_commands.py",
+    "evaluate/test_report_browser.py",
     "train/test_ray_workers.py",
-    "commands/test_backbone_chain.py",
     "commands/test_chaos.py",
-    "pipeline/test_cluster_faults.py",
+    "commands/test_cluster_command.py",
+    "commands/test_rerun.py",
+    "commands/test_doctor_command.py",
+    "commands/test_chain_commands.py",
     "commands/test_object_store_command.py",
+    "pipeline/test_cluster_faults.py",
     "chain/test_systems_table.py",
-    "commands/test_predictions_command.py",
     "train/test_simulated_cuda.py",
 )
 _FOLDERS = ("commands", "train", "chain", "pipeline", "evaluate", "models")
