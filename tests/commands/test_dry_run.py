@@ -20,5 +20,5 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert "75 clips of 8 x 16 x 64 int8 in at least 7 shards" in said
     assert "limit: decoding" in said
     assert " min in all" in said
-    refused = int(said.rpartition("refused ")[2].split("%")[0])
+    refused = int(said.rpartition("rejected ")[2].split("%")[0])
     assert 10 < refused < 60  # some of these files are broken
