@@ -73,6 +73,7 @@ def plain(golden: Path, mini_benchmarks: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_a_killed_run_goes_on(
     plain: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,6 +105,7 @@ def test_a_killed_run_goes_on(
     assert not (tmp_path / "out" / "parts").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("cache", [False, True])
 def test_progress_goes_sequence_by_sequence_and_counts_none_twice(
@@ -134,6 +136,7 @@ def test_progress_goes_sequence_by_sequence_and_counts_none_twice(
         assert counted.of("cache vspw") == [1] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_workers_change_nothing(plain: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     settings = mini_settings(golden, mini_benchmarks, tmp_path / "out", examples=1, workers=2)
@@ -156,6 +159,7 @@ def test_a_finished_evaluation_is_left_alone_and_another_refused(
         evaluate_benchmarks(settings.model_copy(update={"seed": 7}), SilentReporter())
 
 
+@pytest.mark.slow
 def test_a_cache_is_a_feature_dataset_and_is_used(
     plain: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_cache_is_a_feature_dataset_and_is_used(
         evaluate_benchmarks(settings.model_copy(update={"out": plain, "examples": 1}), SilentReporter())
 
 
+@pytest.mark.slow
 def test_a_killed_cache_goes_on(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     settings = mini_settings(golden, mini_benchmarks, tmp_path / "one", cache=cache)
@@ -199,6 +204,7 @@ def test_a_killed_cache_goes_on(golden: Path, mini_benchmarks: Path, tmp_path: P
     assert same_tables(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_longer_horizons_where_there_are_frames(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     reporter = Lines()
     data = {"vspw": mini_benchmarks / "vspw"}
@@ -421,6 +427,7 @@ def mixed_vspw(mini_benchmarks: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_batches_of_any_crops_and_lengths(
     mixed_vspw: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +465,7 @@ def test_batches_of_any_crops_and_lengths(
         assert verify_dataset(folder) == []
 
 
+@pytest.mark.slow
 def test_pictures_of_features_beside_the_maps(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     settings = mini_settings(
         golden,

@@ -163,6 +163,7 @@ def test_metrics_follow_from_the_statistics(evaluated: Path) -> None:
     assert value == pytest.approx(np.sqrt(squared / count))
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(
     evaluated: Path,
     golden: Path,
@@ -181,6 +182,7 @@ def test_chunks_change_nothing(
     assert len(votes) == 18
 
 
+@pytest.mark.slow
 def test_a_sample_goes_through_the_head_once(
     evaluated: Path, golden: Path, mini_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

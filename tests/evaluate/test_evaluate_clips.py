@@ -105,6 +105,7 @@ def roll_out_one_by_one(world: DrawnWorld, clip_id: str) -> Iterator[list[Tensor
         yield frames
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_best_and_mean_equal_a_loop_over_samples(evaluated: DrawnWorld) -> None:
     clip_id = "scene2-right-v000"
@@ -186,6 +187,7 @@ def test_reconstructions_equal_a_loop_over_frames(evaluated: DrawnWorld, horizon
         )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_modes_equal_a_loop_over_samples(drawn: DrawnWorld, tmp_path: Path) -> None:
     """Of scene 0 two samples are the true futures, of scene 1 one is, of the others none."""
@@ -213,6 +215,7 @@ def test_modes_equal_a_loop_over_samples(drawn: DrawnWorld, tmp_path: Path) -> N
             assert scene != 1 or counts[0] >= 1
 
 
+@pytest.mark.slow
 def test_tables_have_the_agreed_columns_and_say_over_how_many(evaluated: DrawnWorld) -> None:
     out = evaluated.root / "out"
     metrics, sequences = pq.read_table(out / "metrics.parquet"), pq.read_table(out / "sequences.parquet")
@@ -250,6 +253,7 @@ def test_horizons_are_also_told_in_seconds(evaluated: DrawnWorld) -> None:
         assert row["horizon_s"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tables(evaluated: DrawnWorld) -> None:
     evaluate_clips(evaluated.settings("again"), SilentReporter())
     for name in ("metrics.parquet", "sequences.parquet"):
@@ -260,6 +264,7 @@ def test_the_same_seed_gives_the_same_tables(evaluated: DrawnWorld) -> None:
         assert first.equals(second)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_futures_and_the_same_bounds(evaluated: DrawnWorld) -> None:
     evaluate_clips(evaluated.settings("other-seed", seed=4), SilentReporter())
     for method, changes in {
@@ -277,6 +282,7 @@ def test_another_seed_gives_other_futures_and_the_same_bounds(evaluated: DrawnWo
         assert (first != second) is changes
 
 
+@pytest.mark.slow
 def test_numbers_depend_neither_on_the_batch_nor_on_the_order(
     evaluated: DrawnWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +380,7 @@ def test_the_last_line_says_how_fast_it_was(drawn: DrawnWorld) -> None:
     assert "limit: " in reporter.lines[-1]
 
 
+@pytest.mark.slow
 def test_frames_beyond_the_longest_horizon_change_nothing(drawn: DrawnWorld, tmp_path: Path) -> None:
     clips = draw_clips()
     for clip in clips:

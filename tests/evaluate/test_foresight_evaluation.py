@@ -277,6 +277,7 @@ def test_another_evaluation_is_not_overwritten(made: Path, cityscapes: Path, tmp
     assert (out / "metrics.parquet").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_heads_are_recorded_and_one_of_the_scored_split_is_told(
     made: Path, cityscapes: Path, tmp_path: Path, split: str

@@ -222,6 +222,7 @@ def test_clips_of_24_frames(long_clips: tuple[list[DrawnClip], ClipEvaluation]) 
     assert all(len(values) == len(CLIP_HORIZONS) for values in drift.ratios.values())
 
 
+@pytest.mark.slow
 def test_deltas_of_a_context_do_not_depend_on_what_comes_after_it(
     long_clips: tuple[list[DrawnClip], ClipEvaluation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def bounds_of(golden: Path, mini: Path, out: Path, **changes: object) -> Benchma
     return mini_settings(golden, mini, out, **(fields | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "train", None])
 def test_a_head_that_saw_the_validation_split_is_told(
     golden: Path, mini_benchmarks: Path, tmp_path: Path, split: str | None
@@ -97,6 +98,7 @@ def test_a_label_of_other_content_is_another_evaluation(
         evaluate_benchmarks(settings, SilentReporter())
 
 
+@pytest.mark.slow
 def test_a_decoder_given_later_makes_pictures_and_leaves_the_numbers(
     golden: Path, mini_benchmarks: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def evaluated_futures(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], 
     return taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [5, 1])
 def test_clips_have_the_futures_that_an_evaluation_gets(
     drawn: DrawnWorld, monkeypatch: pytest.MonkeyPatch, samples: int
@@ -141,6 +142,7 @@ def test_clips_have_the_futures_that_an_evaluation_gets(
     assert example.clip_ids[0] == clip_id or len(example.worlds) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_does_not_change_the_futures_of_its_clips(
     drawn: DrawnWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_batch_does_not_change_the_futures_of_its_clips(
     assert all(torch.equal(together[key], alone[key]) for key in together)
 
 
+@pytest.mark.slow
 def test_a_video_gives_what_its_features_give(
     video: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +225,7 @@ def test_a_video_gives_what_its_features_give(
     assert re.search(r"5 futures of 3 steps \(0\.60 s\) by deltaworld; the samples differ by", said[0])
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(video: Path, models: dict[str, Path], tmp_path: Path) -> None:
     heads = {name: models[name] for name in ("cityscapes", "kitti")}
     predicted = deltacache.predict(
@@ -241,6 +245,7 @@ def test_the_page_needs_nothing_but_itself(video: Path, models: dict[str, Path],
         assert (movie.format, movie.n_frames) == ("GIF", 9)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_video_that_ends_with_the_last_seen_frame(
     video: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -343,6 +348,7 @@ def test_windows_of_frames() -> None:
         window_indices(times[:3], Window(None, 4, 3, 0.2))
 
 
+@pytest.mark.slow
 def test_a_real_video(real_videos: Path, models: dict[str, Path], tmp_path: Path) -> None:
     predicted = deltacache.predict(
         real_videos / "fixture" / "dog_720p.mp4", tmp_path / "out", tokenizer=models["tokenizer"],
@@ -362,6 +368,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command(
     video: Path,
     models: dict[str, Path],

@@ -62,6 +62,7 @@ def test_clips_of_fewer_samples(evaluated: DrawnWorld, count: int) -> None:
     assert_same_numbers(rows, best_and_mean(settings.out / "metrics.parquet"))
 
 
+@pytest.mark.slow
 def test_benchmarks_of_fewer_samples(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     outs = {count: tmp_path / str(count) for count in (2, 5)}
     for count, out in outs.items():
