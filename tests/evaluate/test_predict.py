@@ -295,7 +295,7 @@ def test_a_clip_that_is_shorter_than_the_steps_goes_on_at_its_own_pace(
         ({"head": {"tokyo": "kitti"}}, "tokyo"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
         ({"step": 3}, "Unknown setting 'step'. Did you mean steps"),
-        ({"samples": 10**9}, "GiB of patch tokens, and at most 8 are held"),
+        ({"samples": 10**9}, "GiB of patch tokens, and at most 8 are allowed"),
     ],
 )
 def test_refusals(

@@ -21,6 +21,7 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.flops import (
     CountedSystem,
     Flops,
+    LivingStorages,
     Setting,
     backbone_flops,
     count_flops,
@@ -338,8 +339,6 @@ def test_a_measured_step_holds_weights_gradients_and_moments(make):
 
 
 def test_measured_memory_is_what_tensors_take():
-    from deltacache.models.flops import _peak_of_tensors
-
     held = torch.zeros(1000)
 
     def work() -> Tensor:
@@ -348,7 +347,9 @@ def test_measured_memory_is_what_tensors_take():
         del first
         return second.view(10, 100).sum()  # a view, and 4 bytes
 
-    assert _peak_of_tensors(work, [held]) == 12_000
+    with LivingStorages([held]) as storages:
+        work()
+    assert (storages.held_bytes, storages.peak) == (4_000, 12_000)
 
 
 def test_measured_futures():
