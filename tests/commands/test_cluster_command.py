@@ -135,7 +135,7 @@ def test_a_cluster_without_deltacache_and_with_a_token_does_the_work(
     found = re.search(r"Ray cluster at (\S+): 1 node, 2 CPUs \(2 free\), 0 GPUs", done.stdout)
     assert found
     assert found[1] == guarded["ADDRESS"]
-    assert done.stdout.index(found[0]) < done.stdout.index("decoders and")
+    assert done.stdout.index(found[0]) < done.stdout.index("1 decoder")
 
 
 def test_a_port_where_something_else_listens_is_refused_at_once(

@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_all_workers_with_the_state_before(
     assert "both must be finite" in said
     assert "worker was lost" not in said
     saved = finished_checkpoints(out)[-1].name
-    assert f"step {int(saved.removeprefix('step-'))}; go on" in said
+    assert f"step {int(saved.removeprefix('step-'))}; continue from there" in said
 
 
 def test_what_one_worker_alone_refuses_ends_all_at_once(deltas: Path, tmp_path: Path) -> None:
