@@ -329,7 +329,7 @@ def describe_backbone(path: Path) -> Iterator[str]:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """``config.json`` of any folder; nothing where there is none, or it is not a JSON object."""
+    """``config.json`` of any folder; empty if it is missing or not a JSON object."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError):

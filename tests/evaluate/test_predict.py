@@ -238,7 +238,7 @@ def test_the_page_needs_nothing_but_itself(video: Path, models: dict[str, Path],
     assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
     for title in ("Frames", "Features", "Change since", "Segmentation", "Depth", "Pictures decoded"):
         assert f"<h4>{title}" in page, title
-    assert page.count(">what came<") == 3  # frames, features, change: maps say "from true features"
+    assert page.count(">true future<") == 3  # frames, features, change: maps say "from true features"
     assert all(page.count(f">future {number}<") == 5 for number in (1, 2, 3))
     assert page.count(">closest<") == 5
     with Image.open(predicted.movie) as movie:
@@ -258,7 +258,7 @@ def test_a_video_that_ends_with_the_last_seen_frame(
     assert tensors["times_s"][-2:].tolist() == pytest.approx([1.4, 1.6])
     page = predicted.page.read_text()
     assert "what was seen" in page
-    assert "what came<" not in page
+    assert "true future<" not in page
     with av.open(str(predicted.movie)) as movie:
         assert sum(1 for _ in movie.decode(video=0)) > 6 * 4
 

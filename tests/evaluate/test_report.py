@@ -163,7 +163,9 @@ def test_true_futures_are_shown_under_their_names(out: Path) -> None:
     projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
     for at, name in enumerate(("left", "right")):
         shown = [
-            image for image in page.images if (image["alt"] or "").startswith(f"Features, what came: {name}")
+            image
+            for image in page.images
+            if (image["alt"] or "").startswith(f"Features, true future: {name}")
         ]
         for image, example in zip(shown, examples, strict=True):
             tokens = np.concatenate([example.patch_tokens[: example.context], example.futures[at]])
@@ -190,7 +192,7 @@ def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
 @pytest.mark.slow
 def test_pixels_are_kept_for_the_next_report(out: Path) -> None:
     first = write_report(ReportInput(out, frames_of)).read_bytes()
-    assert b"Frames, what came" in first
+    assert b"Frames, true future" in first
     assert write_report(out).read_bytes() == first
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import av
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -27,6 +26,7 @@ from deltacache.evaluate.report.strips import (
     depth_colours,
     example_views,
     fit_projection,
+    page_template,
 )
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError
@@ -85,14 +85,7 @@ def write_page(prediction: PastAndFutures, path: Path) -> None:
     Raises:
         DatasetError: even with few pictures it is too large.
     """
-    environment = Environment(
-        loader=PackageLoader("deltacache.evaluate.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("prediction.html")
+    template = page_template("prediction.html")
     example, context = _example(prediction), _page_context(prediction)
     frames = {example.clip_ids[0]: prediction.pixels}
     page = b""
@@ -138,9 +131,9 @@ def _example(prediction: PastAndFutures) -> Example:
 
 _SPREAD, _NEAREST, _MEAN, _COPY = (
     "between two samples",
-    "nearest sample to what came",
-    "samples to what came, on average",
-    "last seen frame to what came",
+    "nearest sample to the true future",
+    "samples to the true future, on average",
+    "last seen frame to the true future",
 )
 _STYLES = {
     _SPREAD: Style(4, ""),
@@ -247,7 +240,7 @@ def _moment(prediction: PastAndFutures, at: int) -> Image.Image:
     canvas = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAGE)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     said = f"{prediction.ahead_s[at]:+.2f} s".replace("-", "\N{MINUS SIGN}")
-    draw.text((_GAP, 6), "seen" if seen else "what came", fill=_SEEN if seen else _TRUE, font=font)
+    draw.text((_GAP, 6), "seen" if seen else "true future", fill=_SEEN if seen else _TRUE, font=font)
     many = f"{count} futures" if count > 1 else "one future"
     draw.text((left, 6), f"{said}  {'seen' if seen else many}", fill=_SEEN if seen else _PREDICTED, font=font)
     look, true_look, future_look = _looks(prediction)

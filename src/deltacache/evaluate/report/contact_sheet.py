@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from deltacache.evaluate.examples import spread
-from deltacache.evaluate.report.strips import Projection, film, fit_projection, webp_uri
+from deltacache.evaluate.report.strips import Projection, film, fit_projection, page_template, webp_uri
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.pipeline.storage.storage import AnyPath
@@ -114,8 +113,5 @@ def _clipped(draw: ImageDraw.ImageDraw, text: str, width: int, font: object) -> 
 
 
 def _html(title: str, rows: Sequence[SheetRow]) -> bytes:
-    environment = Environment(
-        loader=PackageLoader("deltacache.evaluate.report"), autoescape=True, undefined=StrictUndefined
-    )
     shown = [(row, webp_uri(row.film, lossless=True)) for row in rows]
-    return environment.get_template("contact_sheet.html").render(title=title, rows=shown).encode()
+    return page_template("contact_sheet.html").render(title=title, rows=shown).encode()

@@ -1,6 +1,5 @@
 """``report.html``: one or several evaluations as one page that needs nothing but itself."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deltacache.evaluate import output
 from deltacache.evaluate.examples import Example, load_examples, load_frames, save_frames, spread
@@ -38,7 +36,7 @@ from deltacache.evaluate.report.panels import (
     published_at,
 )
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
-from deltacache.evaluate.report.strips import Detail, ExampleView, PixelLookup, example_views
+from deltacache.evaluate.report.strips import Detail, ExampleView, PixelLookup, example_views, page_template
 from deltacache.evaluate.report.tables import class_tables, findings, intervals_text
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError, DeltacacheError
@@ -119,7 +117,7 @@ def _write(runs: Sequence[ReportRun], path: Path) -> Path:
             for run, each in zip(runs, examples, strict=True)
             for view in _views(run, [each[at] for at in spread(range(len(each)), count)], detail)
         ]
-        page = _template().render(**context, examples=shown).encode()
+        page = page_template("report.html").render(**context, examples=shown).encode()
         if len(page) <= MOST_BYTES:
             write_bytes(path, page)
             return path
@@ -178,20 +176,6 @@ def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) 
 
 def _of_run(shown: Sequence[Panel], run: str) -> tuple[Panel, ...]:
     return tuple(panel.of_run(run) for panel in shown if run in panel.runs)
-
-
-@functools.cache
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("deltacache.evaluate.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
-    environment.filters["unbroken"] = lambda text: text.replace(" s)", "\N{NO-BREAK SPACE}s)")
-    return environment.get_template("report.html")
 
 
 def _curve_groups(run: ReportRun) -> list[ChartGroup]:

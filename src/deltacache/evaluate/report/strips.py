@@ -8,12 +8,14 @@ Shapes: T frames, F true futures, H longest horizon, N patches, D hidden.
 
 import base64
 import colorsys
+import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib import colormaps
 from PIL import Image
 
@@ -31,6 +33,21 @@ _GOLDEN_ANGLE = 0.61803398875
 _NEAREST_M = 1.0
 _DEPTH_TICKS_M = (2, 5, 10, 20, 40, 80)
 _NOTHING = (0, 0, 0, 0)
+
+
+@functools.cache
+def page_template(name: str) -> Template:
+    """A page of ``templates``; compiled once in a process."""
+    environment = Environment(
+        loader=PackageLoader("deltacache.evaluate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["unbroken"] = lambda text: text.replace(" s)", "\N{NO-BREAK SPACE}s)")
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +377,7 @@ class _ExampleStrips:
         names = self._names()
         if not self._example.futures.shape[1]:
             return "what was seen"
-        return f"what came: {names[future]}" if names else "what came"
+        return f"true future: {names[future]}" if names else "true future"
 
     def _strip(
         self,
@@ -526,7 +543,7 @@ def _tally(world: ExampleWorld, names: Sequence[str], shown: int) -> str:
         parts.append(f"{shown} of {count} futures are shown.")
     elif shown < count:
         closest = (
-            "the closest to what came first"
+            "the closest to the true future first"
             if world.best < len(world.samples)
             else "the closest not among them"
         )
