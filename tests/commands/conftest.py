@@ -6,9 +6,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
@@ -17,34 +16,11 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from command_runs import Command, Outcome
 
 from deltacache import cli
 from shared_ray import SharedRay
 from warm_process import start_command
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished command left behind."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def refused(self, *words: str) -> None:
-        """Exit 1 or 2, one message with these words, no traceback."""
-        assert self.code in (1, 2), self
-        assert "Traceback" not in self.stderr, self.stderr
-        for word in words:
-            assert word in self.stderr, (word, self.stderr)
-
-    def done(self) -> "Outcome":
-        """Exit 0."""
-        assert self.code == 0, self
-        return self
-
-
-Command = Callable[..., Outcome]
 
 
 def run_process(*arguments: object, timeout: float = 240) -> Outcome:

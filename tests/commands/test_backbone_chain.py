@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_runs import Command
 from PIL import Image
 
-from conftest import Command
 from deltacache.models.backbone import load_backbone
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, by_hand

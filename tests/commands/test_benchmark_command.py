@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command_runs import Command
 
-from conftest import Command
 from golden_sizes import golden_sizes
 from warm_process import start_command
 

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 import pytest
+from command_runs import Command
 
 from chaos import KINDS, contents, nodes, run_through
-from conftest import Command
 
 FLAGS = ("--backbone", "tiny", "--image-size", "64", "--videos-per-shard", "1", "--views", "2")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_runs import Command
 from slow_source import slow_source
 
 import deltacache
 from chaos import nodes
-from conftest import Command
 from deltacache.pipeline.cluster.tasks import run_tasks
 from deltacache.schemas.errors import DeltacacheError
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+from command_runs import Outcome
 
-from conftest import Outcome
 from deltacache.doctor.measured import CHAINS, Measurement, Operations, seconds_of, stages_of
 from deltacache.schemas.configs import tokenizer_preset, world_preset
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import Command
+from command_runs import Command
 
 
 def test_a_dry_run_estimates_and_writes_nothing(

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_runs import Command, Outcome
 from PIL import Image
 
-from conftest import Command, Outcome
 from deltacache.models.pca import Pca, load_pca, save_pca
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
 from drawn_encoders import FAMILIES, PREFIX, normalised

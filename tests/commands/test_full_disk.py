@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_runs import Command
 
 from chaos import contents
-from conftest import Command
 
 FLAGS = ("--backbone", "tiny", "--image-size", "64", "--videos-per-shard", "1", "--views", "4")
 

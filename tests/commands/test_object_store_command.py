@@ -10,8 +10,8 @@ from pathlib import Path
 
 import boto3
 import pytest
+from command_runs import Command
 
-from conftest import Command
 from shared_ray import SharedRay
 from warm_process import start_command
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_runs import Command
 
 from chaos import contents
-from conftest import Command
 
 FLAGS = (
     "--backbone",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command_runs import Command, Outcome
 
-from conftest import Command, Outcome
 from web_server import Web, web_server
 
 # One of each kind; a search for these words finds whatever stems from them.
