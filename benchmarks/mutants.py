@@ -71,7 +71,7 @@ class Mutant:
 NUMBERS = (
     Mutant(
         "smooth-L1 with another beta",
-        "evaluate/metrics.py",
+        "models/futures.py",
         "SMOOTH_L1_BETA = 0.1",
         "SMOOTH_L1_BETA = 1.0",
         ("evaluate/test_evaluate_metrics.py",),

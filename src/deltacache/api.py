@@ -4,6 +4,7 @@ Every function that works for long takes a ``reporter``; without one it is silen
 about are ``DeltacacheError``.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from deltacache.schemas.configs import (
     TokenizerConfig,
     WorldConfig,
     head_preset,
+    load_config,
     rgb_preset,
     tokenizer_preset,
     world_preset,
@@ -25,6 +27,8 @@ from deltacache.schemas.errors import DeltacacheError, SettingsError
 from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig
 from deltacache.schemas.jobs import (
     DEFAULT_BACKBONE,
+    DataMixture,
+    DataPart,
     ExtractionSettings,
     HeadLaunch,
     Launch,
@@ -45,6 +49,8 @@ if TYPE_CHECKING:  # torch, Ray and Arrow are imported by what needs them
     from deltacache.pipeline.datasets.dataset import Dataset
 
 AnyPath = str | Path
+TrainingData = AnyPath | Sequence[AnyPath] | Mapping[str, float]
+"""A dataset, several, or several with weights."""
 TrainerT = TypeVar("TrainerT", TokenizerConfig, WorldConfig, HeadConfig, RgbConfig, ForesightHeadConfig)
 _OF_FEATURES = {
     "store",
@@ -233,12 +239,13 @@ def _trained_features(
 @takes(TokenizerConfig, optional=True)
 @takes(Launch)
 def train_tokenizer(
-    features: AnyPath, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any
+    features: TrainingData, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any
 ) -> Path:
     """Train DeltaTok, which turns the change between two frames into one token (method section 1).
 
     Args:
-        features: a feature dataset.
+        features: a feature dataset; or several, as a list, as weights by path ``{"a/": 0.7, "b/": 0.3}``, or as a YAML
+            file (docs/data.md).
         out: output folder; with ``resume`` the newest checkpoint in it is continued.
         settings: as the flags of ``deltacache train-tokenizer``. ``preset`` is ``released``, ``tiny`` or another, or a
             YAML file (docs/training.md); ``steps=2000`` and others change it, and
@@ -267,11 +274,14 @@ def tokenizer_settings(out: AnyPath, launch: Launch, changes: Mapping[str, Any])
 
 @takes(WorldConfig, optional=True)
 @takes(Launch)
-def train_world(source: AnyPath, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any) -> Path:
+def train_world(
+    source: TrainingData, out: AnyPath, *, reporter: Reporter | None = None, **settings: Any
+) -> Path:
     """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
     Args:
-        source: a delta dataset; a feature dataset for models of patch tokens (DINO-world).
+        source: a delta dataset; a feature dataset for models of patch tokens (DINO-world). Several as in
+            ``train_tokenizer``.
         out: output folder; with ``resume`` the newest checkpoint in it is continued.
         settings: as the flags of ``deltacache train-world``: those of ``train_tokenizer``, and changes of the preset
             such as ``candidates=32``.
@@ -362,7 +372,7 @@ def trainer_settings(base: TrainerT, out: AnyPath, launch: Launch, changes: Mapp
 
 def start_training(
     kind: Literal["tokenizer", "world"],
-    data: AnyPath,
+    data: TrainingData,
     out: AnyPath,
     config: Any,
     launch: Launch,
@@ -376,9 +386,44 @@ def start_training(
     before = launch.init_from or launch.continue_from
     workers = Workers(launch.workers, launch.ray_address, launch.wait_for_nodes_s)
     request = TrainingRequest(
-        place(data), Path(out), config, launch.resume, launch.device, before, dry_run=launch.dry_run
+        training_data(data),
+        Path(out),
+        config,
+        launch.resume,
+        launch.device,
+        before,
+        dry_run=launch.dry_run,
+        validation=None if launch.validation is None else place(launch.validation),
     )
     return train(kind, request, reporter, workers)
+
+
+def training_data(data: TrainingData) -> tuple[DataPart, ...]:
+    """The datasets of a training: ``PATH``, ``PATH:WEIGHT``, several of these, weights by path, or a YAML file.
+
+    Raises:
+        DeltacacheError: weights of some of them only, or a YAML file of something else.
+    """
+    if isinstance(data, Mapping):
+        parts = [{"path": place(path), "weight": weight} for path, weight in data.items()]
+        return build(DataMixture, {"datasets": parts}).datasets
+    listed = _several(data)
+    if len(listed) == 1 and str(listed[0]).endswith((".yaml", ".yml")) and Path(str(listed[0])).is_file():
+        return tuple(
+            part.model_copy(update={"path": place(part.path)})
+            for part in load_config(Path(listed[0]), DataMixture).datasets
+        )
+    parts = [_weighted(str(each)) for each in listed]
+    return build(
+        DataMixture, {"datasets": [{"path": place(path), "weight": each} for path, each in parts]}
+    ).datasets
+
+
+def _weighted(text: str) -> tuple[str, float | None]:
+    """Of ``PATH[:WEIGHT]``; a folder whose name ends like a weight is a path."""
+    path, colon, weight = text.rpartition(":")
+    number = re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight)
+    return (path, float(weight)) if colon and path and number and not Path(text).exists() else (text, None)
 
 
 @takes(BenchmarkEvaluation)

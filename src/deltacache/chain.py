@@ -339,7 +339,7 @@ def _check_trainings(config: ChainConfig, paths: ChainPaths, redone: set[ChainSt
                 _check_goes_on(checkpoints[-1], stage.config, kind)
             following: list[tuple[ChainStage, Path]] = [(kind, each) for each in folders[place + 1 :]]
             used = [each for by, each in (*following, *used_by) if by not in redone and each.exists()]
-            if done < steps and used:
+            if done < steps and used and not _stopped_early(checkpoints, stage.config):
                 again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
                 raise MismatchError(
                     f"{folder} has {done:,} of {steps:,} steps, but {', '.join(map(str, used))} "
@@ -347,6 +347,17 @@ def _check_trainings(config: ChainConfig, paths: ChainPaths, redone: set[ChainSt
                     "from an older model. Put training.steps back, choose another output folder, or give "
                     f"--from-stage {again}, which removes what is made from there on and makes it again"
                 )
+
+
+def _stopped_early(checkpoints: Sequence[Path], config: TokenizerConfig | WorldConfig) -> bool:
+    """Whether the newest checkpoint is the last one, since the patience of its validation ended."""
+    if not checkpoints or config.data.patience is None:
+        return False
+    try:
+        recorded = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False  # damaged: reading it says so
+    return (recorded.get("validation") or {}).get("waited", 0) >= config.data.patience
 
 
 def _check_goes_on(checkpoint: Path, config: TokenizerConfig | WorldConfig, kind: ChainStage) -> None:

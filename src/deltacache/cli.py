@@ -53,7 +53,15 @@ PIPELINE, TRAINING, EVALUATION, TOOLS = "Pipeline", "Training", "Evaluation", "T
 _PRESETS_OWN, _TOKENIZERS_OWN = "the preset's", "the tokenizer's"
 
 _NOT_OF_HEADS = ("accumulation", "keep", "probe_every", "wandb")
-_OF_MANY_WORKERS = ("stage", "init_from", "continue_from", "workers", "ray_address", "wait_for_nodes")
+_OF_MANY_WORKERS = (
+    "stage",
+    "init_from",
+    "continue_from",
+    "validate",
+    "workers",
+    "ray_address",
+    "wait_for_nodes",
+)
 
 
 class _Grouped(TyperGroup):
@@ -150,13 +158,20 @@ def fit_pca(
 @flags_of(TokenizerConfig, defaults=_PRESETS_OWN)
 @flags_of(Launch)
 def train_tokenizer(
-    features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
+    features: Annotated[
+        list[str],
+        typer.Argument(
+            help="Feature dataset, local or on s3://, gs://; several as PATH[:WEIGHT], or a YAML file that lists them."
+        ),
+    ],
     out: OutArg,
     **settings: Any,
 ) -> None:
     """Train DeltaTok: one token for the change between two frames.
 
     Example: deltacache train-tokenizer features/ tokenizer/ --preset tiny --steps 2000
+
+    Example: deltacache train-tokenizer robots/:0.7 streets/:0.3 tokenizer/ --split 0.9 --patience 5
     """
     from deltacache.terminal import terminal_reporter
 
@@ -202,9 +217,10 @@ def tokenize(
 @flags_of(Launch)
 def train_world(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Delta dataset, local or on s3://, gs://; for models of patch tokens (DINO-world) a feature dataset."
+            help="Delta dataset, local or on s3://, gs://; for models of patch tokens (DINO-world) a feature dataset. "
+            "Several as PATH[:WEIGHT], or a YAML file that lists them."
         ),
     ],
     out: OutArg,
@@ -213,6 +229,8 @@ def train_world(
     """Train a world model that predicts the next frame, such as DeltaWorld on delta tokens.
 
     Example: deltacache train-world deltas/ world/ --preset tiny --candidates 32 --steps 1000
+
+    Example: deltacache train-world deltas-a/:0.7 deltas-b/:0.3 world/ --validate test-deltas/ --where "view = 0"
     """
     from deltacache.terminal import terminal_reporter
 
@@ -223,7 +241,7 @@ def train_world(
 
 
 @app.command("train-systems", rich_help_panel=TRAINING)
-@flags_of(SystemsLaunch, without=("stage", "init_from", "continue_from", "resume", "dry_run"))
+@flags_of(SystemsLaunch, without=("stage", "init_from", "continue_from", "validate", "resume", "dry_run"))
 def train_systems(
     features: Annotated[
         str,

@@ -348,6 +348,13 @@ def _metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
     for name, value in metadata.items():
         if name != "fingerprint" and name.endswith(_MADE_FROM):
             yield line(name, value)
+    for each in metadata.get("datasets") or ():
+        share = f", share {each['share']:.4g}" if "share" in each else ""
+        yield line("dataset", f"{each['name']}: {each['clips']:,} of {each['of_clips']:,} clips{share}")
+    standing = metadata.get("validation") or {}
+    if standing.get("best_loss") is not None:
+        best = f"the lowest is {standing['best_loss']:.5g} after step {standing['best_step']:,}"
+        yield line("validation", f"loss {standing['loss']:.5g} after step {standing['step']:,}, {best}")
     said = metadata.get("trained_on")
     if isinstance(said, Mapping):
         yield line("trained_on", ", ".join(f"{name} {value}" for name, value in said.items()))

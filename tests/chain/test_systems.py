@@ -10,13 +10,12 @@ from pydantic import ValidationError
 from torch.nn.functional import smooth_l1_loss
 from trained_systems import TrainedSystems
 
-from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.output import read_metrics
 from deltacache.evaluate.report.panels import panels
 from deltacache.evaluate.settings import clip_evaluation
 from deltacache.models.checkpoints import load_tokenizer, load_world, save_model
-from deltacache.models.futures import decode_future
+from deltacache.models.futures import decode_future, sequence_generator
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter

@@ -12,8 +12,8 @@ from deltacache.evaluate.benchmarks import labels, sampling
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
 from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
-from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.metrics import feature_metrics
+from deltacache.models.futures import sequence_generator
 from deltacache.models.heads import load_head
 from deltacache.pipeline.benchmarks.frames import upsample
 from deltacache.pipeline.benchmarks.layouts import benchmark_sequences

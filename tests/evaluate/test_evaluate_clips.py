@@ -26,7 +26,6 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
 
-from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.clips.sequences import CachedSequences, _partners
 from deltacache.evaluate.inputs import Tokenizer
@@ -34,6 +33,7 @@ from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import RolloutProtocol, reconstructions
 from deltacache.models.blocks import smooth_l1
 from deltacache.models.checkpoints import load_tokenizer, load_world
+from deltacache.models.futures import sequence_generator
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA

@@ -3,13 +3,14 @@
 # C clips, T frames, N patches, D hidden
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from deltacache import DatasetWriter
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.configs import (
+    DataChoice,
     TokenizerConfig,
     TokenizerModelConfig,
     TrainingConfig,
@@ -72,29 +73,40 @@ def drawn_card(kind: Literal["features", "deltas"], frames: int) -> DatasetCard:
     )
 
 
-def write_dataset(root: Path, kind: Literal["features", "deltas"], tokens: np.ndarray, seed: int = 0) -> Path:
-    """Write (C, T, ...) tokens as a finished dataset of several shards, a clip a video."""
+def write_dataset(
+    root: Path, kind: Literal["features", "deltas"], tokens: np.ndarray, seed: int = 0, first: int = 0
+) -> Path:
+    """Write (C, T, ...) tokens as a finished dataset of several shards, a clip a video, numbered from ``first``."""
     frames = tokens.shape[1]
     rng = np.random.default_rng(seed)
     with DatasetWriter(root, drawn_card(kind, frames), black_tokens(), videos_per_shard=5) as out:
-        for number, clip in enumerate(tokens):
+        for number, clip in enumerate(tokens, first):
             times = 3.0 + np.cumsum(rng.uniform(0.04, 0.33, frames)).astype(np.float32)
             out.write(f"video{number:03d}.mp4", [(clip, times)], video_id=f"video{number:03d}")
     return root
 
 
-def tokenizer_config(black_first_fraction: float = 0.25, **training: object) -> TokenizerConfig:
+def tokenizer_config(
+    black_first_fraction: float = 0.25, data: dict[str, Any] | None = None, **training: object
+) -> TokenizerConfig:
     """A small tokenizer; keywords change the training."""
     model = TokenizerModelConfig(num_heads=2, encoder_layers=1, decoder_layers=1, layer_scale_init=0.1)
     return TokenizerConfig(
-        model=model, training=_training(training), black_first_fraction=black_first_fraction
+        model=model,
+        training=_training(training),
+        data=DataChoice(**(data or {})),
+        black_first_fraction=black_first_fraction,
     )
 
 
-def world_config(query: Literal["noise", "learned"] = "noise", **training: object) -> WorldConfig:
+def world_config(
+    query: Literal["noise", "learned"] = "noise", data: dict[str, Any] | None = None, **training: object
+) -> WorldConfig:
     """A small world model; keywords change the training."""
     model = WorldModelConfig(num_heads=2, num_layers=2, query=query, layer_scale_init=0.1)
-    return WorldConfig(model=model, training=_training(training), candidates=8 if query == "noise" else 1)
+    candidates = 8 if query == "noise" else 1
+    chosen = DataChoice(**(data or {}))
+    return WorldConfig(model=model, training=_training(training), data=chosen, candidates=candidates)
 
 
 def _training(changes: dict[str, object]) -> TrainingConfig:

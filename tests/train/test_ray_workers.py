@@ -70,16 +70,22 @@ def curves(out: Path, columns: list[str]) -> dict[str, list[float]]:
 
 
 def test_two_workers_learn_what_one_does(case: Case, tmp_path: Path) -> None:
-    """With one pass of eight each, or with two of four."""
+    """With one pass of eight each, or with two of four, on one side of a split, and validated on the other."""
     split = {"batch_size": 8} if case.kind == "tokenizer" else {"batch_size": 4, "accumulation": 2}
-    alone = case.run(tmp_path / "alone", batch_size=16, steps=12, log_every=1)
-    said = finished(case, tmp_path / "both", 2, **split, steps=12, log_every=1)
+    data = {"split": 0.6, "validate_every": 4, "patience": 2}
+    alone = case.run(tmp_path / "alone", batch_size=16, steps=12, log_every=1, data=data)
+    said = finished(case, tmp_path / "both", 2, **split, steps=12, log_every=1, data=data)
     assert "effective batch 16 (batch " in said
     assert said.count("effective batch") == 1  # one worker speaks for all
-    columns = ["step", "loss", "gradient_norm"]
+    columns = ["step", "loss", "gradient_norm", "validation_loss"]
     one, both = (curves(tmp_path / name, columns) for name in ("alone", "both"))
     for column in columns:
         assert both[column] == pytest.approx(one[column], rel=2e-5)
+    assert [step for step, loss in zip(both["step"], both["validation_loss"], strict=True) if loss] == [
+        4,
+        8,
+        12,
+    ]
     weights, expected = (case.weights(path) for path in (finished_checkpoints(tmp_path / "both")[-1], alone))
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], atol=2e-4, rtol=1e-3)

@@ -10,6 +10,7 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional
 
+from deltacache.models.futures import SMOOTH_L1_BETA
 from deltacache.schemas.errors import NotFiniteError
 from deltacache.schemas.texts import counted
 
@@ -18,7 +19,6 @@ from deltacache.schemas.texts import counted
 # ----------------------------------------------------------------------------------------------------
 
 
-SMOOTH_L1_BETA = 0.1
 FEATURE_METRICS = ("smooth_l1", "mse", "cosine")
 """The last dimension of ``feature_metrics``. The first two are losses, the last a similarity."""
 

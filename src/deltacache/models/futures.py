@@ -1,13 +1,23 @@
-"""From predicted delta tokens back to patch tokens."""
+"""Sampled futures: their random numbers, how they are scored, and the way from delta tokens back to patch tokens."""
 
 # B batch, S samples, H horizon, N patches, D hidden
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from deltacache.models.deltatok import DeltaTok, Grid
+
+SMOOTH_L1_BETA = 0.1
+"""Of every smooth-L1 that is a metric."""
+
+
+def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
+    """Random numbers that depend on the seed and the clip alone, never on the batch or the order."""
+    digest = hashlib.sha256(f"rollout {seed} {clip_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @torch.no_grad()

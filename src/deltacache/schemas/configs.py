@@ -237,11 +237,44 @@ class TrainingConfig(Frozen):
         return self.model_copy(update=changes)
 
 
+class DataChoice(Frozen):
+    """Which clips a training takes, and what it is validated on (docs/data.md)."""
+
+    where: Annotated[str | None, Flag(default="all clips")] = Field(
+        default=None,
+        description="Train on the clips for which this SQL expression over index and source columns holds, such as "
+        '"view = 0".',
+    )
+    split: Annotated[float | None, Flag(default="all videos")] = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the videos to train on; the others are held out and give the validation loss.",
+    )
+    split_seed: Annotated[int, Flag()] = Field(
+        default=0,
+        ge=0,
+        description="Seed of the split; which video is held out depends on its id and this alone.",
+    )
+    validate_every: Annotated[int, Flag()] = Field(
+        default=1000, ge=1, description="Steps between validations; also at the end."
+    )
+    validate_clips: Annotated[int, Flag()] = Field(
+        default=256, ge=1, description="Clips of a validation, always the same."
+    )
+    patience: Annotated[int | None, Flag(default="train all steps")] = Field(
+        default=None,
+        ge=1,
+        description="Stop after this many validations in a row without a lower loss.",
+    )
+
+
 class TokenizerConfig(Frozen):
     """``train-tokenizer``: a preset, after the command line's changes."""
 
     model: TokenizerModelConfig
     training: TrainingConfig
+    data: DataChoice = DataChoice()
     loss: Literal["mse", "log_cosh"] = "log_cosh"
     black_first_fraction: Annotated[float, Flag()] = Field(
         default=0.0, ge=0, le=1, description="Share of pairs whose first frame is black."
@@ -253,6 +286,7 @@ class WorldConfig(Frozen):
 
     model: WorldModelConfig
     training: TrainingConfig
+    data: DataChoice = DataChoice()
     candidates: Annotated[int, Flag()] = Field(
         default=256, ge=1, description="Number of candidates, K of best-of-many."
     )

@@ -223,6 +223,35 @@ class DoctorSettings(Frozen):
 # ----------------------------------------------------------------------------------------------------
 
 
+class DataPart(Frozen):
+    """One dataset of a training.
+
+    Attributes:
+        weight: in a mixture; without weights every clip comes up equally often.
+        where: filter of its clips, in place of the training's.
+    """
+
+    path: str
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    where: str | None = None
+
+
+class DataMixture(Frozen):
+    """The content of a YAML file that lists the datasets of a training."""
+
+    datasets: tuple[DataPart, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        weighted = [part.weight is not None for part in self.datasets]
+        if any(weighted) and not all(weighted):
+            bare = next(part.path for part in self.datasets if part.weight is None)
+            raise ValueError(
+                f"{bare} has no weight, but other datasets have one: give all of them a weight, or none"
+            )
+        return self
+
+
 class Launch(Frozen):
     """``train-tokenizer`` and ``train-world``, beside the recipe."""
 
@@ -245,6 +274,10 @@ class Launch(Frozen):
     continue_from: Annotated[Path | None, Flag()] = Field(
         default=None,
         description="Start with weights, optimizer and step of this training output, for a cool-down.",
+    )
+    validation: Annotated[str | None, Flag("validate", default="the videos that --split holds out")] = Field(
+        default=None,
+        description="Dataset of the same kind for the validation loss; the best checkpoint is kept in OUT/best.",
     )
     resume: Annotated[bool, Flag()] = Field(
         default=False, description="Continue from the newest checkpoint in OUT."

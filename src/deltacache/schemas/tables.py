@@ -122,6 +122,8 @@ _CURVE_FIELDS = [
     ("data_wait_s", pa.float64()),
     ("clips_per_s", pa.float64()),
 ]
+_OF_DATA = [("validation_loss", pa.float64()), ("shares", pa.list_(pa.float64()))]
+"""Null in rows without a validation, and where there is no mixture."""
 _PROBES = ("copy_ratio", "z_swap_ratio", "zero_z_ratio", "delta_rank")
 
 TOKENIZER_CURVES_SCHEMA = pa.schema(
@@ -130,6 +132,7 @@ TOKENIZER_CURVES_SCHEMA = pa.schema(
         ("mse", pa.float64()),
         ("copy_last_mse", pa.float64()),
         *((name, pa.float64()) for name in (*_PROBES, "black_first_ratio")),
+        *_OF_DATA,
     ]
 )
 """``curves.parquet`` of a tokenizer: a row an interval; probes are null in rows where none was made."""
@@ -138,6 +141,7 @@ WORLD_CURVES_SCHEMA = pa.schema(
     [
         *_CURVE_FIELDS,
         *((name, pa.float64()) for name in (*_PROBES, "predicted_rank", "query_entropy", "queries_winning")),
+        *_OF_DATA,
     ]
 )
 """``curves.parquet`` of a world model: a row an interval; probes are null in rows where none was made."""

@@ -24,6 +24,8 @@ from deltacache.pipeline.storage.files import crc32c_of_file, remove, sync, temp
 from deltacache.schemas.errors import CheckpointError, MismatchError
 
 STATE_FILE = "training_state.pt"
+BEST = "best"
+"""Beside ``checkpoints``: a link to the one with the lowest validation loss."""
 STATE_FORMAT = 1
 _FINISHED = re.compile(r"step-\d{8,}")
 ModelT = TypeVar("ModelT", bound=SavedModel)
@@ -108,9 +110,28 @@ def _system_errors() -> Iterator[None]:
         raise
 
 
-def delete_old(out: Path, keep: int) -> None:
-    """Keep the newest ``keep`` checkpoints. A crash here leaves no folder that looks complete and is not."""
+def link_best(out: Path, step: int) -> None:
+    """Let ``OUT/best`` be the checkpoint after ``step`` steps; at no time is it half a checkpoint."""
+    link, target = out / BEST, checkpoint_folder(out, step).relative_to(out)
+    if not (out / target).exists():  # a checkpoint that is gone on from lies before one that was deleted
+        link.unlink(missing_ok=True)
+        return
+    if link.is_symlink() and link.readlink() == target:
+        return
+    new = temporary_path(link)
+    new.symlink_to(target)
+    new.replace(link)
+    sync(out)
+
+
+def delete_old(out: Path, keep: int, best: int | None = None) -> None:
+    """Keep the newest ``keep`` checkpoints, and the one after ``best`` steps.
+
+    A crash here leaves no folder that looks complete and is not.
+    """
     for path in finished_checkpoints(out)[:-keep]:
+        if steps_of(path) == best:
+            continue
         doomed = temporary_path(path)
         path.rename(doomed)
         remove(doomed)

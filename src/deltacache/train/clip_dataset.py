@@ -24,6 +24,7 @@ from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError, MismatchError, SettingsError
 from deltacache.schemas.tables import INDEX_SCHEMA
 from deltacache.train.data import MappedClips, ResidentClips, open_clips
+from deltacache.train.mixture import require_alike
 from deltacache.train.order import seed_of
 
 AnyDataset = str | Path | AnyPath | Dataset
@@ -318,15 +319,7 @@ def _open(paths: AnyDataset | Sequence[AnyDataset]) -> list[Dataset]:
     datasets = [each if isinstance(each, Dataset) else open_dataset(each) for each in several]
     if not datasets:
         raise DatasetError("no dataset is given: give the path of one or several")
-    first = datasets[0]
-    for other in datasets[1:]:
-        for what, of in _MEANING.items():
-            ours, theirs = of(first), of(other)
-            if ours != theirs:
-                raise MismatchError(
-                    f"{first.root} and {other.root} cannot be read together, their {what} differ: {ours} and {theirs}. "
-                    "Give datasets that were made in the same way"
-                )
+    require_alike(datasets)
     return datasets
 
 
@@ -335,15 +328,6 @@ def _here(datasets: list[Dataset], process: int) -> tuple[list[Dataset], int]:
     if os.getpid() == process:
         return datasets, process
     return [each if is_local(each.root) else open_dataset(str(each.root)) for each in datasets], os.getpid()
-
-
-_MEANING = {
-    "kinds": lambda dataset: dataset.card.kind,
-    "backbones": lambda dataset: dataset.card.backbone.weights_sha256[:16],
-    "layers and PCA": lambda dataset: dataset.card.backbone.choice,
-    "tokenizers": lambda dataset: dataset.card.tokenizer_fingerprint,
-    "shapes of a clip": lambda dataset: token_shape(dataset.card),
-}
 
 
 def _checked(columns: Sequence[str]) -> tuple[str, ...]:

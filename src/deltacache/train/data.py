@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.datasets.stores import token_shape
 from deltacache.pipeline.storage.storage import in_threads
-from deltacache.train.order import MicroBatch, batch_items, step_rng
+from deltacache.train.mixture import Clips
+from deltacache.train.order import MicroBatch, Mixture, batch_items, step_rng
 
 # ----------------------------------------------------------------------------------------------------
 # Run an iterator ahead in a background thread.
@@ -97,6 +97,7 @@ class PairSettings:
     effective_batch: int
     seed: int
     black_first_fraction: float
+    mixture: Mixture | None = None
 
 
 def choose_pairs(settings: PairSettings, part: MicroBatch) -> PairChoice:
@@ -105,7 +106,7 @@ def choose_pairs(settings: PairSettings, part: MicroBatch) -> PairChoice:
     size = settings.effective_batch
     starts = rng.integers(0, settings.frames - 1, size)
     black = rng.random(size) < settings.black_first_fraction
-    clips = batch_items(settings.seed, part.step, size, settings.clips)
+    clips = batch_items(settings.seed, part.step, size, settings.clips, settings.mixture)
     return PairChoice(*(drawn[part.positions] for drawn in (clips, starts, black)))
 
 
@@ -120,7 +121,7 @@ class PairSource(Protocol):
 class ResidentFeatures:
     """All patch tokens in memory."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Clips) -> None:
         self._tokens = dataset.read_all()
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
@@ -131,7 +132,7 @@ class ResidentFeatures:
 class StreamedFeatures:
     """Patch tokens read from the shards when they are asked for."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Clips) -> None:
         self._dataset = dataset
 
     def read(self, clips: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
@@ -157,12 +158,12 @@ def _read_number(path: str) -> int | None:
     return int(text) if text.isdecimal() else None  # "max": no limit
 
 
-def tokens_bytes(dataset: Dataset) -> int:
+def tokens_bytes(dataset: Clips) -> int:
     """Size of all tokens in float16."""
     return len(dataset) * math.prod(token_shape(dataset.card)) * np.dtype(np.float16).itemsize
 
 
-def stored_bytes(dataset: Dataset) -> int:
+def stored_bytes(dataset: Clips) -> int:
     """Size of all tokens in the shards."""
     size = tokens_bytes(dataset)
     if dataset.card.dtype != "int8":
@@ -170,12 +171,12 @@ def stored_bytes(dataset: Dataset) -> int:
     return size // 2 + 4 * size // (2 * dataset.card.hidden_size)  # and a scale in float32 for each token
 
 
-def fits_in_memory(dataset: Dataset, sharers: int = 1) -> bool:
+def fits_in_memory(dataset: Clips, sharers: int = 1) -> bool:
     """Whether the patch tokens take at most ``RESIDENT_SHARE`` of the memory that ``sharers`` processes divide."""
     return tokens_bytes(dataset) <= RESIDENT_SHARE * memory_bytes() / sharers
 
 
-def open_pairs(dataset: Dataset, sharers: int = 1) -> PairSource:
+def open_pairs(dataset: Clips, sharers: int = 1) -> PairSource:
     """The dataset's frames: read once and kept if they fit in memory, else read again for every batch."""
     return ResidentFeatures(dataset) if fits_in_memory(dataset, sharers) else StreamedFeatures(dataset)
 
@@ -242,7 +243,7 @@ class _Buffer:
 class MappedTokens:
     """Tokens that stay in their shards: indexed by clips like an array of shape (C, T, ...)."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Clips) -> None:
         self._dataset = dataset
         self.shape = (len(dataset), *token_shape(dataset.card))
 
@@ -275,14 +276,12 @@ class MappedClips:
     timestamps_s: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "MappedClips":
+    def of(cls, dataset: Clips) -> "MappedClips":
         """Nothing is read yet."""
         return cls(MappedTokens(dataset), dataset.timestamps_s)
 
 
-def open_clips(
-    dataset: Dataset, device: torch.device = _CPU, sharers: int = 1
-) -> ResidentClips | MappedClips:
+def open_clips(dataset: Clips, device: torch.device = _CPU, sharers: int = 1) -> ResidentClips | MappedClips:
     """All tokens in memory if they take at most ``DELTA_SHARE`` of it, else in their shards.
 
     ``sharers`` processes divide the memory. What a GPU cannot hold is pinned: half the time to send it there.
@@ -299,7 +298,7 @@ def open_clips(
 class PendingClips:
     """A dataset whose tokens are loaded when the training needs them; see ``open_clips``."""
 
-    dataset: Dataset
+    dataset: Clips
     device: torch.device = _CPU
     sharers: int = 1
 
@@ -336,11 +335,11 @@ def clip_batches(
     seed: int,
     parts: Iterable[MicroBatch],
     device: torch.device,
+    mixture: Mixture | None = None,
 ) -> Generator[ClipBatch]:
     """The batches of ``parts``, the same wherever the tokens lie; what is read from shards is read ahead."""
-    drawn = (
-        batch_items(seed, part.step, effective_batch, len(clips.tokens))[part.positions] for part in parts
-    )
+    count = len(clips.tokens)
+    drawn = (batch_items(seed, part.step, effective_batch, count, mixture)[part.positions] for part in parts)
     if isinstance(clips, MappedClips):
         batches = prefetch(_read(clips.tokens, drawn, device))
     else:

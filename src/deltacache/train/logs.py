@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +27,7 @@ from deltacache.train.checkpoints import (
     TrainingState,
     checkpoint_folder,
     delete_old,
+    link_best,
     save_checkpoint,
 )
 from deltacache.train.order import Split
@@ -36,9 +37,10 @@ from deltacache.train.order import Split
 # ----------------------------------------------------------------------------------------------------
 
 
-Row = Mapping[str, float | None]
+Row = Mapping[str, Any]
 """``step`` (finished ones), means over the steps since the row before, ``learning_rate`` of the last step;
-probes are absent or ``None`` in rows where none was made."""
+probes and ``validation_loss`` are absent or ``None`` in rows where none was made. ``shares`` is a list: what each
+dataset of a mixture had of the samples since the row before."""
 
 
 def read_curves(path: Path, up_to_step: int) -> list[Row]:
@@ -64,7 +66,7 @@ def write_curves(rows: Sequence[Row], path: Path, schema: pa.Schema) -> None:
 
 
 _PANELS: tuple[tuple[str, ...], ...] = (
-    ("loss", "mse", "copy_last_mse"),
+    ("loss", "validation_loss", "mse", "copy_last_mse"),
     ("gradient_norm", "gradient_norm_max", "learning_rate"),
     ("copy_ratio", "z_swap_ratio", "zero_z_ratio", "black_first_ratio"),
     ("delta_rank", "predicted_rank", "queries_winning"),
@@ -240,6 +242,8 @@ class RunLog:
         step = row["step"]
         assert step is not None
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        for number, share in enumerate(cast("list[float]", values.pop("shares", []))):
+            values[f"share_{number}"] = share
         for events in self._events:
             events.add(int(step), values)
 
@@ -296,8 +300,13 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, state: TrainingState, step: int) -> None:
-        save_checkpoint(self._out, self._kind, state, {**self._metadata, "step": step})
-        delete_old(self._out, self._keep)
+        metadata = {**self._metadata, "step": step}
+        best = (metadata.get("validation") or {}).get("best_step")
+        with readable_errors(self._out):
+            save_checkpoint(self._out, self._kind, state, metadata)
+            if best is not None:
+                link_best(self._out, best)
+            delete_old(self._out, self._keep, best)
 
 
 def _copied(value: Any) -> Any:
@@ -335,6 +344,10 @@ class RunWriter(AbstractContextManager["RunWriter"], Protocol):
         """How steps are cut from now on: a run that is resumed computes the same bits with the same passes."""
         ...
 
+    def note_validation(self, standing: Mapping[str, float | int | None]) -> None:
+        """How the validation stands, for the checkpoints from now on."""
+        ...
+
     def finish(self) -> None:
         """Wait until all is on the disk, and draw the curves."""
         ...
@@ -361,6 +374,9 @@ class NoRecord:
         pass
 
     def note_split(self, split: Split) -> None:
+        pass
+
+    def note_validation(self, standing: Mapping[str, float | int | None]) -> None:
         pass
 
     def finish(self) -> None:
@@ -409,6 +425,10 @@ class FolderRecord:
     def note_split(self, split: Split) -> None:
         self._writer.wait()  # it reads this
         self._metadata["samples_per_pass"] = split.batch_size
+
+    def note_validation(self, standing: Mapping[str, float | int | None]) -> None:
+        self._writer.wait()  # it reads this
+        self._metadata["validation"] = dict(standing)
 
     def finish(self) -> None:
         self._writer.wait()

@@ -3,12 +3,13 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.schemas.texts import counted
-from deltacache.train.checkpoints import TrainedModel, checkpoint_folder
+from deltacache.train.checkpoints import BEST, TrainedModel, checkpoint_folder
 from deltacache.train.logs import FolderRecord, NoRecord, RunWriter
 from deltacache.train.optimizer import (
     FiniteGuard,
@@ -28,7 +29,7 @@ from deltacache.train.optimizer import (
     rate_at,
     set_rate,
 )
-from deltacache.train.order import MicroBatch, Split
+from deltacache.train.order import MicroBatch, Mixture, Split
 from deltacache.train.passes import (
     CutBatches,
     PassCost,
@@ -40,6 +41,7 @@ from deltacache.train.passes import (
     memory_for,
 )
 from deltacache.train.preview import bfloat16_share, preview
+from deltacache.train.validation import Validation
 from deltacache.train.workers.group import Loss, OtherWorkerFailedError, ProcessGroup, SingleProcess
 
 # ----------------------------------------------------------------------------------------------------
@@ -183,6 +185,7 @@ class Meter:
 
 
 BatchT = TypeVar("BatchT")
+ResultT = TypeVar("ResultT")
 _SHOW_S = 5.0
 """Between two movements of the bar without a row."""
 _WORTH_A_HINT_S = 300.0
@@ -245,6 +248,8 @@ class Run:
         first_step: how many steps are done; ``optimizer_state`` is the optimizer's after them.
         samples_per_pass: of the run that this one resumes.
         dry_run: say what the training would take, and write nothing.
+        validation: how the model is validated, if it is.
+        mixture: of the datasets, whose shares are logged.
     """
 
     out: Path
@@ -257,6 +262,8 @@ class Run:
     group: ProcessGroup = field(default_factory=SingleProcess)
     hint: str = "the same command with --resume goes on"
     dry_run: bool = False
+    validation: Validation | None = None
+    mixture: Mixture | None = None
 
     @property
     def split(self) -> Split:
@@ -269,6 +276,8 @@ class Run:
             return NoRecord()
         record = FolderRecord(self.out, kind, self.config, self.metadata, self.first_step)
         record.note_split(split)
+        if self.validation is not None:
+            record.note_validation(self.validation.record)
         return record
 
 
@@ -284,6 +293,9 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         NonFiniteError: a loss or gradient norm is not finite; the state before that step is saved.
         SystemExit: 0 after SIGTERM, when the state is saved.
     """
+    if _over(run.validation) and not run.dry_run:
+        run.reporter.line(f"train {task.kind}: {_stopped_early(run)}, nothing to do")
+        return checkpoint_folder(run.out, run.first_step)
     config, group = run.config, run.group
     steps, done, stopped = range(run.first_step, config.steps), run.first_step, False
     parameters = [p for p in task.model.parameters() if p.requires_grad]
@@ -304,7 +316,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
         run.reporter.stage(f"train {task.kind}", config.steps, done=run.first_step) as stage,
         closing(CutBatches(task, split, steps, device)) as batches,
     ):
-        shown, shown_at = run.first_step, time.monotonic()
+        shown, shown_at, logged, early = run.first_step, time.monotonic(), run.first_step, False
         for step in steps:
             while (values := _gradients(batches, step, training_loss, optimizer, meter, run)) is None:
                 batches.cut_smaller(step)  # outside, the traceback has let go of what the pass had computed
@@ -320,30 +332,47 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
             done, stopped = step + 1, group.any(stop.asked)
             end = done == config.steps or stopped
             save, probe = end or done % config.save_every == 0, end or done % config.probe_every == 0
-            if save or probe or done % config.log_every == 0:
+            validate = _validates(run, done)
+            if save or probe or validate or done % config.log_every == 0:
                 row = _row(meter, task, optimizer, record)
                 _show(stage, meter, row, done - shown, run.reporter)
-                probes = _probes(task, optimizer, record, done) if probe and group.rank == 0 else {}
-                record.add({**row, **probes})
-                if save:
+                if group.rank == 0:
+                    row |= _beside(
+                        task, optimizer, record, run, range(logged, done), probe=probe, validate=validate
+                    )
+                record.add(row)
+                early = validate and group.any(_over(run.validation))
+                if save or early or (validate and _is_best(run.validation, done)):
                     record.save(task.model, optimizer, done)
                 meter.restart_clock()
-                shown, shown_at = done, time.monotonic()
+                shown, shown_at, logged = done, time.monotonic(), done
             elif (
                 time.monotonic() - shown_at > _SHOW_S
             ):  # rows may be far apart; loss and speed come with them
                 stage.advance(done - shown)
                 shown, shown_at = done, time.monotonic()
-            if stopped:
+            if stopped or early:
                 break
         record.finish()
     run.reporter.line(f"train {task.kind}: {_summary(task, run, meter, device)}")
-    if done < config.steps:
+    return _ended(task, run, done, early=early)
+
+
+def _ended(task: TrainingTask[Any], run: Run, done: int, *, early: bool) -> Path:
+    """The last checkpoint; says why steps are left.
+
+    Raises:
+        SystemExit: 0 after SIGTERM.
+    """
+    if early:
+        if run.group.rank == 0:  # it alone has validated
+            run.reporter.line(f"train {task.kind}: {_stopped_early(run)}")
+    elif done < run.config.steps:
         run.reporter.line(
             f"train {task.kind}: stopped by SIGTERM, {checkpoint_folder(run.out, done)} is saved; {run.hint}"
         )
         raise SystemExit(0)
-    return checkpoint_folder(run.out, config.steps)
+    return checkpoint_folder(run.out, done)
 
 
 def _dry_run(
@@ -356,9 +385,86 @@ def _dry_run(
     return run.out
 
 
+def _beside(
+    task: TrainingTask[Any],
+    optimizer: torch.optim.Optimizer,
+    record: RunWriter,
+    run: Run,
+    steps: range,
+    *,
+    probe: bool,
+    validate: bool,
+) -> dict[str, Any]:
+    """What a row about ``steps`` holds beside their means: probes, validation loss, shares of a mixture.
+
+    Raises:
+        DeltacacheError: probes or validation run out of memory; the state after these steps is saved before.
+    """
+    done, validation, values = steps.stop, run.validation, dict[str, Any]()
+    if probe:
+        values |= _saved_before("the health probes", _PROBE_LESS, task, optimizer, record, done, task.probes)
+    if run.mixture is not None:
+        values["shares"] = _shares(run, steps.start, done).tolist()
+    if validation is not None and validate:
+        best = _saved_before(
+            "the validation", _VALIDATE_LESS, task, optimizer, record, done, lambda: validation.add(done)
+        )
+        record.note_validation(validation.record)
+        values["validation_loss"] = validation.standing.loss
+        said = "the lowest so far" if best else f"the lowest is {_best(validation)}"
+        run.reporter.line(
+            f"train {task.kind}: validation loss {validation.standing.loss:.5g} after step {done:,}, {said}"
+        )
+    return values
+
+
+def _validates(run: Run, done: int) -> bool:
+    """Not where SIGTERM ends the run: one that goes on would have waited once more than an unbroken one."""
+    return run.validation is not None and (done == run.config.steps or done % run.validation.every == 0)
+
+
+def _over(validation: Validation | None) -> bool:
+    return validation is not None and validation.over
+
+
+def _is_best(validation: Validation | None, done: int) -> bool:
+    return validation is not None and validation.standing.best_step == done
+
+
+def _best(validation: Validation) -> str:
+    standing = validation.standing
+    return (
+        "not finite"
+        if standing.best_loss is None
+        else f"{standing.best_loss:.5g} after step {standing.best_step:,}"
+    )
+
+
+def _stopped_early(run: Run) -> str:
+    assert run.validation is not None
+    standing = run.validation.standing
+    return (
+        f"stopped early after step {standing.step:,}, since the validation loss was not lower "
+        f"{counted(standing.waited, 'time')} in a row (--patience); the lowest is {_best(run.validation)}: "
+        f"{run.out / BEST}"
+    )
+
+
+def _shares(run: Run, first: int, done: int) -> np.ndarray:
+    """What each dataset of the mixture had of the samples of steps ``first`` to ``done - 1``."""
+    assert run.mixture is not None
+    size = run.split.effective_batch
+    counts = run.mixture.drawn(done * size) - run.mixture.drawn(first * size)
+    return counts / counts.sum()
+
+
 def _summary(task: TrainingTask[Any], run: Run, meter: Meter, device: torch.device) -> str:
-    """The last line: of a long training, also what another precision would have saved."""
+    """The last line: shares of a mixture; of a long training, also what another precision would have saved."""
     said = meter.summary()
+    if run.mixture is not None and meter.total_steps:
+        first = run.first_step
+        shares = " / ".join(f"{share:.4f}" for share in _shares(run, first, first + meter.total_steps))
+        said += f"; the datasets had {shares} of the samples"
     if run.group.rank > 0 or meter.total_s < _WORTH_A_HINT_S:
         return said
     share = bfloat16_share(task, run.config, device)
@@ -479,21 +585,31 @@ def _row(
         raise
 
 
-def _probes(
-    task: TrainingTask[Any], optimizer: torch.optim.Optimizer, record: RunWriter, done: int
-) -> dict[str, float]:
-    """The task's probes.
+_PROBE_LESS = "with a larger --probe-every or a smaller training.probe_clips"
+_VALIDATE_LESS = "with a larger --validate-every or without --validate"
+
+
+def _saved_before(
+    what: str,
+    way_out: str,
+    task: TrainingTask[Any],
+    optimizer: torch.optim.Optimizer,
+    record: RunWriter,
+    done: int,
+    compute: Callable[[], ResultT],
+) -> ResultT:
+    """What ``compute`` gives.
 
     Raises:
-        DeltacacheError: they run out of memory; the state after ``done`` steps is saved before.
+        DeltacacheError: it runs out of memory; the state after ``done`` steps is saved before.
     """
     try:
-        return task.probes()
+        return compute()
     except torch.OutOfMemoryError as error:
         record.save_now(task.model, optimizer, done)
         raise DeltacacheError(
-            f"out of memory in the health probes after step {done}, whose state is saved: --resume goes on, with a "
-            f"larger --probe-every or a smaller training.probe_clips. PyTorch says: {str(error).splitlines()[0]}"
+            f"out of memory in {what} after step {done}, whose state is saved: --resume goes on, {way_out}. PyTorch "
+            f"says: {str(error).splitlines()[0]}"
         ) from error
 
 

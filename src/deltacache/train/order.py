@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -160,19 +160,69 @@ def shuffled(purpose: str, seed: int, epoch: int, count: int, places: np.ndarray
     return items.astype(np.int64)
 
 
-def batch_items(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+def batch_items(
+    seed: int, step: int, batch_size: int, count: int, mixture: "Mixture | None" = None
+) -> np.ndarray:
     """Which of ``count`` items form the batch of ``step``, (B,) int64.
 
     Batches are cut from one endless sequence, epoch after epoch, so every item appears once an epoch
-    and no batch is short. Any worker can take any part of a batch.
+    and no batch is short. Any worker can take any part of a batch. The items of a mixture's parts follow each other.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    if mixture is not None:
+        return mixture.items(seed, positions)
+    return _of_epochs("order", seed, count, positions)
+
+
+def _of_epochs(purpose: str, seed: int, count: int, positions: np.ndarray) -> np.ndarray:
+    """What stands at increasing ``positions`` of an endless sequence of shuffled epochs."""
     epochs, places = np.divmod(positions, count)
-    items = np.empty(batch_size, dtype=np.int64)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+    items = np.empty(len(positions), dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
         chosen = epochs == epoch
-        items[chosen] = shuffled("order", seed, epoch, count, places[chosen])
+        items[chosen] = shuffled(purpose, seed, epoch, count, places[chosen])
     return items
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Parts that are drawn with fixed shares, whatever their sizes.
+
+    Of every ``sum(shares)`` positions in a row, part i has exactly ``shares[i]``, spread evenly. Each part goes through
+    its own items epoch after epoch, so what is drawn is a function of the seed and the position alone.
+
+    Attributes:
+        counts: items of each part.
+        shares: whole numbers without a common divisor.
+    """
+
+    counts: tuple[int, ...]
+    shares: tuple[int, ...]
+
+    @cached_property
+    def _period(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each position of a period: its part, and how many positions before it have the same one."""
+        parts = np.repeat(np.arange(len(self.shares)), self.shares)
+        ranks = np.concatenate([np.arange(share) for share in self.shares])
+        order = np.argsort((ranks + 0.5) / np.asarray(self.shares)[parts], kind="stable")
+        return parts[order], ranks[order]
+
+    def items(self, seed: int, positions: np.ndarray) -> np.ndarray:
+        """The items at increasing ``positions``; those of part i begin at ``sum(counts[:i])``."""
+        parts, ranks = self._period
+        periods, places = np.divmod(positions, len(parts))
+        chosen, items = parts[places], np.empty(len(positions), dtype=np.int64)
+        for part, (count, share) in enumerate(zip(self.counts, self.shares, strict=True)):
+            mine = chosen == part
+            own = periods[mine] * share + ranks[places[mine]]
+            items[mine] = _of_epochs(f"order of part {part}", seed, count, own) + sum(self.counts[:part])
+        return items
+
+    def drawn(self, positions: int) -> np.ndarray:
+        """How many of the first ``positions`` each part has, int64."""
+        parts, _ = self._period
+        periods, rest = divmod(positions, len(parts))
+        return periods * np.asarray(self.shares) + np.bincount(parts[:rest], minlength=len(self.shares))
 
 
 def probe_items(seed: int, wanted: int, count: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def probe_tokenizer(
 
     previous, current = probe.pairs.previous, probe.pairs.current
     black = probe.black.expand_as(probe.first_frames)
-    with _eval_mode(model):
+    with eval_mode(model):
 
         def encode(before: Tensor, after: Tensor) -> Tensor:
             return model.encode(before, after, grid).float()
@@ -109,7 +109,7 @@ def probe_world(model: WorldModel, clips: ClipBatch, grid: Grid, noise: Tensor |
     - ``query_entropy``, ``queries_winning``: how evenly the candidates win, and how many ever do.
     """
     context, target = clips.tokens[:, :-1], clips.tokens[:, -1]
-    with _eval_mode(model):
+    with eval_mode(model):
         own = _best_futures(model, context, clips.timestamps_s, target, grid, noise, beta)
         swapped = _best_futures(model, context.roll(1, 0), clips.timestamps_s, target, grid, noise, beta)
         zero = _best_futures(model, torch.zeros_like(context), clips.timestamps_s, target, grid, noise, beta)
@@ -158,7 +158,8 @@ def _best_futures(
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode."""
     training = model.training
     model.eval()
     try:

@@ -16,11 +16,11 @@ from deltacache.models.checkpoints import CONFIG_FILE, Kind, LoadedModel, SavedM
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import shapes_only
 from deltacache.models.world_model import WorldModel
-from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.storage.files import is_temporary, remove_leftovers, replacing
 from deltacache.pipeline.storage.locking import LOCK_FILE, dataset_lock
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import (
+    DataChoice,
     HeadConfig,
     RgbConfig,
     TokenizerConfig,
@@ -28,12 +28,13 @@ from deltacache.schemas.configs import (
     WorldConfig,
     save_config,
 )
-from deltacache.schemas.datasets import fingerprint_of_list
-from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
+from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError, SettingsError
 from deltacache.schemas.foresight import ForesightHeadConfig
+from deltacache.schemas.jobs import DataPart
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.texts import counted
 from deltacache.train.checkpoints import (
+    BEST,
     Resumed,
     checkpoint_folder,
     finished_checkpoints,
@@ -42,8 +43,18 @@ from deltacache.train.checkpoints import (
     steps_of,
 )
 from deltacache.train.loop import Run, split_of
+from deltacache.train.mixture import (
+    ChosenClips,
+    Clips,
+    choose_clips,
+    clips_record,
+    describe_clips,
+    mixture_of,
+    require_alike,
+)
 from deltacache.train.optimizer import warmup_cosine
 from deltacache.train.order import seed_of
+from deltacache.train.validation import Standing, Validation, Validator
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
 # ----------------------------------------------------------------------------------------------------
@@ -59,9 +70,13 @@ FREE_ON_RESUME = frozenset(
         *("batch_size", "accumulation"),  # their product with the number of workers must stay
         *_SCHEDULE,  # the rates of the steps that are done must stay
     )
-)
+) | {"data.validate_every", "data.patience"}
 """What may change between a run and its continuation: none of these changes what a step has computed."""
-_BEFORE_THERE_WAS = {"training.precision": "auto"}
+_BEFORE_THERE_WAS = {
+    "training.precision": "auto",
+    "data.split_seed": DataChoice().split_seed,
+    "data.validate_clips": DataChoice().validate_clips,
+}
 """What runs of older versions did, whose configs do not say it."""
 
 NOTHING_DONE = -1
@@ -69,7 +84,9 @@ NOTHING_DONE = -1
 STORAGE_LAG_S = 60.0
 RAY_FOLDER = ".ray-train"
 """Ray Train's own notes, while several workers train."""
-_OURS = frozenset({"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb"})
+_OURS = frozenset(
+    {"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb", BEST}
+)
 SavedModelT = TypeVar("SavedModelT", bound=SavedModel)
 
 
@@ -204,6 +221,7 @@ def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) 
         "config",
         "code_version",
         "effective_batch",
+        "validation",  # how it stood
         "backbone",  # its id; the weights are compared
     }
     for name in sorted(compared):
@@ -427,14 +445,15 @@ class TrainingRequest(Generic[ConfigT]):
     """What a trainer is asked for; the same for all workers.
 
     Attributes:
-        data: the dataset's root.
+        data: the dataset's root, or several with their weights.
         resume: go on from the newest checkpoint in ``out``, if there is one.
         start_from: output of the stage before, of which ``config.training.start`` says what is taken.
         hint: how a user goes on after SIGTERM.
         dry_run: say what the training would take, and write nothing.
+        validation: root of the dataset for the validation loss; without it, what the config's split holds out.
     """
 
-    data: AnyPath | str
+    data: AnyPath | str | tuple[DataPart, ...]
     out: Path
     config: ConfigT
     resume: bool
@@ -442,6 +461,12 @@ class TrainingRequest(Generic[ConfigT]):
     start_from: Path | None = None
     hint: str = "the same command with --resume goes on"
     dry_run: bool = False
+    validation: str | None = None
+
+    @property
+    def parts(self) -> tuple[DataPart, ...]:
+        """The datasets: one, or those of a mixture."""
+        return self.data if isinstance(self.data, tuple) else (DataPart(path=str(self.data)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,22 +482,51 @@ class Prepared:
     train: Callable[[], Path]
 
 
-def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
-    """Open a dataset that can be trained on.
+@dataclass(frozen=True, slots=True)
+class TrainingClips:
+    """What is trained on, and what the validation loss is computed on, if anything."""
 
-    Raises:
-        DatasetError: it is not a dataset of this kind, or holds no clips.
-    """
-    dataset = open_dataset(root, kind)
-    if len(dataset) == 0:
-        raise DatasetError(
-            f"{root} holds no clips: training needs at least one; {dataset.root / 'failures.parquet'} says what was "
-            "rejected and why, so run the command that made this dataset again with readable videos"
+    train: Clips
+    validation: Clips | None
+
+
+def open_training_data(request: TrainingRequest[Any], kind: Literal["features", "deltas"]) -> TrainingClips:
+    """Open the datasets of a training; see ``choose_clips`` and ``open_validation`` for what is refused."""
+    choice = request.config.data
+    train = choose_clips(request.parts, kind, choice)
+    if request.validation is not None and choice.split is not None:
+        raise SettingsError(
+            "--split holds out videos for the validation loss, and --validate names a dataset for it: give one of both"
         )
-    return dataset
+    if request.validation is not None:
+        given = choose_clips([DataPart(path=request.validation)], kind, DataChoice())
+        require_alike([*(train.datasets if isinstance(train, ChosenClips) else [train]), given], grids=True)
+        return TrainingClips(train, given)
+    if choice.split is not None:
+        return TrainingClips(train, choose_clips(request.parts, kind, choice, held_out=True))
+    if choice.patience is not None:
+        raise SettingsError(
+            "--patience stops when the validation loss no longer falls, and there is none: give --validate or --split"
+        )
+    return TrainingClips(train, None)
 
 
-def check_fits(dataset: Dataset, build: Callable[[], DeltaTok | WorldModel]) -> None:
+def describe_data(clips: TrainingClips) -> Iterator[str]:
+    """Lines about a mixture, a filter or a split, and about what is validated on; none for one whole dataset."""
+    yield from describe_clips(clips.train)
+    if clips.validation is None:
+        return
+    yield f"validated on {counted(len(clips.validation), 'clip', form=',')} of {clips.validation.root}"
+    videos = {clip_id.rpartition("-v")[0] for clip_id in clips.validation.clip_ids}
+    both = videos & {clip_id.rpartition("-v")[0] for clip_id in clips.train.clip_ids}
+    if both:
+        yield (
+            f"{len(both):,} of the {counted(len(videos), 'video', form=',')} of {clips.validation.root} are trained on "
+            "too: the validation loss is not one of new videos"
+        )
+
+
+def check_fits(dataset: Clips, build: Callable[[], DeltaTok | WorldModel]) -> None:
     """Refuse tokens that the config's model cannot take, before anything is written.
 
     Raises:
@@ -535,12 +589,42 @@ class OpenedRun(Generic[SavedModelT]):
             return self.resumed.model
         return seeded(build, self.config.training.seed) if self.before is None else self.before.model
 
-    def begin(self, reporter: Reporter, hint: str | None = None) -> Run:
-        """What the loop needs; the resolved config is saved beside what follows."""
+    def begin(
+        self,
+        reporter: Reporter,
+        hint: str | None = None,
+        *,
+        data: "TrainingClips | None" = None,
+        model: DeltaTok | WorldModel | None = None,
+        device: torch.device | None = None,
+    ) -> Run:
+        """What the loop needs; the resolved config is saved beside what follows.
+
+        Args:
+            data: of a tokenizer or world model: says what it is, and validates ``model`` on ``device`` if it can.
+        """
         if self.group.rank == 0 and not self.dry_run:
             with replacing(self.out / "config.yaml") as temporary:
                 save_config(self.config, temporary)
         begun = self.resumed or self.before
+        validation = None
+        if data is not None and isinstance(self.config, TokenizerConfig | WorldConfig):
+            for line in describe_data(data) if self.group.rank == 0 else ():
+                reporter.line(
+                    f"train {'world' if isinstance(self.config, WorldConfig) else 'tokenizer'}: {line}"
+                )
+            if data.validation is not None:
+                assert model is not None  # that of the task
+                assert device is not None
+                choice, known = (
+                    self.config.data,
+                    (self.resumed.metadata if self.resumed else {}).get("validation"),
+                )
+                measure = Validator(
+                    model, data.validation, choice.validate_clips, device, self.config.training
+                )
+                standing = Standing(**known) if known else Standing()
+                validation = Validation(measure, choice.validate_every, choice.patience, standing)
         run = Run(
             self.out,
             self.config.training,
@@ -551,6 +635,8 @@ class OpenedRun(Generic[SavedModelT]):
             samples_per_pass=None if self.resumed is None else self.resumed.metadata.get("samples_per_pass"),
             group=self.group,
             dry_run=self.dry_run,
+            validation=validation,
+            mixture=None if data is None else mixture_of(data.train),
         )
         return run if hint is None else replace(run, hint=hint)
 
@@ -628,13 +714,13 @@ def open_run(
 
 def open_stage(
     request: TrainingRequest[Any],
-    dataset: Dataset,
+    data: TrainingClips,
     kind: Kind,
     build: Callable[[], ModelT],
     load: Callable[..., LoadedModel[ModelT]],
     group: ProcessGroup,
 ) -> OpenedRun[ModelT]:
-    """``open_run`` for a training on ``dataset`` that may start from the stage before it.
+    """``open_run`` for a training on ``data`` that may start from the stage before it.
 
     See ``read_stage_before`` for what else is refused.
     """
@@ -659,7 +745,7 @@ def open_stage(
         config,
         kind,
         load,
-        run_metadata(dataset, config),
+        run_metadata(data, config),
         resume=request.resume,
         dry_run=request.dry_run,
         group=group,
@@ -668,15 +754,13 @@ def open_stage(
     )
 
 
-def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:
+def run_metadata(data: TrainingClips, config: TokenizerConfig | WorldConfig) -> dict[str, Any]:
     """What ``config.json`` of a checkpoint says about its making, except for the step."""
-    card, ids = dataset.card, dataset.index["clip_id"]
-    listed = (clip for at in range(0, len(ids), 65536) for clip in ids.slice(at, 65536).to_pylist())
+    dataset = data.train
+    card = dataset.card
     metadata = {
         "config": config.model_dump(mode="json"),
-        "data_fingerprint": card.fingerprint,
-        "features_fingerprint": card.features_fingerprint,
-        "clips": {"count": len(dataset), "fingerprint": fingerprint_of_list("clip_ids", listed)},
+        **clips_record(dataset),
         "backbone_sha256": card.backbone.weights_sha256,
         "patch_grid": list(card.patch_grid),
         "hidden_size": card.hidden_size,
@@ -690,4 +774,6 @@ def run_metadata(dataset: Dataset, config: TokenizerConfig | WorldConfig) -> dic
         metadata["tokenizer_fingerprint"] = card.tokenizer_fingerprint
     if isinstance(config, WorldConfig):
         metadata["architecture"] = config.model.architecture
+    if data.validation is not None:
+        metadata["validated_on"] = clips_record(data.validation)
     return metadata

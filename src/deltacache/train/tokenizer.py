@@ -11,7 +11,6 @@ from torch import Tensor
 from deltacache.models.checkpoints import Kind, load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device, forward_precision
-from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
@@ -27,10 +26,12 @@ from deltacache.train.data import (
     tokens_bytes,
 )
 from deltacache.train.loop import split_of, train
+from deltacache.train.mixture import Clips, mixture_of
 from deltacache.train.order import MicroBatch, Split, probe_items, step_generator, step_rng
 from deltacache.train.probes import PairProbe, probe_tokenizer
 from deltacache.train.setup import (
     Prepared,
+    TrainingClips,
     TrainingRequest,
     check_fits,
     holding_output,
@@ -50,7 +51,7 @@ class TokenizerTask:
     def __init__(
         self,
         model: DeltaTok,
-        dataset: Dataset,
+        dataset: Clips,
         config: TokenizerConfig,
         device: torch.device,
         split: Split | None = None,
@@ -70,6 +71,7 @@ class TokenizerTask:
             effective_batch=split.effective_batch,
             seed=training.seed,
             black_first_fraction=config.black_first_fraction,
+            mixture=mixture_of(dataset),
         )
 
     @cached_property
@@ -162,27 +164,27 @@ def prepare_tokenizer(
 ) -> Prepared:
     """What ``train_tokenizer`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
-    dataset, build = open_tokenizer_inputs(request)
-    opened = open_stage(request, dataset, "tokenizer", build, load_tokenizer, group)
+    data, build = open_tokenizer_inputs(request)
+    opened = open_stage(request, data, "tokenizer", build, load_tokenizer, group)
     if opened.finished is not None:
         return nothing_to_do("tokenizer", opened.finished, config.training, reporter)
 
     def run() -> Path:
         split = split_of(config.training, group)
-        task = TokenizerTask(opened.model(build), dataset, config, target, split, group.on_this_node)
-        return train(task, opened.begin(reporter, request.hint))
+        task = TokenizerTask(opened.model(build), data.train, config, target, split, group.on_this_node)
+        return train(task, opened.begin(reporter, request.hint, data=data, model=task.model, device=target))
 
     return Prepared(opened.first_step, run)
 
 
 def open_tokenizer_inputs(
     request: TrainingRequest[TokenizerConfig],
-) -> tuple[Dataset, Callable[[], DeltaTok]]:
+) -> tuple[TrainingClips, Callable[[], DeltaTok]]:
     """The data, and what builds a new model for them; see ``train_tokenizer`` for what is refused."""
-    dataset = open_training_data(request.data, "features")
+    data = open_training_data(request, "features")
 
     def build() -> DeltaTok:
-        return DeltaTok(dataset.card.hidden_size, **request.config.model.model_dump())
+        return DeltaTok(data.train.card.hidden_size, **request.config.model.model_dump())
 
-    check_fits(dataset, build)
-    return dataset, build
+    check_fits(data.train, build)
+    return data, build

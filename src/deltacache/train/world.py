@@ -12,7 +12,6 @@ from deltacache.models.devices import choose_device, forward_precision
 from deltacache.models.selection import selection_for
 from deltacache.models.world_model import WorldModel
 from deltacache.models.worlds import world_class
-from deltacache.pipeline.datasets.dataset import Dataset
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import WorldConfig
 from deltacache.schemas.progress import Reporter
@@ -26,10 +25,12 @@ from deltacache.train.data import (
     stored_bytes,
 )
 from deltacache.train.loop import split_of, train
-from deltacache.train.order import MicroBatch, Split, normal_draws, probe_items, seed_of
+from deltacache.train.mixture import mixture_of
+from deltacache.train.order import MicroBatch, Mixture, Split, normal_draws, probe_items, seed_of
 from deltacache.train.probes import probe_world
 from deltacache.train.setup import (
     Prepared,
+    TrainingClips,
     TrainingRequest,
     check_fits,
     holding_output,
@@ -54,6 +55,7 @@ class WorldTask:
         config: WorldConfig,
         device: torch.device,
         split: Split | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         training = config.training
         split = split or Split(training.batch_size, training.accumulation or 1)
@@ -62,6 +64,7 @@ class WorldTask:
         self._config = config
         self._device = device
         self._effective_batch = split.effective_batch
+        self._mixture = mixture
 
     @cached_property
     def _arrays(self) -> ResidentClips | MappedClips:
@@ -74,12 +77,12 @@ class WorldTask:
 
     def batches(self, parts: Iterable[MicroBatch]) -> Generator[ClipBatch]:
         seed = self._config.training.seed
-        return clip_batches(self._arrays, self._effective_batch, seed, parts, self._device)
+        return clip_batches(self._arrays, self._effective_batch, seed, parts, self._device, self._mixture)
 
     def trial_batches(self, parts: Iterable[MicroBatch]) -> Generator[ClipBatch]:
         given, seed = self._given, self._config.training.seed
         clips = MappedClips.of(given.dataset) if isinstance(given, PendingClips) else given
-        return clip_batches(clips, self._effective_batch, seed, parts, self._device)
+        return clip_batches(clips, self._effective_batch, seed, parts, self._device, self._mixture)
 
     def bytes_to_load(self, device: torch.device) -> int:
         return self._given.bytes_to_load if isinstance(self._given, PendingClips) else 0
@@ -169,28 +172,33 @@ def train_world(
 def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: ProcessGroup) -> Prepared:
     """What ``train_world`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
-    dataset, build = open_world_inputs(request)
+    data, build = open_world_inputs(request)
+    dataset = data.train
     said = dataset.card.other_size(dataset.card.tokenizer_image_size, "the tokenizer of these tokens")
     if said and group.rank == 0:
         reporter.line(f"train world: {said}")
-    opened = open_stage(request, dataset, "world", build, load_world, group)
+    opened = open_stage(request, data, "world", build, load_world, group)
     if opened.finished is not None:
         return nothing_to_do("world", opened.finished, config.training, reporter)
 
     def run() -> Path:
         split = split_of(config.training, group)
         arrays = PendingClips(dataset, target, group.on_this_node)
-        task = WorldTask(opened.model(build), arrays, dataset.card.patch_grid, config, target, split)
-        return train(task, opened.begin(reporter, request.hint))
+        model, grid = opened.model(build), dataset.card.patch_grid
+        task = WorldTask(model, arrays, grid, config, target, split, mixture_of(dataset))
+        return train(task, opened.begin(reporter, request.hint, data=data, model=task.model, device=target))
 
     return Prepared(opened.first_step, run)
 
 
-def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, Callable[[], WorldModel]]:
+def open_world_inputs(
+    request: TrainingRequest[WorldConfig],
+) -> tuple[TrainingClips, Callable[[], WorldModel]]:
     """The data, and what builds a new model for them; see ``train_world`` for what is refused."""
     config = request.config.model
     made = world_class(config.architecture)
-    dataset = open_training_data(request.data, made.trains_on)
+    data = open_training_data(request, made.trains_on)
+    dataset = data.train
     arguments = dict(config.arguments)
     if dataset.card.tokens_per_frame > 1:
         arguments["tokens_per_frame"] = dataset.card.tokens_per_frame
@@ -199,4 +207,4 @@ def open_world_inputs(request: TrainingRequest[WorldConfig]) -> tuple[Dataset, C
         return made(dataset.card.hidden_size, **arguments)
 
     check_fits(dataset, build)
-    return dataset, build
+    return data, build

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from deltacache.evaluate.benchmarks.loading import LoadedSequence
-from deltacache.evaluate.clips.rollouts import sequence_generator
 from deltacache.evaluate.inputs import Models, Tokenizer, World
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.evaluate.predictions import RolloutProtocol
 from deltacache.models.deltatok import DeltaTok, Grid
-from deltacache.models.futures import decode_future, decode_steps
+from deltacache.models.futures import decode_future, decode_steps, sequence_generator
 from deltacache.schemas.benchmarks import BenchmarkName
 
 # ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Shapes: B clips, S samples, H longest horizon, K horizons that are scored, F tru
 D hidden, C context.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from deltacache.evaluate.inputs import Tokenizer, World
 from deltacache.evaluate.metrics import SampleSums, check_finite, feature_metrics, token_distance
 from deltacache.evaluate.predictions import AboutSequence, RolloutProtocol, feature_statistics
 from deltacache.evaluate.statistics import Series, Statistic
-from deltacache.models.futures import decode_future
+from deltacache.models.futures import decode_future, sequence_generator
 
 # Decoded futures are held in chunks of samples below this many numbers (256 MiB in float32).
 _CHUNK_NUMBERS = 2**26
@@ -64,12 +63,6 @@ class ScoredSamples:
     mean: np.ndarray
     means: Mapping[int, Tensor]
     totals: np.ndarray | None
-
-
-def sequence_generator(seed: int, clip_id: str) -> torch.Generator:
-    """Random numbers that depend on the seed and the clip alone, never on the batch or the order."""
-    digest = hashlib.sha256(f"rollout {seed} {clip_id}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def delta_tokens(tokenizer: Tokenizer, clip: Tensor, protocol: RolloutProtocol) -> Tensor:
