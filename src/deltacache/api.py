@@ -147,6 +147,8 @@ def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> Extract
         values["backbone"] = backbone_source(values["backbone"])
     if values.get("pca") is not None:
         values["pca"] = Path(values["pca"]).absolute()
+    if values.get("side_arrays") is not None:
+        values["side_arrays"] = place(values["side_arrays"])
     return build(ExtractionSettings, values)
 
 

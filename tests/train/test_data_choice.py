@@ -269,7 +269,7 @@ def test_where_filters_by_index_and_source_columns(features: Path, case: Case, t
     assert rows_where(dataset, "shard = (SELECT min(shard) FROM clips)").tolist() == list(range(5))
     assert len(uris) == 12
     for wrong, what in {
-        "view =": "incomplete input",
+        "view =": "syntax error",
         "vieww = 0": "no such column: vieww",
         "1 = 1": "names no column",
         "random() % 2 = view": "random",

@@ -229,6 +229,24 @@ class BackboneCard(Frozen):
         return ", ".join(parts)
 
 
+SideRule = Literal["previous", "nearest", "linear"]
+"""Which row of a side array a frame gets: the last one up to its time, the nearest, or what lies between two."""
+
+
+class SideArray(Frozen):
+    """What is stored beside the tokens of each frame, such as an action."""
+
+    kind: Literal["numbers", "text"] = "numbers"
+    width: int | None = Field(
+        default=None, ge=1, description="numbers of a frame; None: one, without a dimension"
+    )
+    rule: SideRule = "previous"
+
+    def shape(self, frames: int) -> tuple[int, ...]:
+        """Of a clip of so many frames."""
+        return (frames,) if self.width is None else (frames, self.width)
+
+
 class DatasetCard(Frozen):
     """The content of ``dataset.json``."""
 
@@ -255,17 +273,15 @@ class DatasetCard(Frozen):
     )
     sampling: SamplingSettings
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
+    side_arrays: dict[str, SideArray] = Field(default={}, description="by name; see docs/data.md")
     code_version: str
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A tokenizer in float32 as before there was another precision: older versions still read it."""
-        exact = self.tokenizer_precision == "float32"
-        return {
-            name: value
-            for name, value in serialise(self).items()
-            if name != "tokenizer_precision" or not exact
-        }
+        """A tokenizer in float32, and no side arrays, as before there was another: older versions still read it."""
+        unused = {"tokenizer_precision"} if self.tokenizer_precision == "float32" else set[str]()
+        unused |= set() if self.side_arrays else {"side_arrays"}
+        return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @model_validator(mode="after")
     def _dtypes_fit_the_kind(self) -> Self:
@@ -335,11 +351,16 @@ class DatasetCard(Frozen):
     @property
     def fingerprint(self) -> str:
         """What determines the numbers of this dataset."""
+        beside = {name: array.model_dump(mode="json") for name, array in self.side_arrays.items()}
         if self.kind == "features":
-            return self.features_fingerprint
+            if not beside:  # fingerprints from before there were any stay
+                return self.features_fingerprint
+            return fingerprint_of({"features": self.features_fingerprint, "side_arrays": beside})
         made_from = {"features": self.features_fingerprint, "tokenizer": self.tokenizer_fingerprint}
         if self.tokenizer_precision != "float32":  # fingerprints from before there was another stay
             made_from["tokenizer_precision"] = self.tokenizer_precision
+        if beside:
+            return fingerprint_of({**made_from, "side_arrays": beside})
         return fingerprint_of(made_from)
 
     @property

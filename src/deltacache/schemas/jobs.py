@@ -1,7 +1,7 @@
 """Settings of the offline jobs: what a command line turns into and what is saved beside its output."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from deltacache.schemas.datasets import (
     ImageSize,
     Layers,
     SamplingSettings,
+    SideRule,
     sides,
     size_text,
 )
@@ -126,6 +127,14 @@ class ExtractionSettings(Frozen):
         default=None,
         description="Text file of videos to leave out, one id, uri, name or path per line; or kinetics700-released.",
     )
+    side_arrays: Annotated[str | None, Flag()] = Field(
+        default=None,
+        description="CSV or Parquet with video_uri, time_s and columns that are stored for each frame (docs/data.md).",
+    )
+    side_rule: Annotated[tuple[str, ...], Flag()] = Field(
+        default=(),
+        description="COLUMN=RULE: which row a frame gets: previous (default), nearest or linear; may be repeated.",
+    )
     column: Annotated[str | None, Flag(default="detected from column names and existing files")] = Field(
         default=None, description="Column of a list that holds the videos, by name or number."
     )
@@ -145,6 +154,25 @@ class ExtractionSettings(Frozen):
     )
     limits: DecodeLimits = DecodeLimits()
     cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def side_rules(self) -> dict[str, SideRule]:
+        """By column."""
+        return {
+            name: cast("SideRule", rule) for name, _, rule in (text.partition("=") for text in self.side_rule)
+        }
+
+    @model_validator(mode="after")
+    def _rules_of_side_arrays(self) -> Self:
+        if self.side_rule and self.side_arrays is None:
+            raise ValueError("side_rule concerns columns of a file: give side_arrays as well")
+        for text in self.side_rule:
+            name, _, rule = text.partition("=")
+            if not name or rule not in get_args(SideRule):
+                raise ValueError(
+                    f"side_rule {text!r}: give COLUMN=RULE, the rule {', '.join(get_args(SideRule))}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _not_too_small(self) -> Self:

@@ -57,7 +57,8 @@ class ClipDataset(torch_data.Dataset[Item]):
     Tokens are in memory where they take at most half of it, else they are read from the shards as they are asked for.
 
     Args:
-        columns: of ``index.parquet``, such as ``clip_id``, ``video_uri`` or ``view``.
+        columns: of ``index.parquet``, such as ``clip_id``, ``video_uri`` or ``view``; and side arrays of the datasets,
+            such as ``action``: float32 (T,) or (T, W), or a list of texts.
         dtype: of the tokens: float32, or float16 as they are stored.
 
     Raises:
@@ -77,11 +78,12 @@ class ClipDataset(torch_data.Dataset[Item]):
         columns: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._datasets, self._columns = _open(paths), _checked(columns)
+        self._datasets = _open(paths)
+        self._columns = _checked(columns, self._datasets)
         self._dtype = _checked_dtype(dtype)
         self._starts = np.cumsum([0, *map(len, self._datasets)])
         self._crops = [torch.from_numpy(_crops(each)) for each in self._datasets]
-        self._values = [{name: each.column(name) for name in self._columns} for each in self._datasets]
+        self._values = [{name: _column(each, name) for name in self._columns} for each in self._datasets]
         self._clips: list[ResidentClips | MappedClips] = self._load()
         self._own = threading.local()  # a buffer for each thread that reads
         self._process = os.getpid()
@@ -143,9 +145,7 @@ class ClipDataset(torch_data.Dataset[Item]):
             tokens = self._gathered(torch.from_numpy(clips.tokens), at)
         else:
             tokens = torch.from_numpy(clips.tokens[rows]).to(self._dtype)
-        columns = {
-            name: column.take(pa.array(rows)).to_pylist() for name, column in self._values[number].items()
-        }
+        columns = {name: _of_clips(column, rows) for name, column in self._values[number].items()}
         times = torch.from_numpy(clips.timestamps_s[rows])
         return {"tokens": tokens, "timestamps_s": times, "crop": self._crops[number][at], **columns}
 
@@ -202,7 +202,8 @@ class ClipStream(torch_data.IterableDataset[Item]):
     ) -> None:
         if not 0 <= rank < world_size:
             raise SettingsError(f"Invalid rank {rank} of {world_size}: ranks count from 0")
-        self._datasets, self._columns, self._dtype = _open(paths), _checked(columns), _checked_dtype(dtype)
+        self._datasets, self._dtype = _open(paths), _checked_dtype(dtype)
+        self._columns = _checked(columns, self._datasets)
         self._shuffle, self._seed, self._part = shuffle, seed, (rank, world_size)
         self._values: dict[int, dict[str, Any]] = {}
         self._epoch, self._done, self._resumed = 0, 0, False
@@ -287,7 +288,7 @@ class ClipStream(torch_data.IterableDataset[Item]):
         dataset = self._datasets[number]
         held = self._values.get(number)
         if held is None:
-            columns = {name: dataset.column(name) for name in self._columns}
+            columns = {name: _column(dataset, name) for name in self._columns}
             held = self._values[number] = {"crop": _crops(dataset), "columns": columns}
         first = sum(map(len, self._datasets[:number]))
         return {
@@ -295,7 +296,7 @@ class ClipStream(torch_data.IterableDataset[Item]):
             "timestamps_s": torch.from_numpy(dataset.timestamps_s[clip].copy()),
             "crop": torch.from_numpy(held["crop"][clip].copy()),
             "index": first + clip,
-            **{name: column[clip].as_py() for name, column in held["columns"].items()},
+            **{name: _of_clips(column, np.array([clip]))[0] for name, column in held["columns"].items()},
         }
 
     def _identity(self) -> str:
@@ -330,14 +331,44 @@ def _here(datasets: list[Dataset], process: int) -> tuple[list[Dataset], int]:
     return [each if is_local(each.root) else open_dataset(str(each.root)) for each in datasets], os.getpid()
 
 
-def _checked(columns: Sequence[str]) -> tuple[str, ...]:
-    taken = [name for name in columns if name not in INDEX_SCHEMA.names or name in _OWN]
-    if taken:
-        known = [name for name in INDEX_SCHEMA.names if name not in _OWN]
-        raise DatasetError(
-            f"{taken[0]!r} is no column of the index that can be added: give some of {', '.join(known)}"
-        )
+def _checked(columns: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    for dataset in datasets:
+        known = [
+            name for name in (*INDEX_SCHEMA.names, *sorted(dataset.card.side_arrays)) if name not in _OWN
+        ]
+        taken = [name for name in columns if name not in known]
+        if taken:
+            raise DatasetError(
+                f"{taken[0]!r} is no column of the index that can be added, and no side array of {dataset.root}: give "
+                f"some of {', '.join(known)}"
+            )
+    arrays = [{name: each.card.side_arrays.get(name) for name in columns} for each in datasets]
+    for dataset, other in zip(datasets[1:], arrays[1:], strict=True):
+        if other != arrays[0]:
+            raise MismatchError(
+                f"{datasets[0].root} and {dataset.root} have other side arrays ({arrays[0]} and {other}): they cannot "
+                "be read together; leave those columns out"
+            )
     return tuple(columns)
+
+
+Column = pa.Array | Tensor | list[list[str]]
+"""A value for each clip: of the index, of a side array of numbers, or of one of texts."""
+
+
+def _column(dataset: Dataset, name: str) -> Column:
+    if name not in dataset.card.side_arrays:
+        return dataset.column(name)
+    values = dataset.side_array(name)
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+
+
+def _of_clips(column: Column, rows: np.ndarray) -> Any:
+    if isinstance(column, Tensor):
+        return column[torch.from_numpy(rows)]
+    if isinstance(column, list):
+        return [column[row] for row in rows.tolist()]
+    return column.take(pa.array(rows)).to_pylist()
 
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -33,7 +33,7 @@ from deltacache.pipeline.datasets.writing import (
 from deltacache.pipeline.inputs.fetching import content_sha256
 from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, in_threads
-from deltacache.schemas.datasets import DatasetCard, size_text
+from deltacache.schemas.datasets import DatasetCard, SideArray, size_text
 from deltacache.schemas.errors import (
     DatasetError,
     FailureReason,
@@ -476,6 +476,7 @@ class DatasetDescription:
             f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
             f"  sampling     {counted(sampling.frames, 'frame')} {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
+            *(f"  beside       {name}: {_beside(array)}" for name, array in sorted(card.side_arrays.items())),
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
         ]
         return "\n".join(lines)
@@ -486,6 +487,11 @@ def _taken(card: DatasetCard) -> str:
     layers, pca = card.backbone.layers, card.backbone.pca_fingerprint
     joined = f", layers {','.join(map(str, layers))}" if layers is not None else ""
     return joined + (f", PCA {pca}" if pca is not None else "")
+
+
+def _beside(array: SideArray) -> str:
+    what = "text" if array.kind == "text" else counted(array.width or 1, "number")
+    return f"{what} a frame, {array.rule}"
 
 
 def readable_size(count: int) -> str:

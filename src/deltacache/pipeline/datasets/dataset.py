@@ -15,7 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache.pipeline.datasets.plan import open_plan, read_plan, runs_of, write_plan
-from deltacache.pipeline.datasets.receipts import Failure, Receipt, StoredClip, finished_shards, read_receipt
+from deltacache.pipeline.datasets.receipts import (
+    BESIDE,
+    Failure,
+    Receipt,
+    StoredClip,
+    finished_shards,
+    read_receipt,
+    read_receipts,
+)
 from deltacache.pipeline.datasets.stores import (
     SCALES,
     TIMESTAMPS,
@@ -40,6 +48,7 @@ from deltacache.pipeline.datasets.writing import (
     read_tables_summary,
     write_shard,
 )
+from deltacache.pipeline.inputs.side_arrays import side_values
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.files import crc32c_of_array, read_columns, seal_of
 from deltacache.pipeline.storage.mapped import MappedFiles
@@ -233,6 +242,7 @@ def _stored(card: DatasetCard, row: dict[str, Any], arrays: ClipArrays, times: n
         flip=row["flip"],
         decoder=row["decoder"],
         duplicate_frames=row["duplicate_frames"],
+        side_arrays=side_values(row.get(BESIDE, {}), card.side_arrays),
     )
 
 
@@ -334,6 +344,24 @@ class Dataset:
         """One column of the index: a value per clip."""
         column = pa.chunked_array(self._batches(name), INDEX_SCHEMA.field(name).type).combine_chunks()
         return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+    def side_array(self, name: str) -> np.ndarray | list[list[str]]:
+        """A side array of all clips: (C, T) or (C, T, W) float32, or a text for each frame; see ``card.side_arrays``.
+
+        Value t belongs to frame t, and to delta token t, which leads from frame t - 1 to frame t.
+
+        Raises:
+            DatasetError: there is no such side array, or a receipt is damaged.
+        """
+        array = self.card.side_arrays.get(name)
+        if array is None:
+            known = ", ".join(sorted(self.card.side_arrays)) or "none"
+            raise DatasetError(f"{self.root} has no side array {name!r}; it has: {known}")
+        rows = (row for receipt in read_receipts(self.root, self._shard_ids) for row in receipt.clips)
+        values = [row[BESIDE][name] for row in rows]
+        if array.kind == "text":
+            return values
+        return np.asarray(values, np.float32).reshape(len(self), *array.shape(self.card.sampling.frames))
 
     @property
     def shard_ids(self) -> tuple[str, ...]:

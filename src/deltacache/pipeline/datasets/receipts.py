@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deltacache.pipeline.datasets.plan import PlannedVideo, check_shard_id
+from deltacache.pipeline.inputs.side_arrays import SideValues
 from deltacache.pipeline.storage.errors import read_file
 from deltacache.pipeline.storage.files import seal_json, unseal_json
 from deltacache.pipeline.storage.storage import AnyPath, names_in, read_many
@@ -19,6 +20,7 @@ from deltacache.schemas.tables import INDEX_SCHEMA
 
 RECEIPTS = "receipts"
 SHARDS = "shards"
+BESIDE = "side_arrays"
 _SEAL = "receipt_crc32c"
 _SHA256 = re.compile(r"([0-9a-f]{64})?")
 _ROW_FIELDS = frozenset(INDEX_SCHEMA.names)
@@ -26,7 +28,7 @@ _ROW_FIELDS = frozenset(INDEX_SCHEMA.names)
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """A clip with what its index row says about it."""
+    """A clip with what its index row says about it, and its side arrays by name."""
 
     clip: FeatureClip | DeltaClip
     video_uri: str
@@ -36,6 +38,7 @@ class StoredClip:
     flip: bool
     decoder: str
     duplicate_frames: int
+    side_arrays: SideValues = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Receipt:
         fingerprint: of the dataset it belongs to.
         files: by path relative to the dataset's folder; none when every video was refused.
         arrays: CRC-32C of the values of every array, by clip id and array name.
-        clips: rows of the index.
+        clips: rows of the index; with side arrays, their values under ``side_arrays`` too.
         sources: the planned videos in the plan's order, refused ones too: what the shard's rows of the plan
             can be rebuilt from.
         token_file: the file with the token arrays; empty without clips.
@@ -140,7 +143,7 @@ class Receipt:
         if self.clips and self.token_file not in self.files:
             raise ValueError(f"token file {self.token_file!r} is not one of its files")
         for row in self.clips:
-            if row.keys() != _ROW_FIELDS:
+            if row.keys() - {BESIDE} != _ROW_FIELDS:
                 raise ValueError(f"a clip has the fields {sorted(row)}, must have {sorted(_ROW_FIELDS)}")
         ids = [row["clip_id"] for row in self.clips]
         if len(self.token_offsets) != len(ids) or list(self.arrays) != ids:

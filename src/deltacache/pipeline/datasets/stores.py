@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from deltacache.pipeline.datasets.receipts import FileRecord, Receipt, StoredClip
+from deltacache.pipeline.datasets.receipts import BESIDE, FileRecord, Receipt, StoredClip
+from deltacache.pipeline.inputs.side_arrays import side_row, side_values
 from deltacache.pipeline.storage.files import crc32c_of_array
 from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.clips import DeltaClip, FeatureClip
@@ -88,6 +89,19 @@ def shard_store(card: DatasetCard) -> ShardStore:
     return getattr(import_module(module), name)(card)
 
 
+def numbers_beside(card: DatasetCard, row: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The side arrays of a clip that are numbers, from its row: (T,) or (T, W) float32 by name."""
+    found = side_values(row.get(BESIDE, {}), card.side_arrays)
+    return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
+
+
+def texts_beside(card: DatasetCard, row: dict[str, Any]) -> dict[str, list[str]]:
+    """Those that are texts: one for each frame."""
+    return {
+        name: row[BESIDE][name] for name, array in sorted(card.side_arrays.items()) if array.kind == "text"
+    }
+
+
 def token_array(card: DatasetCard) -> str:
     """Name of the array that a clip is about."""
     return "patch_tokens" if card.kind == "features" else "delta_tokens"
@@ -133,6 +147,7 @@ def checked_clips(
                 f"shard {shard_id}: the tokens of {clip!r} must have the shape {shape} and the dtype "
                 f"{card.dtype}, not {tokens.dtype}"
             )
+        _check_beside(card, shard_id, stored)
         crcs = arrays.crcs(card)
         written.arrays[clip.clip_id] = crcs | {TIMESTAMPS: crc32c_of_array(clip.timestamps_s)}
         written.clips.append(_index_row(stored, shard_id, len(written.clips), crcs[token_array(card)]))
@@ -146,9 +161,25 @@ def _arrays(clip: FeatureClip | DeltaClip) -> ClipArrays:
     return ClipArrays(np.ascontiguousarray(clip.patch_tokens), scales)
 
 
+def _check_beside(card: DatasetCard, shard_id: str, stored: StoredClip) -> None:
+    given, frames = stored.side_arrays, card.sampling.frames
+    for name in given.keys() | card.side_arrays.keys():
+        array, values = card.side_arrays.get(name), given.get(name)
+        if array is not None and array.kind == "text":
+            fits = isinstance(values, list) and len(values) == frames
+        else:
+            fits = (
+                array is not None and isinstance(values, np.ndarray) and values.shape == array.shape(frames)
+            )
+        if not fits:
+            raise ValueError(f"shard {shard_id}: side array {name} of {stored.clip!r} is not {array}")
+
+
 def _index_row(stored: StoredClip, shard_id: str, row: int, crc: int) -> dict[str, Any]:
     crop = stored.crop
+    beside = {BESIDE: side_row(stored.side_arrays)} if stored.side_arrays else {}
     return {
+        **beside,
         "clip_id": stored.clip.clip_id,
         "video_uri": stored.video_uri,
         "view": stored.view,

@@ -1,5 +1,6 @@
 """Shards as WebDataset tars: ``<clip_id>.json``, ``.patch_tokens.npy`` (of int8 ones also
-``.patch_tokens_scale.npy``) or ``.delta_tokens.npy``, and ``.timestamps_s.npy``.
+``.patch_tokens_scale.npy``) or ``.delta_tokens.npy``, ``.timestamps_s.npy``, and ``.<name>.npy`` for each side array
+that is numbers; those that are texts stand in the JSON.
 
 The headers are the standard library's; values go from the array to the file without a copy in between, which
 is three times as fast as ``webdataset.TarWriter``. Nothing here needs the webdataset package.
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deltacache.pipeline.datasets.receipts import FileRecord, Receipt, StoredClip
+from deltacache.pipeline.datasets.receipts import BESIDE, FileRecord, Receipt, StoredClip
 from deltacache.pipeline.datasets.stores import (
     SCALES,
     TIMESTAMPS,
@@ -21,7 +22,9 @@ from deltacache.pipeline.datasets.stores import (
     ClipArrays,
     WrittenShard,
     checked_clips,
+    numbers_beside,
     scale_shape,
+    texts_beside,
     token_array,
     token_dtype,
     token_shape,
@@ -78,7 +81,8 @@ class WebDatasetStore:
         Without scales, nothing lies between.
         """
         clip_id = row["clip_id"]
-        about = canonical_json({name: row[name] for name in row if name not in ("shard", "row")}).encode()
+        known = {name: row[name] for name in row if name not in ("shard", "row", BESIDE)}
+        about = canonical_json(known | texts_beside(self._card, row)).encode()
         size = len(self._token_header) + self._token_bytes
         before = _member(f"{clip_id}.json", about)
         before += _header(f"{clip_id}.{token_array(self._card)}.npy", size) + self._token_header
@@ -89,7 +93,10 @@ class WebDatasetStore:
             between = _padding(size) + _header(f"{clip_id}.{SCALES}.npy", scales_size) + header
             size = scales_size
         times = npy_bytes(np.asarray(row[TIMESTAMPS], np.float32))
-        return before, between, _padding(size) + _member(f"{clip_id}.{TIMESTAMPS}.npy", times)
+        after = _padding(size) + _member(f"{clip_id}.{TIMESTAMPS}.npy", times)
+        for name, values in numbers_beside(self._card, row).items():
+            after += _member(f"{clip_id}.{name}.npy", npy_bytes(values))
+        return before, between, after
 
 
 def _member(name: str, content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Shards as sub-groups of one Zarr v3 group: ``shards/shard-<id>/`` with arrays ``patch_tokens`` or
-``delta_tokens``, and ``timestamps_s``, one row a clip; of int8 tokens also ``patch_tokens_scale``.
+``delta_tokens``, and ``timestamps_s``, one row a clip; of int8 tokens also ``patch_tokens_scale``; and one array for
+each side array that is numbers. Texts stand in the attributes of the sub-group.
 
 Each array is one shard file of the sharding codec. The zarr package writes the metadata; the shard files are
 laid out here, as the codec's specification says and in the order of the clips, so that a shard larger than
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import zarr
@@ -31,7 +33,9 @@ from deltacache.pipeline.datasets.stores import (
     ClipArrays,
     WrittenShard,
     checked_clips,
+    numbers_beside,
     scale_shape,
+    texts_beside,
     token_array,
     token_dtype,
     token_shape,
@@ -64,7 +68,7 @@ class ZarrStore:
         final = folder / f"shard-{shard_id}"
         with replacing_folder(final) as group:
             data = self._write_data(group, chain([first], pairs), written)
-            self._write_metadata(group, list(written.arrays))
+            self._write_metadata(group, list(written.arrays), written.clips)
             # The files of a group by path below it.
             paths = {path.relative_to(group).as_posix(): path for path in group.rglob("*") if path.is_file()}
             records = {name: data.get(name) or _record(paths[name]) for name in sorted(paths)}
@@ -82,6 +86,9 @@ class ZarrStore:
         yield from _checksums(receipt.token_file, receipt.token_offsets[row], self._chunks(arrays.tokens))
         if arrays.scales is not None:
             yield from _checksums(receipt.scale_file, receipt.scale_offsets[row], arrays.scales)
+        for name, values in numbers_beside(self._card, receipt.clips[row]).items():
+            content = values.tobytes() + _CRC.pack(crc32c(values.tobytes()))
+            yield ByteRange(f"{group}/{_data_file(name, values.ndim)}", row * len(content), content)
 
     @staticmethod
     def _chunks(tokens: np.ndarray) -> Iterable[np.ndarray]:
@@ -111,6 +118,8 @@ class ZarrStore:
                     written.scale_offsets.append(files[SCALES].bytes)
                     files[SCALES].add(scales)
                 times_out.add([np.ascontiguousarray(stored.clip.timestamps_s)])
+                for name, values in numbers_beside(self._card, written.clips[-1]).items():
+                    files[name].add([values])
             records = {names[array]: file.finish() for array, file in files.items()}
         between = _CRC.size if len(self._shape) == 3 else 0
         written.frame_stride = token_dtype(self._card).itemsize * math.prod(self._shape[1:]) + between
@@ -121,10 +130,16 @@ class ZarrStore:
     def _dimensions(self) -> dict[str, int]:
         """How many dimensions each array has in one clip."""
         scales = {} if self._scale_shape is None else {SCALES: len(self._scale_shape)}
-        return {token_array(self._card): len(self._shape), TIMESTAMPS: 1} | scales
+        return {token_array(self._card): len(self._shape), TIMESTAMPS: 1} | scales | self._beside()
 
-    def _write_metadata(self, path: Path, clip_ids: list[str]) -> None:
-        group = zarr.create_group(LocalStore(path), zarr_format=3, attributes={"clip_ids": clip_ids})
+    def _beside(self) -> dict[str, int]:
+        arrays = self._card.side_arrays.items()
+        return {name: len(array.shape(self._shape[0])) for name, array in arrays if array.kind == "numbers"}
+
+    def _write_metadata(self, path: Path, clip_ids: list[str], rows: list[dict[str, Any]]) -> None:
+        texts = [texts_beside(self._card, row) for row in rows]
+        attributes: dict[str, Any] = {"clip_ids": clip_ids, **({"texts": texts} if any(texts) else {})}
+        group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
         clips = len(clip_ids)
         chunk = (1, *self._shape[1:]) if len(self._shape) == 3 else self._shape
         _create_array(group, token_array(self._card), self._card.dtype, (clips, *self._shape), chunk)
@@ -132,6 +147,9 @@ class ZarrStore:
             _create_array(group, SCALES, "float32", (clips, *self._scale_shape), (1, self._scale_shape[1]))
         times = self._shape[:1]
         _create_array(group, TIMESTAMPS, "float32", (clips, *times), times)
+        for name in self._beside():
+            shape = self._card.side_arrays[name].shape(self._shape[0])
+            _create_array(group, name, "float32", (clips, *shape), shape)
 
 
 def _checksums(file: str, offset: int, chunks: Iterable[np.ndarray]) -> Iterator[ByteRange]:

@@ -61,6 +61,7 @@ from deltacache.pipeline.jobs.parts import (
     feature_encoder,
     feature_worker,
     features_card,
+    side_table,
     video_delta_encoder,
     video_worker,
 )
@@ -322,7 +323,15 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     decode = DecodePlan(
         DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views
     )
-    build = partial(video_worker, out, work.card, work.encoder, job.lock.token, settings.limits.retry_s)
+    beside = side_table(settings)
+    if beside is not None and (lacking := beside.lacking(locations)):
+        job.reporter.line(
+            f"{len(lacking):,} of {counted(len(locations), 'video has', 'videos have', form=',')} no row in "
+            f"{settings.side_arrays}, such as {lacking[0]}: their side arrays are NaN, or empty texts"
+        )
+    build = partial(
+        video_worker, out, work.card, work.encoder, job.lock.token, settings.limits.retry_s, beside=beside
+    )
     throughput = None
     if retried:
         _save(work.resolved, out)

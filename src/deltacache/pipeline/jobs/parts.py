@@ -9,6 +9,7 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.backbone import Backbone
+from deltacache.pipeline.inputs.side_arrays import SideTable
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.pipeline.storage.storage import set_patience
 from deltacache.pipeline.work.encoders import (
@@ -49,8 +50,14 @@ def features_card(
         hidden_size=backbone.hidden_size,
         sampling=settings.sampling,
         black_crc32c=crc32c_of_npy(black),
+        side_arrays=beside.arrays if (beside := side_table(settings)) else {},
         code_version=deltacache.__version__,
     )
+
+
+def side_table(settings: ExtractionSettings) -> SideTable | None:
+    """What is stored beside the tokens, if anything."""
+    return None if settings.side_arrays is None else SideTable(settings.side_arrays, settings.side_rules)
 
 
 def feature_encoder(settings: ExtractionSettings, precision: Precision) -> BuildEncoder:
@@ -87,11 +94,17 @@ def _video_delta_encoder(
 
 
 def video_worker(
-    out: UPath, card: DatasetCard, encoder: BuildEncoder, lock: str, retry_s: float, device: str
+    out: UPath,
+    card: DatasetCard,
+    encoder: BuildEncoder,
+    lock: str,
+    retry_s: float,
+    device: str,
+    beside: SideTable | None = None,
 ) -> VideoShardWorker:
     """A worker that makes shards of ``out`` from videos, while ``lock`` is held; runs where it will work."""
     set_patience(retry_s)
-    return VideoShardWorker(out, card, encoder(device), lock)
+    return VideoShardWorker(out, card, encoder(device), lock, beside)
 
 
 def feature_worker(

@@ -16,6 +16,7 @@ from deltacache.pipeline.datasets.dataset import stored_clips
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
 from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
+from deltacache.pipeline.inputs.side_arrays import SideTable
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
@@ -57,9 +58,13 @@ class ShardEncoding:
     """
 
     def __init__(
-        self, encoder: ClipEncoder, groups: Iterable[DecodedGroup], on_clips: Callable[[int], None]
+        self,
+        encoder: ClipEncoder,
+        groups: Iterable[DecodedGroup],
+        on_clips: Callable[[int], None],
+        beside: SideTable | None = None,
     ) -> None:
-        self._encoder, self._groups, self._on_clips = encoder, groups, on_clips
+        self._encoder, self._groups, self._on_clips, self._beside = encoder, groups, on_clips, beside
         self.failures: list[Failure] = []
         self.sources: list[SourceRecord] = []
         self.count = 0
@@ -104,7 +109,7 @@ class ShardEncoding:
             if clip is None:
                 self.failures.append(not_finite(pixels.video_uri, pixels.view))
             else:
-                yield _stored(pixels, clip)
+                yield _stored(pixels, clip, self._beside)
 
     def result(self, shard_id: str, started: float, receipt: Receipt | None, clips: int) -> ShardResult:
         """The figures of the finished work; ``receipt`` is that of the shard, if one was committed."""
@@ -254,7 +259,7 @@ class _Peekable:
             raise ValueError(f"clip {self._next.clip.clip_id} came out of the plan's order")
 
 
-def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
+def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip, beside: SideTable | None) -> StoredClip:
     return StoredClip(
         clip=clip,
         video_uri=pixels.video_uri,
@@ -264,6 +269,7 @@ def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip) -> StoredClip:
         flip=pixels.flip,
         decoder=pixels.decoder,
         duplicate_frames=pixels.duplicate_frames,
+        side_arrays=beside.at(pixels.video_uri, clip.timestamps_s) if beside else {},
     )
 
 

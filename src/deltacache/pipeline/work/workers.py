@@ -19,6 +19,7 @@ from deltacache.pipeline.datasets.dataset import stored_clips
 from deltacache.pipeline.datasets.receipts import Failure, StoredClip
 from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
+from deltacache.pipeline.inputs.side_arrays import SideTable
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.pipeline.work.encoders import ClipEncoder, DeltaEncoder
 from deltacache.pipeline.work.shard_work import (
@@ -212,12 +213,16 @@ class VideoShardWorker:
     card: DatasetCard
     encoder: ClipEncoder
     lock: str = ""
+    beside: SideTable | None = None
 
     def measure(self) -> float:
         return measure_forward(self.encoder, self.card.sampling.frames, self.card.image_size)
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
-        shard_id, encoding = work.task.shard_id, ShardEncoding(self.encoder, decode(work), on_clips)
+        shard_id, encoding = (
+            work.task.shard_id,
+            ShardEncoding(self.encoder, decode(work), on_clips, self.beside),
+        )
         if work.kind is Kind.TRY:
             return try_videos(shard_id, encoding)
         if work.kind is Kind.RETRY:
