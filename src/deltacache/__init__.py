@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from deltacache.models.backbone import Backbone
     from deltacache.models.deltatok import DeltaTok
+    from deltacache.models.encoders import PatchEncoder
     from deltacache.models.futures import decode_future
     from deltacache.models.world_model import WorldModel
     from deltacache.pipeline.datasets.dataset import Dataset
@@ -49,6 +50,7 @@ __all__ = [
     "DeltacacheError",
     "Evaluated",
     "FeatureClip",
+    "PatchEncoder",
     "Predicted",
     "Reporter",
     "SamplingSettings",
@@ -81,6 +83,7 @@ _ELSEWHERE = {
     "DeltaTok": "deltacache.models.deltatok",
     "DeltacacheError": "deltacache.schemas.errors",
     "FeatureClip": "deltacache.schemas.clips",
+    "PatchEncoder": "deltacache.models.encoders",
     "Reporter": "deltacache.schemas.progress",
     "SamplingSettings": "deltacache.schemas.datasets",
     "SilentReporter": "deltacache.schemas.progress",

@@ -223,9 +223,15 @@ def _trained_features(
     model: Path, recorded: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, str | None]:
     """Backbone, layers and image size of the features that a model was trained on; none of them is in ``given``."""
+    from deltacache.models.outside import is_python_path
     from deltacache.schemas.datasets import parse_size, size_text
 
     backbone = recorded.get("backbone")
+    if "backbone" not in given and is_python_path(str(backbone)):
+        raise DeltacacheError(
+            f"{model} was trained on features of the backbone {backbone}, code outside of deltacache, which is "
+            f"imported only when it is named: give --backbone {backbone}"
+        )
     if "backbone" not in given and backbone is not None and backbone != "tiny" and "/" not in backbone:
         raise DeltacacheError(
             f"{model} was trained on features of the backbone in a folder {backbone!r}: give --backbone "
@@ -665,7 +671,8 @@ def load_backbone(
     rows and columns of patches, ``backbone.card`` says what it is.
 
     Args:
-        source: hub id, Hugging Face folder, or ``tiny`` (built in, random weights).
+        source: hub id, Hugging Face folder, ``tiny`` (built in, random weights), or ``package.module:factory``, code of
+            your own that gives a ``PatchEncoder``.
         precision: of the forward pass: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on GPUs.
         layers: blocks whose outputs are joined, counted from 0; by default the last hidden state.
         pca: output of ``fit-pca``, which reduces the tokens.
@@ -752,7 +759,7 @@ def _several(paths: AnyPath | Sequence[AnyPath]) -> list[AnyPath]:
 def _world_path(text: str) -> tuple[str | None, Path]:
     """Of ``[ARCHITECTURE=]PATH``."""
     name, equals, path = text.partition("=")
-    if equals and name.isidentifier():
+    if equals and re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", name):
         return name, Path(path).absolute()
     return None, Path(text).absolute()
 

@@ -40,6 +40,7 @@ from deltacache.models.checkpoints import (
 )
 from deltacache.models.heads import load_head
 from deltacache.models.pca import load_pca
+from deltacache.models.worlds import is_known
 from deltacache.pipeline.datasets.changes import describe, readable_size
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.datasets.writing import is_dataset, read_card
@@ -274,9 +275,10 @@ def describe_model(path: Path) -> Iterator[str]:
         CheckpointError: it is damaged, or none of our models.
     """
     recorded = recorded_config(path)
-    if recorded is not None and recorded["kind"] == "rgb_decoder":
-        # its weights need the backbone whose norm they undo
-        yield f"{path}: RgbDecoder, {size_of(path)}"
+    architecture = str((recorded or {}).get("architecture", ""))
+    if recorded is not None and (recorded["kind"] == "rgb_decoder" or not is_known(architecture)):
+        # A decoder's weights need the backbone whose norm they undo; code outside of the package is not imported here.
+        yield f"{path}: {architecture or 'RgbDecoder'}, {size_of(path)}"
         yield line("fingerprint", recorded["fingerprint"])
         yield from _metadata(recorded)
         return

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from deltacache.models.devices import autocast_to
-from deltacache.models.encoders import convention_of
+from deltacache.models.encoders import convention_of, outside_encoder
+from deltacache.models.outside import is_python_path
 from deltacache.models.pca import Pca, check_pca, load_pca
 from deltacache.models.weights import tensors_sha256
 from deltacache.schemas.datasets import BackboneCard, Precision, Size, sides
@@ -477,7 +478,7 @@ __all__ = ["IMAGENET", "Backbone", "Normalisation", "load_backbone"]
 
 
 class Backbone(nn.Module):
-    """A vision transformer of transformers, frozen and always in eval mode.
+    """An image encoder, of transformers or from outside of the package, frozen and always in eval mode.
 
     The released training code leaves its frozen backbone in train mode, where DINOv3 rescales its RoPE
     coordinates at random; here equal frames always give equal tokens. What an encoder takes for an image is
@@ -500,13 +501,12 @@ class Backbone(nn.Module):
         self.id = name
         self.weights_sha256 = tensors_sha256(self.model.state_dict().values())
         self.patch_size = self._inputs.patch_size
-        self.width: int = self.model.config.hidden_size
+        self.width: int = self._inputs.width
         self.layers, self.pca = layers, None
         self._dtype: torch.dtype | None = None  # of products, if not float32
         self._layer_outputs = LayerOutputs(self.model, layers, name) if layers is not None else None
         self.image_mean, self.image_std = normalisation
-        registers = getattr(self.model.config, "num_register_tokens", 0)
-        self._most_prefix_tokens = 2 + registers  # CLS, distillation
+        self._most_prefix_tokens = self._inputs.most_prefix_tokens
         mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalisation)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -615,8 +615,9 @@ def load_backbone(
     layers: tuple[int, ...] | None = None,
     pca: Path | None = None,
 ) -> Backbone:
-    """``tiny`` (built in), a Hugging Face directory, or a hub id; its forward in ``precision``.
+    """``tiny`` (built in), a Hugging Face directory, a hub id, or ``package.module:factory``; forward in ``precision``.
 
+    A Python path is imported: it must come from the user, never from a dataset or a checkpoint.
     A directory is read without touching the network. Weights that are missing, gated, damaged or do not
     fit their config are a ``CheckpointError``.
 
@@ -631,6 +632,9 @@ def load_backbone(
 def _load(source: str, layers: tuple[int, ...] | None) -> Backbone:
     if source == "tiny":
         return Backbone(tiny_encoder(), "tiny", IMAGENET, layers)
+    if is_python_path(source):
+        outside = outside_encoder(source)
+        return Backbone(outside, source, Normalisation(outside.image_mean, outside.image_std), layers)
     folder, name = Path(source).expanduser(), source
     if folder.is_dir():
         name = folder.resolve().name

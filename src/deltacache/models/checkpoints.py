@@ -19,7 +19,7 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import shapes_only
 from deltacache.models.weights import weights_fingerprint
 from deltacache.models.world_model import WorldModel
-from deltacache.models.worlds import architecture_of, world_class
+from deltacache.models.worlds import architecture_of, is_known, world_class
 from deltacache.schemas.errors import CheckpointError
 
 # ----------------------------------------------------------------------------------------------------
@@ -205,6 +205,11 @@ def load_world(
         said = _read_config(place, "world").get("architecture", _FIRST_ARCHITECTURE)
         if architecture not in (None, said):
             raise CheckpointError(f"{path} is a {said}, not a {architecture}: leave the architecture out")
+        if architecture is None and not is_known(said):
+            raise CheckpointError(
+                f"{path} is a {said}, code outside of deltacache, which is imported only when it is named: give "
+                f"{said}={path} as the world model"
+            )
         architecture = said
     return load_model(
         path, "world", world_class(architecture or _FIRST_ARCHITECTURE), world_arguments, arguments

@@ -1,4 +1,4 @@
-"""The interface between ``Backbone`` and the encoders of transformers, and its implementations by kind of input."""
+"""The interface between ``Backbone`` and encoders of all origins, and its implementations by kind of input."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -7,10 +7,41 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from deltacache.schemas.errors import CheckpointError
+from deltacache.models.outside import imported
+from deltacache.schemas.errors import CheckpointError, MismatchError
 
 # ----------------------------------------------------------------------------------------------------
-# The seam between ``Backbone`` and the encoders of transformers.
+# What an encoder from outside of the package is.
+# ----------------------------------------------------------------------------------------------------
+
+
+class PatchEncoder(nn.Module, ABC):
+    """A frozen image encoder that is no model of transformers, for ``--backbone package.module:factory``.
+
+    ``factory()`` gives it with its weights. It is used in eval mode and never trained; all it computes with must be
+    parameters or buffers, for their bytes are its identity.
+
+    Attributes:
+        patch_size: side of a square patch in pixels; sides of frames are multiples of it.
+        hidden_size: D, the width of a token.
+        image_mean, image_std: of each channel, for pixels in [0, 1]; what ``patch_tokens`` gets is normalised by them.
+    """
+
+    patch_size: int
+    hidden_size: int
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @abstractmethod
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Tokens (B, N, D) of normalised ``pixels`` (B, 3, H, W) float32: one a patch, row by row, no others.
+
+        An image's tokens must not depend on the other images of the batch.
+        """
+
+
+# ----------------------------------------------------------------------------------------------------
+# The seam between ``Backbone`` and encoders.
 #
 # Shapes: B images, H x W pixels, P prefix tokens, N patches, D hidden size.
 # ----------------------------------------------------------------------------------------------------
@@ -22,6 +53,8 @@ class InputConvention(ABC):
     Attributes:
         encoder: the part of the model that encodes images, without its pooling.
         patch_size: side of a patch in pixels.
+        width: D of its tokens.
+        most_prefix_tokens: how many tokens there may be before those of the patches.
 
     Raises:
         CheckpointError: patches are not square.
@@ -34,6 +67,10 @@ class InputConvention(ABC):
         if len(sides) != 1:
             raise CheckpointError(f"patch size {size} is not square: take a ViT with square patches")
         self.patch_size = sides.pop()
+        self.width: int = self.encoder.config.hidden_size
+        self.most_prefix_tokens = 2 + getattr(
+            self.encoder.config, "num_register_tokens", 0
+        )  # CLS, distillation
 
     @classmethod
     @abstractmethod
@@ -171,6 +208,64 @@ def _places(rows: int, columns: int) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------
+# Encoders from outside of the package.
+# ----------------------------------------------------------------------------------------------------
+
+
+@final
+class Outside(InputConvention):
+    """``model.patch_tokens(pixels)`` of a ``PatchEncoder``."""
+
+    def __init__(self, encoder: PatchEncoder) -> None:
+        self.encoder = encoder
+        self.patch_size, self.width, self.most_prefix_tokens = encoder.patch_size, encoder.hidden_size, 0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self | None:
+        return cls(model) if isinstance(model, PatchEncoder) else None
+
+    def hidden_states(self, pixels: Tensor) -> Tensor:
+        """Raises ``MismatchError`` for tokens of another shape than the encoder says."""
+        tokens = self.encoder.patch_tokens(pixels)
+        patches = (pixels.shape[-2] // self.patch_size) * (pixels.shape[-1] // self.patch_size)
+        if tuple(tokens.shape) != (len(pixels), patches, self.width):
+            raise MismatchError(
+                f"{type(self.encoder).__name__}.patch_tokens gives {tuple(tokens.shape)} for pixels "
+                f"{tuple(pixels.shape)}: must be {(len(pixels), patches, self.width)}, one token of "
+                f"hidden_size a patch of patch_size"
+            )
+        return tokens
+
+
+def outside_encoder(path: str) -> PatchEncoder:
+    """What the factory ``package.module:factory`` gives.
+
+    Raises:
+        DeltacacheError: it cannot be imported, or gives something else.
+    """
+    encoder = imported(path, "backbone")()
+    lacking = [
+        name for name in ("patch_size", "hidden_size") if not isinstance(getattr(encoder, name, None), int)
+    ]
+    if not isinstance(encoder, PatchEncoder) or lacking:
+        what = (
+            f"has no number {lacking[0]}"
+            if isinstance(encoder, PatchEncoder)
+            else "is no deltacache.PatchEncoder"
+        )
+        raise CheckpointError(
+            f"backbone {path} gives a {type(encoder).__name__}, which {what}: let the factory return a subclass of "
+            "deltacache.PatchEncoder with patch_size and hidden_size (docs/backbones.md)"
+        )
+    if not encoder.state_dict():
+        raise CheckpointError(
+            f"backbone {path} gives a {type(encoder).__name__} without a parameter or buffer: its identity is the "
+            "bytes of these, so put what decides its tokens into one"
+        )
+    return encoder
+
+
+# ----------------------------------------------------------------------------------------------------
 # The input conventions of encoders, and which one an encoder has.
 # ----------------------------------------------------------------------------------------------------
 
@@ -184,6 +279,8 @@ def convention_of(model: nn.Module, name: str) -> InputConvention:
     Raises:
         CheckpointError: it is not an encoder that turns an image into patch tokens.
     """
+    if isinstance(model, PatchEncoder):
+        return Outside(model)
     image_side: Any = getattr(model, "vision_model", model)  # two-tower models: only the image side is needed
     lacking = [field for field in ("patch_size", "hidden_size") if not hasattr(image_side.config, field)]
     found = (one.of(image_side) for one in _CONVENTIONS if not lacking)

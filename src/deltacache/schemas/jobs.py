@@ -27,7 +27,11 @@ WAIT_FOR_NODES_S = 600.0
 # ----------------------------------------------------------------------------------------------------
 
 Backbone = Annotated[
-    str, Flag(default="DINOv3 ViT-B/16"), Field(description="Hub id, Hugging Face directory, or 'tiny'.")
+    str,
+    Flag(default="DINOv3 ViT-B/16"),
+    Field(
+        description="Hub id, Hugging Face directory, 'tiny', or package.module:factory (docs/backbones.md)."
+    ),
 ]
 RayAddress = Annotated[
     str | None,

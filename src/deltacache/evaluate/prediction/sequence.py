@@ -12,6 +12,7 @@ from torch import Tensor
 from deltacache.evaluate.clips.sequences import read_features
 from deltacache.evaluate.metrics import check_finite_frames
 from deltacache.models.backbone import Backbone, load_backbone
+from deltacache.models.outside import is_python_path
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.datasets.writing import is_dataset
 from deltacache.pipeline.decoding.child import ChildDecoder
@@ -24,7 +25,13 @@ from deltacache.pipeline.jobs.parts import features_card
 from deltacache.pipeline.work.encoders import FeatureEncoder, black_patch_tokens_of, resolve_precision
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings
-from deltacache.schemas.errors import DatasetError, DeltacacheError, SettingsError, VideoRefusedError
+from deltacache.schemas.errors import (
+    DatasetError,
+    DeltacacheError,
+    MismatchError,
+    SettingsError,
+    VideoRefusedError,
+)
 from deltacache.schemas.jobs import ExtractionSettings
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import Reporter
@@ -218,6 +225,11 @@ def backbone_of(sequence: SeenSequence, settings: PredictionSettings, device: to
     if sequence.backbone is not None:
         return sequence.backbone
     made = sequence.card.backbone
+    if settings.backbone is None and is_python_path(made.id):
+        raise MismatchError(
+            f"{settings.video} was made by the backbone {made.id}, code outside of deltacache, which is imported "
+            f"only when it is named: give --backbone {made.id}"
+        )
     backbone = load_backbone(settings.backbone or made.id, "float32", made.layers, settings.pca).to(device)
     require_matches(
         Provenance(

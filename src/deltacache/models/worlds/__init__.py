@@ -4,8 +4,17 @@ import importlib
 import inspect
 import pkgutil
 
+from deltacache.models.outside import imported, is_python_path
 from deltacache.models.world_model import WorldModel
 from deltacache.schemas.errors import DeltacacheError
+
+_NAMED = set[str]()
+"""Classes outside of the package that were named to this process."""
+
+
+def is_known(architecture: str) -> bool:
+    """Whether a checkpoint may ask for it: it is in the package, or was named to this process by a user."""
+    return not is_python_path(architecture) or architecture in _NAMED
 
 
 def architectures() -> list[str]:
@@ -14,11 +23,20 @@ def architectures() -> list[str]:
 
 
 def world_class(architecture: str) -> type[WorldModel]:
-    """The world model in the file of that name.
+    """The world model in the file of that name, or the class that ``package.module:Class`` names, which is imported.
 
     Raises:
         DeltacacheError: there is none.
     """
+    if is_python_path(architecture):
+        made = imported(architecture, "architecture")
+        if not (inspect.isclass(made) and issubclass(made, WorldModel)) or inspect.isabstract(made):
+            raise DeltacacheError(
+                f"architecture {architecture} is not a world model: give a subclass of deltacache.WorldModel with all "
+                "its methods (docs/worlds.md)"
+            )
+        _NAMED.add(architecture)
+        return made
     if architecture not in architectures():
         raise DeltacacheError(
             f"architecture {architecture!r} is not a world model: give one of {', '.join(architectures())}"
@@ -41,4 +59,5 @@ def world_class(architecture: str) -> type[WorldModel]:
 
 def architecture_of(model: WorldModel) -> str:
     """The name under which ``world_class`` finds the class of ``model``."""
-    return type(model).__module__.rpartition(".")[2]
+    module, own = type(model).__module__, f"{__name__}."
+    return module.removeprefix(own) if module.startswith(own) else f"{module}:{type(model).__qualname__}"
