@@ -458,7 +458,8 @@ def evaluate(
         head: linear heads of the benchmarks, by name.
         predictions: futures of video generators (``export-contexts``), by method name.
         futures: of clips: CSV or Parquet of true futures, which adds mode coverage.
-        settings: as the flags of ``deltacache evaluate``, such as ``samples=20``.
+        settings: ``where``, ``split`` and ``split_seed`` say which clips are scored, and others
+            as the flags of ``deltacache evaluate``, such as ``samples=20``.
 
     Raises:
         SettingsError: an unknown setting or a refused value.
@@ -497,6 +498,8 @@ def evaluation_settings(
     **settings: Any,
 ) -> ClipEvaluation | BenchmarkEvaluation:
     """Settings of ``evaluate`` from its arguments."""
+    chosen = {name: settings.pop(name) for name in ("where", "split", "split_seed") if name in settings}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     tokenizers = [Path(each) for each in _several(tokenizer)]
     worlds = [_world_path(str(each)) for each in _several(world)]
     return evaluation(
@@ -510,6 +513,7 @@ def evaluation_settings(
         architectures={str(path): name for name, path in worlds if name},
         predictions={name: str(path) for name, path in (predictions or {}).items()},
         futures=None if futures is None else Path(futures),
+        **chosen,
         **fields_of(BenchmarkEvaluation, settings),
     )
 

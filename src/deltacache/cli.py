@@ -340,7 +340,7 @@ def train_head(
 
 
 @app.command(rich_help_panel=EVALUATION)
-@flags_of(ClipEvaluation, only=("futures",))
+@flags_of(ClipEvaluation, only=("futures", "where", "split", "split_seed"))
 @flags_of(BenchmarkEvaluation)
 def evaluate(
     out: Annotated[Path, typer.Argument(help="Folder for metrics.parquet, sequences.parquet, report.html.")],

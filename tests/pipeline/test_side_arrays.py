@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +17,23 @@ import pytest
 import webdataset as wds
 import zarr
 from PIL import Image
+from small_datasets import BLACK, all_bytes, shard_of, small_card, sources_of, videos_named
 
 import deltacache
 from deltacache.descriptions import describe_output
-from deltacache.pipeline.datasets.dataset import open_dataset
+from deltacache.pipeline.datasets.dataset import (
+    finish_dataset,
+    open_dataset,
+    prepare_dataset,
+    stored_clips,
+    write_plan,
+    write_shard,
+)
+from deltacache.pipeline.datasets.plan import extend_plan, read_plan, shard_tasks
+from deltacache.pipeline.datasets.receipts import read_receipt
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.inputs.side_arrays import SideTable, side_row, side_values
+from deltacache.schemas.datasets import SideArray
 from deltacache.schemas.errors import DatasetError, MismatchError, SettingsError
 from shared_ray import SharedRay
 
@@ -130,6 +142,39 @@ def test_tables_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(DatasetError, match=what):
         _ = SideTable(table(tmp_path / "side.parquet", **columns), {}).arrays
+
+
+@pytest.mark.parametrize("store", ["webdataset", "zarr"])
+@pytest.mark.parametrize("kind", ["features", "deltas", "int8"])
+def test_every_kind_of_shard_holds_them(kind: str, store: str, tmp_path: Path) -> None:
+    """Written, verified, read back bit for bit, and written from what was read with the same bytes."""
+    arrays = {"action": SideArray(width=2), "speed": SideArray(rule="linear"), "task": SideArray(kind="text")}
+    card = small_card(kind, store, side_arrays=arrays)
+    action = np.array([[1, 2], [NAN, 0.1], [5, 6]], np.float32)
+    beside = {"action": action, "speed": np.arange(3, dtype=np.float32) / 3, "task": ["x", "", "é"]}
+    roots = tmp_path / "first", tmp_path / "again"
+    for root in roots:
+        prepare_dataset(root, card, BLACK)
+        plan = extend_plan(read_plan(root), videos_named("a.mp4", "b.mp4", "c.mp4"), 2, 2)
+        write_plan(root, plan)
+        for task in shard_tasks(plan):
+            clips, failures = shard_of(kind, task)
+            filled = [replace(clip, side_arrays=beside) for clip in clips]
+            if root == roots[1]:
+                filled = list(stored_clips(roots[0], card, read_receipt(roots[0], task.shard_id)))
+            write_shard(root, card, task.shard_id, filled, failures, sources_of(task))
+        finish_dataset(root)
+        assert verify_dataset(root) == []
+    first, again = (
+        {name: each for name, each in all_bytes(root).items() if "tables" not in name} for root in roots
+    )
+    assert first == again
+    dataset = open_dataset(roots[1])
+    np.testing.assert_array_equal(dataset.side_array("action"), np.stack([action] * 6))
+    np.testing.assert_array_equal(dataset.side_array("speed")[0], beside["speed"])
+    assert dataset.side_array("task") == [["x", "", "é"]] * 6
+    with pytest.raises(ValueError, match=r"side array .* is not kind="):
+        write_shard(roots[1], card, "00099-00000000", [replace(filled[0], side_arrays={})], [], [])
 
 
 @pytest.fixture(scope="module")

@@ -180,10 +180,13 @@ def test_the_validation_loss_of_a_world_of_patches_is_that_of_evaluate(
         "query": "noise",
     }
     small = ["model.num_layers=1", "model.mlp_ratio=1.0"]
-    long = write_dataset(tmp_path / "long", "features", drawn_features(4, 8, seed=3))
+    long = write_dataset(tmp_path / "long", "features", drawn_features(8, 8, seed=3))
     out = tmp_path / "out"
-    api.train_world(long, out, device="cpu", validate=str(long), assignments=small, **settings)
-    evaluated = api.evaluate(tmp_path / "scores", {"clips": long}, world=out, device="cpu")
+    api.train_world(long, out, device="cpu", split=0.5, assignments=small, **settings)
+    evaluated = api.evaluate(tmp_path / "scores", {"clips": long}, world=out, device="cpu", split=0.5)
+    held = {clip for clip in open_dataset(long).clip_ids if is_held_out(clip.rpartition("-v")[0], 0.5)}
+    assert set(evaluated.sequences["sequence_id"].to_pylist()) == held
+    assert 0 < len(held) < 8
     found = [
         row["value"]
         for row in evaluated.metrics.to_pylist()

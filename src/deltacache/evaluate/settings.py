@@ -107,6 +107,28 @@ class ClipEvaluation(EvaluationSettings):
         description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage.",
     )
 
+    where: Annotated[str | None, Flag(default="all clips")] = Field(
+        default=None,
+        description="For clips: score those for which this SQL expression over index and source columns holds.",
+    )
+    split: Annotated[float | None, Flag(default="all videos")] = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="For clips: score the videos that trainers with this --split hold out.",
+    )
+    split_seed: Annotated[int, Flag()] = Field(default=0, ge=0, description="For clips: seed of that split.")
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """Which clips are scored, if not all."""
+        own = {
+            "where": self.where,
+            "split": self.split,
+            "split_seed": self.split_seed if self.split else None,
+        }
+        return {name: value for name, value in own.items() if value is not None}
+
     @field_validator("features", mode="before")
     @classmethod
     def _features_as_text(cls, features: Any) -> Any:
@@ -224,8 +246,12 @@ def evaluation(
     if CLIPS in data:
         fields = {name: flags[name] for name in ClipEvaluation.model_fields if name in flags}
         clips = clip_evaluation(features=data[CLIPS], **fields)
-    elif flags.get("futures") is not None:
-        raise DeltacacheError("futures are those of a feature dataset: give --data clips=FEATURES too")
+    else:
+        for name in ("futures", "where", "split"):
+            if flags.get(name) is not None:
+                raise DeltacacheError(
+                    f"--{name} concerns clips of a feature dataset: give --data clips=FEATURES too, or leave it out"
+                )
     if not roots:
         return _without_benchmarks(clips, named, flags)
     fields = {name: flags[name] for name in BenchmarkEvaluation.model_fields if name in flags}

@@ -49,9 +49,11 @@ from deltacache.evaluate.predictions import (
 from deltacache.evaluate.settings import ClipEvaluation
 from deltacache.evaluate.statistics import Statistic
 from deltacache.models.devices import allow_tf32, choose_device
+from deltacache.pipeline.datasets.choice import rows_where, split_rows
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.datasets import fingerprint_of, sides
+from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.texts import counted
 
@@ -70,6 +72,9 @@ _NOT_NUMBERS = {
     "futures",
     "device",
     "precision",  # see models_precision
+    "where",  # these in so far as they choose anything
+    "split",
+    "split_seed",
 }
 
 
@@ -114,7 +119,9 @@ def open_run(settings: ClipEvaluation) -> ClipRun:
         grid=dataset.card.patch_grid,
         black=torch.from_numpy(dataset.black_patch_tokens.astype(np.float32)).to(device),
     )
-    sequences = choose_sequences(dataset.index, settings.frames, settings.features)
+    sequences = choose_sequences(
+        dataset.index, settings.frames, settings.features, _chosen_rows(dataset, settings)
+    )
     scenes, notes = _open_scenes(settings, dataset, sequences, protocol)
     return ClipRun(
         settings=settings,
@@ -128,6 +135,21 @@ def open_run(settings: ClipEvaluation) -> ClipRun:
         example_rows=frozenset(spread(tuple(scenes) or sequences.rows, settings.examples)),
         device=device,
     )
+
+
+def _chosen_rows(dataset: Dataset, settings: ClipEvaluation) -> list[int] | None:
+    """The clips that the settings choose; ``None``: all."""
+    if not settings.choice:
+        return None
+    chosen = np.arange(len(dataset)) if settings.where is None else rows_where(dataset, settings.where)
+    if settings.split is not None:
+        chosen = np.intersect1d(chosen, split_rows(dataset, settings.split, settings.split_seed)[1])
+    if len(chosen) == 0:
+        raise MismatchError(
+            f"--split {settings.split:g} holds out none of the clips of {settings.features}: give a smaller share, "
+            "another --split-seed or more videos"
+        )
+    return chosen.tolist()
 
 
 def _without_energy(models: Models, protocol: RolloutProtocol) -> Iterator[str]:
@@ -157,7 +179,7 @@ def _open_scenes(
 def _stamp(settings: ClipEvaluation, dataset: Dataset, models: Models) -> RunStamp:
     """``run_id`` follows from the numbers that went in: not from paths, the device or the clock."""
     card = dataset.card
-    numbers = settings.model_dump(mode="json", exclude=_NOT_NUMBERS)
+    numbers = settings.model_dump(mode="json", exclude=_NOT_NUMBERS) | settings.choice
     made_from = {
         "settings": numbers,
         "features": card.fingerprint,

@@ -64,8 +64,10 @@ class CachedSequences:
         return self.tokens[: len(self.rows)]
 
 
-def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
-    """Take the clips of at least ``frames`` frames, in the dataset's order.
+def choose_sequences(
+    index: pa.Table, frames: int, name: str, chosen: Sequence[int] | None = None
+) -> SequenceList:
+    """Take the clips of at least ``frames`` frames, of those that are ``chosen`` if any are, in the dataset's order.
 
     A clip's partner is the next clip of another video (of any video, if there is only one), the first
     clips following the last.
@@ -76,7 +78,8 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     """
     lengths = index["timestamps_s"].combine_chunks().value_lengths().to_pylist()
     uris = index["video_uri"].to_pylist()
-    rows = tuple(row for row, length in enumerate(lengths) if length >= frames)
+    asked = range(len(lengths)) if chosen is None else chosen
+    rows = tuple(row for row in asked if lengths[row] >= frames)
     if not lengths:
         raise DatasetError(f"{name} holds no clips: its failures.parquet says what was rejected and why")
     if not rows:
@@ -91,7 +94,8 @@ def choose_sequences(index: pa.Table, frames: int, name: str) -> SequenceList:
     partners = _partners(rows, uris)
     duplicates = index["duplicate_frames"].to_pylist()
     left_out = [
-        (len(lengths) - len(rows), f"clips are shorter than {counted(frames, 'frame')}: not scored"),
+        (len(lengths) - len(asked), "clips are left out by --where or --split"),
+        (len(asked) - len(rows), f"clips are shorter than {counted(frames, 'frame')}: not scored"),
         (sum(duplicates[row] > 0 for row in rows), "sequences contain repeated frames: scored as they are"),
         (int(not partners), "sequence alone: there is no other whose delta token could be swapped in"),
     ]

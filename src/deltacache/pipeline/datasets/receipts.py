@@ -152,6 +152,11 @@ class Receipt:
             raise ValueError(f"scale file {self.scale_file!r} is not one of its files, or not of its clips")
 
     @property
+    def index_rows(self) -> list[dict[str, Any]]:
+        """Its rows of the index, without side arrays."""
+        return [{name: row[name] for name in row if name != BESIDE} for row in self.clips]
+
+    @property
     def total_bytes(self) -> int:
         """Size of the shard's files."""
         return sum(file.bytes for file in self.files.values())

@@ -464,7 +464,7 @@ class TableCheck:
                     self._differing[name] = True
         if self._index is None:
             return
-        for row in receipt.clips:
+        for row in receipt.index_rows:
             self._pair(next(self._index, None), row)
 
     def _check_part(self, receipt: Receipt) -> None:

@@ -127,7 +127,7 @@ def part_row(receipt: Receipt) -> dict[str, Any]:
     return {
         "shard": receipt.shard_id,
         "bytes": receipt.total_bytes,
-        "clips": list(receipt.clips),
+        "clips": receipt.index_rows,
         "failures": failure_rows(receipt),
         "sources": source_rows(receipt),
     }
