@@ -350,9 +350,10 @@ def _metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
     for name, value in metadata.items():
         if name != "fingerprint" and name.endswith(_MADE_FROM):
             yield line(name, value)
-    for each in metadata.get("datasets") or ():
+    for name, each in zip(metadata.get("dataset_names", ()), metadata.get("datasets", ()), strict=True):
         share = f", share {each['share']:.4g}" if "share" in each else ""
-        yield line("dataset", f"{each['name']}: {each['clips']:,} of {each['of_clips']:,} clips{share}")
+        where = f" where {each['where']}" if "where" in each else ""
+        yield line("dataset", f"{name}: {each['clips']:,} of {each['of_clips']:,} clips{where}{share}")
     standing = metadata.get("validation") or {}
     if standing.get("best_loss") is not None:
         best = f"the lowest is {standing['best_loss']:.5g} after step {standing['best_step']:,}"

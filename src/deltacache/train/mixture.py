@@ -8,6 +8,7 @@ from math import gcd, lcm
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from deltacache.pipeline.datasets.choice import rows_where, split_rows
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
@@ -22,7 +23,7 @@ from deltacache.train.order import Mixture
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_REMOTE_READS = 16
+_REMOTE_READS, _IDS_AT_ONCE = 16, 65536
 _FINEST = 10_000
 """Shares are whole numbers of so many at most."""
 
@@ -62,13 +63,19 @@ class ChosenClips:
     Attributes:
         datasets: alike, see ``require_alike``.
         rows: of each, int64 in the order of its index.
+        wheres: by which filter they were chosen, if any.
         weights: of each where they are given; without them every clip comes up as often as any other.
     """
 
     def __init__(
-        self, datasets: Sequence[Dataset], rows: Sequence[np.ndarray], weights: Sequence[float] | None = None
+        self,
+        datasets: Sequence[Dataset],
+        rows: Sequence[np.ndarray],
+        wheres: Sequence[str | None],
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.datasets, self.rows, self.weights = tuple(datasets), tuple(rows), weights
+        self.datasets, self.rows, self.wheres = tuple(datasets), tuple(rows), tuple(wheres)
+        self.weights = weights
         self._starts = np.cumsum([0, *map(len, rows)])
 
     def __len__(self) -> int:
@@ -120,11 +127,7 @@ class ChosenClips:
     @property
     def clip_ids(self) -> list[str]:
         """Ids in the order of the clips."""
-        return [
-            clip_id
-            for each, rows in zip(self.datasets, self.rows, strict=True)
-            for clip_id in each.column("clip_id").take(rows).to_pylist()
-        ]
+        return list(ids_of(self))
 
     def read_frames(self, clip: int, start: int, stop: int) -> np.ndarray:
         """As ``Dataset.read_frames``."""
@@ -201,7 +204,7 @@ def choose_clips(
             "--split-seed or more videos"
         )
     weights = [float(part.weight or 0) for part in parts] if weighted and len(parts) > 1 else None
-    return ChosenClips(datasets, rows, None if held_out else weights)
+    return ChosenClips(datasets, rows, wheres, None if held_out else weights)
 
 
 def _open(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
@@ -224,27 +227,39 @@ def describe_clips(clips: Clips) -> Iterator[str]:
         yield f"{dataset.root}: {len(rows):,} of {counted(len(dataset), 'clip', form=',')}{share}"
 
 
+def ids_of(clips: Clips) -> Iterator[str]:
+    """Clip ids in their order, without a list of all of them."""
+    whole = isinstance(clips, Dataset)
+    parts = [(clips, None)] if whole else list(zip(clips.datasets, clips.rows, strict=True))
+    for dataset, rows in parts:
+        column = dataset.column("clip_id")
+        chosen = column if rows is None else column.take(pa.array(rows))
+        for at in range(0, len(chosen), _IDS_AT_ONCE):
+            yield from chosen.slice(at, _IDS_AT_ONCE).to_pylist()
+
+
 def clips_record(clips: Clips) -> dict[str, Any]:
     """What a checkpoint says of the data: which, how many clips, and of several datasets or a choice what of each."""
-    ids = clips.clip_ids
     record = {
         "data_fingerprint": clips.card.fingerprint,
         "features_fingerprint": clips.card.features_fingerprint,
-        "clips": {"count": len(clips), "fingerprint": fingerprint_of_list("clip_ids", ids)},
+        "clips": {"count": len(clips), "fingerprint": fingerprint_of_list("clip_ids", ids_of(clips))},
     }
     if isinstance(clips, Dataset):
         return record
     mixture = clips.mixture
     members = [
         {
-            "name": dataset.root.name,
             "data_fingerprint": dataset.card.fingerprint,
             "features_fingerprint": dataset.card.features_fingerprint,
             "clips": len(rows),
             "of_clips": len(dataset),
+            **({} if where is None else {"where": where}),
             **({} if mixture is None else {"share": mixture.shares[number] / sum(mixture.shares)}),
         }
-        for number, (dataset, rows) in enumerate(zip(clips.datasets, clips.rows, strict=True))
+        for number, (dataset, rows, where) in enumerate(
+            zip(clips.datasets, clips.rows, clips.wheres, strict=True)
+        )
     ]
     for name in ("data_fingerprint", "features_fingerprint"):
         prints = [each[name] for each in members]

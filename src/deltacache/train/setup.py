@@ -49,6 +49,7 @@ from deltacache.train.mixture import (
     choose_clips,
     clips_record,
     describe_clips,
+    ids_of,
     mixture_of,
     require_alike,
 )
@@ -222,6 +223,7 @@ def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) 
         "code_version",
         "effective_batch",
         "validation",  # how it stood
+        "dataset_names",  # their content is compared
         "backbone",  # its id; the weights are compared
     }
     for name in sorted(compared):
@@ -517,9 +519,10 @@ def describe_data(clips: TrainingClips) -> Iterator[str]:
     if clips.validation is None:
         return
     yield f"validated on {counted(len(clips.validation), 'clip', form=',')} of {clips.validation.root}"
-    videos = {clip_id.rpartition("-v")[0] for clip_id in clips.validation.clip_ids}
-    both = videos & {clip_id.rpartition("-v")[0] for clip_id in clips.train.clip_ids}
-    if both:
+    if isinstance(clips.validation, ChosenClips):  # what a split holds out
+        return
+    videos = {clip_id.rpartition("-v")[0] for clip_id in ids_of(clips.validation)}
+    if both := videos.intersection(clip_id.rpartition("-v")[0] for clip_id in ids_of(clips.train)):
         yield (
             f"{len(both):,} of the {counted(len(videos), 'video', form=',')} of {clips.validation.root} are trained on "
             "too: the validation loss is not one of new videos"
@@ -774,6 +777,8 @@ def run_metadata(data: TrainingClips, config: TokenizerConfig | WorldConfig) -> 
         metadata["tokenizer_fingerprint"] = card.tokenizer_fingerprint
     if isinstance(config, WorldConfig):
         metadata["architecture"] = config.model.architecture
+    if isinstance(dataset, ChosenClips):
+        metadata["dataset_names"] = [each.root.name for each in dataset.datasets]
     if data.validation is not None:
         metadata["validated_on"] = clips_record(data.validation)
     return metadata

@@ -11,6 +11,7 @@ from deltacache.pipeline.datasets.writing import SOURCES_FILE, read_table
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import SOURCES_SCHEMA
 
+_IDS_AT_ONCE = 65536
 CLIP_COLUMNS = {
     "clip_id": "TEXT",
     "video_uri": "TEXT",
@@ -143,10 +144,11 @@ def is_held_out(video_id: str, split: float, seed: int = 0) -> bool:
 
 def split_rows(dataset: Dataset, split: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The clips of the videos that are trained on and of those that are held out, int64 in the index's order."""
-    held: dict[str, bool] = {}
-    ids = [clip_id.rpartition("-v")[0] for clip_id in dataset.column("clip_id").to_pylist()]
-    for video_id in ids:
-        if video_id not in held:
-            held[video_id] = is_held_out(video_id, split, seed)
-    out = np.fromiter((held[video_id] for video_id in ids), bool, len(ids))
+    out, ids, last = np.empty(len(dataset), dtype=bool), dataset.column("clip_id"), ("", False)
+    for at in range(0, len(ids), _IDS_AT_ONCE):
+        for place, clip_id in enumerate(ids.slice(at, _IDS_AT_ONCE).to_pylist(), at):
+            video_id = clip_id.rpartition("-v")[0]
+            if video_id != last[0]:  # the views of a video follow each other
+                last = video_id, is_held_out(video_id, split, seed)
+            out[place] = last[1]
     return np.flatnonzero(~out), np.flatnonzero(out)
