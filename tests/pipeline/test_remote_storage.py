@@ -54,8 +54,8 @@ from deltacache.pipeline.storage.mapped import MappedFiles
 from deltacache.pipeline.storage.storage import dataset_root, names_in, objects_below, read_many, set_patience
 from deltacache.schemas.errors import DatasetError, StorageError
 from deltacache.train.data import PairSettings, ResidentFeatures, StreamedFeatures, pair_batches
+from deltacache.train.mixture import open_training_data
 from deltacache.train.order import Split
-from deltacache.train.setup import open_training_data
 
 NAMES = ("a", "b", "broken", "c")
 both_stores = pytest.mark.parametrize("store", ["webdataset", "zarr"])

@@ -25,7 +25,8 @@ from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import ClusterSettings, SystemsLaunch, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.train.setup import check_fits, open_training_data
+from deltacache.train.mixture import open_training_data
+from deltacache.train.setup import check_fits
 from deltacache.train.workers.trainable import Workers
 
 CONFIG = "systems.yaml"

@@ -180,7 +180,7 @@ def choose_clips(
         DatasetError: one is not a dataset of this kind, or nothing is left of it.
         MismatchError: they cannot be read together.
     """
-    datasets = [_open(part.path, kind) for part in parts]
+    datasets = [open_training_data(part.path, kind) for part in parts]
     require_alike(datasets, grids=True)
     wheres = [part.where if part.where is not None else choice.where for part in parts]
     weighted = parts[0].weight is not None
@@ -207,7 +207,12 @@ def choose_clips(
     return ChosenClips(datasets, rows, wheres, None if held_out else weights)
 
 
-def _open(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
+def open_training_data(root: AnyPath | str, kind: Literal["features", "deltas"]) -> Dataset:
+    """Open a dataset that can be trained on.
+
+    Raises:
+        DatasetError: it is not a dataset of this kind, or holds no clips.
+    """
     dataset = open_dataset(root, kind)
     if len(dataset) == 0:
         raise DatasetError(

@@ -492,7 +492,7 @@ class TrainingClips:
     validation: Clips | None
 
 
-def open_training_data(request: TrainingRequest[Any], kind: Literal["features", "deltas"]) -> TrainingClips:
+def open_inputs(request: TrainingRequest[Any], kind: Literal["features", "deltas"]) -> TrainingClips:
     """Open the datasets of a training; see ``choose_clips`` and ``open_validation`` for what is refused."""
     choice = request.config.data
     train = choose_clips(request.parts, kind, choice)

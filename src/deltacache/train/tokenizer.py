@@ -36,8 +36,8 @@ from deltacache.train.setup import (
     check_fits,
     holding_output,
     nothing_to_do,
+    open_inputs,
     open_stage,
-    open_training_data,
 )
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
@@ -181,7 +181,7 @@ def open_tokenizer_inputs(
     request: TrainingRequest[TokenizerConfig],
 ) -> tuple[TrainingClips, Callable[[], DeltaTok]]:
     """The data, and what builds a new model for them; see ``train_tokenizer`` for what is refused."""
-    data = open_training_data(request, "features")
+    data = open_inputs(request, "features")
 
     def build() -> DeltaTok:
         return DeltaTok(data.train.card.hidden_size, **request.config.model.model_dump())

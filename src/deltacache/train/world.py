@@ -35,8 +35,8 @@ from deltacache.train.setup import (
     check_fits,
     holding_output,
     nothing_to_do,
+    open_inputs,
     open_stage,
-    open_training_data,
 )
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
@@ -197,7 +197,7 @@ def open_world_inputs(
     """The data, and what builds a new model for them; see ``train_world`` for what is refused."""
     config = request.config.model
     made = world_class(config.architecture)
-    data = open_training_data(request, made.trains_on)
+    data = open_inputs(request, made.trains_on)
     dataset = data.train
     arguments = dict(config.arguments)
     if dataset.card.tokens_per_frame > 1:
