@@ -479,10 +479,38 @@ NUMBERS = (
 # Schedules, order, splits, fingerprints, selection.
 TRAINING = (
     Mutant(
+        "a split that depends on the order of the videos",
+        "pipeline/datasets/choice.py",
+        'f"split {seed} {video_id}"',
+        'f"split {seed} {id(video_id)}"',
+        ("train/test_data_choice.py::test_a_split_follows_from_video_and_seed_alone",),
+    ),
+    Mutant(
+        "a mixture that begins its parts again in every period",
+        "train/order.py",
+        "own = periods[mine] * share + ranks[places[mine]]",
+        "own = ranks[places[mine]]",
+        ("train/test_data_choice.py::test_a_mixture_has_its_shares_and_goes_through_each_part_in_epochs",),
+    ),
+    Mutant(
+        "the newest checkpoint as the best",
+        "train/validation.py",
+        "return Standing(step, loss, self.best_step, self.best_loss, self.waited + 1)",
+        "return Standing(step, loss, step, loss, self.waited + 1)",
+        ("train/test_data_choice.py::test_validation_is_logged_and_the_best_checkpoint_is_kept",),
+    ),
+    Mutant(
+        "side arrays from the row after a frame",
+        "pipeline/inputs/side_arrays.py",
+        'np.searchsorted(times, frames + close, side="right") - 1',
+        'np.searchsorted(times, frames + close, side="right")',
+        ("pipeline/test_side_arrays.py::test_each_frame_gets_the_row_that_the_rule_says",),
+    ),
+    Mutant(
         "the same order in every epoch",
         "train/order.py",
-        'shuffled("order", seed, epoch, count, places[chosen])',
-        'shuffled("order", seed, 0, count, places[chosen])',
+        "shuffled(purpose, seed, epoch, count, places[chosen])",
+        "shuffled(purpose, seed, 0, count, places[chosen])",
         ("train/test_order.py",),
     ),
     Mutant(
