@@ -25,6 +25,7 @@ from deltacache.schemas.configs import (
 )
 from deltacache.schemas.errors import DeltacacheError, SettingsError
 from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig
+from deltacache.schemas.hub import dataset_place, model_path, output_place, refuse_output
 from deltacache.schemas.jobs import (
     DEFAULT_BACKBONE,
     DataMixture,
@@ -32,6 +33,7 @@ from deltacache.schemas.jobs import (
     ExtractionSettings,
     HeadLaunch,
     Launch,
+    PushSettings,
     TokenizeSettings,
     TokenizeVideosSettings,
 )
@@ -110,7 +112,7 @@ def open_dataset(path: AnyPath, kind: str | None = None) -> "Dataset":
 
     if kind not in (None, "features", "deltas"):
         raise SettingsError(f"Invalid kind {kind!r}: must be features or deltas.")
-    return dataset.open_dataset(place(path), kind)  # pyright: ignore[reportArgumentType]
+    return dataset.open_dataset(data_place(path), kind)  # pyright: ignore[reportArgumentType]
 
 
 @takes(ExtractionSettings)
@@ -146,7 +148,7 @@ def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> Extract
     if values.get("backbone") is not None:
         values["backbone"] = backbone_source(values["backbone"])
     if values.get("pca") is not None:
-        values["pca"] = Path(values["pca"]).absolute()
+        values["pca"] = _model_path(values["pca"])
     if values.get("side_arrays") is not None:
         values["side_arrays"] = place(values["side_arrays"])
     return build(ExtractionSettings, values)
@@ -197,7 +199,7 @@ def tokenize_settings(
     from deltacache.models.checkpoints import recorded_config
     from deltacache.pipeline.datasets.writing import is_dataset
 
-    where, tokenizer = place(source), Path(tokenizer).absolute()
+    where, tokenizer = data_place(source), _model_path(tokenizer)
     given = {name: value for name, value in settings.items() if value is not None}
     if is_dataset(where):
         # A feature dataset was sampled when it was made: settings about videos would do nothing.
@@ -401,7 +403,7 @@ def start_training(
         launch.device,
         before,
         dry_run=launch.dry_run,
-        validation=None if launch.validation is None else place(launch.validation),
+        validation=None if launch.validation is None else data_place(launch.validation),
     )
     return train(kind, request, reporter, workers)
 
@@ -413,17 +415,17 @@ def training_data(data: TrainingData) -> tuple[DataPart, ...]:
         DeltacacheError: weights of some of them only, or a YAML file of something else.
     """
     if isinstance(data, Mapping):
-        parts = [{"path": place(path), "weight": weight} for path, weight in data.items()]
+        parts = [{"path": data_place(path), "weight": weight} for path, weight in data.items()]
         return build(DataMixture, {"datasets": parts}).datasets
     listed = _several(data)
     if len(listed) == 1 and str(listed[0]).endswith((".yaml", ".yml")) and Path(str(listed[0])).is_file():
         return tuple(
-            part.model_copy(update={"path": place(part.path)})
+            part.model_copy(update={"path": data_place(part.path)})
             for part in load_config(Path(listed[0]), DataMixture).datasets
         )
     parts = [_weighted(str(each)) for each in listed]
     return build(
-        DataMixture, {"datasets": [{"path": place(path), "weight": each} for path, each in parts]}
+        DataMixture, {"datasets": [{"path": data_place(path), "weight": each} for path, each in parts]}
     ).datasets
 
 
@@ -500,7 +502,7 @@ def evaluation_settings(
     """Settings of ``evaluate`` from its arguments."""
     chosen = {name: settings.pop(name) for name in ("where", "split", "split_seed") if name in settings}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    tokenizers = [Path(each) for each in _several(tokenizer)]
+    tokenizers = [model_path(Path(each)) for each in _several(tokenizer)]
     worlds = [_world_path(str(each)) for each in _several(world)]
     return evaluation(
         {name: str(path) for name, path in data.items()},
@@ -602,7 +604,7 @@ def prediction_settings(
     from deltacache.models.checkpoints import recorded_config
     from deltacache.pipeline.datasets.writing import is_dataset
 
-    where = place(video)
+    where = data_place(video)
     architecture, world_path = _world_path(str(world))
     given = {name: value for name, value in settings.items() if value is not None}
     fields_of(PredictionSettings, given)  # refuses unknown names before anything is opened
@@ -611,8 +613,8 @@ def prediction_settings(
     models = {
         "world": world_path,
         "architecture": architecture,
-        "tokenizer": None if tokenizer is None else Path(tokenizer).absolute(),
-        "heads": {name: Path(path).absolute() for name, path in (head or {}).items()},
+        "tokenizer": None if tokenizer is None else _model_path(tokenizer),
+        "heads": {name: _model_path(path) for name, path in (head or {}).items()},
     }
     of_video = {"image_size", "frames_per_second", "pca"}
     if is_dataset(where):
@@ -658,7 +660,36 @@ def write_report(runs: AnyPath | Sequence[AnyPath], out: AnyPath | None = None) 
     """
     from deltacache.evaluate.report.page import write_page
 
-    return write_page([Path(each) for each in _several(runs)], None if out is None else Path(out))
+    places = [Path(output_place(each)) for each in _several(runs)]
+    return write_page(places, None if out is None else Path(out))
+
+
+@takes(PushSettings)
+def push(path: AnyPath, repo: str, *, reporter: Reporter | None = None, **settings: Any) -> str:
+    """Upload an output with a card made from its provenance to the Hugging Face hub (docs/hub.md).
+
+    Run again, an upload that was interrupted goes on. The hub's client reads the token (``hf auth login``).
+
+    Args:
+        path: a dataset, a training output or checkpoint, a PCA, or an evaluation.
+        repo: ``OWNER/NAME``; made if there is none.
+        settings: as the flags of ``deltacache push``, such as ``private=True``.
+
+    Returns:
+        Its name with the commit, ``hf://OWNER/NAME@commit``, which goes wherever a path does.
+
+    Raises:
+        DeltacacheError: nothing that can be pushed, a damaged dataset, a repository that holds something else, or the
+            hub refuses or does not answer.
+
+    Example:
+        >>> deltacache.push("world/", "me/world", private=True, evaluation="results/")
+        'hf://me/world@5c0c1f…'
+    """
+    from deltacache.publishing import push as upload
+
+    asked = build(PushSettings, {**settings, "path": Path(path), "repo": repo})
+    return upload(asked, reporter or SilentReporter())
 
 
 def load_backbone(
@@ -696,7 +727,7 @@ def load_backbone(
     where = choose_device(device)
     chosen = resolve_precision(where, precision)  # pyright: ignore[reportArgumentType]
     kept = None if layers is None else tuple(layers)
-    return load(backbone_source(source), chosen, kept, None if pca is None else Path(pca)).to(where)
+    return load(backbone_source(source), chosen, kept, None if pca is None else _model_path(pca)).to(where)
 
 
 def load_tokenizer(path: AnyPath, *, device: str = "auto") -> "DeltaTok":
@@ -719,7 +750,7 @@ def load_tokenizer(path: AnyPath, *, device: str = "auto") -> "DeltaTok":
     """
     from deltacache.models import checkpoints
 
-    return _ready(checkpoints.load_tokenizer(Path(path)), device)
+    return _ready(checkpoints.load_tokenizer(Path(model_path(path))), device)
 
 
 def load_world(path: AnyPath, *, device: str = "auto", architecture: str | None = None) -> "WorldModel":
@@ -744,7 +775,7 @@ def load_world(path: AnyPath, *, device: str = "auto", architecture: str | None 
     """
     from deltacache.models import checkpoints
 
-    return _ready(checkpoints.load_world(Path(path), architecture=architecture), device)
+    return _ready(checkpoints.load_world(Path(model_path(path)), architecture=architecture), device)
 
 
 def _ready(loaded: Any, device: str) -> Any:
@@ -764,8 +795,18 @@ def _world_path(text: str) -> tuple[str | None, Path]:
     """Of ``[ARCHITECTURE=]PATH``."""
     name, equals, path = text.partition("=")
     if equals and re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", name):
-        return name, Path(path).absolute()
-    return None, Path(text).absolute()
+        return name, _model_path(path)
+    return None, _model_path(text)
+
+
+def _model_path(path: AnyPath) -> Path:
+    """Absolute, for workers of a cluster have other working directories."""
+    return Path(model_path(path)).absolute()
+
+
+def data_place(source: AnyPath) -> str:
+    """``place`` of what is read; the downloaded files of a name of the hub."""
+    return place(dataset_place(source))
 
 
 def backbone_source(name: str) -> str:
@@ -777,11 +818,12 @@ def place(source: AnyPath) -> str:
     """A local path made absolute, for workers of a cluster have other working directories; a url as it is.
 
     Raises:
-        DeltacacheError: a url with one slash or of chained protocols, which is not a path either.
+        DeltacacheError: a url with one slash or of chained protocols, which is not a path either; one of the hub.
     """
     from deltacache.pipeline.storage.storage import refused_place
 
     text = str(source)
+    refuse_output(text)
     if "://" in text:
         return text
     if refused := refused_place(text):

@@ -385,9 +385,10 @@ def _check_goes_on(checkpoint: Path, config: TokenizerConfig | WorldConfig, kind
 def _evaluation(config: ChainConfig, paths: ChainPaths) -> ClipEvaluation:
     return clip_evaluation(
         out=paths.evaluation,
-        features=paths.test_features,
-        tokenizer=paths.tokenizer,
-        worlds=tuple(paths.world(name) for name in config.worlds),
+        # absolute, or what is not made yet would be taken for a name of the hub
+        features=paths.test_features.absolute(),
+        tokenizer=paths.tokenizer.absolute(),
+        worlds=tuple(paths.world(name).absolute() for name in config.worlds),
         device=config.device,
         precision=_models_precision(config),
         **config.evaluation.model_dump(),

@@ -33,6 +33,7 @@ from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig,
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig
+from deltacache.schemas.hub import origin_of, output_place
 from deltacache.schemas.jobs import (
     ComparisonSettings,
     ContextExport,
@@ -43,6 +44,7 @@ from deltacache.schemas.jobs import (
     HeadLaunch,
     Launch,
     PcaSettings,
+    PushSettings,
     SystemsLaunch,
 )
 from deltacache.schemas.prediction import PredictionSettings
@@ -135,7 +137,9 @@ def extract_features(
 @app.command("fit-pca", rich_help_panel=PIPELINE)
 @flags_of(PcaSettings)
 def fit_pca(
-    features: Annotated[str, typer.Argument(help="Feature dataset, local or on s3://, gs://.")],
+    features: Annotated[
+        str, typer.Argument(help="Feature dataset, local, on s3://, gs://, or a name on the hub.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the PCA, new or empty.")],
     **settings: Any,
 ) -> None:
@@ -150,7 +154,7 @@ def fit_pca(
         asked = _resolved(build(PcaSettings, settings))
     reporter = terminal_reporter()
     pca_fit.fit_pca(
-        api.place(features), out, asked.components, reporter, frames=asked.frames, device=asked.device
+        api.data_place(features), out, asked.components, reporter, frames=asked.frames, device=asked.device
     )
 
 
@@ -161,7 +165,8 @@ def train_tokenizer(
     features: Annotated[
         list[str],
         typer.Argument(
-            help="Feature dataset, local or on s3://, gs://; several as PATH[:WEIGHT], or a YAML file that lists them."
+            help="Feature dataset, local, on s3://, gs://, or a name on the hub; several as PATH[:WEIGHT], or a YAML "
+            "file that lists them."
         ),
     ],
     out: OutArg,
@@ -195,7 +200,9 @@ def train_tokenizer(
 def tokenize(
     source: Annotated[str, typer.Argument(help="Feature dataset, or videos as for extract-features.")],
     out: DatasetOutArg,
-    tokenizer: Annotated[Path, typer.Option(help="Output of train-tokenizer, or a released checkpoint.")],
+    tokenizer: Annotated[
+        Path, typer.Option(help="Output of train-tokenizer, a released checkpoint, or a name on the hub.")
+    ],
     **settings: Any,
 ) -> None:
     """Turn a feature dataset, or videos directly, into delta tokens.
@@ -219,8 +226,8 @@ def train_world(
     source: Annotated[
         list[str],
         typer.Argument(
-            help="Delta dataset, local or on s3://, gs://; for models of patch tokens (DINO-world) a feature dataset. "
-            "Several as PATH[:WEIGHT], or a YAML file that lists them."
+            help="Delta dataset, local, on s3://, gs://, or a name on the hub; for models of patch tokens "
+            "(DINO-world) a feature dataset. Several as PATH[:WEIGHT], or a YAML file that lists them."
         ),
     ],
     out: OutArg,
@@ -245,7 +252,7 @@ def train_world(
 def train_systems(
     features: Annotated[
         str,
-        typer.Argument(help="Feature dataset that all systems are trained from, local or on s3://, gs://."),
+        typer.Argument(help="Feature dataset that all systems are trained from, as for train-tokenizer."),
     ],
     out: OutArg,
     **settings: Any,
@@ -263,7 +270,7 @@ def train_systems(
         launch = build(SystemsLaunch, settings)
         config = _resolved(systems_settings(launch))
     workers = Workers(launch.workers, launch.ray_address, launch.wait_for_nodes_s)
-    train(config, api.place(features), out, workers, launch.device, terminal_reporter())
+    train(config, api.data_place(features), out, workers, launch.device, terminal_reporter())
 
 
 @app.command("compare-systems", rich_help_panel=EVALUATION)
@@ -291,8 +298,9 @@ def compare_systems(
         flags = _of_evaluation(settings)
         if flags["backbone"] is not None:
             flags["backbone"] = api.backbone_source(flags["backbone"])
-        asked = _resolved(comparison(out, api.place(features), flags))
-    compare(out, api.place(features), asked.evaluation, asked.costs, terminal_reporter())
+        data = api.data_place(features)
+        asked = _resolved(comparison(out, data, flags))
+    compare(out, data, asked.evaluation, asked.costs, terminal_reporter())
 
 
 @app.command("train-head", rich_help_panel=TRAINING)
@@ -480,9 +488,7 @@ def report(
 
     Example: deltacache report results/ other-results/ --out report.html
     """
-    from deltacache.evaluate.report.page import write_page
-
-    typer.echo(f"report: {write_page(runs, out)}")
+    typer.echo(f"report: {api.write_report(runs, out)}")
 
 
 @app.command(rich_help_panel=EVALUATION)
@@ -501,7 +507,9 @@ def compare(
 
     from deltacache.evaluate.comparing import compare_runs, print_comparison
 
-    print_comparison(compare_runs(a, b), Console(), every_metric=every_metric)
+    print_comparison(
+        compare_runs(*(Path(output_place(each)) for each in (a, b))), Console(), every_metric=every_metric
+    )
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -551,7 +559,10 @@ def doctor(
 
 @app.command(rich_help_panel=TOOLS)
 def inspect(
-    path: Annotated[str, typer.Argument(help="Dataset, training output, model or evaluation.")],
+    path: Annotated[
+        str,
+        typer.Argument(help="Dataset, training output, model or evaluation; a path or a name on the hub."),
+    ],
     pictures: Annotated[
         Path | None,
         typer.Option(help="Write a contact sheet of a feature dataset here (.png or .html)."),
@@ -563,14 +574,17 @@ def inspect(
     """
     from deltacache.descriptions import describe_output, write_pictures
 
-    typer.echo(describe_output(path))
+    place = output_place(path)
+    typer.echo(describe_output(place))
     if pictures is not None:
-        typer.echo(f"pictures: {write_pictures(path, pictures)}")
+        typer.echo(f"pictures: {write_pictures(place, pictures)}")
 
 
 @app.command(rich_help_panel=TOOLS)
 def verify(
-    path: Annotated[str, typer.Argument(help="Feature or delta dataset, local or on s3://, gs://.")],
+    path: Annotated[
+        str, typer.Argument(help="Feature or delta dataset, local, on s3://, gs://, or a name on the hub.")
+    ],
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Remove exactly what is damaged, so that the next run makes it again."),
@@ -587,9 +601,15 @@ def verify(
     if repair:
         typer.echo(str(repair_dataset(api.place(path), reporter)))
         return
-    problems = verify_dataset(api.place(path), reporter)
+    place = api.data_place(path)
+    problems = verify_dataset(place, reporter)
     for problem in problems:
         typer.echo(str(problem))
+    if problems and (name := origin_of(place)):
+        raise DeltacacheError(
+            f"{name}: {counted(len(problems), 'problem')}, listed above. Nothing on the hub is repaired: ask whoever "
+            "pushed it to push an undamaged dataset"
+        )
     if problems:
         raise DeltacacheError(
             f"{path}: {counted(len(problems), 'problem')}, listed above. `deltacache verify {path} "
@@ -597,6 +617,32 @@ def verify(
             "damaged, and the command that made the dataset makes it again"
         )
     typer.echo(f"{path}: no damage found")
+
+
+@app.command(rich_help_panel=TOOLS)
+@flags_of(PushSettings)
+def push(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="Dataset, training output, checkpoint, PCA or evaluation.", callback=local_folder
+        ),
+    ],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; made if there is none.")],
+    **settings: Any,
+) -> None:
+    """Upload an output with its card to the Hugging Face hub; run again to continue an interrupted upload.
+
+    Log in with 'hf auth login' first.
+
+    Example: deltacache push world/ me/world --private --evaluation results/
+    """
+    from deltacache.publishing import push as upload
+    from deltacache.terminal import terminal_reporter
+
+    with usage_errors():
+        asked = _resolved(build(PushSettings, {**settings, "path": path, "repo": repo}))
+    upload(asked, terminal_reporter())
 
 
 @app.command(rich_help_panel=PIPELINE)

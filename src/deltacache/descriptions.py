@@ -49,6 +49,7 @@ from deltacache.pipeline.storage.storage import AnyPath, dataset_root
 from deltacache.schemas.benchmarks import BENCHMARK_TASK, BENCHMARKS
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError
+from deltacache.schemas.hub import origin_of
 from deltacache.schemas.texts import counted
 from deltacache.systems import training as systems
 from deltacache.systems.training import open_systems
@@ -358,6 +359,8 @@ def _metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
     if standing.get("best_loss") is not None:
         best = f"the lowest is {standing['best_loss']:.5g} after step {standing['best_step']:,}"
         yield line("validation", f"loss {standing['loss']:.5g} after step {standing['step']:,}, {best}")
+    for name, value in (metadata.get("sources") or {}).items():
+        yield line(f"{name} from the hub", value)
     said = metadata.get("trained_on")
     if isinstance(said, Mapping):
         yield line("trained_on", ", ".join(f"{name} {value}" for name, value in said.items()))
@@ -596,14 +599,16 @@ def describe_output(place: str | Path) -> str:
     Raises:
         DeltacacheError: it is not a dataset, or damaged.
     """
+    name = origin_of(place)
+    of_hub = [line("hub", name)] if name else []
     if is_dataset(place):
         root = dataset_root(place)
-        return "\n".join([str(describe(root)), *running(root)])
+        return "\n".join([str(describe(root)), *of_hub, *running(root)])
     path = Path(place)
     if not path.exists():
         raise DeltacacheError(f"{path} does not exist: give the output folder of one of the commands")
     lines = _file(path) if path.is_file() else _folder(path)
-    return "\n".join(lines)
+    return "\n".join([*lines, *of_hub])
 
 
 def _folder(path: Path) -> Iterator[str]:

@@ -32,6 +32,7 @@ from deltacache.schemas.jobs import (
     DoctorSettings,
     ExtractionSettings,
     PcaSettings,
+    PushSettings,
     TokenizeVideosSettings,
 )
 from deltacache.schemas.prediction import PredictionSettings
@@ -93,6 +94,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "evaluate-foresight Cityscapes out --world world --seed 3": (ForesightEvaluation, "seed: 3"),
     "predict video out --world world --tokenizer tokenizer --steps 3": (PredictionSettings, "steps: 3"),
     "export-contexts out --data vspw=VSPW --format mp4": (ContextExport, "clip_format: mp4"),
+    "push world me/world --private": (PushSettings, "private: true"),
     "flops --preset table2 --horizon 2": (CostRequest, "horizon: 2"),
 }
 

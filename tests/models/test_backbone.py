@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub import ResolvedRevision
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from deltacache.models.backbone import IMAGENET, load_backbone
@@ -160,7 +161,7 @@ def test_a_directory_needs_no_network_and_says_nothing(golden, monkeypatch, capf
     def refuse(*_args, **_kwargs):
         raise AssertionError("a directory must not be looked up")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "resolve_revision", refuse)
     capfd.readouterr()
     assert load_backbone(str(golden / "tiny" / "backbone")).id == "backbone"
     assert capfd.readouterr() == ("", "")
@@ -177,7 +178,7 @@ def test_gated_weights_say_what_to_do(monkeypatch):
     def gated(*_args, **_kwargs):
         raise GatedRepoError("restricted", response=_Response())
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", gated)
+    monkeypatch.setattr(huggingface_hub.HfApi, "resolve_revision", gated)
     with pytest.raises(CheckpointError) as caught:
         load_backbone("facebook/dinov3-vitb16-pretrain-lvd1689m")
     for word in (
@@ -193,18 +194,20 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
     def offline(*_args, **_kwargs):
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"'some/vit' is not a directory here .*no connection.*'tiny'"):
+    monkeypatch.setattr(huggingface_hub.HfApi, "resolve_revision", offline)
+    with pytest.raises(CheckpointError, match=r"some/vit is not a directory here .*no connection.*'tiny'"):
         load_backbone("some/vit")
 
 
 def test_a_hub_id_is_read_from_its_snapshot(monkeypatch, vit_folder):
+    commit = ResolvedRevision("0" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "resolve_revision", lambda *_args, **_kwargs: commit)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_kwargs: str(vit_folder))
     assert load_backbone("some/vit").id == "some/vit"
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="neither a directory nor a Hugging Face hub id"):
+    with pytest.raises(CheckpointError, match="neither a directory nor a name on the Hugging Face hub"):
         load_backbone(str(tmp_path / "nowhere"))
 
 

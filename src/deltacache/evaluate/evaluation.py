@@ -18,6 +18,7 @@ from deltacache.evaluate.statistics import Series, Statistic, TableWriter
 from deltacache.pipeline.storage.locking import dataset_lock
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.hub import origins_within
 from deltacache.schemas.progress import Reporter
 
 
@@ -85,7 +86,7 @@ def run_evaluation(out: Path, open_source: Callable[[], Evaluation], reporter: R
             source.redo_pictures(reporter)
             (out / output.REPORT).unlink(missing_ok=True)
             save_config(source.settings, out / output.CONFIG)
-            output.write_models(out, source.record)
+            output.write_models(out, source.record, origins_within(source.settings.model_dump()))
     return metrics
 
 
@@ -105,7 +106,7 @@ def write_evaluation(out: Path, source: Evaluation, reporter: Reporter) -> None:
     output.keep_curves(out, settings.tokenizers, source.record.worlds, settings.worlds)
     save_config(settings, out / output.CONFIG)
     output.write_notes(out, source.notes)
-    output.write_models(out, source.record)
+    output.write_models(out, source.record, origins_within(source.settings.model_dump()))
     if source.finish is not None:
         source.finish()
     tables.finish(source.order)

@@ -111,7 +111,7 @@ PARTS = "parts"
 SYSTEMS, SYSTEMS_TEXT = "systems.parquet", "systems.md"
 """Of ``compare-systems``, where the evaluation is not the first of its systems."""
 TABLES = (METRICS, SEQUENCES, SAMPLES, STATISTICS, REPORT)
-_OURS = frozenset(
+OURS = frozenset(
     {CONFIG, NOTES, EXAMPLES, CURVES, TIMING, MODELS, PARTS, SYSTEMS, SYSTEMS_TEXT, LOCK_FILE, *TABLES}
 )
 
@@ -153,7 +153,7 @@ def is_finished(out: Path, earlier: str | None, run_id: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return name in _OURS or is_temporary(name)
+    return name in OURS or is_temporary(name)
 
 
 def read_metrics(out: Path) -> pa.Table:
@@ -283,6 +283,7 @@ class ModelRecord(Frozen):
         heads_trained_on: what the training wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
             released heads say nothing.
         rgb_decoder: that of the pictures; it takes part in no number.
+        sources: what came from the hub, by the name of the setting: ``hf://org/name@commit``.
     """
 
     backbone: str
@@ -293,6 +294,7 @@ class ModelRecord(Frozen):
     heads: Mapping[HeadName, str] = {}
     heads_trained_on: Mapping[HeadName, Mapping[str, Any]] = {}
     rgb_decoder: str | None = None
+    sources: Mapping[str, str] = {}
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
@@ -311,8 +313,9 @@ def training_record(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     return said if isinstance(said, Mapping) else {}
 
 
-def write_models(out: Path, record: ModelRecord) -> None:
-    """Keep ``record`` beside the tables."""
+def write_models(out: Path, record: ModelRecord, sources: Mapping[str, str]) -> None:
+    """Keep ``record`` beside the tables, with further ``sources``."""
+    record = record.model_copy(update={"sources": {**record.sources, **sources}})
     with replacing(out / MODELS) as temporary:
         temporary.write_text(record.model_dump_json(indent=2) + "\n")
 

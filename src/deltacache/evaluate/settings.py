@@ -13,6 +13,7 @@ from deltacache.schemas.configs import load_config, read_yaml
 from deltacache.schemas.datasets import AskedPrecision, Frozen, Horizons
 from deltacache.schemas.errors import DeltacacheError, SettingsError, problems_of
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.hub import DatasetPlace, ModelPath, as_saved, model_path
 from deltacache.schemas.jobs import (
     DEFAULT_BACKBONE,
     WAIT_FOR_NODES_S,
@@ -48,13 +49,16 @@ class EvaluationSettings(Frozen):
     """What every evaluation is asked: the models, how far, how often."""
 
     out: Path
-    tokenizer: Annotated[Path | None, Flag(takes=tuple[str, ...])] = Field(
-        default=None, description="Output of train-tokenizer, or a released checkpoint; may be repeated."
+    tokenizer: Annotated[ModelPath | None, Flag(takes=tuple[str, ...])] = Field(
+        default=None,
+        description="Output of train-tokenizer, a released checkpoint, or a name on the hub; may be repeated.",
     )
-    more_tokenizers: tuple[Path, ...] = Field(default=(), description="of world models on other delta tokens")
-    worlds: Annotated[tuple[Path, ...], Flag("world", takes=tuple[str, ...])] = Field(
+    more_tokenizers: tuple[ModelPath, ...] = Field(
+        default=(), description="of world models on other delta tokens"
+    )
+    worlds: Annotated[tuple[ModelPath, ...], Flag("world", takes=tuple[str, ...])] = Field(
         default=(),
-        description="Output of train-world, or [ARCHITECTURE=]FILE as released; may be repeated.",
+        description="Output of train-world, [ARCHITECTURE=]FILE as released, or a name on the hub; may be repeated.",
     )
     architectures: dict[str, str] = Field(
         default={}, description="of world models, by path, whose files do not say it"
@@ -100,7 +104,7 @@ class EvaluationSettings(Frozen):
 class ClipEvaluation(EvaluationSettings):
     """Feature-space metrics on a feature dataset, without labels."""
 
-    features: str = Field(description="a feature dataset: a folder, or a url in an object store")
+    features: DatasetPlace = Field(description="a feature dataset: a folder, or a url in an object store")
     dataset: str = Field(default="clips", min_length=1, description="name in the tables")
     futures: Annotated[Path | None, Flag()] = Field(
         default=None,
@@ -149,7 +153,7 @@ class BenchmarkEvaluation(EvaluationSettings):
         description="NAME=PATH, may be repeated: vspw, cityscapes or kitti with its root; clips with a feature "
         "dataset.",
     )
-    heads: Annotated[dict[BenchmarkName, Path], Flag("head")] = Field(
+    heads: Annotated[dict[BenchmarkName, ModelPath], Flag("head")] = Field(
         default={}, description="NAME=FILE: the linear head of a benchmark; may be repeated."
     )
     clips: ClipEvaluation | None = Field(default=None, description="a feature dataset in the same tables")
@@ -162,7 +166,7 @@ class BenchmarkEvaluation(EvaluationSettings):
         description="NAME=DIR: futures of a video generator (export-contexts); may be repeated.",
     )
     kitti_split: EigenList = None
-    rgb_decoder: Annotated[Path | None, Flag()] = Field(
+    rgb_decoder: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
     cache: Annotated[Path | None, Flag()] = Field(
@@ -241,7 +245,7 @@ def evaluation(
         )
     predictions = {name: _absolute(path) for name, path in (flags.get("predictions") or {}).items()}
     roots = {name: _absolute(path) for name, path in data.items() if name != CLIPS}
-    named = {name: _absolute(path) for name, path in heads.items()}
+    named = {name: _absolute(model_path(path)) for name, path in heads.items()}
     clips = None
     if CLIPS in data:
         fields = {name: flags[name] for name in ClipEvaluation.model_fields if name in flags}
@@ -255,11 +259,13 @@ def evaluation(
     if not roots:
         return _without_benchmarks(clips, named, flags)
     fields = {name: flags[name] for name in BenchmarkEvaluation.model_fields if name in flags}
-    for name in ("tokenizer", "kitti_split", "cache", "rgb_decoder"):
+    for name in ("kitti_split", "cache"):
         fields[name] = None if flags.get(name) is None else _absolute(flags[name])
+    for name in ("tokenizer", "rgb_decoder"):
+        fields[name] = None if flags.get(name) is None else _absolute(model_path(flags[name]))
     fields["predictions"] = predictions
     for name in ("worlds", "more_tokenizers"):
-        fields[name] = tuple(_absolute(path) for path in flags.get(name, ()))
+        fields[name] = tuple(_absolute(model_path(path)) for path in flags.get(name, ()))
     return benchmark_evaluation(data=roots, heads=named, clips=clips, **fields)
 
 
@@ -293,7 +299,10 @@ def load_evaluation(out: Path) -> Evaluation:
     content = read_yaml(path)
     names = content.keys() if isinstance(content, Mapping) else ()
     kinds = {"data": BenchmarkEvaluation, "root": ForesightEvaluation}  # what only they have
-    return load_config(path, next((kind for name, kind in kinds.items() if name in names), ClipEvaluation))
+    with as_saved():
+        return load_config(
+            path, next((kind for name, kind in kinds.items() if name in names), ClipEvaluation)
+        )
 
 
 def _built(kind: type[SettingsT], fields: Mapping[str, Any]) -> SettingsT:

@@ -21,6 +21,7 @@ from deltacache.models.pca import Pca, check_pca, load_pca
 from deltacache.models.weights import tensors_sha256
 from deltacache.schemas.datasets import BackboneCard, Precision, Size, sides
 from deltacache.schemas.errors import CheckpointError, MismatchError
+from deltacache.schemas.hub import backbone_folder, origin_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,28 +44,7 @@ def fetch(source: str) -> Path:
     Raises:
         CheckpointError: there is none of this name, it is gated, or the hub does not answer.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HFValidationError
-
-    page = f"https://huggingface.co/{source}"
-    way_out = "give the path of a directory with config.json and model.safetensors, or use 'tiny'"
-    try:
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=_HUB_FILES))
-    except GatedRepoError:
-        raise CheckpointError(
-            f"backbone {source!r} is gated: accept its licence at {page} and log in with 'hf auth login'; or "
-            + way_out
-        ) from None
-    except HFValidationError:
-        raise CheckpointError(
-            f"backbone {source!r} is neither a directory nor a Hugging Face hub id: {way_out}"
-        ) from None
-    except OSError as error:  # the hub's own errors and those of the network
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"backbone {source!r} is not a directory here and could not be fetched from {page} ({reason}): "
-            f"check the name and the connection; or {way_out}"
-        ) from error
+    return backbone_folder(source, _HUB_FILES)
 
 
 def read_encoder(folder: Path, source: str) -> nn.Module:
@@ -503,6 +483,7 @@ class Backbone(nn.Module):
         self.patch_size = self._inputs.patch_size
         self.width: int = self._inputs.width
         self.layers, self.pca = layers, None
+        self.source: str | None = None  # on the hub, with its commit
         self._dtype: torch.dtype | None = None  # of products, if not float32
         self._layer_outputs = LayerOutputs(self.model, layers, name) if layers is not None else None
         self.image_mean, self.image_std = normalisation
@@ -527,6 +508,7 @@ class Backbone(nn.Module):
             hidden_size=self.width,
             image_mean=self.image_mean,
             image_std=self.image_std,
+            source=self.source,
             layers=self.layers,
             pca_fingerprint=self.pca.fingerprint if self.pca else None,
         )
@@ -642,4 +624,6 @@ def _load(source: str, layers: tuple[int, ...] | None) -> Backbone:
         folder = fetch(source)
     encoder: Any = read_encoder(folder, source)
     normalisation = read_normalisation(folder, encoder.config.model_type)
-    return Backbone(encoder, name, normalisation, layers)
+    backbone = Backbone(encoder, name, normalisation, layers)
+    backbone.source = origin_of(folder)
+    return backbone

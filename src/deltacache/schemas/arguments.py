@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import annotated_types
 import yaml
@@ -240,11 +240,15 @@ def is_optional(annotation: Any) -> bool:
 
 def plain_type(annotation: Any) -> Any:
     """What a command line reads: the type itself where it is a simple one, else text that the field parses."""
+    if get_origin(annotation) is Annotated:
+        return plain_type(get_args(annotation)[0])
     members = [each for each in get_args(annotation) if each is not type(None)]
     if is_optional(annotation) and len(members) == 1:
         return plain_type(members[0])
     origin = get_origin(annotation)
-    if origin is dict or (origin is tuple and members[0] in (str, Path)):  # NAME=PATH; given several times
+    if origin is dict or (
+        origin is tuple and plain_type(members[0]) in (str, Path)
+    ):  # NAME=PATH; given several times
         return list[str]
     numbers = origin is tuple and all(each in (int, float) for each in members)
     simple = annotation in (int, float, bool, str, Path)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -200,6 +201,10 @@ class BackboneCard(Frozen):
     hidden_size: int = Field(description="of the transformer; the tokens' own is that of the dataset")
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    source: str | None = Field(
+        default=None,
+        description="on the hub, with the commit: hf://org/name@commit; not part of any fingerprint",
+    )
     layers: Layers = Field(
         default=None, description="blocks whose outputs are joined; None: the last hidden state"
     )
@@ -210,7 +215,7 @@ class BackboneCard(Frozen):
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Layers and PCA are left out when there are none: fingerprints from before there were any stay."""
-        unused = {name for name in _OPTIONAL if getattr(self, name) is None}
+        unused = {name for name in ("source", *_OPTIONAL) if getattr(self, name) is None}
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property
@@ -275,13 +280,20 @@ class DatasetCard(Frozen):
     black_crc32c: int = Field(description="CRC-32C of black_patch_tokens.npy")
     side_arrays: dict[str, SideArray] = Field(default={}, description="by name; see docs/data.md")
     code_version: str
+    sources: dict[str, str] = Field(
+        default={},
+        description="what came from the hub, such as tokenizer: hf://org/name@commit; not part of any fingerprint",
+    )
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A tokenizer in float32, and no side arrays, as before there was another: older versions still read it."""
-        unused = {"tokenizer_precision"} if self.tokenizer_precision == "float32" else set[str]()
-        unused |= set() if self.side_arrays else {"side_arrays"}
-        return {name: value for name, value in serialise(self).items() if name not in unused}
+        """What is at its default is left out as before there was anything else: older versions still read it."""
+        unused = {
+            "tokenizer_precision": self.tokenizer_precision == "float32",
+            "side_arrays": not self.side_arrays,
+            "sources": not self.sources,
+        }
+        return {name: value for name, value in serialise(self).items() if not unused.get(name)}
 
     @model_validator(mode="after")
     def _dtypes_fit_the_kind(self) -> Self:
@@ -305,6 +317,7 @@ class DatasetCard(Frozen):
         tokens_per_frame: int = 1,
         tokenizer_image_size: Any = None,
         precision: Precision = "float32",
+        sources: Mapping[str, str] = MappingProxyType({}),
     ) -> Self:
         """The card of the deltas that the tokenizer of this fingerprint makes in ``precision`` from these features."""
         features_dtype = self.dtype if self.dtype != "float16" else None
@@ -318,6 +331,7 @@ class DatasetCard(Frozen):
                 "tokens_per_frame": tokens_per_frame,
                 "tokenizer_image_size": tokenizer_image_size,
                 "tokenizer_precision": precision,
+                "sources": {**self.sources, **sources},
             }
         )
 
@@ -340,7 +354,7 @@ class DatasetCard(Frozen):
             {
                 "kind": "features",
                 "format_version": self.format_version,
-                "backbone": self.backbone.model_dump(mode="json", exclude={"id"}),
+                "backbone": self.backbone.model_dump(mode="json", exclude={"id", "source"}),
                 "image_size": self.model_dump(mode="json", include={"image_size"})["image_size"],
                 "dtype": (self.dtype if self.kind == "features" else self.features_dtype) or "float16",
                 "precision": self.precision,

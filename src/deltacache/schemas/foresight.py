@@ -9,6 +9,7 @@ from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import Task
 from deltacache.schemas.configs import PRESETS, HeadConfig, HeadPreset, TrainingConfig, load_config
 from deltacache.schemas.datasets import Frozen, Horizons, ImageSize, Layers, Precision
+from deltacache.schemas.hub import ModelPath
 from deltacache.schemas.jobs import Context, Device
 
 DINOV2 = "facebook/dinov2-with-registers-base"
@@ -26,12 +27,12 @@ class FrameFeatureConfig(Frozen):
     """How whole frames become patch tokens."""
 
     backbone: Annotated[str, Flag(default="DINOv2 ViT-B/14 with registers")] = Field(
-        default=DINOV2, description="Hub id, Hugging Face directory, or 'tiny'."
+        default=DINOV2, description="Name on the hub, Hugging Face directory, or 'tiny'."
     )
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
-    pca: Annotated[Path | None, Flag(default="none")] = Field(
+    pca: Annotated[ModelPath | None, Flag(default="none")] = Field(
         default=None, description="Output of fit-pca, which reduces the tokens."
     )
     image_size: Annotated[ImageSize, Flag(default="448x896")] = Field(
@@ -69,16 +70,16 @@ class ForesightEvaluation(Frozen):
     out: Path
     root: Path = Field(description="Cityscapes in its published layout")
     features: FrameFeatureConfig = FrameFeatureConfig()
-    tokenizer: Annotated[Path | None, Flag()] = Field(
+    tokenizer: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Output of train-tokenizer on features of whole frames."
     )
-    worlds: Annotated[tuple[Path, ...], Flag("world")] = Field(
+    worlds: Annotated[tuple[ModelPath, ...], Flag("world")] = Field(
         default=(), description="Output of train-world; may be repeated."
     )
-    segmentation_head: Annotated[Path | None, Flag("head")] = Field(
+    segmentation_head: Annotated[ModelPath | None, Flag("head")] = Field(
         default=None, description="Segmentation head of train-foresight-head."
     )
-    depth_head: Annotated[Path | None, Flag()] = Field(
+    depth_head: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Depth head of train-foresight-head."
     )
     depth: DepthMaps = None

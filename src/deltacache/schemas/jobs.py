@@ -18,6 +18,7 @@ from deltacache.schemas.datasets import (
     sides,
     size_text,
 )
+from deltacache.schemas.hub import DatasetPlace, ModelPath, TrainingPath
 
 DEFAULT_BACKBONE = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 WAIT_FOR_NODES_S = 600.0
@@ -30,7 +31,7 @@ Backbone = Annotated[
     str,
     Flag(default="DINOv3 ViT-B/16"),
     Field(
-        description="Hub id, Hugging Face directory, 'tiny', or package.module:factory (docs/backbones.md)."
+        description="Name on the hub, Hugging Face directory, 'tiny', or package.module:factory (docs/backbones.md)."
     ),
 ]
 RayAddress = Annotated[
@@ -104,7 +105,7 @@ class ExtractionSettings(Frozen):
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
     )
-    pca: Annotated[Path | None, Flag()] = Field(
+    pca: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Output of fit-pca, which reduces the tokens."
     )
     image_size: Annotated[ImageSize, Flag()] = Field(
@@ -190,8 +191,8 @@ class ExtractionSettings(Frozen):
 class TokenizeSettings(Frozen):
     """From a feature dataset to delta tokens."""
 
-    features: str
-    tokenizer: Path
+    features: DatasetPlace
+    tokenizer: ModelPath
     store: Annotated[Literal["webdataset", "zarr"], Flag()] = Field(
         default="webdataset", description="Shard format."
     )
@@ -215,7 +216,7 @@ class TokenizeVideosSettings(Frozen):
     """Straight from videos to delta tokens: patch tokens never touch the disk."""
 
     videos: ExtractionSettings
-    tokenizer: Path
+    tokenizer: ModelPath
 
 
 class PcaSettings(Frozen):
@@ -232,6 +233,22 @@ class DemoSettings(Frozen):
     """``demo``: the whole chain on drawn videos."""
 
     seed: Seed = 0
+
+
+class PushSettings(Frozen):
+    """``push``: an output to the hub."""
+
+    path: Path
+    repo: str
+    private: Annotated[bool, Flag()] = Field(
+        default=False, description="Make the repository private; one that is public is refused."
+    )
+    evaluation: Annotated[DatasetPlace | None, Flag()] = Field(
+        default=None, description="Output of evaluate, whose metrics go into the card of a model."
+    )
+    training_state: Annotated[bool, Flag()] = Field(
+        default=False, description="Upload the optimizer's state too, for --continue-from."
+    )
 
 
 class DoctorSettings(Frozen):
@@ -263,7 +280,7 @@ class DataPart(Frozen):
         where: filter of its clips, in place of the training's.
     """
 
-    path: str
+    path: DatasetPlace
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     where: str | None = None
 
@@ -299,15 +316,17 @@ class Launch(Frozen):
         description="Change any key of the preset, such as training.learning_rate=3e-4; may be repeated "
         "(docs/training.md).",
     )
-    init_from: Annotated[Path | None, Flag()] = Field(
+    init_from: Annotated[ModelPath | None, Flag()] = Field(
         default=None,
         description="Start with the weights of this training output or released file, at step 0.",
     )
-    continue_from: Annotated[Path | None, Flag()] = Field(
+    continue_from: Annotated[TrainingPath | None, Flag()] = Field(
         default=None,
         description="Start with weights, optimizer and step of this training output, for a cool-down.",
     )
-    validation: Annotated[str | None, Flag("validate", default="the videos that --split holds out")] = Field(
+    validation: Annotated[
+        DatasetPlace | None, Flag("validate", default="the videos that --split holds out")
+    ] = Field(
         default=None,
         description="Dataset of the same kind for the validation loss; the best checkpoint is kept in OUT/best.",
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import BenchmarkName
 from deltacache.schemas.datasets import AskedPrecision, Frozen, ImageSize, Layers
+from deltacache.schemas.hub import DatasetPlace, ModelPath
 from deltacache.schemas.jobs import Context, Device, Seed
 
 _AS_TRAINED = "what the models were trained on"
@@ -16,20 +17,20 @@ _AS_TRAINED = "what the models were trained on"
 class PredictionSettings(Frozen):
     """From a video, or a clip of a feature dataset, to sampled futures."""
 
-    video: str = Field(description="a video (file, url, folder of frames), or a feature dataset")
+    video: DatasetPlace = Field(description="a video (file, url, folder of frames), or a feature dataset")
     out: Path
-    tokenizer: Annotated[Path | None, Flag()] = Field(
-        default=None, description="Output of train-tokenizer, or a released checkpoint."
+    tokenizer: Annotated[ModelPath | None, Flag()] = Field(
+        default=None, description="Output of train-tokenizer, a released checkpoint, or a name on the hub."
     )
-    world: Annotated[Path, Flag(takes=str)] = Field(
-        description="Output of train-world, or [ARCHITECTURE=]FILE as released."
+    world: Annotated[ModelPath, Flag(takes=str)] = Field(
+        description="Output of train-world, [ARCHITECTURE=]FILE as released, or a name on the hub."
     )
     architecture: str | None = Field(default=None, description="of a world model whose file does not say it")
-    heads: Annotated[dict[BenchmarkName, Path], Flag("head")] = Field(
+    heads: Annotated[dict[BenchmarkName, ModelPath], Flag("head")] = Field(
         default={},
         description="NAME=FILE, may be repeated: linear head of vspw, cityscapes or kitti; adds classes or depth.",
     )
-    rgb_decoder: Annotated[Path | None, Flag()] = Field(
+    rgb_decoder: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Output of train-head rgb, or a released decoder; adds pictures of futures."
     )
     clip: Annotated[str | None, Flag(default="the first")] = Field(
@@ -51,10 +52,10 @@ class PredictionSettings(Frozen):
     samples: Annotated[int, Flag()] = Field(default=20, ge=1, description="Futures to sample.")
     seed: Seed = 0
     backbone: Annotated[str | None, Flag(default=_AS_TRAINED)] = Field(
-        default=None, description="Hub id, Hugging Face directory, or 'tiny'."
+        default=None, description="Name on the hub, Hugging Face directory, or 'tiny'."
     )
     layers: Layers = None
-    pca: Annotated[Path | None, Flag()] = Field(
+    pca: Annotated[ModelPath | None, Flag()] = Field(
         default=None, description="Output of fit-pca, if the models were trained on reduced tokens."
     )
     image_size: Annotated[ImageSize | None, Flag(default=_AS_TRAINED)] = Field(

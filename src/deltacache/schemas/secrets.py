@@ -35,6 +35,7 @@ _SIGNING = re.compile(
 _AZURE = re.compile(
     r"sv|ss|srt|sp|se|st|spr|sr|sip|si|sk(oid|tid|t|e|s|v)|saoid|suoid|scid|sdd|ses", re.IGNORECASE
 )
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _FILE_NAME = re.compile(r".+\.[a-z0-9]{2,5}", re.IGNORECASE | re.DOTALL)
 
 
@@ -43,6 +44,7 @@ def without_secrets(text: str) -> str:
 
     What else a query says (``?id=5``) stays.
     """
+    text = _HUB_TOKEN.sub("hf_…", text) if "hf_" in text else text
     if ":/" in text:
         text = (
             _ALONE.sub(r"\g<scheme>", text, count=1) if _ALONE.match(text) else text

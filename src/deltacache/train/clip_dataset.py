@@ -19,9 +19,10 @@ from torch.utils import data as torch_data
 
 from deltacache.pipeline.datasets.dataset import Dataset, open_dataset
 from deltacache.pipeline.datasets.stores import token_shape
-from deltacache.pipeline.storage.storage import AnyPath, is_local
+from deltacache.pipeline.storage.storage import AnyPath, is_local, names_in
 from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError, MismatchError, SettingsError
+from deltacache.schemas.hub import dataset_place, streamed_place
 from deltacache.schemas.tables import INDEX_SCHEMA
 from deltacache.train.data import MappedClips, ResidentClips, open_clips
 from deltacache.train.mixture import require_alike
@@ -173,8 +174,9 @@ class ClipStream(torch_data.IterableDataset[Item]):
     """The same clips one after the other, shard by shard, for tokens that memory does not hold.
 
     Shards come in an order that is drawn from (seed, epoch), and the clips of a shard too; workers and ranks divide the
-    shards. From an object store several clips are fetched at a time. ``set_epoch`` says which epoch it is, as that of
-    ``DistributedSampler`` does: call it before each, without persistent workers.
+    shards. From an object store or the hub (``org/name``) several clips are fetched at a time, and nothing is kept on
+    the disk. ``set_epoch`` says which epoch it is, as that of ``DistributedSampler`` does: call it before each, without
+    persistent workers.
 
     ``state_dict()`` and ``load_state_dict()`` keep the position: torchdata's ``StatefulDataLoader`` calls them in every
     worker, and continues with the next clip that was not yielded.
@@ -202,7 +204,7 @@ class ClipStream(torch_data.IterableDataset[Item]):
     ) -> None:
         if not 0 <= rank < world_size:
             raise SettingsError(f"Invalid rank {rank} of {world_size}: ranks count from 0")
-        self._datasets, self._dtype = _open(paths), _checked_dtype(dtype)
+        self._datasets, self._dtype = _open(paths, streamed=True), _checked_dtype(dtype)
         self._columns = _checked(columns, self._datasets)
         self._shuffle, self._seed, self._part = shuffle, seed, (rank, world_size)
         self._values: dict[int, dict[str, Any]] = {}
@@ -310,14 +312,15 @@ class ClipStream(torch_data.IterableDataset[Item]):
         )
 
 
-def _open(paths: AnyDataset | Sequence[AnyDataset]) -> list[Dataset]:
+def _open(paths: AnyDataset | Sequence[AnyDataset], *, streamed: bool = False) -> list[Dataset]:
     """The datasets, of which each clip has the same shape and meaning.
 
     Raises:
         MismatchError: they differ in that.
     """
     several: Sequence[Any] = paths if isinstance(paths, list | tuple) else [paths]
-    datasets = [each if isinstance(each, Dataset) else open_dataset(each) for each in several]
+    place = streamed_place if streamed else dataset_place
+    datasets = [each if isinstance(each, Dataset) else _opened(place(each)) for each in several]
     if not datasets:
         raise DatasetError("no dataset is given: give the path of one or several")
     require_alike(datasets)
@@ -328,7 +331,15 @@ def _here(datasets: list[Dataset], process: int) -> tuple[list[Dataset], int]:
     """In a worker that was forked, clients of object stores are not those of the process before: opened again."""
     if os.getpid() == process:
         return datasets, process
-    return [each if is_local(each.root) else open_dataset(str(each.root)) for each in datasets], os.getpid()
+    return [each if is_local(each.root) else _opened(str(each.root)) for each in datasets], os.getpid()
+
+
+def _opened(place: str | Path | AnyPath) -> Dataset:
+    dataset = open_dataset(place)
+    if not is_local(dataset.root) and dataset.root.protocol == "hf":
+        for folder in ("shards", "receipts"):  # once here, or every thread that reads lists them
+            names_in(dataset.root / folder)
+    return dataset
 
 
 def _checked(columns: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str, ...]:

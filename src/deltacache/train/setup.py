@@ -30,6 +30,7 @@ from deltacache.schemas.configs import (
 )
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError, SettingsError
 from deltacache.schemas.foresight import ForesightHeadConfig
+from deltacache.schemas.hub import origin_of, origins
 from deltacache.schemas.jobs import DataPart
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.texts import counted
@@ -225,6 +226,7 @@ def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) 
         "validation",  # how it stood
         "dataset_names",  # their content is compared
         "backbone",  # its id; the weights are compared
+        "sources",  # where things came from; what they hold is compared
     }
     for name in sorted(compared):
         if metadata[name] != resumed.metadata[name]:
@@ -364,6 +366,8 @@ def read_stage_before(
     _check_belongs(path, model, loaded, metadata)
     model.load_state_dict(loaded.model.state_dict())
     record = {"start": start, "fingerprint": loaded.fingerprint, "step": loaded.metadata.get("step")}
+    if source := origin_of(path):
+        record["source"] = source
     return StageBefore(model, step, optimizer_state, record)
 
 
@@ -773,12 +777,20 @@ def run_metadata(data: TrainingClips, config: TokenizerConfig | WorldConfig) -> 
         **card.backbone.choice,
         "code_version": __version__,
     }
+    sources = dict(card.sources)
+    if card.backbone.source:
+        sources["backbone"] = card.backbone.source
+    parts = dataset.datasets if isinstance(dataset, ChosenClips) else (dataset,)
+    names = ["data"] if len(parts) == 1 else [f"data.{number}" for number in range(len(parts))]
+    sources |= origins(**{name: part.root for name, part in zip(names, parts, strict=True)})
+    if sources:
+        metadata["sources"] = sources
     if card.kind == "deltas":
         metadata["tokenizer_fingerprint"] = card.tokenizer_fingerprint
     if isinstance(config, WorldConfig):
         metadata["architecture"] = config.model.architecture
     if isinstance(dataset, ChosenClips):
-        metadata["dataset_names"] = [each.root.name for each in dataset.datasets]
+        metadata["dataset_names"] = [origin_of(each.root) or each.root.name for each in dataset.datasets]
     if data.validation is not None:
         metadata["validated_on"] = clips_record(data.validation)
     return metadata

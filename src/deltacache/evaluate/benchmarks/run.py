@@ -291,6 +291,7 @@ class BenchmarkRun:
             heads={**inputs.heads},
             heads_trained_on={name: dict(said) for name, said in inputs.trained_on.items() if said},
             rgb_decoder=inputs.rgb_fingerprint,
+            sources={"backbone": inputs.backbone.source} if inputs.backbone.source else {},
         )
 
     def samples_of(self, method: str) -> int:

@@ -101,7 +101,10 @@ class ClipRun:
         """What ``models.json`` says."""
         backbone = self.dataset.card.backbone
         return ModelRecord(
-            backbone=backbone.weights_sha256, pca=backbone.pca_fingerprint, **self.models.fingerprints
+            backbone=backbone.weights_sha256,
+            pca=backbone.pca_fingerprint,
+            **self.models.fingerprints,
+            sources={"backbone": backbone.source} if backbone.source else {},
         )
 
 

@@ -34,6 +34,7 @@ from deltacache.schemas.benchmarks import BENCHMARK_TASK
 from deltacache.schemas.configs import save_config
 from deltacache.schemas.datasets import sides
 from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.hub import origins_within
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.provenance import Provenance
@@ -234,6 +235,8 @@ def _save_tensors(
         "seed": settings.seed,
         "code_version": __version__,
     }
+    if sources := origins_within(settings.model_dump()):
+        about["sources"] = sources
     save_file(
         {name: each.contiguous().clone() for name, each in tensors.items()},
         path,

@@ -14,6 +14,7 @@ from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Ev
 from deltacache.evaluate.statistics import Sums, read_sums
 from deltacache.schemas.datasets import parse_size, size_text
 from deltacache.schemas.foresight import ForesightEvaluation
+from deltacache.schemas.hub import origin_of
 from deltacache.schemas.texts import counted
 
 Row = dict[str, Any]
@@ -136,7 +137,10 @@ def facts_of(run: ReportRun) -> dict[str, str]:
 
 def _with_places(fingerprints: Iterable[str], places: Mapping[str, Path]) -> list[str]:
     """Fingerprints with where the models lay, where that is known."""
-    return [f"{each}, from {places[each]}" if each in places else each for each in fingerprints]
+    return [
+        f"{each}, from {origin_of(places[each]) or places[each]}" if each in places else each
+        for each in fingerprints
+    ]
 
 
 def _sampling(settings: Evaluation, row: Row) -> str:

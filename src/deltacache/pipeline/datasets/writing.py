@@ -653,7 +653,9 @@ DATASET_FILES = frozenset(
 """All that the commands put into a dataset's folder."""
 _CARD_SEAL = "dataset_crc32c"
 _MAKE_AGAIN = "run the command that made the dataset again"
-_NOT_SETTINGS = frozenset({"code_version", "black_crc32c", "backbone.id", "tokenizer_image_size"})
+_NOT_SETTINGS = frozenset(
+    {"code_version", "black_crc32c", "backbone.id", "backbone.source", "tokenizer_image_size"}
+)
 """What may differ when a dataset is continued: who wrote it, and what the weights determine."""
 
 
@@ -829,7 +831,7 @@ def _check_same_settings(root: AnyPath, existing: DatasetCard, wanted: DatasetCa
     differing = [
         f"{name} is {canonical_json(old.get(name))}, asked for {canonical_json(new.get(name))}"
         for name in {**old, **new}
-        if name not in _NOT_SETTINGS and old.get(name) != new.get(name)
+        if name not in _NOT_SETTINGS and not name.startswith("sources.") and old.get(name) != new.get(name)
     ]
     if differing:
         raise MismatchError(

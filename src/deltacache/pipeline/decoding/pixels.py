@@ -14,6 +14,7 @@ from deltacache.pipeline.inputs.fetching import FetchedVideo, fetched
 from deltacache.pipeline.inputs.sources import find_videos
 from deltacache.schemas.configs import load_config
 from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
+from deltacache.schemas.hub import as_saved
 from deltacache.schemas.jobs import ExtractionSettings
 
 
@@ -23,7 +24,8 @@ def clip_pixels(dataset: Dataset, clip_ids: Iterable[str]) -> Iterator[tuple[str
     Where the videos lie is read from the ``config.yaml`` that extraction left in the dataset.
     """
     config = dataset.root / "config.yaml"
-    settings = load_config(config, ExtractionSettings) if config.is_file() else None  # pyright: ignore[reportArgumentType]
+    with as_saved():
+        settings = load_config(config, ExtractionSettings) if config.is_file() else None  # pyright: ignore[reportArgumentType]
     if settings is None:
         return
     rows = {clip_id: position for position, clip_id in enumerate(dataset.clip_ids)}

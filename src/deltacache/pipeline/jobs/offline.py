@@ -78,6 +78,7 @@ from deltacache.pipeline.work.workers import ShardWorker, check_tokenizer_fits
 from deltacache.schemas.configs import config_yaml
 from deltacache.schemas.datasets import AskedPrecision, DatasetCard, Frozen, Precision
 from deltacache.schemas.errors import DatasetError, FailureReason, MismatchError
+from deltacache.schemas.hub import origins
 from deltacache.schemas.jobs import (
     ClusterSettings,
     ExtractionSettings,
@@ -221,6 +222,7 @@ def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, report
             tokens_per_frame=tokenizer.model.tokens_per_frame,
             tokenizer_image_size=tokenizer.metadata.get("image_size"),
             precision=_tokenizer_precision(videos.precision, job),
+            sources=origins(tokenizer=settings.tokenizer),
         )
         encoder = video_delta_encoder(videos, card, settings.tokenizer, black)
         return _encode_videos(job, _VideoJob(videos, settings, card, black, encoder))
@@ -252,6 +254,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
             tokens_per_frame=tokenizer.model.tokens_per_frame,
             tokenizer_image_size=tokenizer.metadata.get("image_size"),
             precision=_tokenizer_precision(settings.precision, job),
+            sources=origins(features=root, tokenizer=settings.tokenizer),
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         settle(job.out)

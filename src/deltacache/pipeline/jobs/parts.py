@@ -20,6 +20,7 @@ from deltacache.pipeline.work.encoders import (
 )
 from deltacache.pipeline.work.workers import FeatureShardWorker, VideoShardWorker
 from deltacache.schemas.datasets import DatasetCard, Precision
+from deltacache.schemas.hub import origins
 from deltacache.schemas.jobs import ExtractionSettings
 
 BuildEncoder = Callable[[str], ClipEncoder]
@@ -52,6 +53,7 @@ def features_card(
         black_crc32c=crc32c_of_npy(black),
         side_arrays=beside.arrays if (beside := side_table(settings)) else {},
         code_version=deltacache.__version__,
+        sources=origins(pca=settings.pca),
     )
 
 

@@ -81,6 +81,7 @@ def open_head(
         "patch_grid": list(backbone.grid(config.frames.image_size)),
         "image_size": config.frames.image_size,
         **described_frames(frames, config.frames.split, request.root),
+        **({"sources": {"backbone": backbone.source}} if backbone.source else {}),
         "code_version": __version__,
     }
     opened = open_run(
