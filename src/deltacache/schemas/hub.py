@@ -207,13 +207,14 @@ def output_place(place: Any) -> Any:
         return place
     if name.kind == "model" or _is_typed(text):
         return str(_whole(name, text))
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
         return str(_whole(name, text))
     except DatasetError as error:
-        try:
-            return str(model_path(place))
-        except CheckpointError as other:
-            raise DeltacacheError(f"{error}. As a model: {other}") from None
+        if not isinstance(error.__cause__, RepositoryNotFoundError):
+            raise
+    return str(model_path(place))
 
 
 def backbone_folder(source: str, patterns: Sequence[str]) -> Path:
@@ -353,7 +354,8 @@ def _readable(name: HubName, asked: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except expected as error:
-        revision, reason = name.revision or "main", str(error).strip().split("\n")[0]
+        why = error.__cause__ if isinstance(error, errors.RevisionResolutionError) else None
+        revision, reason = name.revision or "main", str(why or error).strip().split("\n")[0]
         looked = f"{what}{_shown(asked)} ({name.page})"
         if not asked.startswith("hf:"):  # both readings
             looked = (
@@ -379,9 +381,8 @@ def _readable(name: HubName, asked: str, what: str = "") -> Iterator[None]:
             )
         else:
             said = (
-                f"revision {revision} is not (completely) in the hub's cache ({constants.HF_HUB_CACHE}) and could not "
-                f"be fetched ({reason}): check the connection and run this again, which continues the download, or "
-                f"{way_out}"
+                f"it is not (completely) in the hub's cache ({constants.HF_HUB_CACHE}) and could not be fetched "
+                f"({reason}): check the connection and run this again, or {way_out}"
             )
         refusal = CheckpointError if name.kind == "model" else DatasetError
         raise refusal(f"{looked}: {said}") from error
