@@ -180,7 +180,7 @@ def test_what_cannot_be_had_says_what_was_looked_for(
     refused("lab/text", "hf://lab/text holds no model", "pytorch_model.bin", "It holds README.md")
     with pytest.raises(DatasetError, match=r"lab/tokenizer is not a path here .* as a dataset on the hub"):
         deltacache.open_dataset("lab/tokenizer")
-    with pytest.raises(DeltacacheError, match="lab/nothing is not a path here .* as a model on the hub"):
+    with pytest.raises(DeltacacheError, match=r"lab/nothing is not a path here .* as a model on the hub"):
         output_place("lab/nothing")
     with pytest.raises(DeltacacheError, match="must be hf://OWNER/NAME") as caught:
         deltacache.load_tokenizer("hf://me:hf_plantedplantedplantedplanted@lab/tokenizer")
