@@ -7,9 +7,9 @@ score straight from the normed query; a value, seen through the output projectio
 two with D x D weights: for seven keys the MLP is 97 % of what is left.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from deltacache.models.blocks import (
     smooth_l1,
 )
 from deltacache.models.devices import autocast_to
+from deltacache.schemas.configs import SelectionName
 
 # B batch, P predicted frames, K candidates, T tokens, D hidden, h heads, d dims of a head, J = heads x keys
 
@@ -43,31 +44,46 @@ class Selection:
     """How candidates are compared.
 
     Attributes:
-        dtype: of the products; the residual stream stays in that of the weights. None: all in that of the weights.
-        shortlist: how many of the best are compared again in the dtype of the weights, when ``dtype`` is another.
+        dtype: of the products. None: of the weights.
+        shortlist: how many of the best are compared again in the dtype of the weights, when ``dtype`` is another. Where
+            they are, the residual stream is in ``dtype`` too; alone the comparison keeps it in that of the weights.
     """
 
     dtype: torch.dtype | None = None
     shortlist: int = 4
 
 
-def selection_for(device: torch.device, hidden_size: int) -> Selection:
-    """The fastest that is safe: bfloat16 on CUDA, and for large models where a CPU multiplies it.
+WAYS: Mapping[SelectionName, Selection] = {
+    "float32": Selection(),
+    "shortlist": Selection(torch.bfloat16),
+    "bfloat16": Selection(torch.bfloat16, shortlist=1),
+}
+"""Names of the ways that a trainer may compare candidates in."""
 
-    A CPU compares the best four again in float32, for a 40th of the time; on CUDA float32 would cost a quarter.
+
+def ways_for(device: torch.device, hidden_size: int) -> tuple[SelectionName, ...]:
+    """The ways that may be the fastest on ``device``, the likeliest first.
+
+    On CUDA a shortlist in float32 costs a quarter of the step, so bfloat16 alone comes first. A CPU compares the best
+    four again for a 40th of the time; without bfloat16 units, and for small models, it gains nothing from 16 bits.
     """
     if device.type == "cuda":
-        return Selection(torch.bfloat16, shortlist=1)
+        return ("bfloat16", "shortlist", "float32")
     if device.type == "cpu" and hidden_size >= _SMALL:
         can = torch.cpu.get_capabilities()
         if can.get("avx512_bf16") or can.get("amx_bf16"):
-            return Selection(torch.bfloat16)
-    return Selection()
+            return ("shortlist", "float32")
+    return ("float32",)
+
+
+def selection_for(device: torch.device, hidden_size: int) -> Selection:
+    """The likeliest of ``ways_for``: what a trainer does that has not measured."""
+    return WAYS[ways_for(device, hidden_size)[0]]
 
 
 @torch.no_grad()
 def select_winners(
-    predictor: "Scorer",
+    predictor: Predictor,
     noise: Tensor,
     rotation: Rotation,
     past: Sequence[KeysValues],
@@ -79,57 +95,62 @@ def select_winners(
     with autocast_to(noise.device.type, None):
         full = predictor.head.weight.dtype
         dtype = selection.dtype or full
-        losses = FoldedPredictor(predictor, dtype).losses(noise, rotation, past, targets, beta)
-        best = losses.argmin(dim=-1)
-        if dtype == full or selection.shortlist < 2:
-            return best
+        corrected = dtype != full and selection.shortlist > 1
+        folded = FoldedPredictor(predictor, dtype, dtype if corrected else full)
+        losses = folded.losses(noise, rotation, past, targets, beta)
+        if not corrected:
+            return losses.argmin(dim=-1)
         listed = losses.topk(min(selection.shortlist, losses.shape[-1]), largest=False).indices  # (B, P, k)
         few = noise.gather(2, listed[..., None].expand(-1, -1, -1, noise.shape[-1]))
-        again = FoldedPredictor(predictor, full).losses(few, rotation, past, targets, beta)
+        # For so few, folding the attention costs more than it saves: they are queries of their own, of P x k frames.
+        steps, count = few.shape[1:3]
+        times = rotation.map(lambda part: part.repeat_interleave(count, 2))
+        visible = torch.ones(steps, steps, dtype=torch.bool, device=few.device).tril()
+        prediction = predictor(few.flatten(1, 2), times, past, visible.repeat_interleave(count, 0)).view_as(
+            few
+        )
+        again = smooth_l1(prediction, targets[:, :, None], beta).mean(dim=-1)
         return listed.gather(2, again.argmin(dim=-1, keepdim=True))[..., 0]
 
 
-class Scorer(Protocol):
-    """The parts of a predictor that selection folds."""
-
-    blocks: nn.ModuleList
-    norm: nn.LayerNorm
-    head: nn.Linear
-
-
 class _Weights(NamedTuple):
-    """One block's weights in the dtype of the products; norms and gains of LayerScale stay as they are."""
+    """One block's weights in the dtype of the products, the gains of LayerScale within them; norms stay as they are."""
 
     norm1: nn.LayerNorm
     query_weight: Tensor  # (h, d, D)
     query_bias: Tensor  # (h, d)
     out_weight: Tensor  # (h, d, D)
     out_bias: Tensor  # (D,)
-    gain1: Tensor  # (D,)
     norm2: nn.LayerNorm
-    up: tuple[Tensor, Tensor]  # (W, D), (W,)
-    down: tuple[Tensor, Tensor]  # (D, W), (D,)
-    gain2: Tensor  # (D,)
+    up: tuple[Tensor, Tensor]  # (D, W), (W,)
+    down: tuple[Tensor, Tensor]  # (W, D), (D,)
 
 
 class _FoldedAttention(NamedTuple):
-    """One block's attention of B clips to their J = heads x keys rows."""
+    """One block's attention of N targets to their J = keys x heads rows."""
 
-    scoring: Tensor  # (B, J, D)
-    offset: Tensor  # (B, 1, J)
-    mixing: Tensor  # (B, J, D)
+    scoring: Tensor  # (N, J, D)
+    offset: Tensor  # (N, J, 1)
+    mixing: Tensor  # (N, J, D)
 
 
 class FoldedPredictor:
-    """A predictor's weights, made ready for the selection of one step."""
+    """A predictor's weights, made ready for the selection of one step.
 
-    def __init__(self, predictor: Scorer, dtype: torch.dtype) -> None:
+    Args:
+        predictor: whose blocks are folded.
+        dtype: of the products.
+        residual: dtype of the residual stream; None for that of the weights.
+    """
+
+    def __init__(self, predictor: Predictor, dtype: torch.dtype, residual: torch.dtype | None = None) -> None:
         self._blocks = [
             _weights(block, dtype) for block in cast(Iterable[CrossAttentionBlock], predictor.blocks)
         ]
         self._norm, self._dtype = predictor.norm, dtype
+        self._residual = residual or predictor.head.weight.dtype
         self._head = _linear(predictor.head, dtype)
-        self._width, self._hidden_size = self._blocks[0].up[0].shape
+        self._hidden_size, self._width = self._blocks[0].up[0].shape
 
     def losses(
         self, noise: Tensor, rotation: Rotation, past: Sequence[KeysValues], targets: Tensor, beta: float
@@ -137,100 +158,117 @@ class FoldedPredictor:
         """Smooth-L1 (B, P, K) of every candidate of ``noise`` (B, P, K, D) against ``targets`` (B, P, D).
 
         ``rotation`` is that of the P frames, (B, 1, P, R); the query of frame p sees the first p + 1 tokens of
-        ``past``. Frame by frame, so that no query meets a key that it may not see.
+        ``past``. Targets go through in passes, frame by frame, so that a pass meets hardly a key that it may not see.
         """
         batch, steps, count, _ = noise.shape
-        widest = _WIDEST_ON_CPU if noise.device.type == "cpu" else _WIDEST_ELSEWHERE
-        rows = max(1, widest // max(self._width, self._hidden_size))
-        clips, candidates = max(1, rows // count), min(rows, count)
+        rows = _widest(noise.device) // max(self._width, self._hidden_size)
+        size, candidates = max(1, rows // count), max(1, min(rows, count))
+        wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
         losses = noise.new_empty(batch, steps, count)
-        for step in range(steps):
-            now = Rotation(*(part[:, :, step : step + 1] for part in rotation))
-            for start in range(0, batch, clips):
-                some = slice(start, start + clips)
-                keys = step + 1
-                # Queries turned by the angle of now meet keys as queries unturned meet keys turned back by it.
-                back = Rotation(now.cos[some], -now.sin[some])
-                pairs = zip(self._blocks, past, strict=True)
-                attentions = [
-                    _fold_attention(
-                        block, rotate(kept.keys[some, :, :keys], back), kept.values[some, :, :keys]
-                    )
-                    for block, kept in pairs
-                ]
-                target = targets[some, step, None]
-                for first in range(0, count, candidates):
-                    few = slice(first, first + candidates)
-                    prediction = self._predict(noise[some, step, few], attentions)
-                    losses[some, step, few] = smooth_l1(prediction, target, beta).mean(dim=-1)
+        frame_of = torch.arange(steps, device=noise.device).repeat_interleave(batch)
+        clip_of = torch.arange(batch, device=noise.device).repeat(steps)
+        for start in range(0, batch * steps, size):
+            clips, frames = clip_of[start : start + size], frame_of[start : start + size]
+            keys = min(start + size - 1, batch * steps - 1) // batch + 1
+            hidden_keys = torch.arange(keys, device=noise.device) > frames[:, None]  # (N, T)
+            # Queries turned by the angle of now meet keys as queries unturned meet keys turned back by it.
+            cos, sin = (part[clips, 0, frames][:, None, None] for part in rotation)
+            attentions = [
+                _fold_attention(
+                    block,
+                    rotate(kept.keys[clips, :, :keys], Rotation(cos, -sin)),
+                    kept.values[clips, :, :keys],
+                    hidden_keys,
+                )
+                for block, kept in zip(self._blocks, past, strict=True)
+            ]
+            target = targets[clips, frames, None]  # (N, 1, D)
+            for first in range(0, count, candidates):
+                few = noise[clips, frames, first : first + candidates]
+                prediction = self._predict(few.to(self._residual), attentions, wide).to(target.dtype)
+                expected = target.expand_as(prediction)
+                loss = F.smooth_l1_loss(prediction, expected, reduction="none", beta=beta).mean(dim=-1)
+                losses[clips, frames, first : first + candidates] = loss
         return losses
 
-    def _predict(self, noise: Tensor, attentions: Sequence[_FoldedAttention]) -> Tensor:
-        """Tokens (B, K, D) for queries (B, K, D)."""
-        hidden = noise.clone()
+    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], wide: Tensor) -> Tensor:
+        """Tokens (N, K, D) for queries (N, K, D), which it writes over; ``wide`` (N K or more, W) is work space."""
+        targets, count, _ = hidden.shape
+        wide = wide[: targets * count]
+        narrow = hidden.new_empty(targets * count, hidden.shape[-1], dtype=self._dtype)
         for block, attention in zip(self._blocks, attentions, strict=True):
             heads = block.query_bias.shape[0]
             scores = torch.baddbmm(
-                attention.offset, self._normed(block.norm1, hidden), attention.scoring.mT
-            )  # (B, K, J)
-            weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1).flatten(-2)
-            hidden = _add_product(hidden, weights, attention.mixing)
-            wide = F.gelu(F.linear(self._normed(block.norm2, hidden), *block.up))
-            hidden.addcmul_(F.linear(wide, *block.down), block.gain2)
-        return F.linear(self._normed(self._norm, hidden), *self._head).to(noise.dtype)
+                attention.offset, attention.scoring, self._normed(block.norm1, hidden).mT
+            )  # (N, J, K): beside each other lie candidates, so that a softmax over few keys is fast
+            weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2).mT
+            if hidden.dtype == weights.dtype:
+                hidden.baddbmm_(weights, attention.mixing)
+            else:
+                hidden += torch.bmm(weights, attention.mixing)
+            # Into memory that is there already: fresh pages for activations this wide cost as much as the GELU.
+            torch.addmm(block.up[1], self._normed(block.norm2, hidden).flatten(0, 1), block.up[0], out=wide)
+            torch.ops.aten.gelu_(wide)
+            torch.addmm(block.down[1], wide, block.down[0], out=narrow)
+            hidden += narrow.view_as(hidden)
+        return F.linear(self._normed(self._norm, hidden), *self._head)
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
         return norm(hidden).to(self._dtype)
 
 
-def _add_product(hidden: Tensor, weights: Tensor, mixing: Tensor) -> Tensor:
-    """``hidden + weights @ mixing``, in place."""
-    if hidden.dtype == weights.dtype:
-        return hidden.baddbmm_(weights, mixing)
-    hidden += torch.bmm(weights, mixing)
-    return hidden
+def _widest(device: torch.device) -> int:
+    return _WIDEST_ON_CPU if device.type == "cpu" else _WIDEST_ELSEWHERE
 
 
 def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
     heads = (block.attention.num_heads, -1)
     query, out, mlp = block.attention.q_proj, block.attention.out_proj, block.mlp
+    gain1, gain2 = block.layer_scale1.lambda1, block.layer_scale2.lambda1
     return _Weights(
         norm1=block.norm1,
         query_weight=query.weight.to(dtype).unflatten(0, heads),
         query_bias=query.bias.to(dtype).unflatten(0, heads),
-        out_weight=out.weight.to(dtype).mT.unflatten(0, heads),
-        out_bias=out.bias.to(dtype),
-        gain1=block.layer_scale1.lambda1.to(dtype),
+        out_weight=_scaled(out.weight, gain1[:, None], dtype).mT.unflatten(0, heads),
+        out_bias=_scaled(out.bias, gain1, dtype),
         norm2=block.norm2,
-        up=_linear(mlp.up_proj, dtype),
-        down=_linear(mlp.down_proj, dtype),
-        gain2=block.layer_scale2.lambda1,
+        up=(mlp.up_proj.weight.to(dtype).mT, mlp.up_proj.bias.to(dtype)),
+        down=(
+            _scaled(mlp.down_proj.weight, gain2[:, None], dtype).mT,
+            _scaled(mlp.down_proj.bias, gain2, dtype),
+        ),
     )
+
+
+def _scaled(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplied in ``dtype``: a copy in float32 takes as long as the products of a small batch."""
+    return weight.to(dtype, copy=True).mul_(gain.to(dtype))
 
 
 def _linear(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return layer.weight.to(dtype), layer.bias.to(dtype)
 
 
-def _fold_attention(block: _Weights, keys: Tensor, values: Tensor) -> _FoldedAttention:
-    """Of keys, turned back, and values, (B, h, T, d)."""
+def _fold_attention(block: _Weights, keys: Tensor, values: Tensor, hidden_keys: Tensor) -> _FoldedAttention:
+    """Of keys, turned back, and values, (N, h, T, d); ``hidden_keys`` (N, T) says which a target may not see."""
     heads, head_dim, _ = block.query_weight.shape
     keys = (keys * head_dim**-0.5).to(block.query_weight.dtype)
-    offset = (keys * block.query_bias[:, None]).sum(dim=-1)
+    offset = (keys * block.query_bias[:, None]).sum(dim=-1).mT  # (N, T, h)
+    offset = offset.masked_fill(hidden_keys[..., None], -torch.inf)
     # The weights of a head sum to 1, so its rows can carry its share of the bias.
-    mixing = (_through(values.to(keys.dtype), block.out_weight) + block.out_bias / heads) * block.gain1
+    mixing = _through(values.to(keys.dtype), block.out_weight) + block.out_bias / heads
     return _FoldedAttention(
         scoring=_through(keys, block.query_weight).flatten(1, 2),
-        offset=offset.flatten(1)[:, None],
+        offset=offset.flatten(1)[..., None],
         mixing=mixing.flatten(1, 2),
     )
 
 
 def _through(states: Tensor, weight: Tensor) -> Tensor:
-    """(B, h, T, d) times (h, d, D): (B, h, T, D), as one product a head."""
-    batch, _, tokens, _ = states.shape
-    product = torch.bmm(states.transpose(0, 1).flatten(1, 2), weight)  # (h, B T, D)
-    return product.unflatten(1, (batch, tokens)).transpose(0, 1)
+    """(N, h, T, d) times (h, d, D): (N, T, h, D), as one product a head."""
+    targets, _, tokens, _ = states.shape
+    product = torch.bmm(states.transpose(0, 1).flatten(1, 2), weight)  # (h, N T, D)
+    return product.unflatten(1, (targets, tokens)).permute(1, 2, 0, 3)
 
 
 # ----------------------------------------------------------------------------------------------------

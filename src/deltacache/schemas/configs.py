@@ -110,6 +110,7 @@ def kind_of(content: Any) -> str | None:
 
 PRESETS = Path(__file__).parent / "presets"
 Stage = Literal["tokenizer", "world"]
+SelectionName = Literal["float32", "shortlist", "bfloat16"]
 _ORDERED = ("main", "256px", "512px", "cooldown", "cooldown1", "cooldown2")
 """Stages come in this order, others behind them by name."""
 
@@ -291,6 +292,11 @@ class WorldConfig(Frozen):
         default=256, ge=1, description="Number of candidates, K of best-of-many."
     )
     smooth_l1_beta: float = Field(default=0.1, gt=0)
+    selection: Annotated[SelectionName | Literal["auto"], Flag()] = Field(
+        default="auto",
+        description="How candidates are compared: in float32; in bfloat16, the best four again in float32 (shortlist); "
+        "or in bfloat16 alone. auto: the fastest on this machine that chooses as float32 does.",
+    )
 
     @model_validator(mode="after")
     def _one_candidate_without_noise(self) -> Self:

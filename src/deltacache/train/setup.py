@@ -76,6 +76,7 @@ FREE_ON_RESUME = frozenset(
 """What may change between a run and its continuation: none of these changes what a step has computed."""
 _BEFORE_THERE_WAS = {
     "training.precision": "auto",
+    "selection": "auto",
     "data.split_seed": DataChoice().split_seed,
     "data.validate_clips": DataChoice().validate_clips,
 }
@@ -197,7 +198,9 @@ def check_same_settings(folder: Path, before: Mapping[str, Any], metadata: Mappi
     Raises:
         MismatchError: the first that differs.
     """
-    was, now = {**_BEFORE_THERE_WAS, **flatten(before["config"])}, flatten(metadata["config"])
+    now = flatten(metadata["config"])
+    was = {name: value for name, value in _BEFORE_THERE_WAS.items() if name in now}
+    was |= flatten(before["config"])
     changed = [
         f"{name} was {was.get(name)}, now {now.get(name)}"
         for name in sorted((was.keys() | now.keys()) - FREE_ON_RESUME)

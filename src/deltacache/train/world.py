@@ -1,6 +1,10 @@
 """``train-world``: a world model on the tokens of whole clips, delta tokens or patch tokens (method section 1)."""
 
+import math
+import time
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,11 +13,11 @@ from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.devices import choose_device, forward_precision
-from deltacache.models.selection import selection_for
-from deltacache.models.world_model import WorldModel
+from deltacache.models.selection import WAYS, ways_for
+from deltacache.models.world_model import WorldLoss, WorldModel
 from deltacache.models.worlds import world_class
 from deltacache.pipeline.storage.storage import AnyPath
-from deltacache.schemas.configs import WorldConfig
+from deltacache.schemas.configs import SelectionName, WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import (
     ClipBatch,
@@ -40,6 +44,10 @@ from deltacache.train.setup import (
 )
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
+_TRIED_ON_CPU, _TRIED = 2, 16
+"""Clips that each way of selection is tried on: on a CPU seconds of a ViT-B in float32, on a GPU little memory."""
+_AS_GOOD = 1.001
+
 
 class WorldTask:
     """Predict each frame of a clip from those before it, best of K candidates."""
@@ -65,6 +73,9 @@ class WorldTask:
         self._device = device
         self._effective_batch = split.effective_batch
         self._mixture = mixture
+        self.selection: SelectionName = (
+            ways_for(device, model.hidden_size)[0] if config.selection == "auto" else config.selection
+        )
 
     @cached_property
     def _arrays(self) -> ResidentClips | MappedClips:
@@ -98,9 +109,56 @@ class WorldTask:
         """None: tokens are read as they are."""
         return 0
 
+    def choose_selection(self, group: ProcessGroup, reporter: Reporter) -> None:
+        """Take the fastest way to compare candidates on this machine whose winners are as good as those of float32.
+
+        Each way chooses among the candidates of the first few clips. Winners are as good if their loss, which has the
+        precision of the training whatever chose them, is at most 0.1 % above that of the winners in float32, for ways
+        may differ in candidates that are equally good. The first worker measures for all. Frames of many tokens would
+        take too long: they keep the likeliest way.
+        """
+        ways = ways_for(self._device, self.model.hidden_size)
+        several_tokens = (
+            self.model.trains_on != "deltas" or self.model.arguments.get("tokens_per_frame", 1) > 1
+        )
+        if len(ways) == 1 or not self.model.stochastic or several_tokens:
+            return
+
+        def measure() -> tuple[SelectionName, int]:
+            tried = _TRIED_ON_CPU if self._device.type == "cpu" else _TRIED
+            part = MicroBatch(0, 0, min(self._effective_batch, tried))
+            with closing(self.trial_batches([part])) as batches:
+                batch = next(batches)
+            seconds = dict.fromkeys(ways, math.inf)
+            losses, winners = dict[str, float](), dict[str, Tensor]()
+            for way in (*ways, *ways):  # the first time does not count
+                begun = time.perf_counter()
+                with torch.no_grad(), forward_precision(self._device, self._config.training.precision):
+                    result = self._loss(batch, part, way)
+                losses[way], winners[way] = result.loss.item(), result.winners  # waits for the device
+                seconds[way] = min(seconds[way], time.perf_counter() - begun)
+            good: list[SelectionName] = [way for way in ways if losses[way] <= _AS_GOOD * losses["float32"]]
+            best = min(good, key=lambda way: seconds[way])
+            listed = [
+                f"{way} {1e3 * seconds[way] / len(batch.tokens):.3g} ms a clip, "
+                f"{100 * (winners[way] == winners['float32']).float().mean().item():.3g} % of its winners"
+                for way in ways
+                if way != "float32"
+            ]
+            reporter.line(
+                f"train world: candidates are compared by {best}, the fastest that is as good as float32 "
+                f"({1e3 * seconds['float32'] / len(batch.tokens):.3g} ms a clip): {'; '.join(listed)}"
+            )
+            return best, ways.index(best)
+
+        self.selection = group.rank_zero_first(measure, lambda index: ways[index])
+
     def training_loss(self, batch: ClipBatch, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The noise of a clip follows from its step and its position in the batch."""
-        result = self.model.training_loss(
+        return self._loss(batch, part, self.selection).loss, {}
+
+    def _loss(self, batch: ClipBatch, part: MicroBatch, way: SelectionName) -> WorldLoss:
+        return self.model.training_loss(
             batch.tokens,
             batch.timestamps_s,
             grid=self._grid,
@@ -108,9 +166,8 @@ class WorldTask:
             beta=self._config.smooth_l1_beta,
             noise=self._noise(batch, part),
             generator=self._dropout(part),
-            selection=selection_for(self._device, self.model.hidden_size),
+            selection=WAYS[way],
         )
-        return result.loss, {}
 
     def _noise(self, batch: ClipBatch, part: MicroBatch) -> Tensor | None:
         """(B, T-1, K, Z), or ``None`` where nothing is random."""
@@ -186,7 +243,13 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
         arrays = PendingClips(dataset, target, group.on_this_node)
         model, grid = opened.model(build), dataset.card.patch_grid
         task = WorldTask(model, arrays, grid, config, target, split, mixture_of(dataset))
-        return train(task, opened.begin(reporter, request.hint, data=data, model=task.model, device=target))
+        before = None if opened.resumed is None else opened.resumed.metadata.get("selection")
+        if config.selection == "auto" and before is not None:
+            task.selection = before
+        elif config.selection == "auto":
+            task.choose_selection(group, reporter)
+        chosen = replace(opened, metadata={**opened.metadata, "selection": task.selection})
+        return train(task, chosen.begin(reporter, request.hint, data=data, model=task.model, device=target))
 
     return Prepared(opened.first_step, run)
 
