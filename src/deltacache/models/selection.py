@@ -209,8 +209,12 @@ class FoldedPredictor:
             # Into memory that is there already: fresh pages for activations this wide cost as much as the GELU.
             torch.addmm(block.up[1], self._normed(block.norm2, hidden).flatten(0, 1), block.up[0], out=wide)
             torch.ops.aten.gelu_(wide)
-            torch.addmm(block.down[1], wide, block.down[0], out=narrow)
-            hidden += narrow.view_as(hidden)
+            if hidden.dtype == wide.dtype:
+                hidden.view_as(narrow).addmm_(wide, block.down[0])
+                hidden += block.down[1]
+            else:
+                torch.addmm(block.down[1], wide, block.down[0], out=narrow)
+                hidden += narrow.view_as(hidden)
         return F.linear(self._normed(self._norm, hidden), *self._head)
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
         norm1=block.norm1,
         query_weight=query.weight.to(dtype).unflatten(0, heads),
         query_bias=query.bias.to(dtype).unflatten(0, heads),
-        out_weight=_scaled(out.weight, gain1[:, None], dtype).mT.unflatten(0, heads),
+        out_weight=_scaled(out.weight, gain1[:, None], dtype).mT.contiguous().unflatten(0, heads),
         out_bias=_scaled(out.bias, gain1, dtype),
         norm2=block.norm2,
         up=(mlp.up_proj.weight.to(dtype).mT, mlp.up_proj.bias.to(dtype)),
