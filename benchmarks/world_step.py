@@ -54,6 +54,7 @@ Flop = Mapping[torch.dtype, int]
 _ATEN = torch.ops.aten
 _COUNTED_AS = {
     _ATEN.baddbmm_: _ATEN.baddbmm,
+    _ATEN.addmm_: _ATEN.addmm,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         _ATEN._scaled_dot_product_flash_attention_backward
