@@ -155,7 +155,7 @@ class CachedStep:
     def run_plain(self) -> None:
         """The same by the plain definition."""
         noise, targets = self.noise(), self.tokens[:, 1:]
-        batch, steps, count, _ = noise.shape
+        _, steps, count, _ = noise.shape
         seconds = self.seconds - self.seconds[:, :1]
         rotation = time_rotation(seconds[:, 1:], HIDDEN // HEADS)
         times = rotation.map(lambda part: part.repeat_interleave(count, 2))
@@ -208,6 +208,20 @@ def tokenizer_step(pairs: int, precision: TrainingPrecision, device: torch.devic
         optimizer.step()
 
     return run
+
+
+def print_tokenizer(pairs: int, steps: int, rates: Mapping[torch.dtype, float], device: torch.device) -> None:
+    """Row (e)."""
+    precisions: tuple[TrainingPrecision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        run = tokenizer_step(pairs, precision, device)
+        with Products() as products:
+            run()
+        taken, floor = measure(run, device, steps), at_rates(products.flop, rates)
+        print(
+            f"(e) tokenizer, {precision}: {taken.used / pairs:.3f} ({taken.wall / pairs:.3f}) a pair, "
+            f"{taken.used / floor:.2f} times the floor of its products {floor / pairs:.3f}"
+        )
 
 
 def plain_flop(batch: int, candidates: int) -> int:
@@ -335,15 +349,8 @@ def main() -> None:
         )
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
         print(f"{cached.used / clips * RECIPE_CLIPS / 3600:.1f} GPU-hours for 305,000 steps of 1,024 clips")
-    for precision in ("float32", "bfloat16") if asked.tokenizer else ():
-        run = tokenizer_step(asked.tokenizer, precision, device)
-        with Products() as products:
-            run()
-        taken, floor = measure(run, device, max(3, asked.steps)), at_rates(products.flop, rates)
-        print(
-            f"(e) tokenizer, {precision}: {taken.used / asked.tokenizer:.3f} ({taken.wall / asked.tokenizer:.3f}) a pair, "
-            f"{taken.used / floor:.2f} times the floor of its products {floor / asked.tokenizer:.3f}"
-        )
+    if asked.tokenizer:
+        print_tokenizer(asked.tokenizer, max(3, asked.steps), rates, device)
     if asked.compare_clips:
         print(compare_selections(step, asked.compare_clips))
 
