@@ -18,6 +18,7 @@ from deltacache.schemas.arguments import arguments_of
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.jobs import ExtractionSettings
+from reporters import Lines
 from shared_ray import SharedRay
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -104,18 +105,13 @@ def test_models_come_ready_with_their_cards(chain: dict[str, Path]) -> None:
 def test_patches_that_form_no_square_need_a_grid(chain: dict[str, Path]) -> None:
     tokenizer = deltacache.load_tokenizer(chain["tokenizer"], device="cpu")
     tokens = torch.randn(1, 6, tokenizer.hidden_size)
-    with pytest.raises(ValueError, match="6 patch tokens form no square: give grid"):
+    with pytest.raises(ValueError, match="6 patch tokens do not form a square: give grid"):
         tokenizer.encode(tokens, tokens)
     assert tokenizer.encode(tokens, tokens, (2, 3)).shape == (1, tokenizer.hidden_size)
 
 
 def test_an_evaluation_gives_its_tables_and_its_page(chain: dict[str, Path], tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Listener(deltacache.SilentReporter):
-        def line(self, text: str) -> None:
-            said.append(text)
-
+    reporter = Lines()
     results = deltacache.evaluate(
         tmp_path / "results",
         {"clips": chain["features"]},
@@ -123,11 +119,11 @@ def test_an_evaluation_gives_its_tables_and_its_page(chain: dict[str, Path], tmp
         world=chain["world"],
         horizons=(1, 2),
         samples=3,
-        reporter=Listener(),
+        reporter=reporter,
     )
     assert {"deltatok", "deltaworld", "copy_last"} <= set(results.metrics["method"].to_pylist())
     assert set(results.sequences["horizon"].to_pylist()) == {1, 2}
-    assert said
+    assert reporter.said
     assert deltacache.write_report(results.folder).read_text().startswith("<!doctype html>")
 
 

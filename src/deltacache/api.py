@@ -54,18 +54,6 @@ AnyPath = str | Path
 TrainingData = AnyPath | Sequence[AnyPath] | Mapping[str, float]
 """A dataset, several, or several with weights."""
 TrainerT = TypeVar("TrainerT", TokenizerConfig, WorldConfig, HeadConfig, RgbConfig, ForesightHeadConfig)
-_OF_FEATURES = {
-    "store",
-    "precision",
-    "changed_videos",
-    "retry_for",
-    "ray_address",
-    "wait_for_nodes",
-    "encoders",
-    "gpus_per_encoder",
-    "decoders",
-}
-"""Settings of ``tokenize`` that are not about videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +191,12 @@ def tokenize_settings(
     given = {name: value for name, value in settings.items() if value is not None}
     if is_dataset(where):
         # A feature dataset was sampled when it was made: settings about videos would do nothing.
-        of_videos = arguments_of(ExtractionSettings).keys() - _OF_FEATURES
+        of_videos = arguments_of(ExtractionSettings).keys() - arguments_of(TokenizeSettings).keys()
         idle = [f"--{name.replace('_', '-')}" for name in given if name in of_videos]
         if idle:
             raise SettingsError(
-                f"{', '.join(idle)} concern videos, but {without_secrets(str(source))} is a feature dataset, sampled "
-                "already: leave them out, or give the videos"
+                f"{', '.join(idle)} concern videos, but {without_secrets(str(source))} is a feature dataset, which is "
+                "already sampled: leave them out, or give the videos"
             )
         return build(TokenizeSettings, {**given, "features": where, "tokenizer": tokenizer})
     recorded = recorded_config(tokenizer) or {}  # a released file records nothing
@@ -474,7 +462,7 @@ def evaluate(
     """
     from deltacache.evaluate.results import run_evaluation
 
-    paths = {
+    settings |= {
         "tokenizer": tokenizer,
         "world": world,
         "head": head,
@@ -482,41 +470,35 @@ def evaluate(
         "backbone": backbone,
         "futures": futures,
     }
-    asked = evaluation_settings(out, data, **paths, **settings)
+    asked = evaluation_settings(out, data, settings)
     run_evaluation(asked, reporter or SilentReporter())
     return Evaluated(asked.out)
 
 
 def evaluation_settings(
-    out: AnyPath,
-    data: Mapping[str, AnyPath],
-    *,
-    tokenizer: AnyPath | Sequence[AnyPath] = (),
-    world: AnyPath | Sequence[AnyPath] = (),
-    head: Mapping[str, AnyPath] | None = None,
-    predictions: Mapping[str, AnyPath] | None = None,
-    backbone: str | None = None,
-    futures: AnyPath | None = None,
-    **settings: Any,
+    out: AnyPath, data: Mapping[str, AnyPath], settings: Mapping[str, Any]
 ) -> ClipEvaluation | BenchmarkEvaluation:
     """Settings of ``evaluate`` from its arguments."""
-    chosen = {name: settings.pop(name) for name in ("where", "split", "split_seed") if name in settings}
+    rest = dict(settings)
+    chosen = {name: rest.pop(name) for name in ("where", "split", "split_seed") if name in rest}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    tokenizers = [model_path(Path(each)) for each in _several(tokenizer)]
-    worlds = [_world_path(str(each)) for each in _several(world)]
+    tokenizers = [model_path(Path(each)) for each in _several(rest.pop("tokenizer"))]
+    worlds = [_world_path(str(each)) for each in _several(rest.pop("world"))]
+    heads, predictions = rest.pop("head") or {}, rest.pop("predictions") or {}
+    backbone, futures = rest.pop("backbone"), rest.pop("futures")
     return evaluation(
         {name: str(path) for name, path in data.items()},
-        heads={name: str(path) for name, path in (head or {}).items()},
+        heads={name: str(path) for name, path in heads.items()},
         out=Path(out),
         backbone=backbone_source(backbone or DEFAULT_BACKBONE),
         tokenizer=tokenizers[0] if tokenizers else None,
         more_tokenizers=tuple(tokenizers[1:]),
         worlds=tuple(path for _, path in worlds),
         architectures={str(path): name for name, path in worlds if name},
-        predictions={name: str(path) for name, path in (predictions or {}).items()},
+        predictions={name: str(path) for name, path in predictions.items()},
         futures=None if futures is None else Path(futures),
         **chosen,
-        **fields_of(BenchmarkEvaluation, settings),
+        **fields_of(BenchmarkEvaluation, rest),
     )
 
 
@@ -583,46 +565,37 @@ def predict(
     """
     from deltacache.evaluate.prediction.run import predict_futures
 
-    asked = prediction_settings(
-        video, out, world=world, tokenizer=tokenizer, head=head, backbone=backbone, **settings
-    )
+    settings |= {"world": world, "tokenizer": tokenizer, "head": head, "backbone": backbone}
+    asked = prediction_settings(video, out, settings)
     predict_futures(asked, reporter or SilentReporter())
     return Predicted(asked.out)
 
 
-def prediction_settings(
-    video: AnyPath,
-    out: AnyPath,
-    *,
-    world: AnyPath,
-    tokenizer: AnyPath | None,
-    head: Mapping[str, AnyPath] | None,
-    backbone: str | None,
-    **settings: Any,
-) -> PredictionSettings:
+def prediction_settings(video: AnyPath, out: AnyPath, settings: Mapping[str, Any]) -> PredictionSettings:
     """Settings of ``predict`` from its arguments."""
     from deltacache.models.checkpoints import recorded_config
     from deltacache.pipeline.datasets.writing import is_dataset
 
     where = data_place(video)
-    architecture, world_path = _world_path(str(world))
     given = {name: value for name, value in settings.items() if value is not None}
-    fields_of(PredictionSettings, given)  # refuses unknown names before anything is opened
-    if backbone is not None:
-        given["backbone"] = backbone_source(backbone)
+    fields_of(PredictionSettings, given)  # rejects unknown names before anything is opened
+    architecture, world_path = _world_path(str(given.pop("world")))
+    tokenizer, heads = given.pop("tokenizer", None), given.pop("head", {})
+    if "backbone" in given:
+        given["backbone"] = backbone_source(given["backbone"])
     models = {
         "world": world_path,
         "architecture": architecture,
         "tokenizer": None if tokenizer is None else _model_path(tokenizer),
-        "heads": {name: _model_path(path) for name, path in (head or {}).items()},
+        "heads": {name: _model_path(path) for name, path in heads.items()},
     }
     of_video = {"image_size", "frames_per_second", "pca"}
     if is_dataset(where):
         idle = [f"--{name.replace('_', '-')}" for name in given if name in of_video]
         if idle:
             raise SettingsError(
-                f"{', '.join(idle)} concern videos, but {without_secrets(where)} is a feature dataset, extracted "
-                "already: leave them out, or give the video"
+                f"{', '.join(idle)} concern videos, but {without_secrets(where)} is a feature dataset, which is "
+                "already extracted: leave them out, or give the video"
             )
         return build(PredictionSettings, {**given, **models, "video": where, "out": Path(out)})
     if "clip" in given:

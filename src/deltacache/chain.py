@@ -2,8 +2,8 @@
 
 The output folder holds ``features/train``, ``features/test``, ``tokenizer``, ``deltas``, ``worlds/<name>``
 and ``evaluation``; what is trained in stages leaves all but the last in ``stages``. Each stage decides by
-its own rules whether it is finished, so a stopped chain goes on where it was, and a changed setting is
-refused by the stage it belongs to.
+its own rules whether it is finished, so a stopped chain continues where it was, and a changed setting is
+rejected by the stage it belongs to.
 """
 
 import json
@@ -18,18 +18,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from deltacache.evaluate.clips.run import evaluate_clips
+from deltacache.evaluate.output import METRICS
 from deltacache.evaluate.settings import ClipEvaluation, clip_evaluation
 from deltacache.models.checkpoints import CONFIG_FILE
-from deltacache.pipeline.jobs.offline import extract_features, tokenize_features
+from deltacache.pipeline.jobs.offline import extract_features, tokenize_features, videos_to_add
 from deltacache.pipeline.storage.files import remove
 from deltacache.schemas.arguments import merged
 from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
-from deltacache.schemas.datasets import Frozen
+from deltacache.schemas.datasets import Frozen, Horizons
 from deltacache.schemas.errors import DeltacacheError, MismatchError
-from deltacache.schemas.jobs import ExtractionSettings, TokenizeSettings
+from deltacache.schemas.jobs import ChainStage, ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 from deltacache.train.checkpoints import finished_checkpoints, steps_of
 from deltacache.train.setup import TrainingRequest, check_same_settings
 from deltacache.train.workers.launch import launch
@@ -40,7 +41,7 @@ from deltacache.train.workers.trainable import Workers
 # ----------------------------------------------------------------------------------------------------
 
 
-_HINT = "the chain is not finished: the same command goes on"
+_HINT = "the chain is not finished: run the same command to continue"
 
 
 def _from_preset(value: Any, load: Any) -> Any:
@@ -108,7 +109,7 @@ class WorldStages(Frozen):
 def _check_order(stages: Sequence[tuple[str, str]]) -> None:
     names = [check_id(name, "stage name") for name, _ in stages]
     if len(set(names)) < len(names):
-        raise ValueError(f"stages {', '.join(names)}: give each a name of its own")
+        raise ValueError(f"stages {', '.join(names)}: give each its own name")
     for position, (name, start) in enumerate(stages):
         if (start == "random") != (position == 0):
             raise ValueError(
@@ -136,15 +137,11 @@ def train_stages(
         before = folder
 
 
-ChainStage = Literal["tokenizer", "deltas", "worlds", "evaluation"]
-"""Stages that may be made again, in their order; each uses those before it."""
-
-
 class EvaluationPlan(Frozen):
     """What ``evaluate`` is asked at the end of a chain."""
 
     context: int = Field(default=4, ge=1)
-    horizons: tuple[int, ...] = (1, 3)
+    horizons: Horizons = (1, 3)
     samples: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     futures: Path | None = None
@@ -241,8 +238,8 @@ def run_chain(
 
     Raises:
         DeltacacheError: a stage refused its input or settings; what earlier stages made is kept. Trainings whose
-            settings changed, and those with steps left from which something was made, are refused before anything
-            is done.
+            settings changed, those with steps left from which something was made, and videos that were added to a
+            source since something was made of it, are refused before anything is done.
     """
     paths = ChainPaths(out)
     evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
@@ -254,12 +251,13 @@ def run_chain(
     }
     redone = list(made_from)[list(made_from).index(from_stage) :] if from_stage else []
     _check_trainings(config, paths, set(redone))
+    _check_videos(config, paths, set(redone))
 
     def begin(stage: ChainStage) -> None:
         """Remove what is made again only now: what the stages before refuse has then cost nothing."""
         if stage == from_stage:
             for folder in (each for later in redone for each in made_from[later] if each.exists()):
-                reporter.line(f"--from-stage {from_stage}: {folder} is removed and made again")
+                reporter.line(f"--from-stage {from_stage}: {folder} is deleted and made again")
                 remove(folder)
 
     features, test = paths.train_features, paths.test_features
@@ -343,9 +341,9 @@ def _check_trainings(config: ChainConfig, paths: ChainPaths, redone: set[ChainSt
                 again = kind if folder != last else "deltas" if kind == "tokenizer" else "evaluation"
                 raise MismatchError(
                     f"{folder} has {done:,} of {steps:,} steps, but {', '.join(map(str, used))} "
-                    f"{'was' if len(used) == 1 else 'were'} made from it: training it further would leave them made "
-                    "from an older model. Put training.steps back, choose another output folder, or give "
-                    f"--from-stage {again}, which removes what is made from there on and makes it again"
+                    f"{'was' if len(used) == 1 else 'were'} made from it, and would not follow if it "
+                    "were trained further. Put training.steps back, choose another output folder, or give "
+                    f"--from-stage {again}, which deletes the outputs from that stage on and makes them again"
                 )
 
 
@@ -360,11 +358,39 @@ def _stopped_early(checkpoints: Sequence[Path], config: TokenizerConfig | WorldC
     return (recorded.get("validation") or {}).get("waited", 0) >= config.data.patience
 
 
+def _check_videos(config: ChainConfig, paths: ChainPaths, redone: set[ChainStage]) -> None:
+    """Refuse videos and views that were added since something was made that would have to be made again with them.
+
+    The stage that made it refuses them too, but only after the extraction of their features.
+    """
+    trained: list[tuple[str, Path]] = []
+    if "tokenizer" not in redone:
+        folders = paths.stage_folders(paths.tokenizer, config.tokenizer_stages)
+        trained += [("tokenizer", each) for each in folders if finished_checkpoints(each)]
+    for name in config.worlds if "worlds" not in redone else ():
+        folders = paths.stage_folders(paths.world(name), config.world_stages(name))
+        trained += [("worlds", each) for each in folders if finished_checkpoints(each)]
+    evaluated: list[tuple[str, Path]] = []
+    if (paths.evaluation / METRICS).exists() and "evaluation" not in redone:
+        evaluated += [("evaluation", paths.evaluation)]
+    checks: list[tuple[ExtractionSettings, Path, list[tuple[str, Path]]]] = [
+        (config.train_videos, paths.train_features, trained),
+        (config.test_videos, paths.test_features, evaluated),
+    ]
+    for videos, features, made in checks:
+        if made and (added := videos_to_add(videos, features)):
+            stage, folder = made[0]
+            raise MismatchError(
+                f"{features} would gain clips of {counted(len(added), 'video')}, such as {added[0]} (new in "
+                f"{videos.source}, or with more views), but {folder} was made without them and cannot take them up. "
+                "Leave them out (exclude_list, views), choose another output folder, or give --from-stage "
+                f"{stage}, which deletes the outputs from that stage on and makes them again"
+            )
+
+
 def _check_goes_on(checkpoint: Path, config: TokenizerConfig | WorldConfig, kind: ChainStage) -> None:
     """Refuse settings by which the training that left this checkpoint cannot go on, or has gone too far."""
-    again = (
-        f"give --from-stage {kind}, which removes what is trained there and made from it, and makes it again"
-    )
+    again = f"give --from-stage {kind}, which deletes these trainings and what was made from them, and makes both again"
     done, steps = steps_of(checkpoint), config.training.steps
     if done > steps:
         raise MismatchError(
@@ -400,7 +426,7 @@ def _timed(name: str, reporter: Reporter) -> Iterator[None]:
     """Say how long a stage took and the most memory this process has used so far."""
     start = time.perf_counter()
     yield
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     reporter.line(
-        f"[{name}: {time.perf_counter() - start:.1f} s, peak memory of this process {peak:.2f} GiB]"
+        f"[{name}: {time.perf_counter() - start:.1f} s, peak memory of this process {bytes_text(peak)}]"
     )

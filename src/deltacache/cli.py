@@ -5,7 +5,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -15,9 +15,6 @@ from deltacache import __version__, api
 from deltacache.cli_options import (
     DatasetOutArg,
     DryRunOpt,
-    ForesightTask,
-    FromStage,
-    HeadTarget,
     OutArg,
     SourceArg,
     flags_of,
@@ -29,12 +26,14 @@ from deltacache.cli_options import (
 )
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation
 from deltacache.schemas.arguments import build, changed_by, taken
+from deltacache.schemas.benchmarks import BenchmarkName, Task
 from deltacache.schemas.configs import HeadConfig, TokenizerConfig, WorldConfig, config_yaml, load_config
 from deltacache.schemas.datasets import Frozen
 from deltacache.schemas.errors import DeltacacheError, out_of_memory_text
 from deltacache.schemas.foresight import ForesightEvaluation, ForesightHeadConfig
 from deltacache.schemas.hub import origin_of, output_place
 from deltacache.schemas.jobs import (
+    ChainStage,
     ComparisonSettings,
     ContextExport,
     CostRequest,
@@ -307,7 +306,9 @@ def compare_systems(
 @flags_of(HeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 @flags_of(HeadLaunch, without=_OF_MANY_WORKERS)
 def train_head(
-    head: Annotated[HeadTarget, typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")],
+    head: Annotated[
+        Literal[BenchmarkName, "rgb"], typer.Argument(help="Benchmark of a linear head, or rgb for pictures.")
+    ],
     root: Annotated[
         Path,
         typer.Argument(
@@ -330,7 +331,7 @@ def train_head(
 
     with usage_errors():
         launch, changes = taken(HeadLaunch, settings)
-        config = _resolved(api.head_settings(head.value, out, launch, changes))
+        config = _resolved(api.head_settings(head, out, launch, changes))
     request = HeadRequest(
         root,
         out,
@@ -362,7 +363,8 @@ def evaluate(
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        asked = _resolved(api.evaluation_settings(out, **_of_evaluation(settings)))
+        flags = _of_evaluation(settings)
+        asked = _resolved(api.evaluation_settings(out, flags.pop("data"), flags))
     reporter = terminal_reporter()
     run_evaluation(asked, reporter)
     show_results(asked.out, reporter)
@@ -399,7 +401,7 @@ def predict(
 
     with usage_errors():
         heads = named_paths("--head", settings["head"] or [])
-        asked = _resolved(api.prediction_settings(video, out, **{**settings, "head": heads}))
+        asked = _resolved(api.prediction_settings(video, out, {**settings, "head": heads}))
     predict_futures(asked, terminal_reporter())
 
 
@@ -407,7 +409,7 @@ def predict(
 @flags_of(ForesightHeadConfig, defaults=_PRESETS_OWN, without=_NOT_OF_HEADS)
 @flags_of(HeadLaunch, without=(*_OF_MANY_WORKERS, "backbone", "kitti_split", "kitti_test"))
 def train_foresight_head(
-    task: Annotated[ForesightTask, typer.Argument(help="What the head predicts.")],
+    task: Annotated[Task, typer.Argument(help="What the head predicts.")],
     root: Annotated[Path, typer.Argument(help="Cityscapes in its published layout.")],
     out: OutArg,
     **settings: Any,
@@ -422,7 +424,7 @@ def train_foresight_head(
     with usage_errors():
         launch, changes = taken(HeadLaunch, {**settings, "backbone": None})
         changes["backbone"] = settings["backbone"]
-        config = _resolved(api.foresight_head_settings(task.value, out, launch, changes))
+        config = _resolved(api.foresight_head_settings(task, out, launch, changes))
     train(
         root,
         out,
@@ -613,8 +615,8 @@ def verify(
     if problems:
         raise DeltacacheError(
             f"{path}: {counted(len(problems), 'problem')}, listed above. `deltacache verify {path} "
-            "--repair` drops what is "
-            "damaged, and the command that made the dataset makes it again"
+            "--repair` removes what is "
+            "damaged; then run the command that made the dataset again"
         )
     typer.echo(f"{path}: no damage found")
 
@@ -650,8 +652,11 @@ def run(
     config: Annotated[Path, typer.Argument(help="YAML of the whole chain; see docs/chain.md.")],
     out: OutArg,
     from_stage: Annotated[
-        FromStage | None,
-        typer.Option(help="Make this stage and all later ones again."),
+        ChainStage | None,
+        typer.Option(
+            help="Delete the outputs of this stage and all later ones, and make them again. Features stay: for other "
+            "features give another OUT."
+        ),
     ] = None,
 ) -> None:
     """Run the whole chain; finished stages are skipped.
@@ -664,7 +669,7 @@ def run(
 
     chain = _resolved(load_config(config, ChainConfig))
     reporter = terminal_reporter()
-    paths = run_chain(chain, out, reporter, from_stage.value if from_stage else None)
+    paths = run_chain(chain, out, reporter, from_stage)
     show_results(paths.evaluation, reporter)
 
 

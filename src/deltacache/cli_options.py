@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -20,33 +19,8 @@ from deltacache.schemas.secrets import without_secrets
 def local_folder(folder: Path | None) -> Path | None:
     """Refuse a url where only a folder of this machine will do; a ``Path`` of it has one slash."""
     if folder is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(folder), re.IGNORECASE):
-        raise typer.BadParameter(f"{without_secrets(str(folder))} is a url: give a folder of this machine")
+        raise typer.BadParameter(f"{without_secrets(str(folder))} is a URL: give a folder on this machine")
     return folder
-
-
-class HeadTarget(StrEnum):
-    """What a head of ``train-head`` predicts."""
-
-    vspw = "vspw"
-    cityscapes = "cityscapes"
-    kitti = "kitti"
-    rgb = "rgb"
-
-
-class ForesightTask(StrEnum):
-    """What a head of Table D predicts."""
-
-    segmentation = "segmentation"
-    depth = "depth"
-
-
-class FromStage(StrEnum):
-    """From where a chain is made again."""
-
-    tokenizer = "tokenizer"
-    deltas = "deltas"
-    worlds = "worlds"
-    evaluation = "evaluation"
 
 
 SourceArg = Annotated[
@@ -84,7 +58,7 @@ def named_paths(flag: str, texts: list[str]) -> dict[str, str]:
                 f"{flag} {text}: give NAME=PATH, such as {_with_guessed_name(flag, text)}"
             )
         if name in named:
-            raise typer.BadParameter(f"{flag} {text}: {name} was given already ({named[name]})")
+            raise typer.BadParameter(f"{flag} {text}: {name} was already given ({named[name]})")
         named[name] = path
     return named
 

@@ -45,7 +45,7 @@ from deltacache.schemas.configs import (
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.jobs import CostRequest
 from deltacache.schemas.progress import Reporter, SilentReporter
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 from deltacache.systems.training import CONFIG, SystemsConfig, systems_preset
 
 # ----------------------------------------------------------------------------------------------------
@@ -92,13 +92,6 @@ def chosen_systems(preset: str, hidden_size: int, heads: int | None = None) -> C
     listed = (PRESETS / preset / CONFIG).is_file()
     config = systems_preset(preset) if listed else _of_preset(preset)
     return _with_heads(Chosen(config, width), hidden_size, heads)
-
-
-def systems_of(
-    preset: str, hidden_size: int, candidates: int | None = None, heads: int | None = None
-) -> list[CountedSystem]:
-    """``chosen_systems`` on meta; see ``on_meta``."""
-    return on_meta(chosen_systems(preset, hidden_size, heads).config, preset, hidden_size, candidates)
 
 
 def on_meta(
@@ -498,9 +491,9 @@ def _measured_table(costs: Costs) -> str:
         time, memory = step.seconds / first.step.seconds, step.peak_bytes / first.step.peak_bytes
         measured = (
             f"{futures.seconds:.3g} s",
-            _mebi(futures.peak_bytes),
+            bytes_text(futures.peak_bytes),
             f"{step.seconds:.3g} s",
-            _mebi(step.peak_bytes),
+            bytes_text(step.peak_bytes),
         )
         rows.append((row.system.name, *measured, f"{time:.2g}x", f"{memory:.2g}x"))
     return _table(title, rows)
@@ -541,10 +534,6 @@ def _giga(flop: int) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{4 - len(str(int(value)))}f}" if value >= 0.1 else f"{value:.3g}"
-
-
-def _mebi(size: int) -> str:
-    return f"{size / 2**20:,.3g} MiB" if size < 2**30 else f"{size / 2**30:.3g} GiB"
 
 
 def _table(title: str, rows: Rows, texts: int = 1) -> str:

@@ -41,7 +41,7 @@ from deltacache.models.checkpoints import (
 from deltacache.models.heads import load_head
 from deltacache.models.pca import load_pca
 from deltacache.models.worlds import is_known
-from deltacache.pipeline.datasets.changes import describe, readable_size
+from deltacache.pipeline.datasets.changes import describe
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.datasets.writing import is_dataset, read_card
 from deltacache.pipeline.storage.locking import read_lock
@@ -50,7 +50,7 @@ from deltacache.schemas.benchmarks import BENCHMARK_TASK, BENCHMARKS
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError
 from deltacache.schemas.hub import origin_of
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import counted, disk_text
 from deltacache.systems import training as systems
 from deltacache.systems.training import open_systems
 from deltacache.terminal import duration
@@ -79,7 +79,7 @@ def size_of(path: Path) -> str:
             total += each.stat().st_size if each.is_file() else 0
         except FileNotFoundError:
             continue
-    return readable_size(total)
+    return disk_text(total)
 
 
 def running(root: AnyPath) -> Iterator[str]:
@@ -203,7 +203,9 @@ def _made_of_others(paths: ChainPaths, folder: Path) -> str:
     tokenizer = fingerprint_at(paths.tokenizer)
     if folder == paths.deltas and is_dataset(folder):
         made = read_card(dataset_root(folder)).tokenizer_fingerprint
-        return f"made by tokenizer {made}, which is {tokenizer} by now" if made != tokenizer else ""
+        return (
+            f"made with tokenizer {made}, but the tokenizer is now {tokenizer}" if made != tokenizer else ""
+        )
     if folder != paths.evaluation and (checkpoints := finished_checkpoints(folder)):
         trained = json.loads((checkpoints[-1] / CONFIG_FILE).read_bytes())
         if (stages := paths.out / "stages") in folder.parents:  # what a stage begins with lies beside it
@@ -214,16 +216,16 @@ def _made_of_others(paths: ChainPaths, folder: Path) -> str:
         begun, made = (trained.get("started_from") or {}).get("fingerprint"), trained.get("data_fingerprint")
         if begun and earlier.is_dir() and begun not in map(fingerprint_at, earlier.iterdir()):
             place = earlier.relative_to(paths.out)
-            return f"begun with checkpoint {begun}, which is not one of those in {place} by now"
+            return f"begun with checkpoint {begun}, which is no longer among those in {place}"
         now = read_card(dataset_root(data)).fingerprint if data and is_dataset(data) else None
-        return f"trained on data {made}, which are {now} by now" if data and made != now else ""
+        return f"trained on data {made}, but the data are now {now}" if data and made != now else ""
     record = read_models(folder) if folder == paths.evaluation else None
     if record is None:
         return ""
     worlds = {fingerprint_at(world) for world in (paths.out / "worlds").glob("*")}
     if record.tokenizer not in (None, tokenizer):
-        return f"of tokenizer {record.tokenizer}, which is {tokenizer} by now"
-    return "of world models that are others by now" if set(record.worlds) - worlds else ""
+        return f"of tokenizer {record.tokenizer}, but the tokenizer is now {tokenizer}"
+    return "of world models that have changed since" if set(record.worlds) - worlds else ""
 
 
 def _trained(folder: Path, training: TrainingConfig) -> str:
@@ -395,7 +397,7 @@ def _parameters(model: Any) -> str:
 
 
 def describe_evaluation(path: Path) -> Iterator[str]:
-    """A finished one, with what its models are by now.
+    """A finished one, and whether its models are still the same.
 
     Raises:
         DatasetError: a table is damaged.
@@ -475,10 +477,10 @@ def _parent(name: str, path: Path, fingerprints: Collection[str | None]) -> Iter
     """What a model that took part was made from, if it is still where it was."""
     try:
         loaded = LOADERS[name](path)
-    except CheckpointError:
-        yield line(f"made from: {name}", f"{path} is not there any more")
+    except CheckpointError as error:
+        yield line(f"made from: {name}", str(error) if path.exists() else f"{path} no longer exists")
         return
-    same = "as it was" if loaded.fingerprint in fingerprints else "another one by now"
+    same = "unchanged" if loaded.fingerprint in fingerprints else "not the one that was evaluated"
     yield line(f"made from: {name}", f"{loaded.fingerprint} at {path}, {same}")
     yield from made_from(loaded.metadata)
 
@@ -486,8 +488,9 @@ def _parent(name: str, path: Path, fingerprints: Collection[str | None]) -> Iter
 def _dataset_parent(features: str) -> str:
     try:
         card = open_dataset(features, "features").card
-    except DeltacacheError:
-        return line("made from: features", f"{features} is not there any more")
+    except DeltacacheError as error:
+        gone = "://" not in features and not Path(features).exists()
+        return line("made from: features", f"{features} no longer exists" if gone else str(error))
     parents = ", ".join(f"{name} {value[:16]}" for name, value in card.parents.items())
     return line("made from: features", f"{card.fingerprint} at {features}, of {parents}")
 
@@ -658,6 +661,6 @@ def write_pictures(place: str | Path, sheet: Path) -> Path:
         raise DeltacacheError(f"{place} is not a dataset: --pictures shows the clips of a feature dataset")
     if read_card(dataset_root(place)).kind != "features":
         raise DeltacacheError(
-            f"{place} holds delta tokens, which are no pictures: give the feature dataset they were made from"
+            f"{place} holds delta tokens, which are not pictures: give the feature dataset they were made from"
         )
     return write_contact_sheet(place, sheet)

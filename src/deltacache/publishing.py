@@ -22,7 +22,7 @@ from deltacache.evaluate.report.runs import facts_of, open_runs
 from deltacache.evaluate.report.tables import caption, plain_text
 from deltacache.models import pca
 from deltacache.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, holds_checkpoint, recorded_config
-from deltacache.pipeline.datasets.changes import describe, readable_size
+from deltacache.pipeline.datasets.changes import describe
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.datasets.writing import CARD_FILE, DATASET_FILES, is_dataset
@@ -34,7 +34,7 @@ from deltacache.schemas.hub import HubName, Kind, quiet_client
 from deltacache.schemas.jobs import PushSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.secrets import without_secrets
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import counted, disk_text
 from deltacache.train.checkpoints import STATE_FILE, finished_checkpoints
 
 README = "README.md"
@@ -84,7 +84,7 @@ def push(settings: PushSettings, reporter: Reporter) -> str:
     name = HubName(package.kind, _repo(settings.repo))
     size = sum(path.stat().st_size for path in package.files.values())
     reporter.line(
-        f"push: {package.title}, {counted(len(package.files), 'file')}, {readable_size(size)}, to {name.page}"
+        f"push: {package.title}, {counted(len(package.files), 'file')}, {disk_text(size)}, to {name.page}"
     )
     api, kind = HfApi(library_name="deltacache", library_version=__version__), package.kind
     with (
@@ -236,7 +236,7 @@ def _dataset(path: Path, reporter: Reporter) -> Package:
         "clips": f"{found.clips} of {counted(found.videos, 'video')}, {card.sampling.frames} frames each, "
         f"{card.sampling.spacing_min_s:g} to {card.sampling.spacing_max_s:g} s apart",
         "rejected": ", ".join(f"{reason} {count}" for reason, count in found.failures.items()) or "none",
-        "size": f"{readable_size(found.bytes)} in {counted(found.shards, 'shard')} ({card.store})",
+        "size": f"{disk_text(found.bytes)} in {counted(found.shards, 'shard')} ({card.store})",
         "tokens": f"{' x '.join(map(str, card.patch_grid))} patches, {card.hidden_size} wide, {card.dtype}"
         if card.kind == "features"
         else f"{tokens}, {card.hidden_size} wide",

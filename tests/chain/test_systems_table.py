@@ -32,19 +32,10 @@ from deltacache.systems.table import (
     shown_table,
 )
 from deltacache.systems.training import SystemPaths
+from reporters import Lines
 
 CONTEXT, HORIZONS, SAMPLES, SEED = 4, (1, 3), 3, 7
 COSTS = ("futures_gflops", "step_gflops", "step_seconds", "step_gib")
-
-
-class Lines(SilentReporter):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def _compare(
@@ -251,11 +242,11 @@ def test_the_backbone_does_not_depend_on_the_current_directory(
     _other_backbone(tmp_path / "ours")
     card = open_dataset(from_folder, "features").card.backbone
     assert card.id == "ours"
-    said = Lines()
-    assert backbone_of(card, None, said) is None
+    reporter = Lines()
+    assert backbone_of(card, None, reporter) is None
     monkeypatch.chdir(tmp_path)
-    assert backbone_of(card, None, said) is None
-    assert all("'ours' is left out" in line and "--backbone" in line for line in said.lines)
+    assert backbone_of(card, None, reporter) is None
+    assert all("'ours' is left out" in line and "--backbone" in line for line in reporter.said)
 
 
 def test_an_unknown_backbone_is_said_to_be_left_out(
@@ -312,11 +303,11 @@ def test_a_name_that_belongs_to_another_backbone_is_unknown(
     """A directory may be called as the built-in encoder or as one of DINOv3's sizes is."""
     card = open_dataset(systems.train, "features").card.backbone
     other = BackboneCard.model_validate(card.model_dump() | changes)
-    said = Lines()
-    assert backbone_of(card, None, said) is not None
-    assert not said.lines
-    assert backbone_of(other, None, said) is None
-    assert said.lines
+    reporter = Lines()
+    assert backbone_of(card, None, reporter) is not None
+    assert not reporter.said
+    assert backbone_of(other, None, reporter) is None
+    assert reporter.said
 
 
 def test_another_evaluation_has_its_own_folder_and_table(

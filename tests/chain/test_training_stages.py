@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -70,7 +71,7 @@ def test_a_preset_may_be_changed_where_it_is_named(tmp_path: Path) -> None:
     [
         ([("a", "512px")], "stage a has training.start weights: the first stage is random"),
         ([("a", "256px"), ("b", "256px")], "stage b has training.start random"),
-        ([("a", "256px"), ("a", "512px")], "give each a name of its own"),
+        ([("a", "256px"), ("a", "512px")], "give each its own name"),
         ([("a", "1024px")], "stage '1024px' is not one of"),
         ([("a/b", "256px")], "stage name"),
     ],
@@ -186,6 +187,34 @@ def test_changed_trainings_are_refused_before_anything_starts(
     if "steps" not in training:
         with pytest.raises(MismatchError, match=message):
             run_chain(config, out, SilentReporter(), "deltas" if kind == "tokenizer" else "evaluation")
+    assert files == times_below(out)
+
+
+@pytest.mark.parametrize(("videos", "stage"), [("train", "tokenizer"), ("test", "evaluation")])
+def test_added_videos_are_refused_before_their_features_are_extracted(
+    staged: tuple[dict[str, Any], Path], videos: str, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New ones, and more views of known ones; the stage that the message names takes them."""
+    content, out = staged
+    files = times_below(out)
+    source = Path(content[f"{videos}_videos"]["source"])
+    more_views = json.loads(json.dumps(content))
+    more_views[f"{videos}_videos"]["views"] = 2
+    refused = rf"features/{videos} would gain clips of \d+ videos?, such as .* --from-stage {stage}"
+    with pytest.raises(MismatchError, match=refused):
+        run_chain(ChainConfig.model_validate(more_views), out, SilentReporter())
+    config = ChainConfig.model_validate(content)
+    added = source / "added.mp4"
+    shutil.copyfile(next(source.rglob("*.mp4")), added)
+    try:
+        with pytest.raises(MismatchError, match=rf"{refused}") as error:
+            run_chain(config, out, SilentReporter())
+        assert "1 video, such as added.mp4" in str(error.value)
+        monkeypatch.setattr("deltacache.chain.extract_features", Mock(side_effect=InterruptedError))
+        with pytest.raises(InterruptedError):
+            run_chain(config, out, SilentReporter(), stage)
+    finally:
+        added.unlink()
     assert files == times_below(out)
 
 

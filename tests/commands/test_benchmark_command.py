@@ -123,7 +123,7 @@ def test_memory_does_not_grow_with_the_benchmark(
 
 def test_refusals(deltacache, arguments: list[str], mini_benchmarks: Path, tmp_path: Path) -> None:
     vspw, out = f"vspw={mini_benchmarks / 'vspw'}", tmp_path / "out"
-    deltacache("evaluate", out, f"--data={vspw}", f"--data={vspw}").refused("vspw was given already")
+    deltacache("evaluate", out, f"--data={vspw}", f"--data={vspw}").refused("vspw was already given")
     flags = [flag for flag in arguments if not flag.startswith("--image-size")]
     deltacache("evaluate", out, *flags, "--image-size=65").refused("not a multiple of the patch size 16")
     assert not out.exists()

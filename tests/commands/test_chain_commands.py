@@ -241,4 +241,4 @@ def test_flags_about_videos_are_refused_for_features(deltacache, chain: Chain, t
         "tokenize", chain.features, tmp_path / "out", "--tokenizer", chain.tokenizer, "--views", 8
     )
     assert outcome.code == 2
-    outcome.refused("--views", "sampled already")
+    outcome.refused("--views", "already sampled")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from deltacache.costs import chosen_systems, costs_text, count_costs, systems_of
+from deltacache.costs import CountedSystem, chosen_systems, costs_text, count_costs, on_meta
 from deltacache.models.worlds.dino_world import DinoWorld
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.jobs import CostRequest
@@ -21,6 +21,10 @@ systems:
     tokenizer: delta
     world: {preset: foresight-delta}
 """
+
+
+def systems_of(preset: str, hidden_size: int, candidates: int | None = None) -> list[CountedSystem]:
+    return on_meta(chosen_systems(preset, hidden_size).config, preset, hidden_size, candidates)
 
 
 def _rows(text: str, title: str) -> dict[str, list[str]]:

@@ -318,7 +318,7 @@ def test_frames_and_samples_are_in_the_order_of_their_numbers(tmp_path: Path) ->
 def test_a_sample_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     write_clip(tmp_path / "sample-01", [picture(1)], "frames", 5.0)
     (tmp_path / "sample-01.mp4").write_bytes(b"a video")
-    with pytest.raises(DatasetError, match=r"sample-01 and sample-01\.mp4 are one sample twice"):
+    with pytest.raises(DatasetError, match=r"sample-01 and sample-01\.mp4 are the same sample"):
         samples_in(tmp_path)
 
 
@@ -340,7 +340,7 @@ def test_a_video_without_pictures_is_refused_by_name(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         container.add_stream("aac", rate=16000)
         container.start_encoding()
-    with pytest.raises(DatasetError, match=r"sample-0\.mp4 is damaged or no video"):
+    with pytest.raises(DatasetError, match=r"sample-0\.mp4 is damaged or not a video"):
         read_frame_at(path, 0)
 
 

@@ -133,10 +133,10 @@ def test_a_replaced_video_is_noticed_and_made_anew_when_asked(
     data[-1] ^= 1  # as many bytes as before
     victim.write_bytes(data)
     refused = deltacache("extract-features", videos, out, *FLAGS)
-    refused.refused(victim.name, "another content", "--changed-videos recompute")
+    refused.refused(victim.name, "changed since", "--changed-videos recompute")
     assert contents(out) == before
     shutil.copy(clips[3], victim)
-    deltacache("extract-features", videos, out, *FLAGS).refused(victim.name, "another content")
+    deltacache("extract-features", videos, out, *FLAGS).refused(victim.name, "changed since")
     deltacache("extract-features", videos, out, *FLAGS, "--changed-videos", "recompute").done()
     fresh = tmp_path / "fresh"
     deltacache("extract-features", videos, fresh, *FLAGS).done()

@@ -11,21 +11,10 @@ from deltacache.evaluate.settings import BenchmarkEvaluation, benchmark_evaluati
 from deltacache.models.checkpoints import save_model
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.schemas.benchmarks import BENCHMARKS
-from deltacache.schemas.progress import SilentReporter
 from golden_sizes import golden_sizes
 
 SAMPLES = 4
 TABLES = ("metrics", "sequences", "statistics", "samples")
-
-
-class Lines(SilentReporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def mini_settings(golden: Path, mini: Path, out: Path, **changes: Any) -> BenchmarkEvaluation:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmark_runs import Lines, mini_settings, same_tables, saved_decoder, table
+from benchmark_runs import mini_settings, same_tables, saved_decoder, table
 from drawn_features import draw_clips, write_features
 
 from deltacache.evaluate.benchmarks import run as blocks
@@ -33,6 +33,7 @@ from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import ProgressStage, SilentReporter
 from golden_sizes import golden_sizes
+from reporters import Lines
 
 
 class Steps(SilentReporter):
@@ -153,7 +154,7 @@ def test_a_finished_evaluation_is_left_alone_and_another_refused(
     settings = mini_settings(golden, mini_benchmarks, plain, examples=1)
     before = (plain / "metrics.parquet").stat().st_mtime_ns
     evaluate_benchmarks(settings, reporter)
-    assert "holds this evaluation already" in reporter.lines[0]
+    assert "holds this evaluation already" in reporter.said[0]
     assert (plain / "metrics.parquet").stat().st_mtime_ns == before
     with pytest.raises(DatasetError, match="holds another evaluation"):
         evaluate_benchmarks(settings.model_copy(update={"seed": 7}), SilentReporter())
@@ -215,8 +216,7 @@ def test_longer_horizons_where_there_are_frames(golden: Path, mini_benchmarks: P
     )
     evaluate_benchmarks(settings, reporter)
     assert (
-        "evaluate: vspw: 3 of 5 sequences have fewer than 13 frames: not scored at horizon 9"
-        in reporter.lines
+        "evaluate: vspw: 3 of 5 sequences have fewer than 13 frames: not scored at horizon 9" in reporter.said
     )
     rows = table(tmp_path / "out", "metrics").to_pylist()
     assert {(row["horizon"], row["n_sequences"]) for row in rows} == {(1, 5), (3, 5), (9, 2)}
@@ -234,7 +234,7 @@ def test_without_a_head_features_alone_are_scored(
     reporter = Lines()
     settings = mini_settings(golden, mini_benchmarks, tmp_path / "out", heads={}, worlds=(), tokenizer=None)
     evaluate_benchmarks(settings, reporter)
-    assert "evaluate: vspw: no head, so features alone are scored" in reporter.lines
+    assert "evaluate: vspw: no head, so features alone are scored" in reporter.said
     rows = table(tmp_path / "out", "metrics").to_pylist()
     assert {(row["task"], row["method"]) for row in rows} == {
         ("features", "copy_last"),

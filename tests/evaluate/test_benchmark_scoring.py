@@ -9,9 +9,9 @@ import torch
 from benchmark_runs import SAMPLES, mini_settings, table
 
 from deltacache.evaluate.benchmarks import labels, sampling
+from deltacache.evaluate.benchmarks.benchmark_inputs import BenchmarkInputs, load_inputs
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
 from deltacache.evaluate.metrics import feature_metrics
 from deltacache.models.futures import sequence_generator
 from deltacache.models.heads import load_head

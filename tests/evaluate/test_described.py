@@ -1,5 +1,6 @@
 """What inspect says of evaluations, models and datasets, and the commands for reports and comparisons."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,10 @@ def test_an_evaluation_and_its_chain_of_fingerprints(evaluated: DrawnWorld) -> N
     tokenizer = load_tokenizer(evaluated.tokenizer)
     lines = text.splitlines()
     assert "an evaluation" in lines[0]
-    assert f"{tokenizer.fingerprint} at {evaluated.tokenizer}, as it was" in text
+    assert f"{tokenizer.fingerprint} at {evaluated.tokenizer}, unchanged" in text
     assert f"of backbone sha256 {'b' * 16}" in text
     for world in (evaluated.noise, evaluated.learned):
-        assert f"{load_world(world).fingerprint} at {world}, as it was" in text
+        assert f"{load_world(world).fingerprint} at {world}, unchanged" in text
     assert f"of tokenizer fingerprint {tokenizer.fingerprint}" in text
     assert f"{open_dataset(evaluated.features).card.fingerprint} at {evaluated.features}" in text
 
@@ -42,13 +43,20 @@ def test_models_that_changed_or_left_are_told(drawn: DrawnWorld, evaluated: Draw
     shutil.copytree(evaluated.root / "out", out)
     config = out / "config.yaml"
     config.write_text(config.read_text().replace(str(evaluated.root), str(drawn.root)))
-    assert "another one by now" not in describe_output(out)
+    assert "not the one that was evaluated" not in describe_output(out)
     shutil.rmtree(drawn.tokenizer)
     save_tokenizer(drawn.tokenizer, seed=1)
     shutil.rmtree(drawn.learned)
     text = describe_output(out)
-    assert f"at {drawn.tokenizer}, another one by now" in text
-    assert f"{drawn.learned} is not there any more" in text
+    assert f"at {drawn.tokenizer}, not the one that was evaluated" in text
+    assert f"{drawn.learned} no longer exists" in text
+    next(drawn.noise.rglob("config.json")).write_text("{")
+    (drawn.features / "plan.parquet").write_bytes(b"")
+    text = describe_output(out)
+    assert re.search(rf"world +{drawn.noise}\S* cannot be read as JSON", text), text
+    assert "plan.parquet is damaged" in text
+    shutil.rmtree(drawn.features)
+    assert f"{drawn.features} no longer exists" in describe_output(out)
 
 
 def test_models(evaluated: DrawnWorld, golden: Path) -> None:

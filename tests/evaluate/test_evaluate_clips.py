@@ -37,19 +37,10 @@ from deltacache.models.futures import sequence_generator
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
+from reporters import Lines
 
 HORIZONS, SAMPLES, SEED = (1, 3), 6, 3
 Row = dict[str, Any]
-
-
-class Lines(SilentReporter):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def stored_clips() -> dict[str, Tensor]:
@@ -333,7 +324,7 @@ def test_a_finished_evaluation_is_left_alone_and_another_is_refused(drawn: Drawn
     reporter = Lines()
     assert evaluate_clips(settings, reporter) == metrics
     assert metrics.stat().st_mtime_ns == before
-    assert "already" in reporter.lines[0]
+    assert "already" in reporter.said[0]
     with pytest.raises(DatasetError, match="holds another evaluation"):
         evaluate_clips(settings.model_copy(update={"horizons": (2,)}), SilentReporter())
     assert metrics.stat().st_mtime_ns == before
@@ -370,14 +361,14 @@ def test_futures_that_do_not_differ_yet_are_not_counted(drawn: DrawnWorld, tmp_p
     reporter = Lines()
     rows = rows_of(evaluate_clips(drawn.settings(features=features), reporter), metric="mode_coverage")
     assert {(row["horizon"], row["n_sequences"]) for row in rows} == {(1, SCENES - 1), (3, SCENES)}
-    assert any("1 scenes have futures that do not differ yet at horizon 1" in line for line in reporter.lines)
+    assert any("1 scenes have futures that do not differ yet at horizon 1" in line for line in reporter.said)
 
 
 def test_the_last_line_says_how_fast_it_was(drawn: DrawnWorld) -> None:
     reporter = Lines()
     evaluate_clips(drawn.settings(worlds=(), futures=None), reporter)
-    assert "sequences/s" in reporter.lines[-1]
-    assert "limit: " in reporter.lines[-1]
+    assert "sequences/s" in reporter.said[-1]
+    assert "limit: " in reporter.said[-1]
 
 
 @pytest.mark.slow

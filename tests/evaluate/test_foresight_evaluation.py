@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmark_runs import Lines
 from foresight_runs import GRID, SIZE, WIDTH, lively, save_models, whole_settings
 from PIL import Image
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from deltacache.schemas.errors import DatasetError, DeltacacheError, MismatchErr
 from deltacache.schemas.foresight import FrameFeatureConfig
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import METRICS_SCHEMA, SEQUENCES_SCHEMA
+from reporters import Lines
 
 BARE = {"segmentation_head": None, "depth_head": None, "depth": None, "worlds": (), "tokenizer": None}
 
@@ -298,11 +298,11 @@ def test_heads_are_recorded_and_one_of_the_scored_split_is_told(
     page, text = write_report(out).read_text(), describe_output(out)
     for found in (json.loads((out / "notes.json").read_text()), page, text):
         assert (note in found) is (split == "val")
-    assert (f"evaluate-foresight: {note}" in reporter.lines) is (split == "val")
+    assert (f"evaluate-foresight: {note}" in reporter.said) is (split == "val")
     assert f"{fingerprint}, trained on the {split} split, from {head}" in page
-    assert f"{fingerprint} at {head}, as it was" in text
+    assert f"{fingerprint} at {head}, unchanged" in text
     shutil.rmtree(head)
-    assert f"{head} is not there any more" in describe_output(out)
+    assert f"{head} no longer exists" in describe_output(out)
 
 
 def test_examples_show_what_the_whole_features_show(run: Path, made: Path, cityscapes: Path) -> None:

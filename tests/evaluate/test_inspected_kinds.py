@@ -241,5 +241,5 @@ def test_a_model_file_of_another_kind_says_what_was_looked_for(tmp_path: Path) -
     ):
         describe_output(tmp_path / "other.bin")
     (tmp_path / "damaged.bin").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="is damaged or no PyTorch file"):
+    with pytest.raises(CheckpointError, match="is damaged or not a PyTorch file"):
         describe_output(tmp_path / "damaged.bin")

@@ -14,9 +14,9 @@ from torch.nn.functional import smooth_l1_loss
 
 from deltacache.evaluate.benchmarks import run as blocks
 from deltacache.evaluate.benchmarks import sampling
+from deltacache.evaluate.benchmarks.benchmark_inputs import load_inputs
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.benchmarks.loading import load_sequence
-from deltacache.evaluate.benchmarks.opening import load_inputs
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.report.charts import drift_of
 from deltacache.evaluate.report.page import write_report

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmark_runs import Lines, mini_settings, saved_decoder, table
+from benchmark_runs import mini_settings, saved_decoder, table
 
 from deltacache.descriptions import describe_output
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
@@ -16,6 +16,7 @@ from deltacache.models.checkpoints import save_model
 from deltacache.models.heads import load_head
 from deltacache.schemas.errors import CheckpointError, DatasetError
 from deltacache.schemas.progress import SilentReporter
+from reporters import Lines
 
 
 def saved_head(golden: Path, folder: Path, **metadata: object) -> Path:
@@ -48,7 +49,7 @@ def test_a_head_that_saw_the_validation_split_is_told(
     assert record["heads_trained_on"] == ({"vspw": said["trained_on"]} if split else {})
     note = f"vspw: the head {fingerprint} was trained on the val split: its numbers are not comparable"
     told = split == "val"
-    assert (f"evaluate: {note}" in reporter.lines) is told
+    assert (f"evaluate: {note}" in reporter.said) is told
     assert (note in json.loads((settings.out / "notes.json").read_text())) is told
     page, text = write_report(settings.out).read_text(), describe_output(settings.out)
     assert (note in page) is told
@@ -56,7 +57,7 @@ def test_a_head_that_saw_the_validation_split_is_told(
     assert fingerprint in page
     if split:
         assert f"{fingerprint}, trained on the {split} split, from {head}" in page
-    assert f"{fingerprint} at {head}, as it was" in text
+    assert f"{fingerprint} at {head}, unchanged" in text
 
 
 def test_a_head_of_depth_is_no_head_of_vspw(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
@@ -74,11 +75,11 @@ def test_a_head_that_changed_or_left_is_told(golden: Path, mini_benchmarks: Path
     model.head.bias.data += 1
     shutil.rmtree(head)
     save_model(head, model, "head", {})
-    assert f"at {head}, another one by now" in describe_output(settings.out)
+    assert f"at {head}, not the one that was evaluated" in describe_output(settings.out)
     with pytest.raises(DatasetError, match="holds another evaluation"):
         evaluate_benchmarks(settings, SilentReporter())
     shutil.rmtree(head)
-    assert f"{head} is not there any more" in describe_output(settings.out)
+    assert f"{head} no longer exists" in describe_output(settings.out)
     (settings.out / "models.json").write_text("{")
     with pytest.raises(DatasetError, match=r"models\.json is damaged"):
         describe_output(settings.out)
@@ -121,7 +122,7 @@ def test_a_decoder_given_later_makes_pictures_and_leaves_the_numbers(
         decoder = saved_decoder(golden, tmp_path / name, shift)
         (out / "report.html").write_text("of before")
         evaluate_benchmarks(plain.model_copy(update={"rgb_decoder": decoder}), reporter)
-        assert "only pictures are made" in reporter.lines[-1]
+        assert "only pictures are made" in reporter.said[-1]
         assert not (out / "report.html").exists()
         assert (out / "metrics.parquet").stat().st_mtime_ns == before
         found.append(pictures())
@@ -129,7 +130,7 @@ def test_a_decoder_given_later_makes_pictures_and_leaves_the_numbers(
     assert found[0] != found[1]
     for again in (tmp_path / "other", None):  # the same decoder, or none: what is there is right
         evaluate_benchmarks(plain.model_copy(update={"rgb_decoder": again}), reporter)
-        assert "holds this evaluation already" in reporter.lines[-1]
+        assert "holds this evaluation already" in reporter.said[-1]
     assert pictures() == found[1]
     assert table(out, "metrics").num_rows > 0
     assert "Decoder of pictures" in write_report(out).read_text()
@@ -141,5 +142,5 @@ def test_a_smaller_cityscapes_than_the_published_one_is_told(
     reporter = Lines()
     data = {"cityscapes": mini_benchmarks / "cityscapes"}
     evaluate_benchmarks(bounds_of(golden, mini_benchmarks, tmp_path / "out", data=data, heads={}), reporter)
-    assert "evaluate: cityscapes: 2 sequences with one labelled target each, of 2 cities" in reporter.lines
-    assert any("2 sequences, the published validation set has 500" in line for line in reporter.lines)
+    assert "evaluate: cityscapes: 2 sequences with one labelled target each, of 2 cities" in reporter.said
+    assert any("2 sequences, the published validation set has 500" in line for line in reporter.said)

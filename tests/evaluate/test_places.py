@@ -31,7 +31,7 @@ def check_told(out: Path, worlds: tuple[Path, ...], tokenizers: tuple[Path, ...]
         for path in paths:
             fingerprint = load(path).fingerprint
             assert f"{fingerprint}, from {path}" in told
-            assert f"{fingerprint} at {path}, as it was" in inspected
+            assert f"{fingerprint} at {path}, unchanged" in inspected
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -97,4 +97,4 @@ def test_models_that_changed_places_are_other_ones(drawn: DrawnWorld) -> None:
     drawn.noise.rename(drawn.root / "aside")
     drawn.learned.rename(drawn.noise)
     (drawn.root / "aside").rename(drawn.learned)
-    assert describe_output(settings.out).count("another one by now") == 2
+    assert describe_output(settings.out).count("not the one that was evaluated") == 2

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import deltacache
+from crops import crop_and_resize
 from deltacache import cli
 from deltacache.descriptions import describe_output
 from deltacache.evaluate.clips import run as clips_run
@@ -27,7 +28,6 @@ from deltacache.models.heads import DepthHead, SegmentationHead
 from deltacache.models.rgb_decoder import RgbDecoder
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.models.worlds.dino_world import DinoWorld
-from deltacache.pipeline.decoding.decode import crop_and_resize
 from deltacache.pipeline.decoding.sampling import Window, largest_crop, window_indices
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.schemas.configs import load_config
@@ -35,6 +35,7 @@ from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import SilentReporter
+from reporters import Lines
 
 SIZE, HIDDEN, SPACING = 32, 64, 0.2
 
@@ -160,15 +161,10 @@ def test_a_batch_does_not_change_the_futures_of_its_clips(
 def test_a_video_gives_what_its_features_give(
     video: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-
-    class Listener(SilentReporter):
-        def line(self, text: str) -> None:
-            said.append(text)
-
+    reporter = Lines()
     predicted = deltacache.predict(
         video, tmp_path / "out", tokenizer=models["tokenizer"], world=models["world"], at=0.6, steps=3, samples=5,
-        seed=7, device="cpu", reporter=Listener(),
+        seed=7, device="cpu", reporter=reporter,
     )  # fmt: skip
     tensors = predicted.tensors()
     config = load_config(predicted.folder / "config.yaml", PredictionSettings)
@@ -222,7 +218,9 @@ def test_a_video_gives_what_its_features_give(
         f"tokenizer              {deltacache.load_tokenizer(models['tokenizer']).card.fingerprint}"
         in described
     )  # type: ignore[union-attr]
-    assert re.search(r"5 futures of 3 steps \(0\.60 s\) by deltaworld; the samples differ by", said[0])
+    assert re.search(
+        r"5 futures of 3 steps \(0\.60 s\) by deltaworld; the samples differ by", reporter.said[0]
+    )
 
 
 @pytest.mark.slow
@@ -295,7 +293,7 @@ def test_a_clip_that_is_shorter_than_the_steps_goes_on_at_its_own_pace(
         ({"head": {"tokyo": "kitti"}}, "tokyo"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
         ({"step": 3}, "Unknown setting 'step'. Did you mean steps"),
-        ({"samples": 10**9}, "GiB of patch tokens, and at most 8 are allowed"),
+        ({"samples": 10**9}, "TiB of patch tokens, and at most 8 GiB are allowed"),
     ],
 )
 def test_refusals(
@@ -391,6 +389,6 @@ def test_the_command(
     assert "is there already and holds something" in capsys.readouterr().err
     assert command(monkeypatch, "predict", *given, "--steps", "0") == 2
     assert command(monkeypatch, "predict", video, "s3://bucket/out", "--world", models["world"]) == 2
-    assert "is a url: give a folder of this machine" in capsys.readouterr().err.replace("\n", " ").replace(
+    assert "is a URL: give a folder on this machine" in capsys.readouterr().err.replace("\n", " ").replace(
         "  ", " "
     )

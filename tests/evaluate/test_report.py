@@ -219,7 +219,7 @@ def test_a_page_that_would_be_too_large_shows_less(out: Path, monkeypatch: pytes
     assert len((out / "report.html").read_bytes()) < whole
     assert 0 < len(smaller.images) < strips
     monkeypatch.setattr("deltacache.evaluate.report.page.MOST_BYTES", 10_000)
-    with pytest.raises(DatasetError, match=r"would have .* MB even with few pictures"):
+    with pytest.raises(DatasetError, match=r"would be .* even with few pictures; the limit is"):
         write_report(out)
 
 

@@ -11,7 +11,7 @@ from benchmark_runs import mini_settings
 from drawn_features import SCENES, DrawnWorld
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
-from deltacache.evaluate.benchmarks.sampling import judge
+from deltacache.evaluate.benchmarks.sampling import ensemble_of
 from deltacache.evaluate.clips.rollouts import best_samples
 from deltacache.evaluate.clips.run import evaluate_clips, open_run
 from deltacache.evaluate.metrics import SampleSums, feature_metrics, sample_counts
@@ -149,4 +149,4 @@ def test_the_best_sample_has_the_lowest_smooth_l1_not_the_lowest_squared_error()
     assert metrics[0, 0, 1] < metrics[1, 0, 1]
     assert metrics[1, 0, 0] < metrics[0, 0, 0]
     assert torch.equal(best_samples(metrics), metrics[1])
-    assert judge(samples[:, 0], truth[0]).best == 1
+    assert ensemble_of(samples[:, 0], truth[0]).best == 1

@@ -108,7 +108,7 @@ def test_normalisation_is_read_when_there_is_one(vit_folder):
     ("content", "message"),
     [
         ("{", "cannot be read as JSON settings"),
-        ("[]", "holds no settings by name"),
+        ("[]", "is not a mapping of settings"),
         ('{"image_mean": [1, 2]}', "does not hold image_mean and image_std"),
         ('{"image_std": "3"}', "does not hold image_mean and image_std"),
     ],

@@ -159,7 +159,7 @@ def test_rescale_factors_fill_their_range(monkeypatch, clip):
 
 def test_tokens_that_are_no_such_grid_are_refused(clip):
     frames, _ = clip
-    with pytest.raises(ValueError, match="6 patch tokens are no grid of 2 x 2"):
+    with pytest.raises(ValueError, match="6 patch tokens do not form a grid of 2 x 2"):
         _tokenizer().encode(frames[:, 0], frames[:, 1], (2, 2))
 
 

@@ -89,7 +89,7 @@ def test_the_section_for_images_goes_before_other_files(tmp_path: Path) -> None:
         ({"image_mean": None}, "does not hold image_mean"),
         ({"rescale_factor": "x"}, "does not hold image_mean and image_std"),
         ({"image_mean": [float("nan")] * 3}, "must be finite"),
-        ([1], "holds no settings by name"),
+        ([1], "is not a mapping of settings"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(settings: Any, message: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from deltacache.pipeline.datasets.dataset import (
@@ -17,7 +18,7 @@ from deltacache.pipeline.datasets.dataset import (
 from deltacache.pipeline.datasets.plan import PlannedVideo, ShardTask, extend_plan, read_plan, shard_tasks
 from deltacache.pipeline.datasets.receipts import Failure, SourceRecord, StoredClip
 from deltacache.pipeline.inputs.sources import VideoSource, video_id_of
-from deltacache.pipeline.storage.files import crc32c_of_npy
+from deltacache.pipeline.storage.files import crc32c_of_npy, sealed_table
 from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard, DatasetCard, SamplingSettings
 
@@ -121,3 +122,9 @@ def all_bytes(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
     }
+
+
+def write_sealed(path: Path, table: pa.Table) -> None:
+    """The table as a sealed Parquet file."""
+    with sealed_table(path, table.schema, page_checksums=False) as written:
+        written.add(table)

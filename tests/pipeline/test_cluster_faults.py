@@ -219,7 +219,7 @@ def test_an_encoder_that_cannot_be_built_ends_the_job_with_its_message(run: Run)
 
 def test_a_fault_of_the_encoder_is_not_blamed_on_videos(run: Run) -> None:
     every = tuple(f"video-{number}.mp4" for number in range(6))
-    with pytest.raises(DeltacacheError, match="so the fault is not theirs: ArithmeticError"):
+    with pytest.raises(DeltacacheError, match="so the videos are not at fault: ArithmeticError"):
         run.with_encoder(StubEncoder(raises=every))
 
 

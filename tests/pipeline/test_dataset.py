@@ -289,7 +289,7 @@ def test_clips_of_a_shard(tmp_path: Path) -> None:
     )
     dataset = open_dataset(tmp_path)
     assert [dataset.clips_of(task.shard_id) for task in tasks] == [range(4), range(0), range(4, 6)]
-    assert [failure.video_uri for failure in dataset.failures_of(tasks[1].shard_id)] == [
+    assert [failure.video_uri for failure in read_receipt(tmp_path, tasks[1].shard_id).failures] == [
         "broken-1",
         "broken-2",
     ]

@@ -125,7 +125,7 @@ def test_a_flood_of_memory_ends_at_the_limit() -> None:
     with ChildDecoder(timeout_s=60, memory_bytes=1 << 29, decode=STUBS) as decoder:
         error = refusal(decoder, job_of("eat_memory"))
         assert error.reason is FailureReason.OUT_OF_MEMORY
-        assert "more than the limit of 0.5 GiB" in error.message
+        assert "more than the limit of 512 MiB" in error.message
         error = refusal(decoder, job_of("call_it_corrupt"))  # as FFmpeg does when an allocation fails
         assert error.reason is FailureReason.OUT_OF_MEMORY
         assert decoder.decode(job_of("chatter"))
@@ -161,16 +161,20 @@ def test_the_decoding_process_is_light_and_single_threaded(decoder: ChildDecoder
     assert decoder.decode(job_of("modules"))[0].video_uri == "av,decord,threads=1"
 
 
-@pytest.mark.slow
-def test_the_child_dies_with_the_server_and_the_server_with_its_owner(tmp_path: Path) -> None:
-    """The owner is a forked process that is killed while a video is being decoded."""
-    note = tmp_path / "pids"
+def _decoding_owner(note: Path) -> tuple[int, int, int]:
+    """A forked process that decodes a video for a minute: its id, and those of its decoding child and server."""
     owner = os.fork()
     if not owner:
         with ChildDecoder(timeout_s=60, memory_bytes=2 << 30, decode=STUBS) as decoder:
             decoder.decode(job_of("pid", uri=str(note)))
         os._exit(0)
-    child, server = _pids(note)
+    return owner, *_pids(note)
+
+
+@pytest.mark.slow
+def test_the_child_dies_with_the_server_and_the_server_with_its_owner(tmp_path: Path) -> None:
+    """The owner is a forked process that is killed while a video is being decoded."""
+    owner, child, server = _decoding_owner(tmp_path / "pids")
     os.kill(owner, signal.SIGKILL)
     os.waitpid(owner, 0)
     wait_until_dead(child)
@@ -178,13 +182,7 @@ def test_the_child_dies_with_the_server_and_the_server_with_its_owner(tmp_path: 
 
 
 def test_the_child_dies_when_the_server_is_killed(tmp_path: Path) -> None:
-    note = tmp_path / "pids"
-    owner = os.fork()
-    if not owner:
-        with ChildDecoder(timeout_s=60, memory_bytes=2 << 30, decode=STUBS) as decoder:
-            decoder.decode(job_of("pid", uri=str(note)))
-        os._exit(0)
-    child, server = _pids(note)
+    owner, child, server = _decoding_owner(tmp_path / "pids")
     os.kill(server, signal.SIGKILL)
     wait_until_dead(child)
     os.kill(owner, signal.SIGKILL)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from video_maker import write_video
 
+from crops import crop_and_resize
 from deltacache.pipeline.decoding.child import ChildDecoder
-from deltacache.pipeline.decoding.decode import VideoJob, crop_and_resize
+from deltacache.pipeline.decoding.decode import VideoJob
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import VideoRefusedError

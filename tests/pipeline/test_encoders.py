@@ -198,7 +198,7 @@ def test_quantising_rounds_half_to_even_and_keeps_zeros_and_extremes() -> None:
 
 def test_tokens_that_are_no_numbers_are_refused() -> None:
     values, scales = quantise(torch.tensor([[[1.0, float("inf")], [2.0, 3.0]]]))
-    with pytest.raises(ValueError, match=r"scales must be finite and not negative, .*that are no numbers"):
+    with pytest.raises(ValueError, match=r"scales must be finite and not negative, .*tokens are not finite"):
         FeatureClip("a", values.numpy(), np.zeros(1, np.float32), scales.numpy())
     with pytest.raises(ValueError, match=r"float32\(1, 1\), must be float32\(1, 2\)"):
         FeatureClip("a", values.numpy(), np.zeros(1, np.float32), scales.numpy()[:, :1])
@@ -225,11 +225,11 @@ def test_what_does_not_fit_into_a_batch_is_refused() -> None:
     assert encoder.encode([]) == []
     with pytest.raises(ValueError, match="3 clips are more than the 2 of a forward pass"):
         encoder.encode([pixel_clip(number) for number in range(3)])
-    with pytest.raises(ValueError, match="clips of one forward must be alike"):
+    with pytest.raises(ValueError, match="clips of one forward pass must have the same shapes"):
         encoder.encode([pixel_clip(0), pixel_clip(1, frames=2)])
     (half,) = encoder.encode([pixel_clip(0)])
     (small,) = FeatureEncoder(backbone, CPU, 2, "int8").encode([pixel_clip(1)])
-    with pytest.raises(ValueError, match="clips of one forward must be alike"):
+    with pytest.raises(ValueError, match="clips of one forward pass must have the same shapes"):
         deltas.encode_features([half, small])
 
 

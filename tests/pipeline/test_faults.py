@@ -15,21 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crc32c import crc32c
-from small_datasets import BLACK, all_bytes, make_dataset
+from small_datasets import BLACK, all_bytes, make_dataset, write_sealed
 
 from deltacache.pipeline.datasets.dataset import load_deltas, open_dataset
-from deltacache.pipeline.datasets.plan import read_plan
 from deltacache.pipeline.datasets.receipts import Receipt, read_receipt
 from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.storage.files import (
     PARQUET_KEY,
-    check_parquet,
     open_parquet,
-    parquet_of,
+    open_sealed,
     seal_json,
     unseal_json,
 )
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.tables import PLAN_SCHEMA
 
 ROUNDS = 100
 NAMES = ("a", "broken-b", "c")
@@ -189,15 +188,19 @@ def test_readers_of_what_is_missing_cut_or_longer_raise(tmp_path: Path, kind: st
 @pytest.mark.slow
 def test_every_single_bit_of_sealed_files_counts(tmp_path: Path) -> None:
     make_dataset(tmp_path, "features", "webdataset", "a")
-    plan = parquet_of(read_plan(tmp_path))
+    plan = (tmp_path / "plan.parquet").read_bytes()
     sealed = seal_json(b'{"a":[1.5,"\\u00e9"],"receipt_crc32c":2}', "receipt_crc32c")
-    for content in (plan, sealed):
+    checks = {
+        plan: lambda damaged: open_sealed(pa.BufferReader(damaged), PLAN_SCHEMA),
+        sealed: lambda damaged: unseal_json(damaged, "receipt_crc32c"),
+    }
+    for content, check in checks.items():
         for bit in range(8 * len(content)):
             damaged = bytearray(content)
             damaged[bit // 8] ^= 1 << bit % 8
             with pytest.raises(ValueError, match=r"checksum does not match|holds no deltacache\.crc32c"):
-                check_parquet(damaged) if content is plan else unseal_json(bytes(damaged), "receipt_crc32c")
-    check_parquet(plan)
+                check(bytes(damaged))
+    open_sealed(pa.BufferReader(plan), PLAN_SCHEMA)
     assert unseal_json(sealed, "receipt_crc32c") == b'{"a":[1.5,"\\u00e9"],"receipt_crc32c":2}'
 
 
@@ -205,13 +208,14 @@ def test_a_checksum_in_the_values_of_a_table_is_not_that_of_the_file(tmp_path: P
     """A text that looks like the footer's checksum lies in the footer too, as the smallest value of its column."""
     text = f"{PARQUET_KEY}\x18\x0800000000"
     table = pa.table({"video_uri": [text]})
-    check_parquet(parquet_of(table))
+    write_sealed(tmp_path / "own.parquet", table)
+    assert open_parquet(tmp_path / "own.parquet", table.schema).read() == table
     pq.write_table(table, tmp_path / "foreign.parquet", compression="none")
     content = bytearray((tmp_path / "foreign.parquet").read_bytes())
     start = content.rindex(text.encode()) + len(text) - 8
     content[start : start + 8] = f"{crc32c(bytes(content)):08x}".encode()
     with pytest.raises(ValueError, match=f"holds no {PARQUET_KEY} of its own"):
-        check_parquet(content)
+        open_sealed(pa.BufferReader(bytes(content)), table.schema)
     (tmp_path / "foreign.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=f"holds no {PARQUET_KEY} of its own"):
         open_parquet(tmp_path / "foreign.parquet", table.schema)

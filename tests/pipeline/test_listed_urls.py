@@ -190,7 +190,7 @@ def test_servers_with_few_manners(web: Web, tmp_path: Path, ranges: bool, sizes:
         assert content(videos[f"{web.url}/z.zip/v.mp4"], tmp_path / "zip") == {"video.mp4": data[:5000]}
         assert content(videos[f"{web.url}/t.tar/v.mp4"], tmp_path / "tar") == {"video.mp4": b"5"}
         return
-    words = "gives no parts" if sizes else "does not say how long"
+    words = "does not support range requests" if sizes else "does not say how long"
     reason, message = refusal(videos[f"{web.url}/z.zip"], tmp_path)
     assert (reason, words in message) == (FailureReason.UNREADABLE, True), message
 

@@ -25,18 +25,9 @@ from deltacache.schemas.clips import CropBox, FeatureClip, clip_id_of
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.progress import SilentReporter
+from reporters import Lines
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "broken.mp4", "d.mp4")
-
-
-class Heard(SilentReporter):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def all_vectors(root: Path) -> np.ndarray:
@@ -61,7 +52,7 @@ def assert_is_pca_of(pca: Pca, vectors: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["features", "int8"])
 def test_fitted_on_all_frames(kind: str, store: str, tmp_path: Path) -> None:
     make_dataset(tmp_path / "f", kind, store, *NAMES, views=3)
-    heard = Heard()
+    heard = Lines()
     pca = fit_pca(tmp_path / "f", tmp_path / "pca", 3, heard)
     vectors = all_vectors(tmp_path / "f")
     assert pca.metadata["vectors"] == len(vectors) == 4 * 3 * FRAMES * GRID[0] * GRID[1]
@@ -71,8 +62,8 @@ def test_fitted_on_all_frames(kind: str, store: str, tmp_path: Path) -> None:
     card = open_dataset(tmp_path / "f").card
     assert (config["features_fingerprint"], config["frames"], config["clips"]) == (card.fingerprint, 36, 12)
     assert (config["backbone"]["weights_sha256"], config["image_size"]) == ("5e" * 32, 48)
-    assert f"3 components of 4 channels explain {pca.explained:.2%}" in heard.lines[-1]
-    assert f"{len(vectors)} vectors of 36 frames; reading" in heard.lines[-1]
+    assert f"3 components of 4 channels explain {pca.explained:.2%}" in heard.said[-1]
+    assert f"{len(vectors)} vectors of 36 frames; reading" in heard.said[-1]
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 5, 12, 17, 24, 35, 36])
@@ -90,9 +81,9 @@ def test_the_same_again_does_nothing_and_another_is_refused(tmp_path: Path) -> N
     make_dataset(tmp_path / "f", "features", "zarr", *NAMES)
     first = fit_pca(tmp_path / "f", tmp_path / "out" / "pca", 2, SilentReporter())
     before = (tmp_path / "out" / "pca" / "pca.safetensors").stat().st_mtime_ns
-    heard = Heard()
+    heard = Lines()
     assert fit_pca(tmp_path / "f", tmp_path / "out" / "pca", 2, heard).fingerprint == first.fingerprint
-    assert "fitted on this already, nothing to do" in heard.lines[-1]
+    assert "fitted on this already, nothing to do" in heard.said[-1]
     assert (tmp_path / "out" / "pca" / "pca.safetensors").stat().st_mtime_ns == before
     with pytest.raises(DeltacacheError, match=r"holds another PCA \(components was 2, now 3\)"):
         fit_pca(tmp_path / "f", tmp_path / "out" / "pca", 3, SilentReporter())

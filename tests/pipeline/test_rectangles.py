@@ -11,12 +11,13 @@ from PIL import Image
 from pydantic import ValidationError
 from small_datasets import BLACK, make_dataset, small_card
 
+from crops import crop_and_resize
 from deltacache.pipeline.datasets.changes import describe
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.datasets.writing import card_bytes, prepare_dataset, read_card
 from deltacache.pipeline.decoding.child import ChildDecoder, job_from_json, job_to_json
-from deltacache.pipeline.decoding.decode import VideoJob, crop_and_resize, decode_video
-from deltacache.pipeline.decoding.sampling import central_square, draw_view, largest_crop
+from deltacache.pipeline.decoding.decode import VideoJob, decode_video
+from deltacache.pipeline.decoding.sampling import draw_view, largest_crop
 from deltacache.pipeline.decoding.work import DecodeSettings, groups_of
 from deltacache.pipeline.storage.storage import dataset_root
 from deltacache.pipeline.work.encoders import FeatureEncoder
@@ -158,7 +159,7 @@ def test_the_largest_crop_is_centred_inside_and_cannot_grow(seed: int) -> None:
     exact = min(height / rows, width / columns)
     assert abs(crop.height - exact * rows) <= 1
     assert abs(crop.width - exact * columns) <= 1
-    assert largest_crop(height, width, (5, 5)) == central_square(height, width)
+    assert largest_crop(height, width, (5, 5)) == largest_crop(height, width, (1, 1))
 
 
 def test_views_take_the_targets_aspect() -> None:

@@ -578,7 +578,7 @@ def test_local_paths_in_every_form_are_local(tmp_path: Path) -> None:
             "nosuch://b/out cannot be opened: .*Give a folder, or a url of a store such as s3://",
         ),
         ("s3:/b/out", "s3:/b/out has one slash behind its scheme: give s3://b/out"),
-        ("simplecache::s3://b/out", "simplecache::s3 chains protocols, which is not opened"),
+        ("simplecache::s3://b/out", "simplecache::s3 chains protocols, which is not supported"),
     ],
 )
 def test_outputs_that_are_no_store_are_refused_by_name(out: str, said: str) -> None:

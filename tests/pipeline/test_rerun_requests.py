@@ -131,7 +131,7 @@ def test_the_command_refuses_other_features_and_names_both(
     command += ["--tokenizer", tmp_path / "tokenizer"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"{tmp_path}/others is another feature dataset than the one of these deltas" in done.stderr
+    assert f"{tmp_path}/others is not the feature dataset that these deltas were made from" in done.stderr
     assert f"{tmp_path}/deltas was made of {tmp_path}/features" in done.stderr
     assert all_bytes(tmp_path / "deltas") == before
 
@@ -174,7 +174,7 @@ def test_what_is_new_changed_or_unfinished_is_noticed(
     assert len(open_dataset(root)) == 8
 
     (videos / "c.mp4").write_bytes(b"other")  # of the same size
-    with pytest.raises(DatasetError, match=r"1 video has another content .*: c\.mp4"):
+    with pytest.raises(DatasetError, match=r"1 video has changed since .*: c\.mp4"):
         extract(root, videos)
     (made,) = extract(root, videos, changed_videos="recompute")
     assert made in first

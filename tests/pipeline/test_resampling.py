@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacache.pipeline.decoding.decode import crop_and_resize
+from crops import crop_and_resize
 from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
 from deltacache.schemas.clips import CropBox
 

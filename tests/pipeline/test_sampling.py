@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltacache.pipeline.decoding.sampling import (
-    central_square,
     clip_indices,
     draw_view,
+    largest_crop,
     middle_clip_indices,
     random_crop,
     van_der_corput,
@@ -155,5 +155,5 @@ def test_no_fitting_crop_falls_back_to_the_centre(
 
 
 def test_central_square() -> None:
-    crop = central_square(101, 64)
+    crop = largest_crop(101, 64, (1, 1))
     assert (crop.top, crop.left, crop.height, crop.width) == (18, 0, 64, 64)

@@ -264,7 +264,7 @@ def test_a_loader_gives_them_beside_the_tokens(made: dict[str, Path]) -> None:
     for clip, item in enumerate(stream):
         np.testing.assert_allclose(item["action"].numpy(), actions[clip], rtol=1e-5, atol=1e-5)
         assert item["task"] == tasks[clip]
-    with pytest.raises(DatasetError, match="'state' is no column of the index"):
+    with pytest.raises(DatasetError, match="'state' is not a column of the index"):
         deltacache.ClipDataset(made["deltas"], columns=["state"])
 
 

@@ -152,7 +152,7 @@ def test_what_is_refused_and_how(store: str) -> None:
     for source, message in {
         "nosuchstore://bucket/videos": "scheme nosuchstore is not opened, only abfs, .*: --allow-scheme nosuchstore",
         "s3:/bucket/videos": "s3:/bucket/videos has one slash behind its scheme: give s3://bucket/videos",
-        "simplecache::s3://bucket/videos": "simplecache::s3 chains protocols, which is not opened",
+        "simplecache::s3://bucket/videos": "simplecache::s3 chains protocols, which is not supported",
         "s3://KEY:SECRET@bucket/videos": "user name and password in s3://bucket/videos: s3 takes its credentials from",
         "gs://bucket/videos": "cannot be opened: .*gcsfs",
     }.items():

@@ -12,7 +12,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_datasets import BLACK, all_bytes, make_dataset, shard_of, small_card, sources_of, videos_named
+from small_datasets import (
+    BLACK,
+    all_bytes,
+    make_dataset,
+    shard_of,
+    small_card,
+    sources_of,
+    videos_named,
+    write_sealed,
+)
 
 from deltacache.pipeline.datasets import plan as plan_module
 from deltacache.pipeline.datasets import verification as table_checks
@@ -30,7 +39,7 @@ from deltacache.pipeline.datasets.receipts import Failure, Receipt, read_receipt
 from deltacache.pipeline.datasets.verification import Problem, verify_dataset
 from deltacache.pipeline.datasets.writing import drop_shards, finished_summary, read_table
 from deltacache.pipeline.storage import files as checksums
-from deltacache.pipeline.storage.files import parquet_of, temporary_path
+from deltacache.pipeline.storage.files import temporary_path
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.tables import INDEX_SCHEMA
 
@@ -209,7 +218,7 @@ def changed_index(root: Path, change: Callable[[list[dict]], list[dict]]) -> set
     index = pq.ParquetFile(root / "index.parquet").read()
     content = (root / "index.parquet").read_bytes()
     changed = pa.Table.from_pylist(change(index.to_pylist()), schema=index.schema)
-    (root / "index.parquet").write_bytes(parquet_of(changed))
+    write_sealed(root / "index.parquet", changed)
     problems = {key for key in found(root) if key != ("index.parquet", None)}
     (root / "index.parquet").write_bytes(content)
     return problems
@@ -253,7 +262,7 @@ def test_changed_plan_is_found(tmp_path: Path) -> None:
     changed = plan.set_column(3, "size_bytes", pa.array([7] * plan.num_rows))
     pq.write_table(changed, tmp_path / "plan.parquet")  # without a checksum
     assert found(tmp_path) == {("plan.parquet", None)}
-    (tmp_path / "plan.parquet").write_bytes(parquet_of(changed))
+    write_sealed(tmp_path / "plan.parquet", changed)
     assert ("plan.parquet", None) in found(tmp_path)
     (tmp_path / "plan.parquet").write_bytes(b"nothing")
     assert ("plan.parquet", None) in found(tmp_path)
@@ -412,11 +421,11 @@ def test_clips_exchanged_in_receipt_and_files_alike_are_found(tmp_path: Path, st
 def test_shard_and_video_planned_twice_are_found(tmp_path: Path) -> None:
     tasks = made(tmp_path, "webdataset")
     plan = read_plan(tmp_path)
-    (tmp_path / "plan.parquet").write_bytes(parquet_of(pa.concat_tables([plan, plan.slice(0, 2)])))
+    write_sealed(tmp_path / "plan.parquet", pa.concat_tables([plan, plan.slice(0, 2)]))
     assert any("twice" in str(problem) for problem in verify_dataset(tmp_path))
     videos = (tasks[0].videos[0],)
     again = ShardTask(shard_id_of(3, videos), videos)
-    (tmp_path / "plan.parquet").write_bytes(parquet_of(plan_of([*tasks, again])))
+    write_sealed(tmp_path / "plan.parquet", plan_of([*tasks, again]))
     assert ("plan.parquet", f"{videos[0].video_id}-v000") in found(tmp_path)
 
 

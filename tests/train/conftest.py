@@ -7,7 +7,7 @@ from cases import Case
 from drawn import drawn_deltas, drawn_features, tokenizer_config, world_config, write_dataset
 
 from deltacache.models.checkpoints import load_tokenizer, load_world
-from deltacache.train import train_tokenizer, train_world
+from trainers import train_tokenizer, train_world
 
 
 @pytest.fixture(scope="session")

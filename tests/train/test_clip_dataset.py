@@ -138,7 +138,7 @@ def test_what_does_not_go_together(
     write(tmp_path / "other", **{"kind": "deltas", "clips": 1, **changes})
     with pytest.raises(DeltacacheError, match=words):
         deltacache.ClipDataset([two[0], tmp_path / "other"])
-    with pytest.raises(DeltacacheError, match="'colour' is no column of the index"):
+    with pytest.raises(DeltacacheError, match="'colour' is not a column of the index"):
         deltacache.ClipDataset(two[0], columns=["colour"])
     with pytest.raises(DeltacacheError, match=r"Invalid dtype torch.int8"):
         deltacache.ClipDataset(two[0], dtype=torch.int8)

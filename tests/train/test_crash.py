@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from drawn import tokenizer_config, world_config
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import checkpoints, train_tokenizer, train_world
+from deltacache.train import checkpoints
+from trainers import train_tokenizer, train_world
 
 out = Path({out!r})
 original = getattr({victim})
@@ -48,7 +49,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from drawn import tokenizer_config, world_config
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_tokenizer, train_world
+from trainers import train_tokenizer, train_world
 
 config = {kind}_config(steps=10**6, save_every=1, log_every=1)
 train_{kind}(Path({root!r}), Path({out!r}), config, resume=False, device="cpu", reporter=SilentReporter())

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases import Case, Lines
+from cases import Case
 from drawn import drawn_deltas, drawn_features, write_dataset
 
 from deltacache import api
@@ -28,6 +28,7 @@ from deltacache.train.order import Mixture, batch_items
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.workers.group import SingleProcess
 from deltacache.train.workers.trainable import PREPARE
+from reporters import Lines
 
 
 def run(

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases import Lines
 from drawn import drawn_deltas, write_dataset
 from PIL import Image
 
@@ -20,8 +19,9 @@ from deltacache.schemas.configs import HeadPreset, WorldConfig, preset_stages, w
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.foresight import ForesightHeadConfig, FrameFeatureConfig, foresight_head
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_world
 from deltacache.train.heads.foresight import train_foresight_head
+from reporters import Lines
+from trainers import train_world
 
 FEATURES = FrameFeatureConfig(backbone="tiny", image_size=(32, 64))
 

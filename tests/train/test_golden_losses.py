@@ -7,7 +7,7 @@ import pytest
 from drawn import tokenizer_config, world_config
 
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_tokenizer, train_world
+from trainers import train_tokenizer, train_world
 
 # Means over ten steps each. Weights that differ by 1e-6 change them by 1e-4 at most.
 TOLERANCE = 1e-3

@@ -12,7 +12,7 @@ from deltacache.pipeline.work.workers import check_tokenizer_fits
 from deltacache.schemas.datasets import BackboneCard
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train.tokenizer import train_tokenizer
+from trainers import train_tokenizer
 
 FIRST, SECOND, PCA = {"layers": (0,)}, {"layers": (1,)}, {"layers": (0,), "pca_fingerprint": "ab" * 8}
 CHOICES: dict[str, dict[str, Any]] = {"last": {}, "first": FIRST, "second": SECOND, "pca": PCA}

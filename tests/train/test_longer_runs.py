@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, Lines
+from cases import Case
 from typer.testing import CliRunner
 
 from deltacache.cli import app
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.systems.training import SystemsConfig
+from reporters import Lines
 
 
 def schedule_of(checkpoint: Path) -> list[int | None]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases import Case, Lines
+from cases import Case
 
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import free_bytes
@@ -32,6 +32,7 @@ from deltacache.train.passes import (
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.workers.group import SingleProcess
 from deltacache.train.world import WorldTask
+from reporters import Lines
 from warm_process import start_script
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -71,7 +72,7 @@ def test_the_largest_pass_that_fits(free: float, expected: tuple[int, int]) -> N
     assert said.startswith(
         f"effective batch 1,024 (batch {expected[0]:,} x accumulation {expected[1]:,} x workers 1)"
     )
-    assert said.endswith(f"of the {free:.3g} GiB that are free on cuda")
+    assert said.endswith(f"of the {free:,g} GiB that are free on cuda")
     assert describe_time(1024, 100) == "at most about 17 min for 100 steps"
 
 
@@ -242,7 +243,7 @@ def test_memory_runs_out_in_probes_and_the_run_goes_on(
         for task in (TokenizerTask, WorldTask):
             patched.setattr(task, "probes", scarce)
         with pytest.raises(
-            DeltacacheError, match=r"health probes after step 3, whose state is saved: --resume"
+            DeltacacheError, match=r"health probes after step 3, whose state is saved: continue with --resume"
         ):
             case.run(tmp_path / "run", steps=5, **training)
     resumed = case.run(tmp_path / "run", steps=5, resume=True, **training)

@@ -14,9 +14,9 @@ from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.progress import SilentReporter
 from deltacache.schemas.tables import TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
-from deltacache.train import train_world
 from deltacache.train.data import ClipBatch, PairBatch
 from deltacache.train.probes import PairProbe, participation_ratio, probe_tokenizer, probe_world, usage
+from trainers import train_world
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -16,8 +16,8 @@ from cases import Case
 from drawn import tokenizer_config, world_config
 
 from deltacache.models.checkpoints import load_tokenizer, load_world
-from deltacache.train import train_tokenizer, train_world
 from deltacache.train.checkpoints import finished_checkpoints
+from trainers import train_tokenizer, train_world
 from warm_process import WarmProcess, start_script
 
 SCRIPT = (Path(__file__).parent / "together.py").read_text()

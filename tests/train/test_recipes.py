@@ -13,7 +13,6 @@ from torch import nn
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.worlds.deltaworld import DeltaWorld
 from deltacache.schemas.configs import (
-    HEAD_RECIPES,
     PRESETS,
     Stage,
     TokenizerConfig,
@@ -95,7 +94,11 @@ def test_every_preset_file_is_a_stage_that_loads(kind: Stage, load: Callable[...
 def test_no_other_files_lie_between_the_presets() -> None:
     others = {path.stem for path in PRESETS.glob("*/*.yaml")} - {"chain", "systems"}
     assert all(stem.startswith(("tokenizer-", "world-", "head-")) for stem in others)
-    heads = {f"{name}/head-{recipe}" for name in ("released", "tiny") for recipe in HEAD_RECIPES}
+    heads = {
+        f"{name}/head-{recipe}"
+        for name in ("released", "tiny")
+        for recipe in ("segmentation", "depth", "rgb")
+    }
     assert {f"{path.parent.name}/{path.stem}" for path in PRESETS.glob("*/head-*.yaml")} == heads
 
 

@@ -1,11 +1,11 @@
 """What several workers and their command tell each other."""
 
 import pytest
-from cases import Lines
 
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.workers.ray_workers import cpu_share
 from deltacache.train.workers.relay import MOST_LOST, Relay, RelayReporter, Replay
+from reporters import Lines
 
 
 def test_losses_are_counted_until_a_newer_checkpoint() -> None:

@@ -13,7 +13,7 @@ from deltacache.models.devices import choose_device
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_tokenizer, train_world
+from trainers import train_tokenizer, train_world
 
 
 def tokenizer(features: Path, out: Path, config: TokenizerConfig | None = None, **options: Any) -> Path:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from deltacache.schemas.configs import TrainingConfig
-from deltacache.train.optimizer import described, rate_at, warmup_constant, warmup_cosine
+from deltacache.train.optimizer import rate_at, schedule_lines, warmup_constant, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_fewer_steps_keep_the_shape_of_a_schedule() -> None:
 def test_a_schedule_is_one_line_and_what_is_odd_about_it_another(
     config: TrainingConfig, done: int, lines: list[str]
 ) -> None:
-    said = described(config, done)
+    said = schedule_lines(config, done)
     assert len(said) == len(lines)
     for line, part in zip(said, lines, strict=True):
         assert part in line

@@ -16,7 +16,7 @@ from deltacache.cli import app
 from deltacache.models.checkpoints import load_tokenizer
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-from deltacache.train import train_tokenizer
+from trainers import train_tokenizer
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_going_on_from_another_stage_than_before_is_refused(case: Case, before: 
     case.run(tmp_path / "other", seed=1)
     case.run(tmp_path / "out", start="weights", start_from=before, steps=4)
     with pytest.raises(
-        MismatchError, match=r"started from a checkpoint with fingerprint .* --resume goes on"
+        MismatchError, match=r"started from a checkpoint with fingerprint .* --resume continues"
     ):
         case.run(tmp_path / "out", start="weights", start_from=tmp_path / "other", resume=True)
 

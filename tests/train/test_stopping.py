@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases import Case, Lines
+from cases import Case
 from safetensors.torch import load_file
 
 from deltacache.schemas.errors import DeltacacheError
@@ -19,6 +19,7 @@ from deltacache.train.optimizer import FiniteGuard
 from deltacache.train.tokenizer import TokenizerTask
 from deltacache.train.workers.group import stop_on_sigterm
 from deltacache.train.world import WorldTask
+from reporters import Lines
 from warm_process import start_command
 
 
@@ -54,7 +55,7 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on(
     assert finished_checkpoints(tmp_path / "out")[-1].name == "step-00000006"
     assert pq.read_table(tmp_path / "out/curves.parquet")["step"].to_pylist() == [2, 4, 6]
     assert "stopped by SIGTERM" in reporter.said[-1]
-    assert "step-00000006 is saved; the same command with --resume goes on" in reporter.said[-1]
+    assert "step-00000006 is saved; run the same command with --resume to continue" in reporter.said[-1]
     assert signal.getsignal(signal.SIGTERM) is before
     resumed, unbroken = case.run(tmp_path / "out", resume=True), case.run(tmp_path / "unbroken")
     assert all(torch.equal(*pair) for pair in _pairs(resumed, unbroken))

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases import Lines
 
 from deltacache.models.backbone import load_backbone
 from deltacache.models.heads import load_head
@@ -25,6 +24,7 @@ from deltacache.train.heads import data as head_data
 from deltacache.train.heads.setup import HeadRequest
 from deltacache.train.heads.training import RgbTask, train_head, train_rgb_decoder
 from deltacache.train.order import MicroBatch
+from reporters import Lines
 
 TARGETS = ("vspw", "cityscapes", "kitti", "rgb")
 STEPS = 6

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import Case, Lines
+from cases import Case
 from drawn import GRID, HIDDEN, tokenizer_config, world_config
 
 from deltacache.schemas.configs import FramesConfig, head_preset, rgb_preset
@@ -18,6 +18,7 @@ from deltacache.train.heads.training import train_head, train_rgb_decoder
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.workers.launch import launch
 from deltacache.train.workers.trainable import Workers
+from reporters import Lines
 
 
 def said_by(reporter: Lines, out: Path, kind: str) -> str:
@@ -27,8 +28,8 @@ def said_by(reporter: Lines, out: Path, kind: str) -> str:
     assert f"train {kind}: this was a dry run, nothing was written to {out}" in said
     for line in (
         r"parameters: [\d.,]+",
-        r"effective batch [\d,]+ \(batch .*\): a pass takes [\d.e-]+ GiB of the [\d.]+ GiB that are free on cpu",
-        r"memory at its peak: [\d.e-]+ GiB on cpu",
+        r"effective batch [\d,]+ \(batch .*\): a pass takes [\d.]+ [KMG]iB of the [\d.]+ [MG]iB that are free on cpu",
+        r"memory at its peak: [\d.]+ [KMG]iB on cpu",
         r"\d+ steps of [\d.]+ m?s.*: [\d.]+ (s|min) on this machine",
         r"reads [\d.]+ [kM]B of data",
     ):

@@ -13,13 +13,13 @@ from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.foresight import FrameFeatureConfig, foresight_head
 from deltacache.schemas.progress import SilentReporter
 from deltacache.systems.training import systems_preset, train_systems
-from deltacache.train import train_tokenizer
 from deltacache.train.heads.foresight import train_foresight_head
 from deltacache.train.heads.setup import HeadRequest
 from deltacache.train.heads.training import train_head, train_rgb_decoder
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.workers.launch import launch
 from deltacache.train.workers.trainable import Workers
+from trainers import train_tokenizer
 
 HOLD = """
 import sys

@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from cases import Lines
 from drawn import tokenizer_config, world_config
 
 from deltacache.models.checkpoints import Kind
@@ -15,6 +14,7 @@ from deltacache.schemas.errors import DeltacacheError
 from deltacache.train.setup import TrainingRequest
 from deltacache.train.workers.launch import launch
 from deltacache.train.workers.trainable import Workers
+from reporters import Lines
 
 
 class Printed(Lines):

@@ -7,9 +7,7 @@ from deltacache.demo.world import CONTEXT_FRAMES, FRAMES_PER_SECOND, draw_pictur
 from deltacache.evaluate.prediction.run import PAGE, predict_futures
 from deltacache.evaluate.results import show_results
 from deltacache.schemas.configs import (
-    RgbConfig,
     TrainingConfig,
-    WorldConfig,
     load_config,
     rgb_preset,
     save_config,
@@ -55,7 +53,10 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
     show_results(paths.evaluation, reporter)
     draw_pictures(out / "pictures", seed=seed, videos=PICTURED_VIDEOS, image_size=IMAGE_SIZE)
     decoder = HeadRequest(out / "pictures", out / "rgb-decoder", "tiny", resume=True, device="cpu")
-    train_rgb_decoder(decoder, _decoder_config(seed), reporter)
+    recipe = rgb_preset("tiny")
+    frames = recipe.frames.model_copy(update={"image_size": IMAGE_SIZE})
+    recipe = recipe.model_copy(update={"frames": frames, "training": _seeded(recipe.training, seed)})
+    train_rgb_decoder(decoder, recipe, reporter)
     futures = PredictionSettings(
         video=str(videos / "test" / SHOWN_VIDEO),
         out=out / "futures",
@@ -78,13 +79,6 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
     return page
 
 
-def _decoder_config(seed: int) -> RgbConfig:
-    """The tiny recipe, at the size of the videos."""
-    config = rgb_preset("tiny")
-    frames = config.frames.model_copy(update={"image_size": IMAGE_SIZE})
-    return config.model_copy(update={"frames": frames, "training": _seeded(config.training, seed)})
-
-
 def _claim(out: Path, config: ChainConfig) -> None:
     """Refuse a folder that holds something else; otherwise leave the resolved config there."""
     saved = out / "chain.yaml"
@@ -95,7 +89,7 @@ def _claim(out: Path, config: ChainConfig) -> None:
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is not empty and holds no demo: choose another folder, or empty it")
+        raise DatasetError(f"{out} is not empty and is not a demo: choose another folder, or empty it")
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, saved)
 
@@ -123,11 +117,14 @@ def demo_config(train: Path, test: Path, futures: Path, seed: int) -> ChainConfi
     tokenizer = tokenizer_preset("tiny")
     best_of_many = world_preset("tiny")
     best_of_many = best_of_many.model_copy(update={"training": _seeded(best_of_many.training, seed)})
+    # The same predictor with one learned query: a single future.
+    learned = best_of_many.model.model_copy(update={"query": "learned"})
+    discriminative = best_of_many.model_copy(update={"model": learned, "candidates": 1})
     return ChainConfig(
         train_videos=videos(train),
         test_videos=videos(test),
         tokenizer=tokenizer.model_copy(update={"training": _seeded(tokenizer.training, seed)}),
-        worlds={"best-of-many": best_of_many, "discriminative": _discriminative(best_of_many)},
+        worlds={"best-of-many": best_of_many, "discriminative": discriminative},
         evaluation=EvaluationPlan(futures=futures, seed=seed),
         device="cpu",
     )
@@ -135,9 +132,3 @@ def demo_config(train: Path, test: Path, futures: Path, seed: int) -> ChainConfi
 
 def _seeded(training: TrainingConfig, seed: int) -> TrainingConfig:
     return training.model_copy(update={"seed": seed})
-
-
-def _discriminative(config: WorldConfig) -> WorldConfig:
-    """The same predictor with one learned query: a single future."""
-    model = config.model.model_copy(update={"query": "learned"})
-    return config.model_copy(update={"model": model, "candidates": 1})

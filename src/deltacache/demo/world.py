@@ -135,7 +135,7 @@ class DrawnScene:
 
 
 def draw_scene(rng: np.random.Generator) -> DrawnScene:
-    """Draw how a scene looks and moves; the way the shape turns is no part of it."""
+    """Draw how a scene looks and moves; without the way the shape turns."""
     palette = _PALETTES[rng.integers(len(_PALETTES))]
     junction = (0.5 + rng.uniform(-0.015, 0.015), 0.36 + rng.uniform(-0.015, 0.015))
     return DrawnScene(

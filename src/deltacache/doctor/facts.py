@@ -29,6 +29,7 @@ from deltacache.models.devices import free_bytes
 from deltacache.models.flops import product_rate
 from deltacache.schemas.jobs import DEFAULT_BACKBONE
 from deltacache.schemas.secrets import without_secrets
+from deltacache.schemas.texts import bytes_text
 
 Facts = dict[str, Any]
 
@@ -146,12 +147,10 @@ def _versions(packages: "subprocess.Popen[str]", problems: list[SetupProblem]) -
     found: Facts = {}
     for line in told.splitlines():
         name, _, answer = line.partition(" ")
-        found[name] = (
-            json.loads(answer) if answer else {"error": "importing it ends the process, or does not end"}
-        )
+        found[name] = json.loads(answer) if answer else {"error": "importing it crashes or hangs"}
     wanted = _requirements()
     for module, (distribution, without) in _NEEDED.items():
-        about = found.get(module, {"error": "importing the one before it ends the process"})
+        about = found.get(module, {"error": "importing the one before it crashes"})
         version = about.get("version")
         if not version:  # what cannot be imported may be installed
             with suppress(metadata.PackageNotFoundError):
@@ -258,8 +257,8 @@ def _devices(problems: list[SetupProblem]) -> list[Facts]:
                 told = str(error).splitlines()[0]
                 problems.append(
                     SetupProblem(
-                        f"cuda:{index} does not compute ({told})",
-                        "look at nvidia-smi: is it full, broken, or of another driver? Or give --device cpu",
+                        f"cuda:{index} cannot compute ({told})",
+                        "check nvidia-smi: is the GPU full, broken, or in need of another driver? Or give --device cpu",
                         True,
                     )
                 )
@@ -325,10 +324,8 @@ def _disks(output: str | None, problems: list[SetupProblem]) -> list[Facts]:
         if needed and not _can_write(there):
             problems.append(
                 SetupProblem(
-                    f"{there} ({use}) cannot be written",
-                    "choose another folder"
-                    if use == "output"
-                    else "set TMPDIR to a folder that can be written",
+                    f"{there} ({use}) is not writable",
+                    "choose another folder" if use == "output" else "set TMPDIR to a writable folder",
                     True,
                 )
             )
@@ -343,21 +340,21 @@ def _disks(output: str | None, problems: list[SetupProblem]) -> list[Facts]:
         if use == "temporary" and usage.free < _GIB:
             problems.append(
                 SetupProblem(
-                    f"{place} has {usage.free / _GIB:.2g} GiB free for videos of urls and Ray's objects",
+                    f"{place} has {bytes_text(usage.free)} free for videos of urls and Ray's objects",
                     "free space there, or set TMPDIR",
                 )
             )
         if use == "output" and usage.free < 10 * _GIB:
             problems.append(
                 SetupProblem(
-                    f"{place} has {usage.free / _GIB:.2g} GiB free: 3,500 clips at 256 px take 10 GiB",
+                    f"{place} has {bytes_text(usage.free)} free: 3,500 clips at 256 px take 10 GiB",
                     "free space there, or choose another folder",
                 )
             )
         if use == "shared memory" and usage.total < _GIB:
             problems.append(
                 SetupProblem(
-                    f"/dev/shm has {usage.total / 2**20:.0f} MiB: Ray's objects then lie on the disk, which is slow",
+                    f"/dev/shm has {bytes_text(usage.total)}: Ray's objects then lie on the disk, which is slow",
                     "start the container with more, such as docker run --shm-size=8g",
                 )
             )
@@ -471,7 +468,7 @@ def _hub(answers: Facts, problems: list[SetupProblem]) -> Facts:
         problems.append(
             SetupProblem(
                 f"the hub does not answer ({facts.get('error')})",
-                f"look at the network and HTTPS_PROXY; {tiny}",
+                f"check the network and HTTPS_PROXY; {tiny}",
             )
         )
     elif facts["access"] != "granted":

@@ -208,7 +208,9 @@ def _measure_decoding(found: Measurement) -> None:
         for size in (256, 512):
             if size > 256 and time.perf_counter() - started > _DECODING_S:
                 found.decode_clips_per_s[size] = found.decode_clips_per_s[256]
-                found.notes.append("decoding to 512 px not run, for lack of time: taken for that to 256 px")
+                found.notes.append(
+                    "decoding to 512 px not run, for lack of time: assumed to be that to 256 px"
+                )
                 break
             begun, clips = time.perf_counter(), -1  # the first one starts the decoder
             while clips < 1 or time.perf_counter() - begun < 2:
@@ -296,7 +298,7 @@ def _measure_models(found: Measurement, device: torch.device, deadline: float, f
             elif time.perf_counter() + 3 * flop / min([_ASSUMED_SHARE * rate, *reached.values()]) > deadline:
                 reached[name] = _ASSUMED_SHARE * rate
                 found.notes.append(
-                    f"{name} in {precision} not run, for lack of time: taken for half of the product rate"
+                    f"{name} in {precision} not run, for lack of time: assumed to be half of the product rate"
                 )
             else:
                 with autocast_to(device.type, _TYPES[precision] if name != WORLD else None):

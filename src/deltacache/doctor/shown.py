@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from deltacache.doctor.facts import Examination, Facts
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 
 if TYPE_CHECKING:
     from deltacache.doctor.measured import Measurement
@@ -55,14 +55,14 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     )
     yield (
         "memory",
-        f"{_size(about['memory_free_bytes'])} of {_size(about['memory_bytes'])} free for this process",
+        f"{bytes_text(about['memory_free_bytes'])} of {bytes_text(about['memory_bytes'])} free for this process",
     )
     for device in facts["devices"]:
         rates = device["flop_per_s"]
         factor = rates["bfloat16"] / rates["float32"]
         speed = f"float32 {_rate(rates['float32'])}, bfloat16 {_rate(rates['bfloat16'])}: {factor:.1f} times"
         memory = (
-            f", {_size(device['memory_free_bytes'])} of {_size(device['memory_bytes'])} free"
+            f", {bytes_text(device['memory_free_bytes'])} of {bytes_text(device['memory_bytes'])} free"
             if "memory_free_bytes" in device
             else ""
         )
@@ -83,7 +83,7 @@ def _disks(facts: Sequence[Facts]) -> Iterator[tuple[str, str]]:
     for each in facts:
         if "bytes" in each:
             kind = f" ({each['kind']})" if each["kind"] else ""
-            free = f"{_size(each['free_bytes'])} of {_size(each['bytes'])} free"
+            free = f"{bytes_text(each['free_bytes'])} of {bytes_text(each['bytes'])} free"
             yield each["use"], f"{each['path']}{kind}: {free}"
         else:
             yield each["use"], f"{each['path']}: {each['kind']}"
@@ -172,13 +172,3 @@ def _hours(hours: float) -> str:
 
 def _rate(flop_per_s: float) -> str:
     return f"{flop_per_s / 1e12:.2f} TFLOP/s" if flop_per_s >= 1e11 else f"{flop_per_s / 1e9:.0f} GFLOP/s"
-
-
-def _size(size: float) -> str:
-    return (
-        f"{size / 2**40:.1f} TiB"
-        if size >= 2**40
-        else f"{size / 2**30:.1f} GiB"
-        if size >= 2**30
-        else f"{size / 2**20:.0f} MiB"
-    )

@@ -330,7 +330,10 @@ def compare_runs(a: Path, b: Path) -> Comparison:
         )
     # What cannot be compared, with the reason.
     old = dict(_left_out(runs, names, shared))
-    a_space, b_space = (_spaces(run) for run in runs)
+    # Where the features of each data set live: numbers of other backbones or sizes mean other things.
+    a_space, b_space = (
+        {row["dataset"]: f"{row['backbone']} at {size_of(row)} px" for row in run.rows} for run in runs
+    )
     reasons = [
         f"{dataset}: distances of features, which are those of {a_space[dataset]} in {names[0]} and of "
         f"{b_space[dataset]} in {names[1]}"
@@ -374,11 +377,6 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     differences.sort(key=lambda each: order[each.dataset])
     notes += only_in_one(held, names)
     return Comparison((names[0], names[1]), differing_settings(runs), tuple(differences), tuple(notes))
-
-
-def _spaces(run: ReportRun) -> dict[str, str]:
-    """Where the features of each data set live: numbers of other backbones or sizes mean other things."""
-    return {row["dataset"]: f"{row['backbone']} at {size_of(row)} px" for row in run.rows}
 
 
 def _left_out(

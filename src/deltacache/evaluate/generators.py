@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -170,7 +170,9 @@ def write_clip(path: Path, frames: Sequence[np.ndarray], clip_format: ClipFormat
     height, width = frames[0].shape[:2]
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = width, height, _pixel_format(height, width)
+        stream.width, stream.height = width, height
+        # With chroma at half size, as players want it, where both sides are even.
+        stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         stream.options = {"crf": _CRF}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -189,17 +191,17 @@ def read_frame_at(clip: Path, number: int) -> np.ndarray:
         content = np.frombuffer(path.read_bytes(), np.uint8)
         picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
         if picture is None:
-            raise DatasetError(f"{path} is damaged or no picture: generate it again")
+            raise DatasetError(f"{path} is damaged or not a picture: generate it again")
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     try:
         with av.open(str(clip)) as container:
             if not container.streams.video:
-                raise DatasetError(f"{clip} is damaged or no video (it has no pictures): generate it again")
+                raise DatasetError(f"{clip} is damaged or not a video (it has no frames): generate it again")
             for at, frame in enumerate(container.decode(video=0)):
                 if at == number:
                     return frame.to_ndarray(format="rgb24")
     except FFmpegError as error:
-        raise DatasetError(f"{clip} is damaged or no video ({error}): generate it again") from error
+        raise DatasetError(f"{clip} is damaged or not a video ({error}): generate it again") from error
     raise DatasetError(_too_short(clip, number))
 
 
@@ -226,7 +228,7 @@ def samples_in(folder: Path) -> list[Path]:
     )
     for path, following in pairwise(samples):
         if _name(path) == _name(following):
-            raise DatasetError(f"{path} and {following.name} are one sample twice: remove one of them")
+            raise DatasetError(f"{path} and {following.name} are the same sample: remove one of them")
     return samples
 
 
@@ -242,11 +244,6 @@ def _name(path: Path) -> str:
 
 def _too_short(clip: Path, number: int) -> str:
     return f"{clip} has no frame {number}: a sample must hold at least {counted(number + 1, 'frame')} after its context"
-
-
-def _pixel_format(height: int, width: int) -> str:
-    """With chroma at half size, as players want it, where both sides are even."""
-    return "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -387,7 +384,6 @@ def read_manifest(root: Path) -> ContextManifest:
 # ----------------------------------------------------------------------------------------------------
 
 
-Rate = Literal["native", "evaluation"]
 NATIVE_STEP: Mapping[BenchmarkName, int] = {"vspw": 3, "cityscapes": 3, "kitti": 2}
 """Recorded frames from one frame of the evaluation to the next."""
 _THREADS = 4
@@ -413,7 +409,13 @@ def export_contexts(wanted: ContextExport, out: Path, reporter: Reporter) -> Pat
     found: dict[BenchmarkName, SequenceSet] = {
         name: _sequences(wanted, name, root) for name, root in wanted.data.items()
     }
-    works = [work for name, each in found.items() for work in _works(wanted, name, each)]
+    works = [
+        _work(wanted, name, sequence, horizon)
+        for name, each in found.items()
+        for horizon in wanted.horizons
+        for sequence in each.sequences
+        if len(sequence.frames) >= wanted.context + horizon
+    ]
 
     def write(work: _Work) -> None:
         frames = [padded(read_frame(work.entry.dataset, path), work.entry.place) for path in work.paths]
@@ -441,15 +443,8 @@ def export_contexts(wanted: ContextExport, out: Path, reporter: Reporter) -> Pat
 
 
 def _sequences(wanted: ContextExport, benchmark: BenchmarkName, root: Path) -> SequenceSet:
-    counts = FrameCounts(tuple(sorted({wanted.context + horizon for horizon in wanted.horizons})))
+    counts = FrameCounts(tuple(wanted.context + horizon for horizon in wanted.horizons))
     return benchmark_sequences(benchmark, root, counts, wanted.kitti_split if benchmark == "kitti" else None)
-
-
-def _works(wanted: ContextExport, benchmark: BenchmarkName, found: SequenceSet) -> Iterator[_Work]:
-    for horizon in sorted(set(wanted.horizons)):
-        for sequence in found.sequences:
-            if len(sequence.frames) >= wanted.context + horizon:
-                yield _work(wanted, benchmark, sequence, horizon)
 
 
 def _work(wanted: ContextExport, benchmark: BenchmarkName, sequence: LabelledSequence, horizon: int) -> _Work:

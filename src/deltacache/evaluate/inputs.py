@@ -1,6 +1,6 @@
 """The models of an evaluation, checked against each other and against the features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,7 +142,7 @@ def load_models(
         path: Tokenizer(_ready(each.model, device, precision), each.fingerprint)
         for path, each in tokenizers.items()
     }
-    worlds = []
+    worlds = list[World]()
     for path in settings.worlds:
         world = load_world(path, architecture=settings.architectures.get(str(path)))
         note_size(world, path)
@@ -151,8 +151,17 @@ def load_models(
             own = None
         else:
             own = ready[_tokenizer_of(world, path, tokenizers)]
-        worlds.append(_world_entry(world, own, settings.samples, device, precision))
-    _check_distinct(settings.worlds, worlds)
+        for other, each in zip(settings.worlds, worlds, strict=False):
+            if each.method.world == world.fingerprint:
+                raise DeltacacheError(
+                    f"{path} and {other} are the same world model ({world.fingerprint}): its rows could not be "
+                    "distinguished, so name it once"
+                )
+        method = Method(
+            world.model.label, tokenizer=None if own is None else own.fingerprint, world=world.fingerprint
+        )
+        samples = settings.samples if world.model.stochastic else 1
+        worlds.append(World(_ready(world.model, device, precision), method, samples, own))
     return Models(tuple(ready.values()), tuple(worlds), tuple(notes), trained_sizes)
 
 
@@ -214,30 +223,6 @@ def check_patch_world(
         "extract again with the backbone it was trained on, or load the matching world model",
         any_size=any_size,
     )
-
-
-def _world_entry(
-    world: LoadedModel[WorldModel],
-    tokenizer: Tokenizer | None,
-    samples: int,
-    device: torch.device,
-    precision: Precision,
-) -> World:
-    fingerprint = None if tokenizer is None else tokenizer.fingerprint
-    method = Method(world.model.label, tokenizer=fingerprint, world=world.fingerprint)
-    model = _ready(world.model, device, precision)
-    return World(model, method, samples if model.stochastic else 1, tokenizer)
-
-
-def _check_distinct(paths: Sequence[Path], worlds: Sequence[World]) -> None:
-    seen: dict[str | None, Path] = {}
-    for path, world in zip(paths, worlds, strict=True):
-        if world.method.world in seen:
-            raise DeltacacheError(
-                f"{path} and {seen[world.method.world]} are the same world model ({world.method.world}): "
-                "its rows could not be distinguished, so name it once"
-            )
-        seen[world.method.world] = path
 
 
 def _ready(model: ModelT, device: torch.device, precision: Precision) -> ModelT:

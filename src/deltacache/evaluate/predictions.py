@@ -66,7 +66,9 @@ def about_sequences(batch: CachedSequences, protocol: RolloutProtocol, dataset: 
     ]
 
 
-def bounds(batch: CachedSequences, protocol: RolloutProtocol) -> Iterator[tuple[Method, Tensor]]:
+def reference_predictions(
+    batch: CachedSequences, protocol: RolloutProtocol
+) -> Iterator[tuple[Method, Tensor]]:
     """Yield what needs no model: the last context frame repeated, and the truth, as (B, K, N, D)."""
     last = batch.own[:, protocol.context - 1, None].expand(-1, len(protocol.horizons), -1, -1)
     yield Method("copy_last"), last

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
@@ -38,16 +37,13 @@ def show_results(evaluation: Path, reporter: Reporter) -> Path:
     """Write the report of a finished evaluation and print its table and where the report is."""
     settings = load_evaluation(evaluation)
     clips = settings.clips if isinstance(settings, BenchmarkEvaluation) else settings
-    pixels = _clip_pixels(clips, evaluation) if isinstance(clips, ClipEvaluation) else None
+    pixels = None
+    if isinstance(clips, ClipEvaluation):  # benchmarks keep frames of their examples, clips are decoded again
+        dataset = open_dataset(clips.features, "features")
+        held = set(dataset.clip_ids)
+        pixels = dict(clip_pixels(dataset, [name for name in clips_to_show(evaluation) if name in held]))
     report = write_report(ReportInput(evaluation, pixels))
     print_metrics(read_metrics(evaluation), Console())
     reporter.line(f"tables: {evaluation / METRICS}")
     reporter.line(f"report: {report.resolve()}")
     return report
-
-
-def _clip_pixels(settings: ClipEvaluation, evaluation: Path) -> dict[str, np.ndarray]:
-    """Frames of the examples that come from the feature dataset; benchmarks keep their own."""
-    dataset = open_dataset(settings.features, "features")
-    held = set(dataset.clip_ids)
-    return dict(clip_pixels(dataset, [name for name in clips_to_show(evaluation) if name in held]))

@@ -78,13 +78,6 @@ class EvaluationSettings(Frozen):
         description="Precision of matrix products; auto: bfloat16 on GPUs, else float32.",
     )
 
-    @field_validator("horizons")
-    @classmethod
-    def _horizons_in_order(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
-        if min(horizons) < 1:
-            raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
-        return tuple(sorted(set(horizons)))
-
     @property
     def models_precision(self) -> dict[str, str]:
         """For a run's id, once ``auto`` is resolved: nothing for float32, as before there was another precision."""
@@ -257,7 +250,15 @@ def evaluation(
                     f"--{name} concerns clips of a feature dataset: give --data clips=FEATURES too, or leave it out"
                 )
     if not roots:
-        return _without_benchmarks(clips, named, flags)
+        of_benchmarks = ("kitti_split", "cache", "workers", "ray_address", "predictions")
+        idle = ["head"] if named else [name for name in of_benchmarks if flags.get(name)]
+        if idle:
+            raise DeltacacheError(
+                f"{idle[0]} is for benchmarks, and a feature dataset has no use for it: leave it out"
+            )
+        if clips is None:
+            raise DeltacacheError("there is nothing to evaluate: give --data NAME=PATH")
+        return clips
     fields = {name: flags[name] for name in BenchmarkEvaluation.model_fields if name in flags}
     for name in ("kitti_split", "cache"):
         fields[name] = None if flags.get(name) is None else _absolute(flags[name])
@@ -267,21 +268,6 @@ def evaluation(
     for name in ("worlds", "more_tokenizers"):
         fields[name] = tuple(_absolute(model_path(path)) for path in flags.get(name, ()))
     return benchmark_evaluation(data=roots, heads=named, clips=clips, **fields)
-
-
-def _without_benchmarks(
-    clips: ClipEvaluation | None, heads: Mapping[str, Path], flags: Mapping[str, Any]
-) -> ClipEvaluation:
-    idle = [
-        name for name in ("kitti_split", "cache", "workers", "ray_address", "predictions") if flags.get(name)
-    ]
-    if heads or idle:
-        raise DeltacacheError(
-            f"{'head' if heads else idle[0]} is for benchmarks, and a feature dataset has no use for it: leave it out"
-        )
-    if clips is None:
-        raise DeltacacheError("there is nothing to evaluate: give --data NAME=PATH")
-    return clips
 
 
 def _absolute(path: str | Path) -> Path:

@@ -113,7 +113,7 @@ def _refuse_foreign(folder: Path, source: str) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     if not isinstance(config, dict):
-        raise ValueError(f"{path.name} holds no settings by name")
+        raise ValueError(f"{path.name} is not a mapping of settings")
     if "pretrained_cfg" in config or str(config.get("model_type", "")).startswith("timm"):
         raise CheckpointError(
             f"backbone {source!r} is a model of timm ({config.get('architecture', 'unnamed')}), whose patch tokens are "
@@ -244,7 +244,7 @@ def _sections(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 f"{path} cannot be read as JSON settings ({error}): fetch it again"
             ) from error
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds no settings by name: fetch it again")
+            raise CheckpointError(f"{path} is not a mapping of settings: fetch it again")
         found[path.name] = content
     images, videos, all_kinds = SETTINGS_FILES
     several = found.get(all_kinds, {})

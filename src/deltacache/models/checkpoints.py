@@ -87,7 +87,7 @@ def _size(shapes: Shapes, *suffixes: str) -> int:
         shape = _usual(shapes, suffix)
         if shape:
             return shape[-1]
-    raise CheckpointError(f"does not tell its width: none of {', '.join(suffixes)} is there")
+    raise CheckpointError(f"does not show its width: none of {', '.join(suffixes)} is there")
 
 
 def _layers(shapes: Iterable[str], prefix: str) -> int:
@@ -317,7 +317,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}): fetch it again"
+            f"{path} is damaged or not a safetensors file ({error}): fetch it again"
         ) from error
 
 
@@ -336,10 +336,10 @@ def _read_released(path: Path) -> dict[str, Tensor]:
             "fetch it again, or save its state_dict alone as safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged or no PyTorch file ({error}): fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or not a PyTorch file ({error}): fetch it again") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise CheckpointError(f"{path} holds no parameters by name: expected a state_dict")
+        raise CheckpointError(f"{path} holds no named parameters: expected a state_dict")
     return state_dict
 
 
@@ -352,7 +352,7 @@ def _check_records(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or no PyTorch file ({error}): fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or not a PyTorch file ({error}): fetch it again") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum; fetch it again")
 

@@ -215,11 +215,13 @@ class DeltaTok(InPrecision):
             side = math.isqrt(patch_tokens.shape[-2])
             if side * side != patch_tokens.shape[-2]:
                 raise ValueError(
-                    f"{patch_tokens.shape[-2]} patch tokens form no square: give grid=(rows, columns)"
+                    f"{patch_tokens.shape[-2]} patch tokens do not form a square: give grid=(rows, columns)"
                 )
             grid = side, side
         if patch_tokens.shape[-2] != grid[0] * grid[1]:
-            raise ValueError(f"{patch_tokens.shape[-2]} patch tokens are no grid of {grid[0]} x {grid[1]}")
+            raise ValueError(
+                f"{patch_tokens.shape[-2]} patch tokens do not form a grid of {grid[0]} x {grid[1]}"
+            )
         scale = torch.ones((), device=patch_tokens.device)
         if self.training and self.rope_rescale is not None and generator is not None:
             exponent = torch.rand((), generator=generator, device=generator.device) * 2.0 - 1.0

@@ -45,8 +45,3 @@ class LabelledSequence:
             raise ValueError(f"{self.sequence_id}: a sequence needs at least its target frame")
         if self.spacing_s <= 0:
             raise ValueError(f"{self.sequence_id}: spacing {self.spacing_s} s must be positive")
-
-
-def as_benchmark(name: str) -> BenchmarkName | None:
-    """``name`` if it is a benchmark's, else ``None``."""
-    return next((each for each in BENCHMARKS if each == name), None)

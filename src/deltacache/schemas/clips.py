@@ -38,7 +38,7 @@ def _check_scales(clip_id: str, scales: np.ndarray, shape: tuple[int, ...]) -> N
     if not (scales >= 0).all() or not np.isfinite(scales).all():
         raise ValueError(
             f"{clip_id}: scales must be finite and not negative, they go from {scales.min()} to "
-            f"{scales.max()}: the backbone gave tokens that are no numbers"
+            f"{scales.max()}: the backbone's tokens are not finite"
         )
 
 

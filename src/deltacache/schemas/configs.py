@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> Any:
     """The content as plain values.
 
     Raises:
-        DeltacacheError: there is no such file, or it is not a YAML.
+        DeltacacheError: there is no such file, or it is not valid YAML.
     """
     try:
         return yaml.safe_load(decoded(path.read_bytes()))
@@ -118,7 +118,11 @@ _ORDERED = ("main", "256px", "512px", "cooldown", "cooldown1", "cooldown2")
 class TokenizerModelConfig(Frozen):
     """DeltaTok (method section 1). ``hidden_size`` comes from the features."""
 
-    num_heads: Annotated[int, Flag("heads")] = Field(default=12, ge=1, description="Attention heads.")
+    num_heads: Annotated[int, Flag("heads")] = Field(
+        default=12,
+        ge=1,
+        description="Attention heads of the transformer; must divide the width of its tokens.",
+    )
     encoder_layers: int = 12
     decoder_layers: int = 12
     qk_norm: bool = True
@@ -139,7 +143,11 @@ class WorldModelConfig(Frozen):
     """A world model (method section 1). ``hidden_size`` and ``tokens_per_frame`` come from the dataset."""
 
     architecture: str = Field(default="deltaworld", description="a file of deltacache/models/worlds")
-    num_heads: Annotated[int, Flag("heads")] = Field(default=12, ge=1, description="Attention heads.")
+    num_heads: Annotated[int, Flag("heads")] = Field(
+        default=12,
+        ge=1,
+        description="Attention heads of the transformer; must divide the width of its tokens.",
+    )
     num_layers: int = 12
     mlp_ratio: float = 4.0
     query: Annotated[Literal["noise", "learned"], Flag()] = Field(
@@ -378,8 +386,6 @@ def save_config(config: Frozen, path: Path) -> None:
 
 
 HeadPreset = Literal["released", "tiny"]
-HEAD_RECIPES = ("segmentation", "depth", "rgb")
-"""Each is a file ``presets/<preset>/head-<recipe>.yaml``."""
 
 
 class FramesConfig(Frozen):

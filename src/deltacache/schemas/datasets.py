@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -59,7 +60,7 @@ def parse_numbers(value: Any, what: str, advice: str) -> Any:
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise ValueError(f"{what} {value!r} are no {advice}") from None
+        raise ValueError(f"{what} {value!r} are not {advice}") from None
 
 
 def parse_layers(value: Any) -> Any:
@@ -113,8 +114,14 @@ def parse_horizons(value: Any) -> Any:
     return parse_numbers(value, "horizons", "numbers of steps: give them with commas, such as 1,3")
 
 
-Horizons = Annotated[tuple[int, ...], BeforeValidator(parse_horizons)]
-"""Steps after the context at which futures are scored."""
+def _in_order(horizons: tuple[int, ...]) -> tuple[int, ...]:
+    if min(horizons, default=1) < 1:
+        raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
+    return tuple(sorted(set(horizons)))
+
+
+Horizons = Annotated[tuple[int, ...], BeforeValidator(parse_horizons), AfterValidator(_in_order)]
+"""Steps after the context at which futures are scored, in order and each once."""
 
 
 def sides(size: Size) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from deltacache.schemas.arguments import Flag
 from deltacache.schemas.benchmarks import Task
@@ -94,13 +94,6 @@ class ForesightEvaluation(Frozen):
         default=4, ge=0, le=32, description="Sequences kept for the report's pictures."
     )
     device: Device = "auto"
-
-    @field_validator("horizons")
-    @classmethod
-    def _horizons_in_order(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
-        if min(horizons) < 1:
-            raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
-        return tuple(sorted(set(horizons)))
 
     @model_validator(mode="after")
     def _depth_needs_both(self) -> Self:

@@ -301,6 +301,10 @@ class DataMixture(Frozen):
         return self
 
 
+ChainStage = Literal["tokenizer", "deltas", "worlds", "evaluation"]
+"""Stages of ``run`` that may be made again, in their order; each uses those before it."""
+
+
 class Launch(Frozen):
     """``train-tokenizer`` and ``train-world``, beside the recipe."""
 
@@ -451,13 +455,6 @@ class ContextExport(Frozen):
             raise ValueError(f"{unknown[0]} is not known: give {', '.join(BENCHMARKS)}, as NAME=PATH")
         return data
 
-    @field_validator("horizons")
-    @classmethod
-    def _after_the_context(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
-        if min(horizons) < 1:
-            raise ValueError(f"horizon {min(horizons)} is not after the context: give numbers from 1 up")
-        return horizons
-
 
 class CostRequest(Frozen):
     """``flops``: which systems are counted, and for what."""
@@ -479,7 +476,7 @@ class CostRequest(Frozen):
     )
     heads: Annotated[
         int | None, Flag(default="the preset's; heads of 64 dims if tokens have another width")
-    ] = Field(default=None, ge=1, description="Attention heads of all models.")
+    ] = Field(default=None, ge=1, description="Attention heads of all models; must divide their width.")
     image_size: Annotated[tuple[int, int], Flag(takes=str, default="256")] = Field(
         default=(256, 256), description="Pixels of a crop: 256, or rows x columns: 448x896."
     )

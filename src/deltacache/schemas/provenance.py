@@ -104,7 +104,8 @@ def require_matches(model: Provenance, given: Provenance, way_out: str, *, any_s
             f"{trained.name} was trained on {_selection(trained)}, but {here.name} has {_selection(here)}: "
             f"use the same --layers and --pca, or {way_out}"
         )
-    if differ(trained.patch_grid, here.patch_grid) and not (any_size and _sizes_differ(trained, here)):
+    sizes = [None if each.image_size is None else sides(each.image_size) for each in (trained, here)]
+    if differ(trained.patch_grid, here.patch_grid) and not (any_size and differ(*sizes)):
         size = "" if here.image_size is None else f" ({size_text(here.image_size)} px)"
         raise MismatchError(
             f"{trained.name} was trained on {_grid(trained)} patches per frame, but {here.name} has "
@@ -115,12 +116,6 @@ def require_matches(model: Provenance, given: Provenance, way_out: str, *, any_s
             f"{trained.name} was trained on delta tokens of tokenizer {trained.tokenizer_fingerprint}, but {here.name} "
             f"is {here.tokenizer_fingerprint}: {way_out}"
         )
-
-
-def _sizes_differ(a: Provenance, b: Provenance) -> bool:
-    if a.image_size is None or b.image_size is None:
-        return False
-    return sides(a.image_size) != sides(b.image_size)
 
 
 def _grid(of: Provenance) -> str:

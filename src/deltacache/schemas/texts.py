@@ -1,6 +1,7 @@
-"""Text as people's programs write it, and counts as people read them."""
+"""Text as people's programs write it, and counts and sizes as people read them."""
 
 import codecs
+from collections.abc import Sequence
 
 
 def counted(number: float, one: str, several: str = "", form: str = "") -> str:
@@ -11,6 +12,25 @@ def counted(number: float, one: str, several: str = "", form: str = "") -> str:
         form: of the number: "," separates thousands.
     """
     return f"{number:{form}} {one if number == 1 else several or f'{one}s'}"
+
+
+def bytes_text(size: float) -> str:
+    """A size in memory: ``5.8 MiB``, ``1.25 GiB``, ``139 GiB``."""
+    return _in_units(size, 1024, ("KiB", "MiB", "GiB", "TiB"))
+
+
+def disk_text(size: float) -> str:
+    """A size on a disk, in the units that disks are sold in: ``5.8 MB``, ``1.25 GB``, ``805 TB``."""
+    return _in_units(size, 1000, ("kB", "MB", "GB", "TB"))
+
+
+def _in_units(size: float, step: int, units: Sequence[str]) -> str:
+    """Three digits that count, in the largest unit of which there is a whole one."""
+    if size < step:
+        return counted(round(size), "byte")
+    place = next((at for at in range(len(units)) if size < step ** (at + 2)), len(units) - 1)
+    value = size / step ** (place + 1)
+    return f"{value:,.0f} {units[place]}" if value >= 100 else f"{value:.3g} {units[place]}"
 
 
 def decoded(content: bytes) -> str:

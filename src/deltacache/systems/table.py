@@ -132,7 +132,7 @@ def _place_of(given: str) -> str:
 
 def _named_backbone(card: BackboneCard) -> InputConvention:
     if Path(card.id, "config.json").is_file():
-        raise CheckpointError(f"a folder {card.id} lies here, and it may be another one")
+        raise CheckpointError(f"there is a folder {card.id} here, which may be another backbone")
     encoder = encoder_on("meta", card.id)
     _check_sizes(card, encoder, card.id)
     if card.id == "tiny":
@@ -188,7 +188,10 @@ def cost_rows(
         if cost is not None:
             figures |= {"step_seconds": cost.seconds, "step_gib": cost.peak_bytes / 2**30}
         rows += [_row(system, name, value, encoder is not None) for name, value in figures.items()]
-    return _with_ratios(rows, systems[0].name)
+    base = {row["quantity"]: row["value"] for row in rows if row["system"] == systems[0].name}
+    for row in rows:
+        row["relative"] = None if row["includes_backbone"] is False else row["value"] / base[row["quantity"]]
+    return rows
 
 
 def _row(system: LoadedSystem, quantity: str, value: float, with_backbone: bool) -> Row:
@@ -201,17 +204,6 @@ def _row(system: LoadedSystem, quantity: str, value: float, with_backbone: bool)
         "value": value,
         "includes_backbone": with_backbone if quantity == FUTURES else None,
     }
-
-
-def _with_ratios(rows: Sequence[Mapping[str, Any]], first: str) -> list[Row]:
-    base = {row["quantity"]: row["value"] for row in rows if row["system"] == first}
-    return [
-        {
-            **row,
-            "relative": None if row["includes_backbone"] is False else row["value"] / base[row["quantity"]],
-        }
-        for row in rows
-    ]
 
 
 def _measured(

@@ -214,7 +214,9 @@ def _claim(out: Path, config: SystemsConfig) -> None:
             )
         return
     if out.exists() and any(path.name != LOCK_FILE for path in out.iterdir()):
-        raise DeltacacheError(f"{out} is not empty and holds no systems: choose another folder, or empty it")
+        raise DeltacacheError(
+            f"{out} is not empty and is not an output of train-systems: choose another folder, or empty it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(saved) as temporary:
         save_config(config, temporary)

@@ -1,6 +1,1 @@
-"""Trainers of the tokenizer and the world model: one loop, one process."""
-
-from deltacache.train.tokenizer import train_tokenizer
-from deltacache.train.world import train_world
-
-__all__ = ["train_tokenizer", "train_world"]
+"""Trainers of the tokenizer, the world model and heads: one loop; ``workers.launch`` says where it runs."""

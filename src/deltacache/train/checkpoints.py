@@ -150,7 +150,12 @@ def load_newest(out: Path, kind: Kind, load: Callable[[Path], LoadedModel[ModelT
         return None
     newest = finished[-1]
     try:
-        _check_kind(newest, kind)
+        try:
+            found = json.loads((newest / CONFIG_FILE).read_bytes())["kind"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{newest / CONFIG_FILE} cannot be read: {error!r}") from error
+        if found != kind:
+            raise MismatchError(f"{newest} is of a {found}, not of a {kind}: choose another output folder")
         return read_checkpoint(newest, load)
     except CheckpointError as error:
         before = finished[-2].name if len(finished) > 1 else "none, so that training starts again"
@@ -158,15 +163,6 @@ def load_newest(out: Path, kind: Kind, load: Callable[[Path], LoadedModel[ModelT
             f"{newest} is damaged and cannot be resumed: {error}. Delete that folder to go on from the one "
             f"before it (the previous is {before})"
         ) from error
-
-
-def _check_kind(folder: Path, kind: Kind) -> None:
-    try:
-        found = json.loads((folder / CONFIG_FILE).read_bytes())["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} cannot be read: {error!r}") from error
-    if found != kind:
-        raise MismatchError(f"{folder} is of a {found}, not of a {kind}: choose another output folder")
 
 
 def read_checkpoint(folder: Path, load: Callable[[Path], LoadedModel[ModelT]]) -> Resumed[ModelT]:

@@ -93,7 +93,7 @@ class ClipDataset(torch_data.Dataset[Item]):
         return [open_clips(each, sharers=len(self._datasets)) for each in self._datasets]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is no fork: it opens the datasets again instead of being sent their tokens."""
+        """For a worker that is not a fork: it opens the datasets again instead of being sent their tokens."""
         return {name: each for name, each in vars(self).items() if name not in ("_clips", "_own")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -350,8 +350,8 @@ def _checked(columns: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str, 
         taken = [name for name in columns if name not in known]
         if taken:
             raise DatasetError(
-                f"{taken[0]!r} is no column of the index that can be added, and no side array of {dataset.root}: give "
-                f"some of {', '.join(known)}"
+                f"{taken[0]!r} is not a column of the index that can be added, and not a side array of {dataset.root}: "
+                f"choose from {', '.join(known)}"
             )
     arrays = [{name: each.card.side_arrays.get(name) for name in columns} for each in datasets]
     for dataset, other in zip(datasets[1:], arrays[1:], strict=True):

@@ -18,15 +18,15 @@ from deltacache.models.devices import allow_tf32, forward_precision
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import ProgressStage, Reporter, duration
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 from deltacache.train.checkpoints import BEST, TrainedModel, checkpoint_folder
 from deltacache.train.logs import FolderRecord, NoRecord, RunWriter
 from deltacache.train.optimizer import (
     FiniteGuard,
     clip_gradients,
-    described,
     make_optimizer,
     rate_at,
+    schedule_lines,
     set_rate,
 )
 from deltacache.train.order import MicroBatch, Mixture, Split
@@ -260,7 +260,7 @@ class Run:
     optimizer_state: dict[str, Any] | None = None
     samples_per_pass: int | None = None
     group: ProcessGroup = field(default_factory=SingleProcess)
-    hint: str = "the same command with --resume goes on"
+    hint: str = "run the same command with --resume to continue"
     dry_run: bool = False
     validation: Validation | None = None
     mixture: Mixture | None = None
@@ -303,7 +303,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
     allow_tf32(device, config.precision != "float32")
     optimizer = make_optimizer(task.model, config, run.optimizer_state)
     guard = FiniteGuard(optimizer, device)
-    for line in described(config, run.first_step):
+    for line in schedule_lines(config, run.first_step):
         run.reporter.line(f"train {task.kind}: {line}")
     cost, split = _choose_split(task, run, device)
     if run.dry_run:
@@ -515,7 +515,7 @@ def _choose_split(task: TrainingTask[Any], run: Run, device: torch.device) -> tu
         seconds = samples * cost.sample_seconds + task.inputs_computed(samples) * cost.input_seconds
         said += f"; {describe_time(seconds, steps)}"
         if (size := task.bytes_to_load(device)) > 2**30:
-            said += f"; {size / 2**30:,.3g} GiB of tokens are loaded first"
+            said += f"; {bytes_text(size)} of tokens are loaded first"
     run.reporter.line(f"train {task.kind}: {said}")
     return cost, split
 
@@ -608,8 +608,8 @@ def _saved_before(
     except torch.OutOfMemoryError as error:
         record.save_now(task.model, optimizer, done)
         raise DeltacacheError(
-            f"out of memory in {what} after step {done}, whose state is saved: --resume goes on, {way_out}. PyTorch "
-            f"says: {str(error).splitlines()[0]}"
+            f"out of memory in {what} after step {done}, whose state is saved: continue with --resume, {way_out}. "
+            f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -94,7 +94,7 @@ def rate_at(step: int, config: TrainingConfig) -> float:
     return warmup_cosine(step, config.learning_rate, config.warmup_steps, config.decay_steps)
 
 
-def described(config: TrainingConfig, first_step: int) -> list[str]:
+def schedule_lines(config: TrainingConfig, first_step: int) -> list[str]:
     """The schedule of a run that has done ``first_step`` steps, in one line, and a line for what is odd about it."""
     steps, warmup, decay = config.steps, config.warmup_steps, config.decay_steps
     begun = f"a warm-up of {counted(warmup, 'step', form=',')} to {config.learning_rate:g}"

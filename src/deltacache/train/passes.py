@@ -18,7 +18,7 @@ from deltacache.models.flops import LivingStorages
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import duration
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 from deltacache.train.order import MicroBatch, Split
 from deltacache.train.workers.group import ProcessGroup
 
@@ -121,7 +121,7 @@ def measure_passes(
                 if not measured:
                     smallest = "one sample" if size == 1 else f"{size} samples"
                     raise DeltacacheError(
-                        f"not even a pass of {smallest} fits in the {_gib(free)} that are free on {device}: free "
+                        f"not even a pass of {smallest} fits in the {bytes_text(free)} that are free on {device}: free "
                         "memory there, choose a smaller model or image size, or another device"
                     ) from None
                 break
@@ -161,8 +161,9 @@ def fitting_split(cost: PassCost, split: Split, group: ProcessGroup, device: tor
     mine = next((size for size in sizes if cost.bytes_of(size) <= room), 0)
     if group.any(mine == 0):
         raise DeltacacheError(
-            f"a pass of one sample takes {_gib(cost.bytes_of(1))} beside the weights, and {_gib(room)} may be used on "
-            f"{device}: free memory there, choose a smaller model or image size, or another device"
+            f"a pass of one sample takes {bytes_text(cost.bytes_of(1))} beside the weights, and "
+            f"{bytes_text(room)} may be used on {device}: free memory there, choose a smaller model or image "
+            "size, or another device"
         )
     chosen = next(size for size in sizes if not group.any(size > mine))
     return cut_into(split, chosen)
@@ -217,8 +218,8 @@ class CutBatches(Generic[BatchT]):
 def describe_split(cost: PassCost, split: Split, device: torch.device) -> str:
     """Effective batch, passes and memory."""
     return (
-        f"effective batch {split}: a pass takes {_gib(cost.bytes_of(split.batch_size))} of the "
-        f"{_gib(cost.free_bytes)} that are free on {device.type}"
+        f"effective batch {split}: a pass takes {bytes_text(cost.bytes_of(split.batch_size))} of the "
+        f"{bytes_text(cost.free_bytes)} that are free on {device.type}"
     )
 
 
@@ -254,10 +255,6 @@ def _after(seconds: float, call: Callable[[], None]) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
 
 
 def _forget_gradients(weights: list[torch.nn.Parameter]) -> None:

@@ -12,7 +12,7 @@ from deltacache.models.flops import cpu_bfloat16_gain
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import TrainingPrecision
 from deltacache.schemas.progress import duration
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted, disk_text
 from deltacache.train.optimizer import clip_gradients
 from deltacache.train.order import MicroBatch, Split
 from deltacache.train.passes import PassCost, memory_for
@@ -46,7 +46,7 @@ def preview(
     )
     peak = weights + moments + cost.bytes_of(split.batch_size) + task.bytes_to_load(device)
     yield (
-        f"memory at its peak: {peak / 2**30:.3g} GiB on {device.type}, with weights, gradients, the optimizer's moments"
+        f"memory at its peak: {bytes_text(peak)} on {device.type}, with weights, gradients, the optimizer's moments"
         + (" and the data" if task.bytes_to_load(device) else "")
     )
     size = min(split.batch_size, max(1, int(_LONGEST_PASS_S / cost.sample_seconds)))
@@ -73,11 +73,7 @@ def preview(
         less = share * pass_s / size * samples * steps
         yield f"--precision bfloat16 would take about {duration(seconds - less)}: this CPU multiplies it faster"
     read = task.bytes_to_read(samples * split.workers * steps)
-    # Bytes as disks are sold: ``805 TB``.
-    unit, power = next(
-        (each for each in (("TB", 12), ("GB", 9), ("MB", 6)) if read >= 10 ** each[1]), ("kB", 3)
-    )
-    yield f"reads {read / 10**power:.3g} {unit} of data"
+    yield f"reads {disk_text(read)} of data"
 
 
 def bfloat16_share(task: Any, config: TrainingConfig, device: torch.device, size: int = 1) -> float | None:

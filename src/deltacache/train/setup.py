@@ -208,7 +208,7 @@ def check_same_settings(folder: Path, before: Mapping[str, Any], metadata: Mappi
     ]
     if changed:
         raise MismatchError(
-            f"{folder} was trained with another config ({'; '.join(changed)}): --resume goes on with "
+            f"{folder} was trained with another config ({'; '.join(changed)}): --resume continues with "
             "the same config; restore these settings or choose another output folder"
         )
     _check_same_rates(folder, before, metadata)
@@ -235,7 +235,7 @@ def _check_same_run(resumed: Resumed[SavedModelT], metadata: Mapping[str, Any]) 
         if metadata[name] != resumed.metadata[name]:
             raise MismatchError(
                 f"{resumed.folder} was trained on other data ({name} was {resumed.metadata[name]}, now "
-                f"{metadata[name]}): --resume goes on with the same data; give those or choose "
+                f"{metadata[name]}): --resume continues with the same data; give those or choose "
                 "another output folder"
             )
 
@@ -405,7 +405,7 @@ def check_same_start(resumed: Mapping[str, Any], start_from: Path | None) -> Non
     if now is not None and before != now:
         raise MismatchError(
             f"this run was started from a checkpoint with fingerprint {before}, but {start_from} has {now}: "
-            "--resume goes on with the same one; give that, or choose another output folder"
+            "--resume continues with the same one; give that, or choose another output folder"
         )
 
 
@@ -468,7 +468,7 @@ class TrainingRequest(Generic[ConfigT]):
     resume: bool
     device: str
     start_from: Path | None = None
-    hint: str = "the same command with --resume goes on"
+    hint: str = "run the same command with --resume to continue"
     dry_run: bool = False
     validation: str | None = None
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from deltacache.models.checkpoints import Kind, load_tokenizer
 from deltacache.models.deltatok import DeltaTok
 from deltacache.models.devices import choose_device, forward_precision
-from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import TokenizerConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import (
@@ -34,12 +33,11 @@ from deltacache.train.setup import (
     TrainingClips,
     TrainingRequest,
     check_fits,
-    holding_output,
     nothing_to_do,
     open_inputs,
     open_stage,
 )
-from deltacache.train.workers.group import ProcessGroup, SingleProcess
+from deltacache.train.workers.group import ProcessGroup
 
 
 class TokenizerTask:
@@ -134,35 +132,17 @@ class TokenizerTask:
         return PairProbe(PairBatch(previous, current), first, black)
 
 
-def train_tokenizer(
-    features: AnyPath | str,
-    out: Path,
-    config: TokenizerConfig,
-    *,
-    resume: bool,
-    device: str,
-    reporter: Reporter,
-    start_from: Path | None = None,
-) -> Path:
-    """Train on a feature dataset and return the last checkpoint; a finished run returns at once.
-
-    ``start_from`` is the stage before, of which ``config.training.start`` says what is taken.
-
-    Raises:
-        DatasetError: ``features`` is not a feature dataset that can be trained on.
-        MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
-        CheckpointError: ``resume`` with a damaged newest checkpoint.
-        DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
-    """
-    request = TrainingRequest(features, out, config, resume, device, start_from)
-    with holding_output(out, "train-tokenizer", resume=resume):
-        return prepare_tokenizer(request, reporter, SingleProcess()).train()
-
-
 def prepare_tokenizer(
     request: TrainingRequest[TokenizerConfig], reporter: Reporter, group: ProcessGroup
 ) -> Prepared:
-    """What ``train_tokenizer`` does before the first step, for one worker of ``group``."""
+    """What training does before the first step, for one worker of ``group``.
+
+    Raises:
+        DatasetError: the data are not a feature dataset that can be trained on.
+        MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
+        CheckpointError: ``resume`` with a damaged newest checkpoint.
+        DeltacacheError: the output folder holds something else, or the stage before is missing.
+    """
     config, target = request.config, choose_device(request.device)
     data, build = open_tokenizer_inputs(request)
     opened = open_stage(request, data, "tokenizer", build, load_tokenizer, group)
@@ -180,7 +160,7 @@ def prepare_tokenizer(
 def open_tokenizer_inputs(
     request: TrainingRequest[TokenizerConfig],
 ) -> tuple[TrainingClips, Callable[[], DeltaTok]]:
-    """The data, and what builds a new model for them; see ``train_tokenizer`` for what is refused."""
+    """The data, and what builds a new model for them; see ``prepare_tokenizer`` for what is rejected."""
     data = open_inputs(request, "features")
 
     def build() -> DeltaTok:

@@ -16,7 +16,6 @@ from deltacache.models.devices import choose_device, forward_precision
 from deltacache.models.selection import WAYS, ways_for
 from deltacache.models.world_model import WorldLoss, WorldModel
 from deltacache.models.worlds import world_class
-from deltacache.pipeline.storage.storage import AnyPath
 from deltacache.schemas.configs import SelectionName, WorldConfig
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import (
@@ -37,12 +36,11 @@ from deltacache.train.setup import (
     TrainingClips,
     TrainingRequest,
     check_fits,
-    holding_output,
     nothing_to_do,
     open_inputs,
     open_stage,
 )
-from deltacache.train.workers.group import ProcessGroup, SingleProcess
+from deltacache.train.workers.group import ProcessGroup
 
 _TRIED_ON_CPU, _TRIED = 2, 16
 """Clips that each way of selection is tried on: on a CPU seconds of a ViT-B in float32, on a GPU little memory."""
@@ -158,6 +156,8 @@ class WorldTask:
         return self._loss(batch, part, self.selection).loss, {}
 
     def _loss(self, batch: ClipBatch, part: MicroBatch, way: SelectionName) -> WorldLoss:
+        # For models with dropout: it depends on the step and the part, so other splits draw other numbers.
+        dropout = seed_of("dropout", self._config.training.seed, part.step, part.start)
         return self.model.training_loss(
             batch.tokens,
             batch.timestamps_s,
@@ -165,7 +165,7 @@ class WorldTask:
             candidates=self._config.candidates,
             beta=self._config.smooth_l1_beta,
             noise=self._noise(batch, part),
-            generator=self._dropout(part),
+            generator=torch.Generator().manual_seed(dropout),
             selection=WAYS[way],
         )
 
@@ -177,11 +177,6 @@ class WorldTask:
         seed, batch_size = self._config.training.seed, self._effective_batch
         noise = normal_draws("noise", seed, part, batch_size, shape, self._device)
         return noise.mul_(self.model.noise_std)
-
-    def _dropout(self, part: MicroBatch) -> torch.Generator:
-        """For models with dropout: it depends on the step and the part, so other splits draw other numbers."""
-        seed = seed_of("dropout", self._config.training.seed, part.step, part.start)
-        return torch.Generator().manual_seed(seed)
 
     def probes(self) -> dict[str, float]:
         """Health of the world model; clips and candidates depend on the seed alone."""
@@ -201,33 +196,15 @@ class WorldTask:
             return probe_world(self.model, batch, self._grid, noise, config.smooth_l1_beta)
 
 
-def train_world(
-    source: AnyPath | str,
-    out: Path,
-    config: WorldConfig,
-    *,
-    resume: bool,
-    device: str,
-    reporter: Reporter,
-    start_from: Path | None = None,
-) -> Path:
-    """Train on a delta or feature dataset and return the last checkpoint; a finished run returns at once.
-
-    ``start_from`` is the stage before, of which ``config.training.start`` says what is taken.
+def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: ProcessGroup) -> Prepared:
+    """What training does before the first step, for one worker of ``group``.
 
     Raises:
-        DatasetError: ``source`` is not a dataset of the kind that the architecture trains on.
+        DatasetError: the data are not a dataset of the kind that the architecture trains on.
         MismatchError: tokens of a width unfit for the config, or ``resume`` with another config or data.
         CheckpointError: ``resume`` with a damaged newest checkpoint.
-        DeltacacheError: ``out`` holds something else, the stage before is missing, or the loss became non-finite.
+        DeltacacheError: the output folder holds something else, or the stage before is missing.
     """
-    request = TrainingRequest(source, out, config, resume, device, start_from)
-    with holding_output(out, "train-world", resume=resume):
-        return prepare_world(request, reporter, SingleProcess()).train()
-
-
-def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, group: ProcessGroup) -> Prepared:
-    """What ``train_world`` does before the first step, for one worker of ``group``."""
     config, target = request.config, choose_device(request.device)
     data, build = open_world_inputs(request)
     dataset = data.train
@@ -257,7 +234,7 @@ def prepare_world(request: TrainingRequest[WorldConfig], reporter: Reporter, gro
 def open_world_inputs(
     request: TrainingRequest[WorldConfig],
 ) -> tuple[TrainingClips, Callable[[], WorldModel]]:
-    """The data, and what builds a new model for them; see ``train_world`` for what is refused."""
+    """The data, and what builds a new model for them; see ``prepare_world`` for what is rejected."""
     config = request.config.model
     made = world_class(config.architecture)
     data = open_inputs(request, made.trains_on)

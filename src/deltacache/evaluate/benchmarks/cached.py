@@ -11,8 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from deltacache.evaluate.benchmarks.benchmark_inputs import (
+    BenchmarkInputs,
+    feature_card,
+    load_inputs,
+    patch_tokens,
+)
 from deltacache.evaluate.benchmarks.loading import Ahead, LoadedSequence, crops_bytes, load_sequence
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, feature_card, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.sampling import Advance, tell_nobody
 from deltacache.evaluate.settings import BenchmarkEvaluation
 from deltacache.pipeline.benchmarks.frames import frame_shape, split_of

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 
 from deltacache.evaluate import output
+from deltacache.evaluate.benchmarks.benchmark_inputs import BenchmarkInputs
 from deltacache.evaluate.benchmarks.cached import CacheWorkerPlan, plan_caches
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs
-from deltacache.evaluate.benchmarks.run import BenchmarkRun, Parts, open_benchmarks
+from deltacache.evaluate.benchmarks.run import BenchmarkRun, FinishedBlocks, open_benchmarks
 from deltacache.evaluate.benchmarks.sampling import Advance, Timing
 from deltacache.evaluate.benchmarks.worker import WorkerPlan
 from deltacache.evaluate.clips.run import score_clips
@@ -143,7 +143,7 @@ def redo_pictures(run: BenchmarkRun, plan: WorkerPlan, reporter: Reporter) -> No
 
 
 def _sums(
-    run: BenchmarkRun, parts: Parts, examples: Path, reporter: Reporter
+    run: BenchmarkRun, parts: FinishedBlocks, examples: Path, reporter: Reporter
 ) -> Iterator[Iterable[Statistic]]:
     """Of all finished blocks, and of the feature dataset that goes into the same tables."""
     for block in run.blocks:
@@ -178,7 +178,7 @@ def _order(run: BenchmarkRun, series: Series) -> tuple[object, ...]:
     )
 
 
-def _write_timing(run: BenchmarkRun, parts: Parts) -> None:
+def _write_timing(run: BenchmarkRun, parts: FinishedBlocks) -> None:
     """``timing.json``: seconds by part and peaks of memory, of all blocks."""
     timing = Timing()
     for block in run.blocks:
@@ -198,7 +198,7 @@ def evaluate_benchmarks(settings: BenchmarkEvaluation, reporter: Reporter) -> Pa
 
     def open_source() -> Evaluation:
         run = open_benchmarks(settings)
-        parts = Parts(settings.out, run.parts_id)
+        parts = FinishedBlocks(settings.out, run.parts_id)
 
         def score_blocks(reporter: Reporter) -> None:
             parts.prepare()
@@ -231,7 +231,7 @@ def _worker_plan(run: BenchmarkRun, reporter: Reporter) -> WorkerPlan:
     return WorkerPlan(run.settings, caches, run.generated, frame_threads(run.settings))
 
 
-def _score(run: BenchmarkRun, parts: Parts, plan: WorkerPlan, reporter: Reporter) -> None:
+def _score(run: BenchmarkRun, parts: FinishedBlocks, plan: WorkerPlan, reporter: Reporter) -> None:
     """Do the blocks that are missing."""
     missing = [block for block in run.blocks if not parts.has(block)]
     left = sum(len(block.sequences) for block in missing)

@@ -69,7 +69,7 @@ def load_sequence(
         if frame.shape[:2] != shape:
             raise DatasetError(
                 f"{path} has {frame.shape[0]} x {frame.shape[1]} pixels, {sequence.frames[0]} {shape[0]} x "
-                f"{shape[1]}: frames of a sequence must be of one size"
+                f"{shape[1]}: all frames of a sequence must have the same size"
             )
         split = split or split_of(*shape, image_size)
         frames.append(resize_frame(frame, split))

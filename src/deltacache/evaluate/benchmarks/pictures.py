@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs
-from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch, judge
+from deltacache.evaluate.benchmarks.benchmark_inputs import BenchmarkInputs
+from deltacache.evaluate.benchmarks.sampling import CropFutures, Sampler, SequenceBatch, ensemble_of
 from deltacache.evaluate.clips.scenes import NOTHING_REACHED
 from deltacache.evaluate.examples import (
     MAP_SIDE,
@@ -75,7 +75,7 @@ def save_picture(
 
 def _world(world: World, clip: Tensor, futures: CropFutures) -> tuple[Tensor, ExampleWorld]:
     """The first samples (s, H, N, D), and what is kept of a world model's futures of the first crop."""
-    ensemble = judge(futures.last(0), clip[-1])
+    ensemble = ensemble_of(futures.last(0), clip[-1])
     kept = futures.first_samples(0, _EXAMPLE_SAMPLES)
     none = np.full(world.samples, NOTHING_REACHED)
     entry = ExampleWorld(

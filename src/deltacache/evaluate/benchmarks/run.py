@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache import __version__
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, load_inputs
+from deltacache.evaluate.benchmarks.benchmark_inputs import BenchmarkInputs, load_inputs
 from deltacache.evaluate.benchmarks.sampling import Timing, timing_from
-from deltacache.evaluate.clips import run as opening
+from deltacache.evaluate.clips.run import ClipRun
+from deltacache.evaluate.clips.run import open_run as open_clip_run
 from deltacache.evaluate.examples import examples_of
 from deltacache.evaluate.generators import Answers, open_generators
 from deltacache.evaluate.output import (
@@ -84,7 +85,7 @@ def blocks_of(
         yield Block(dataset, number, part, kept)
 
 
-class Parts:
+class FinishedBlocks:
     """The finished blocks of one run. Those of another run in the same folder are refused."""
 
     def __init__(self, out: Path, run_id: str) -> None:
@@ -263,7 +264,7 @@ class BenchmarkRun:
     inputs: BenchmarkInputs
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]]
     blocks: tuple[Block, ...]
-    clips: opening.ClipRun | None
+    clips: ClipRun | None
     generated: Mapping[str, int]
     notes: tuple[str, ...]
     counts: tuple[str, ...]
@@ -330,7 +331,7 @@ def open_benchmarks(settings: BenchmarkEvaluation) -> BenchmarkRun:
         each.name: each.check_covers(sequences, settings.context, settings.horizons)
         for each in open_generators(settings)
     }
-    clips = opening.open_run(settings.clips) if settings.clips else None
+    clips = open_clip_run(settings.clips) if settings.clips else None
     inputs = load_inputs(settings, "cpu" if settings.workers else None)
     blocks = tuple(
         block
@@ -355,7 +356,7 @@ def _run_id(
     settings: BenchmarkEvaluation,
     inputs: BenchmarkInputs,
     sequences: dict[BenchmarkName, tuple[LabelledSequence, ...]],
-    clips: opening.ClipRun | None,
+    clips: ClipRun | None,
     answers: Mapping[str, Answers],
 ) -> str:
     """Follows from the numbers that went in: not from paths, the workers, the device or the clock."""

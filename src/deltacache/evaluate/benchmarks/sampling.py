@@ -22,7 +22,7 @@ from deltacache.models.futures import decode_future, decode_steps, sequence_gene
 from deltacache.schemas.benchmarks import BenchmarkName
 
 # ----------------------------------------------------------------------------------------------------
-# Sampled futures of one crop, judged at the one step that is scored.
+# Sampled futures of one crop, compared at the one step that is scored.
 #
 # Shapes: S samples, H horizon, N patches, D hidden.
 # ----------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def decode_last(model: DeltaTok, last: Tensor, deltas: Tensor, grid: Grid) -> Te
     return torch.cat(frames)
 
 
-def judge(samples: Tensor, truth: Tensor) -> Ensemble:
+def ensemble_of(samples: Tensor, truth: Tensor) -> Ensemble:
     """Compare samples (S, N, D) with the true frame (N, D)."""
     return Ensemble(samples, feature_metrics(samples, truth))
 

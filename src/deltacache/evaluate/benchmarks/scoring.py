@@ -21,7 +21,7 @@ from deltacache.evaluate.benchmarks.sampling import (
     SequenceBatch,
     Timing,
     TrueDeltas,
-    judge,
+    ensemble_of,
 )
 from deltacache.evaluate.inputs import Models, World
 from deltacache.evaluate.metrics import (
@@ -254,7 +254,7 @@ class BatchScorer:
             for crop in range(batch.sequences[at].split.crops):
                 truth, samples = batch.tokens[batch.first[at] + crop, -1], futures.of_crop(at, crop)
                 with self._timing.part("samples", self._device):
-                    ensemble = judge(samples, truth)
+                    ensemble = ensemble_of(samples, truth)
                     name = batch.sequences[at].sequence.sequence_id
                     check_finite(ensemble.metrics, futures.method.name, name, horizon)
                     for summary, future in summaries(ensemble, futures):

@@ -11,6 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltacache.evaluate.benchmarks.benchmark_inputs import (
+    BenchmarkInputs,
+    crop_tokens,
+    load_inputs,
+    patch_tokens,
+)
 from deltacache.evaluate.benchmarks.cached import CachedFeatures, Item
 from deltacache.evaluate.benchmarks.loading import (
     Ahead,
@@ -19,7 +25,6 @@ from deltacache.evaluate.benchmarks.loading import (
     load_cached,
     load_sequence,
 )
-from deltacache.evaluate.benchmarks.opening import BenchmarkInputs, crop_tokens, load_inputs, patch_tokens
 from deltacache.evaluate.benchmarks.pictures import save_picture
 from deltacache.evaluate.benchmarks.run import Block, BlockResult
 from deltacache.evaluate.benchmarks.sampling import Advance, Sampler, SequenceBatch, Timing, tell_nobody

@@ -1,4 +1,4 @@
-"""Futures sampled from a world model, judged without ever holding all of them decoded.
+"""Futures sampled from a world model, scored without ever holding all of them decoded.
 
 Shapes: B clips, S samples, H longest horizon, K horizons that are scored, F true futures, N patches,
 D hidden, C context.
@@ -157,22 +157,22 @@ def score_samples(
     )
 
 
-def sample_statistics(world: World, judged: ScoredSamples, about: AboutSequence) -> Iterator[Statistic]:
+def sample_statistics(world: World, scored: ScoredSamples, about: AboutSequence) -> Iterator[Statistic]:
     """Best and mean of the first 1, 2, 5, ... samples and of all, and what the samples are together at each horizon.
 
     Best at a horizon is the sample with the lowest smooth-L1 there, whatever its other metrics. A single prediction
     is neither best nor mean. What fewer than all samples give is what fewer ``--samples`` would have given.
     """
     if world.single:
-        yield from feature_statistics(world.method, "single", 1, about, judged.metrics[0])
+        yield from feature_statistics(world.method, "single", 1, about, scored.metrics[0])
         return
-    for count, mean in judged.means.items():
-        best = best_samples(judged.metrics[:count])
+    for count, mean in scored.means.items():
+        best = best_samples(scored.metrics[:count])
         yield from feature_statistics(world.method, "best", count, about, best)
         yield from feature_statistics(world.method, "mean", count, about, mean)
-    if judged.totals is None:
+    if scored.totals is None:
         return
-    for horizon, seconds, totals in zip(about.horizons, about.seconds, judged.totals, strict=True):
+    for horizon, seconds, totals in zip(about.horizons, about.seconds, scored.totals, strict=True):
         series = Series(about.dataset, "samples", world.method, "single", horizon, world.samples)
         yield Statistic(series, about.sequence_id, about.video, seconds, totals)
 

@@ -42,8 +42,8 @@ from deltacache.evaluate.predictions import (
     AboutSequence,
     RolloutProtocol,
     about_sequences,
-    bounds,
     reconstructions,
+    reference_predictions,
     score_predictions,
 )
 from deltacache.evaluate.settings import ClipEvaluation
@@ -55,7 +55,7 @@ from deltacache.pipeline.work.encoders import resolve_precision
 from deltacache.schemas.datasets import fingerprint_of, sides
 from deltacache.schemas.errors import MismatchError
 from deltacache.schemas.progress import Reporter
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 
 # ----------------------------------------------------------------------------------------------------
 # An evaluation's inputs, opened and checked before anything is computed or written.
@@ -164,8 +164,8 @@ def _without_energy(models: Models, protocol: RolloutProtocol) -> Iterator[str]:
             yield (
                 f"{world.method.name} ({world.method.world}) has no energy score: "
                 f"{counted(world.samples, 'sample')} of {count} "
-                f"frames of {frame} numbers are {numbers * 4 / 2**20:.0f} MiB per sequence, and at most "
-                f"{sample_sums.ENERGY_NUMBERS * 4 / 2**20:.0f} are held; give fewer samples or horizons"
+                f"frames of {frame} numbers are {bytes_text(4 * numbers)} per sequence, and at most "
+                f"{bytes_text(4 * sample_sums.ENERGY_NUMBERS)} are held; give fewer samples or horizons"
             )
 
 
@@ -228,7 +228,7 @@ def score_batch(run: ClipRun, batch: CachedSequences, examples: Path) -> Iterato
         NotFiniteError: a prediction is not finite.
     """
     protocol, about = run.protocol, about_sequences(batch, run.protocol, run.settings.dataset)
-    for method, predictions in bounds(batch, protocol):
+    for method, predictions in reference_predictions(batch, protocol):
         yield from score_predictions(method, predictions, batch, about, protocol)
     deltas: dict[str, Tensor] = {}
     for tokenizer in run.models.tokenizers:
@@ -261,20 +261,20 @@ def _score_futures(
     futures = None
     if checked is not None:
         futures = read_futures_of(run.dataset, checked.scene, run.protocol, run.device)
-    judgements: list[tuple[World, ScoredSamples]] = []
+    scored_worlds: list[tuple[World, ScoredSamples]] = []
     for world, sampled in rollouts:
         keep = max(_EXAMPLE_SAMPLES, _EXAMPLE_BYTES // (2 * clip[run.protocol.context :].numel()))
-        judged = score_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
-        judgements.append((world, judged))
-        yield from sample_statistics(world, judged, about)
-        if checked is not None and judged.distances is not None:
-            yield from score_modes(world, checked, judged.distances, about.dataset, run.protocol)
+        scored = score_samples(world, sampled, clip, about, run.protocol, futures, keep if wanted else 0)
+        scored_worlds.append((world, scored))
+        yield from sample_statistics(world, scored, about)
+        if checked is not None and scored.distances is not None:
+            yield from score_modes(world, checked, scored.distances, about.dataset, run.protocol)
     if wanted:
-        save_example(_example(run, batch, position, judgements), examples)
+        save_example(_example(run, batch, position, scored_worlds), examples)
 
 
 def _example(
-    run: ClipRun, batch: CachedSequences, position: int, judgements: list[tuple[World, ScoredSamples]]
+    run: ClipRun, batch: CachedSequences, position: int, scored_worlds: list[tuple[World, ScoredSamples]]
 ) -> Example:
     row, protocol = batch.rows[position], run.protocol
     clip = batch.own[position]
@@ -296,22 +296,22 @@ def _example(
         patch_tokens=clip.half().cpu().numpy(),
         futures=np.stack(futures),
         reconstruction=reconstruction.half().cpu().numpy(),
-        worlds=tuple(_example_world(world, judged, checked) for world, judged in judgements),
+        worlds=tuple(_example_world(world, scored, checked) for world, scored in scored_worlds),
     )
 
 
-def _example_world(world: World, judged: ScoredSamples, checked: CheckedScene | None) -> ExampleWorld:
-    samples = len(judged.metrics)
+def _example_world(world: World, scored: ScoredSamples, checked: CheckedScene | None) -> ExampleWorld:
+    samples = len(scored.metrics)
     nearest = reached = np.full(samples, NOTHING_REACHED)
-    if checked is not None and judged.distances is not None:
-        nearest = judged.distances[:, -1].argmin(1)
-        reached = checked.reached(judged.distances, -1)
+    if checked is not None and scored.distances is not None:
+        nearest = scored.distances[:, -1].argmin(1)
+        reached = checked.reached(scored.distances, -1)
     return ExampleWorld(
         method=world.method.name,
         fingerprint=world.method.world or "",
-        samples=judged.kept,
-        mean=judged.mean[-1],
-        best=int(judged.metrics[:, -1, 0].argmin()),
+        samples=scored.kept,
+        mean=scored.mean[-1],
+        best=int(scored.metrics[:, -1, 0].argmin()),
         nearest=nearest,
         reached=reached,
     )

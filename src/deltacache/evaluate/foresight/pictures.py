@@ -77,7 +77,9 @@ def save_picture(
         maps=tuple(example_maps(_map_makers(seen, settings, inputs), clip, reconstruction, samples)),
     )
     save_example(example, album.folder)
-    save_frames(album.folder, clip_id, np.stack([_smaller(picture) for picture in seen.pictures]))
+    height, width = kept_size(*seen.pictures[0].shape[:2])
+    smaller = [Image.fromarray(each).resize((width, height), Image.Resampling.BOX) for each in seen.pictures]
+    save_frames(album.folder, clip_id, np.stack([np.asarray(each) for each in smaller]))
 
 
 def kept_size(height: int, width: int) -> tuple[int, int]:
@@ -120,8 +122,3 @@ def _map_makers(
             stored(labels.depth),
             lambda tokens: heads.read(depth, tokens, rows_columns)[:, 0].half(),
         )
-
-
-def _smaller(picture: np.ndarray) -> np.ndarray:
-    height, width = kept_size(picture.shape[0], picture.shape[1])
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))

@@ -30,6 +30,7 @@ from deltacache.evaluate.report.strips import (
 )
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError
+from deltacache.schemas.texts import disk_text
 
 MOST_SHOWN = 20
 """Samples on the page and in the movie; the tensors hold all."""
@@ -96,7 +97,7 @@ def write_page(prediction: PastAndFutures, path: Path) -> None:
             write_bytes(path, page)
             return
     raise DatasetError(
-        f"the page would have {len(page) / 1e6:.1f} MB even with few pictures, and may have {_MOST_BYTES / 1e6:.0f}: "
+        f"the page would be {disk_text(len(page))} even with few pictures; the limit is {disk_text(_MOST_BYTES)}: "
         "give fewer --steps or --head"
     )
 
@@ -234,7 +235,7 @@ def _moment(prediction: PastAndFutures, at: int) -> Image.Image:
     seen, count = at < prediction.context, min(len(prediction.futures), MOST_SHOWN)
     columns = min(_COLUMNS, count)
     rows = max(2, -(-count // columns))
-    height, width = _tile_size(prediction.grid)
+    height, width = (max(1, round(_TILE * side / max(prediction.grid))) for side in prediction.grid)
     left = 2 * width + 3 * _GAP
     size = (left + columns * (width + _GAP) + _GAP, _TOP + rows * (height + _GAP) + _GAP)
     canvas = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAGE)
@@ -280,12 +281,6 @@ def _looks(prediction: PastAndFutures) -> tuple[str, Any, Any]:
         lambda at: projection.picture(prediction.tokens[at], prediction.grid),
         lambda sample, step: projection.picture(prediction.futures[sample, step], prediction.grid),
     )
-
-
-def _tile_size(grid: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a tile that has the aspect of the frames."""
-    longest = max(grid)
-    return max(1, round(_TILE * grid[0] / longest)), max(1, round(_TILE * grid[1] / longest))
 
 
 def _paste(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltacache import __version__
-from deltacache.evaluate.benchmarks.opening import load_scorer
+from deltacache.evaluate.benchmarks.benchmark_inputs import load_scorer
 from deltacache.evaluate.benchmarks.pictures import pictures
 from deltacache.evaluate.clips.rollouts import delta_tokens, roll_out
 from deltacache.evaluate.examples import MAP_SIDE, MapMaker
@@ -38,6 +38,7 @@ from deltacache.schemas.hub import origins_within
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.provenance import Provenance
+from deltacache.schemas.texts import bytes_text
 
 TENSORS, PAGE = "futures.safetensors", "index.html"
 _MOST_NUMBERS = 2**31  # patch tokens of all futures: 8 GiB in float32
@@ -83,8 +84,8 @@ def predict_futures(settings: PredictionSettings, reporter: Reporter) -> Path:
     numbers = settings.samples * settings.steps * sequence.black.numel()
     if numbers > _MOST_NUMBERS:
         raise DeltacacheError(
-            f"{settings.samples} futures of {settings.steps} steps are {numbers * 4 / 2**30:.0f} GiB of patch tokens, "
-            f"and at most {_MOST_NUMBERS * 4 / 2**30:.0f} are allowed: give fewer --samples or --steps, or a smaller "
+            f"{settings.samples} futures of {settings.steps} steps are {bytes_text(4 * numbers)} of patch tokens, "
+            f"and at most {bytes_text(4 * _MOST_NUMBERS)} are allowed: give fewer --samples or --steps, or a smaller "
             "--image-size"
         )
     models = _models(settings, sequence, device)

@@ -133,7 +133,15 @@ def _row(dataset: Dataset, settings: PredictionSettings) -> int:
 def _of_video(settings: PredictionSettings, device: torch.device, reporter: Reporter) -> SeenSequence:
     assert settings.image_size is not None  # filled in from what the models were trained on
     assert settings.spacing_s is not None
-    source = _one_video(settings, reporter)
+    videos = find_videos(
+        settings.video, None, tell=reporter.line, frames_per_second=settings.frames_per_second
+    )
+    if len(videos) > 1:
+        raise DeltacacheError(
+            f"{settings.video} holds {len(videos)} videos, but one is predicted at a time: give the path of one, such "
+            f"as that of {videos[0].video_uri}"
+        )
+    source = videos[0]
     window = Window(settings.at_s, settings.context, settings.steps, settings.spacing_s)
     sampling = SamplingSettings(
         frames=max(2, settings.context + settings.steps),
@@ -177,18 +185,6 @@ def _of_video(settings: PredictionSettings, device: torch.device, reporter: Repo
         pixels=clip.pixels,
         backbone=backbone,
     )
-
-
-def _one_video(settings: PredictionSettings, reporter: Reporter) -> VideoSource:
-    videos = find_videos(
-        settings.video, None, tell=reporter.line, frames_per_second=settings.frames_per_second
-    )
-    if len(videos) > 1:
-        raise DeltacacheError(
-            f"{settings.video} holds {len(videos)} videos, but one is predicted at a time: give the path of one, such "
-            f"as that of {videos[0].video_uri}"
-        )
-    return videos[0]
 
 
 def _decoded(source: VideoSource, extraction: ExtractionSettings, window: Window) -> PixelClip:

@@ -114,7 +114,6 @@ def _for_page(svg: str) -> str:
 
 
 _BINS = 12
-_RANKS = 4  # sums before the rank counts in a row of ``samples``
 Row = dict[str, Any]
 
 

@@ -50,7 +50,11 @@ def write_contact_sheet(root: AnyPath | str, path: Path) -> Path:
     rows = _rows(dataset)
     title = f"{len(rows)} of {len(dataset)} clips of {root}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = _html(title, rows) if path.suffix.lower() == ".html" else _png(title, rows)
+    if path.suffix.lower() == ".html":
+        shown = [(row, webp_uri(row.film, lossless=True)) for row in rows]
+        content = page_template("contact_sheet.html").render(title=title, rows=shown).encode()
+    else:
+        content = _png(title, rows)
     write_bytes(path, content)
     return path
 
@@ -110,8 +114,3 @@ def _clipped(draw: ImageDraw.ImageDraw, text: str, width: int, font: object) -> 
     while text and draw.textlength("…" + text, font=font) > width:  # pyright: ignore[reportArgumentType]
         text = text[1:]
     return "…" + text
-
-
-def _html(title: str, rows: Sequence[SheetRow]) -> bytes:
-    shown = [(row, webp_uri(row.film, lossless=True)) for row in rows]
-    return page_template("contact_sheet.html").render(title=title, rows=shown).encode()

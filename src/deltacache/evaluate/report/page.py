@@ -40,6 +40,7 @@ from deltacache.evaluate.report.strips import Detail, ExampleView, PixelLookup, 
 from deltacache.evaluate.report.tables import class_tables, findings, intervals_text
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.texts import disk_text
 
 MOST_BYTES = 15_000_000
 _DETAILS = (Detail(), Detail(6, 6, 160), Detail(4, 6, 128), Detail(3, 4, 96), Detail(2, 3, 64))
@@ -122,8 +123,8 @@ def _write(runs: Sequence[ReportRun], path: Path) -> Path:
             write_bytes(path, page)
             return path
     raise DatasetError(
-        f"the report would have {len(page) / 1e6:.1f} MB even with few pictures, a page may have "
-        f"{MOST_BYTES / 1e6:.0f}: give fewer runs"
+        f"the report would be {disk_text(len(page))} even with few pictures; the limit is "
+        f"{disk_text(MOST_BYTES)}: give fewer runs"
     )
 
 
@@ -146,7 +147,10 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
             name: [each.get(name, "") for each in facts]
             for name in dict.fromkeys(n for f in facts for n in f)
         },
-        "findings": [(run.name, findings(_of_run(shown, run.name))) for run in runs],
+        "findings": [
+            (run.name, findings(tuple(panel.of_run(run.name) for panel in shown if run.name in panel.runs)))
+            for run in runs
+        ],
         "sections": [
             _section(dataset, shown, styles) | {"classes": class_tables(runs, dataset)}
             for dataset in datasets
@@ -172,10 +176,6 @@ def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) 
         "modes": modes,
         "more": [view for view in views if view not in main and view not in modes],
     }
-
-
-def _of_run(shown: Sequence[Panel], run: str) -> tuple[Panel, ...]:
-    return tuple(panel.of_run(run) for panel in shown if run in panel.runs)
 
 
 def _curve_groups(run: ReportRun) -> list[ChartGroup]:

@@ -177,11 +177,6 @@ def published_at(datasets: Iterable[str]) -> str:
     return f"{others}, those of whole frames at {whole}" if FORESIGHT in found else others
 
 
-def is_published(run_id: str) -> bool:
-    """Whether a row is a published one."""
-    return run_id.startswith(_RUN)
-
-
 def references(rows: Iterable[Row]) -> list[Row]:
     """Published rows to show beside one's own ``rows``: of the same data, metrics and horizons.
 

@@ -57,15 +57,14 @@ def rich_tables(metrics: pa.Table) -> list[Table]:
 
 def plain_text(metrics: pa.Table) -> str:
     """The same as text with aligned columns."""
-    return "\n\n".join(_plain_panel(panel) for panel in panels(metrics))
-
-
-def _plain_panel(panel: Panel) -> str:
-    heading = ["method", *(panel.heading(column) for column in range(len(panel.columns)))]
-    body = [[line.label, *(" ".join(panel.text(cell)) for cell in line.cells)] for line in panel.lines]
-    sides = ["left", *["right"] * len(panel.columns)]
-    table = tabulate([heading, *body], tablefmt="plain", colalign=sides, disable_numparse=True)
-    return f"{panel.dataset}: {panel.title}\n{indent(table, '  ')}"
+    tables = []
+    for panel in panels(metrics):
+        heading = ["method", *(panel.heading(column) for column in range(len(panel.columns)))]
+        body = [[line.label, *(" ".join(panel.text(cell)) for cell in line.cells)] for line in panel.lines]
+        sides = ["left", *["right"] * len(panel.columns)]
+        table = tabulate([heading, *body], tablefmt="plain", colalign=sides, disable_numparse=True)
+        tables.append(f"{panel.dataset}: {panel.title}\n{indent(table, '  ')}")
+    return "\n\n".join(tables)
 
 
 def print_metrics(metrics: pa.Table, console: Console) -> None:

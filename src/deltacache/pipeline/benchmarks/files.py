@@ -62,7 +62,7 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """Lines of a text file that are not empty, with their numbers from 1.
 
     Raises:
-        DatasetError: it is missing or no text.
+        DatasetError: it is missing or not a text file.
     """
     try:
         lines = decoded(existing(path).read_bytes()).splitlines()

@@ -44,7 +44,7 @@ def read_frame(benchmark: BenchmarkName, path: str) -> np.ndarray:
     content = _bytes(path)
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if picture is None:
-        raise DatasetError(f"{path} is damaged or no picture: get it again")
+        raise DatasetError(f"{path} is damaged or not a picture: get it again")
     picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return kb_crop(picture, path) if benchmark == "kitti" else picture
 
@@ -53,7 +53,7 @@ def frame_shape(benchmark: BenchmarkName, path: str) -> tuple[int, int]:
     """Rows and columns of what ``read_frame`` gives, from the file's header alone.
 
     Raises:
-        DatasetError: missing, or no picture.
+        DatasetError: missing, or not a picture.
     """
     return _KB_CROP if benchmark == "kitti" else stored_shape(path)
 
@@ -62,7 +62,7 @@ def stored_shape(path: str) -> tuple[int, int]:
     """Rows and columns of a picture as it lies on disk.
 
     Raises:
-        DatasetError: missing, or no picture.
+        DatasetError: missing, or not a picture.
     """
     try:
         with Image.open(path) as image:
@@ -70,7 +70,7 @@ def stored_shape(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing: get the benchmark's frames") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path} is damaged or no picture ({error}): get it again") from error
+        raise DatasetError(f"{path} is damaged or not a picture ({error}): get it again") from error
 
 
 def read_label(benchmark: BenchmarkName, path: str, shape: tuple[int, int]) -> np.ndarray:
@@ -189,7 +189,7 @@ def _read_single_channel(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing: get the benchmark's labels") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path} is damaged or no picture ({error}): get it again") from error
+        raise DatasetError(f"{path} is damaged or not a picture ({error}): get it again") from error
     if label.ndim != 2:
         raise DatasetError(f"{path} has {label.shape[-1]} channels: a label has one number per pixel")
     return label
@@ -315,7 +315,7 @@ def read_whole(path: str, size: tuple[int, int]) -> np.ndarray:
     """A frame (h, w, 3) uint8 RGB resized to rows x columns, bilinear with antialiasing as extraction does it.
 
     Raises:
-        DatasetError: missing or no picture.
+        DatasetError: missing or not a picture.
     """
     picture = read_frame("cityscapes", path)
     if picture.shape[:2] == size:
@@ -390,9 +390,9 @@ def _stored(path: Path) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, EOFError, UnidentifiedImageError, cv2.error) as error:
-        raise DatasetError(f"{path} is damaged or no depth map ({error}): make it again") from error
+        raise DatasetError(f"{path} is damaged or not a depth map ({error}): make it again") from error
     if picture is None:
-        raise DatasetError(f"{path} is damaged or no depth map: make it again")
+        raise DatasetError(f"{path} is damaged or not a depth map: make it again")
     return picture
 
 

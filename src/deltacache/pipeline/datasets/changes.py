@@ -42,7 +42,7 @@ from deltacache.schemas.errors import (
     VideoRefusedError,
 )
 from deltacache.schemas.tables import INDEX_SCHEMA, SOURCES_SCHEMA
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import counted, disk_text
 
 # ----------------------------------------------------------------------------------------------------
 # What the finished shards hold, from the tables where they are of all shards, else from parts and receipts.
@@ -239,9 +239,8 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
     if changed:
         names = ", ".join(source.video_uri for source in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise DatasetError(
-            f"{counted(len(changed), 'video has', 'videos have')} another content than when {root} was "
-            f"made of them: {names}. Put the old "
-            "files back, give the new ones other names, or use --changed-videos recompute, which makes their "
+            f"{counted(len(changed), 'video has', 'videos have')} changed since {root} was made: {names}. Put "
+            "the old files back, give the new ones other names, or use --changed-videos recompute, which makes their "
             "shards again. Nothing was changed"
         )
 
@@ -293,9 +292,8 @@ class Lineage:
         """
         if adds and self.unknown is not None:
             raise DatasetError(
-                f"{deltas} does not say of which videos its shard {self.unknown} was made, for it has no checksums of "
-                f"them, so it is unknown whether {features} are its features: nothing was added. Tokenize "
-                "into a new folder"
+                f"{deltas} has no checksums of the videos in its shard {self.unknown}, so it cannot be checked whether "
+                f"it was made from {features}: nothing was added. Tokenize into a new folder"
             )
 
     def to_drop(self, features: UPath, deltas: UPath, made_of: str, *, recompute: bool) -> list[str]:
@@ -312,25 +310,23 @@ class Lineage:
         if not others:
             return []
         video, was, now = self.example
-        content = (
-            f"{video} with the content {was[:16]}" if was else f"{video} with a content that it does not say"
-        )
-        found = f"with the content {now[:16]}" if now else "not at all, or in another shard"
+        content = f"{video} with content {was[:16]}" if was else f"{video}, whose content it does not record"
+        found = f"has it with content {now[:16]}" if now else "does not have it in this shard"
+        shards = counted(self.same + len(self.grown) + others, "shard")
         between = (
-            f"{deltas} was made of {made_of} and holds {content}, but {features} has that video {found}: {others} of "
-            f"its {counted(self.same + len(self.grown) + others, 'shard is', 'shards are')} of other "
-            "videos. Nothing was changed"
+            f"{deltas} was made from {made_of} and holds {content}, but {features} {found}: {others} of its {shards} "
+            "differ in their videos. Nothing was changed"
         )
         if not self.same + len(self.grown):
             raise MismatchError(
-                f"{features} is another feature dataset than the one of these deltas. {between}. Give the features "
+                f"{features} is not the feature dataset that these deltas were made from. {between}. Give the features "
                 "that they were made from, or another output folder"
             )
         if not recompute:
             raise DatasetError(
-                f"{features} has other videos than when these deltas were made from it. {between}. Give the features "
-                "as they were, another output folder, or --changed-videos recompute, which removes these shards and "
-                "makes them from the features as they are"
+                f"The videos of {features} have changed since these deltas were made from it. {between}. Give the "
+                "features as they were, another output folder, or --changed-videos recompute, which removes these "
+                "shards and makes them again"
             )
         return [*self.changed, *self.missing]
 
@@ -463,16 +459,21 @@ class DatasetDescription:
         rows, columns = card.patch_grid
         refused = ", ".join(f"{reason} {count}" for reason, count in self.failures.items()) or "none"
         parents = ", ".join(f"{name} {value}" for name, value in card.parents.items())
+        taken = ""
+        if card.backbone.layers is not None:
+            taken += f", layers {','.join(map(str, card.backbone.layers))}"
+        if card.backbone.pca_fingerprint is not None:
+            taken += f", PCA {card.backbone.pca_fingerprint}"
         spacing = f"{sampling.spacing_min_s:g}-{sampling.spacing_max_s:g} s apart"
         state = "finished" if self.finished else "not finished"
         lines = [
             f"{self.root}: {card.kind} in {card.store} shards, {state}",
             f"  holds        {counted(self.clips, 'clip')} of {counted(self.videos, 'video')} in "
             f"{self.shards} of {self.planned_shards} "
-            f"shards, {readable_size(self.bytes)}",
+            f"shards, {disk_text(self.bytes)}",
             f"  refused      {refused}",
             f"  fingerprint  {card.fingerprint}, made from {parents}",
-            f"  backbone     {card.backbone.id}{_taken(card)}, {size_text(card.image_size)} px, "
+            f"  backbone     {card.backbone.id}{taken}, {size_text(card.image_size)} px, "
             f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
             f"  sampling     {counted(sampling.frames, 'frame')} {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}",
@@ -482,21 +483,9 @@ class DatasetDescription:
         return "\n".join(lines)
 
 
-def _taken(card: DatasetCard) -> str:
-    """Layers and PCA, where they are used."""
-    layers, pca = card.backbone.layers, card.backbone.pca_fingerprint
-    joined = f", layers {','.join(map(str, layers))}" if layers is not None else ""
-    return joined + (f", PCA {pca}" if pca is not None else "")
-
-
 def _beside(array: SideArray) -> str:
     what = "text" if array.kind == "text" else counted(array.width or 1, "number")
     return f"{what} a frame, {array.rule}"
-
-
-def readable_size(count: int) -> str:
-    """Bytes in MB or GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def describe(root: AnyPath | str) -> DatasetDescription:

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from deltacache.pipeline.datasets.plan import open_plan, read_plan, runs_of, write_plan
 from deltacache.pipeline.datasets.receipts import (
     BESIDE,
-    Failure,
     Receipt,
     StoredClip,
     finished_shards,
@@ -406,10 +405,6 @@ class Dataset:
     def failures(self) -> pa.Table:
         """The refused videos and clips: ``failures.parquet``."""
         return read_table(self.root / FAILURES_FILE, FAILURES_SCHEMA)
-
-    def failures_of(self, shard_id: str) -> list[Failure]:
-        """The refused videos and clips of one shard."""
-        return list(read_receipt(self.root, shard_id).failures)
 
     def clips_of(self, shard_id: str) -> range:
         """Positions of the clips of one shard; empty when it has none."""

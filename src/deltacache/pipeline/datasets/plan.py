@@ -235,6 +235,11 @@ def grow_plan(
     return open_plan(root)
 
 
+def missing_views(plan: Plan, videos: Iterable[VideoSource], views: int) -> Iterator[PlannedVideo]:
+    """What ``grow_plan`` would add: new videos, and further views of known ones."""
+    return _missing(plan.batches, videos, views)
+
+
 def _joined(
     planned: Iterable[pa.RecordBatch], ids: list[str], added: Iterable[ShardTask]
 ) -> Iterator[pa.Table]:

@@ -641,7 +641,7 @@ def verify_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> lis
     except DatasetError as error:
         if not (root / CARD_FILE).exists() and not finished_shards(root):
             raise
-        return [Problem(CARD_FILE, None, f"{error}. Nothing else was judged", Remedy.REMOVE)]
+        return [Problem(CARD_FILE, None, f"{error}. Nothing else was checked", Remedy.REMOVE)]
     problems = list(_black(root, card))
     shards = known_shards(root)
     problems.extend(shards.problems)
@@ -842,7 +842,12 @@ def repair_dataset(root: AnyPath | str, reporter: Reporter | None = None) -> Rep
 def _repair(root: AnyPath, problems: list[Problem]) -> Iterable[RepairAction]:
     by_remedy = {remedy: [p for p in problems if p.remedy is remedy] for remedy in Remedy}
     if by_remedy[Remedy.REBUILD_PLAN]:  # first: the receipts of damaged shards still say their videos
-        yield _rebuild_plan(root)
+        plan = plan_of_receipts(root)
+        remove(root / PLAN_FILE)
+        if plan.num_rows:
+            write_plan(root, plan)
+        shards = counted(len(plan["shard"].unique()), "shard")
+        yield RepairAction(PLAN_FILE, f"made again from the receipts of {shards}")
     dropped = sorted({problem.shard_id for problem in by_remedy[Remedy.DROP_SHARD] if problem.shard_id})
     drop_shards(root, dropped)
     for shard_id in dropped:
@@ -857,26 +862,15 @@ def _repair(root: AnyPath, problems: list[Problem]) -> Iterable[RepairAction]:
             remove(root / name)
             yield RepairAction(name, "removed")
     if by_remedy[Remedy.REWRITE_GROUP]:
-        yield _rewrite_group(root)
+        from deltacache.pipeline.datasets.zarr_store import (
+            ensure_root,  # zarr is imported only where it is used
+        )
+
+        remove(root / SHARDS / _GROUP_FILE)
+        ensure_root(root / SHARDS)
+        yield RepairAction(f"{SHARDS}/{_GROUP_FILE}", "written again")
     if by_remedy[Remedy.SWEEP]:
         for folder in (root, root / RECEIPTS, root / SHARDS, root / PARTS):
             if folder == root or folder.exists():
                 remove_leftovers(folder)
         yield RepairAction(".", "what dead commands left was removed")
-
-
-def _rebuild_plan(root: AnyPath) -> RepairAction:
-    plan = plan_of_receipts(root)
-    remove(root / PLAN_FILE)
-    if plan.num_rows:
-        write_plan(root, plan)
-    shards = len(plan["shard"].unique())
-    return RepairAction(PLAN_FILE, f"made again from the receipts of {counted(shards, 'shard')}")
-
-
-def _rewrite_group(root: AnyPath) -> RepairAction:
-    from deltacache.pipeline.datasets.zarr_store import ensure_root  # zarr is imported only where it is used
-
-    remove(root / SHARDS / "zarr.json")
-    ensure_root(root / SHARDS)
-    return RepairAction(f"{SHARDS}/zarr.json", "written again")

@@ -697,7 +697,11 @@ def prepare_dataset(root: AnyPath | str, card: DatasetCard, black_patch_tokens: 
             make_folder(folder)
             remove_leftovers(folder)
         if BLACK_FILE not in held:
-            _check_same_black(root, card)
+            if read_card(root).black_crc32c != card.black_crc32c:
+                raise DatasetError(
+                    f"{root / BLACK_FILE} is missing, and this machine computes other values than the one that made "
+                    "the dataset: restore it from a copy, or run the command there"
+                )
             write_bytes(root / BLACK_FILE, npy_bytes(black_patch_tokens))
 
 
@@ -786,14 +790,6 @@ def read_black(root: AnyPath, card: DatasetCard) -> np.ndarray:
         return npy_view(memoryview(content)).copy()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): remove it and {_MAKE_AGAIN}") from error
-
-
-def _check_same_black(root: AnyPath, card: DatasetCard) -> None:
-    if read_card(root).black_crc32c != card.black_crc32c:
-        raise DatasetError(
-            f"{root / BLACK_FILE} is missing, and this machine computes other values than the one that made the "
-            "dataset: restore it from a copy, or run the command there"
-        )
 
 
 def _check_free(root: AnyPath, card: DatasetCard, names: list[str]) -> None:

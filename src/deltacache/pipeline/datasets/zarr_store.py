@@ -107,7 +107,11 @@ class ZarrStore:
         self, group: Path, pairs: Iterable[tuple[StoredClip, ClipArrays]], written: WrittenShard
     ) -> dict[str, FileRecord]:
         """Write the shard files of all arrays, a clip at a time."""
-        names = {array: _data_file(array, dimensions) for array, dimensions in self._dimensions().items()}
+        dimensions = {token_array(self._card): len(self._shape), TIMESTAMPS: 1}  # of each array in one clip
+        if self._scale_shape is not None:
+            dimensions[SCALES] = len(self._scale_shape)
+        dimensions |= self._beside()
+        names = {array: _data_file(array, count) for array, count in dimensions.items()}
         with ExitStack() as stack:
             files = {array: _ShardFile(stack, group / name) for array, name in names.items()}
             tokens_out, times_out = files[token_array(self._card)], files[TIMESTAMPS]
@@ -126,11 +130,6 @@ class ZarrStore:
         if self._scale_shape is not None:
             written.scale_stride = 4 * self._scale_shape[1] + _CRC.size
         return records
-
-    def _dimensions(self) -> dict[str, int]:
-        """How many dimensions each array has in one clip."""
-        scales = {} if self._scale_shape is None else {SCALES: len(self._scale_shape)}
-        return {token_array(self._card): len(self._shape), TIMESTAMPS: 1} | scales | self._beside()
 
     def _beside(self) -> dict[str, int]:
         arrays = self._card.side_arrays.items()

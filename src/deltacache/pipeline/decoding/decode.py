@@ -17,7 +17,7 @@ from deltacache.pipeline.decoding.frame_source import FrameSource, SourceFailedE
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.pipeline.decoding.pyav_frames import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
 from deltacache.pipeline.decoding.sampling import ViewSample, Window, draw_view, largest_crop, window_indices
-from deltacache.schemas.clips import CropBox, PixelClip, clip_id_of
+from deltacache.schemas.clips import PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 from deltacache.schemas.texts import counted
@@ -175,13 +175,3 @@ def _places(samples: list[ViewSample]) -> dict[int, list[tuple[int, int]]]:
         for t, index in enumerate(sample.frame_indices):
             places.setdefault(index, []).append((view, t))
     return places
-
-
-def crop_and_resize(rgb: np.ndarray, crop: CropBox, size: Size, *, flip: bool) -> np.ndarray:
-    """(h, w, 3) uint8: the crop of one (H, W, 3) frame, resized as ``resampling`` does."""
-    from deltacache.pipeline.decoding.resampling import CroppedClip, Resizer
-
-    clip, resizer = CroppedClip(1, size, crop, flip=flip), Resizer(size)
-    resizer.load(rgb)
-    resizer.cut(clip, 0)
-    return clip.finish()[0]

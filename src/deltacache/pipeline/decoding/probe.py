@@ -365,7 +365,7 @@ _FORMATS = (
     "mxf,rm,dv,mp3,wav,flac,aac"
 )
 
-_PROTECTED = "protected by DRM: get it without"
+_PROTECTED = "protected by DRM: get an unprotected copy"
 _HEADERS = 1 << 20  # bytes at either end of a file that are searched for signs of DRM
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROTECTED = (  # its objects of content encryption, extended and not
@@ -448,7 +448,13 @@ def packets_of(container: InputContainer, stream: VideoStream) -> "Iterator[Pack
 
 
 def _open_container(path: str) -> InputContainer:
-    _check_file(path)
+    try:
+        with Path(path).open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror or error}") from error
+    if empty:
+        raise VideoRefusedError(FailureReason.EMPTY_FILE, "the file has zero bytes")
     try:
         # Metadata is often not UTF-8; none of it is used. An absolute path never reads as a protocol.
         return av.open(
@@ -458,18 +464,8 @@ def _open_container(path: str) -> InputContainer:
         raise _unopened(path) from error
 
 
-def _check_file(path: str) -> None:
-    try:
-        with Path(path).open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise VideoRefusedError(FailureReason.UNREADABLE, f"{error.strerror or error}") from error
-    if empty:
-        raise VideoRefusedError(FailureReason.EMPTY_FILE, "the file has zero bytes")
-
-
 def _unopened(path: str) -> VideoRefusedError:
-    """A file that begins like a video but has no index was cut off before it; the rest is no video."""
+    """A file that begins like a video but has no index was cut off before it; the rest is not a video."""
     with Path(path).open("rb") as file:
         head = file.read(12)
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":

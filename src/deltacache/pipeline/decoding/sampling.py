@@ -174,7 +174,9 @@ def draw_view(
     Raises:
         VideoRefusedError: ``too_short``, when frames would repeat and ``allow_duplicates`` is off.
     """
-    rng = _generator(settings.seed, video_id, view)
+    # Only .random() is drawn from it: that stream has never changed between numpy releases.
+    digest = hashlib.sha256(f"{settings.seed}/{video_id}/{view}".encode()).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
     count = settings.frames - 1
     if settings.augment:
         spread = settings.spacing_max_s - settings.spacing_min_s
@@ -213,12 +215,6 @@ def _refuse_repeats(timestamps_s: np.ndarray, span_s: float, duplicates: int) ->
         )
 
 
-def _generator(seed: int, video_id: str, view: int) -> np.random.Generator:
-    # Only .random() is drawn from it: that stream has never changed between numpy releases.
-    digest = hashlib.sha256(f"{seed}/{video_id}/{view}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-
-
 def van_der_corput(n: int) -> float:
     """The n-th number of the base-2 sequence 1/2, 1/4, 3/4, 1/8, ... (n from 1).
 
@@ -229,11 +225,6 @@ def van_der_corput(n: int) -> float:
         value += weight * (n & 1)
         n, weight = n >> 1, weight / 2
     return value
-
-
-def central_square(height: int, width: int) -> CropBox:
-    """The largest centred square."""
-    return largest_crop(height, width, (1, 1))
 
 
 def largest_crop(height: int, width: int, target: tuple[int, int]) -> CropBox:
@@ -271,10 +262,6 @@ def random_crop(
             top = int(rng.random() * (height - crop_height + 1))
             left = int(rng.random() * (width - crop_width + 1))
             return CropBox(top, left, crop_height, crop_width)
-    return _central_crop(height, width, ratio)
-
-
-def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> CropBox:
     crop_height = min(height, max(1, round(width / ratio[0])))
     crop_width = min(width, max(1, round(height * ratio[1])))
     return CropBox((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)

@@ -43,6 +43,7 @@ from deltacache.pipeline.decoding.decode import Allow, VideoJob
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.schemas.clips import PixelClip
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.texts import bytes_text
 
 Decode = Callable[[VideoJob, Allow], list[PixelClip]]
 
@@ -187,7 +188,7 @@ def _was_near(memory_bytes: int) -> bool:
 def _out_of_memory(memory_bytes: int) -> Message:
     return _refused(
         FailureReason.OUT_OF_MEMORY,
-        f"decoding needs more than the limit of {memory_bytes / 2**30:.1f} GiB",
+        f"decoding needs more than the limit of {bytes_text(memory_bytes)}",
     )
 
 

@@ -133,18 +133,16 @@ def decode_group(
                 sources.append(_source(video, None))
                 continue
             try:
-                with fetched(_location(video, locations), spool, settings.limits.temporary_share) as content:
+                if video.video_uri not in locations:
+                    raise VideoRefusedError(
+                        FailureReason.UNREADABLE, "it is planned, but no longer in the source"
+                    )
+                with fetched(locations[video.video_uri], spool, settings.limits.temporary_share) as content:
                     clips.extend(decoder.decode(_job(video, content, settings)))
             except VideoRefusedError as error:
                 failures.append(Failure(video.video_uri, None, "decode", error.reason.value, error.message))
             sources.append(_source(video, content))
     return DecodedGroup(tuple(clips), tuple(failures), tuple(sources), time.perf_counter() - start)
-
-
-def _location(video: PlannedVideo, locations: Mapping[str, str]) -> str:
-    if video.video_uri not in locations:
-        raise VideoRefusedError(FailureReason.UNREADABLE, "it is planned, but no longer in the source")
-    return locations[video.video_uri]
 
 
 def _job(video: PlannedVideo, content: FetchedVideo, settings: DecodeSettings) -> VideoJob:

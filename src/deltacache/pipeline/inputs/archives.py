@@ -117,7 +117,9 @@ def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
             suffix = ".zip" if name[match.end("name") + 1] == "z" else ".ZIP"
             spanned.setdefault(match["name"] + suffix, {})[int(match["number"])] = name
     found = [_numbered(name, parts) for name, parts in numbered.items()]
-    found += [_spanned(name, parts, whole) for name, parts in spanned.items()]
+    for name, parts in spanned.items():
+        names = part_names(name, max(parts) + 1)
+        found.append(ArchiveFile(name, name, len(names), _first_missing(names, {*parts.values(), *whole})))
     found += [ArchiveFile(name, name) for name in whole - spanned.keys()]
     return sorted(found, key=lambda archive: archive.first)
 
@@ -125,11 +127,6 @@ def archives_among(names: Iterable[str]) -> list[ArchiveFile]:
 def _numbered(name: str, parts: dict[int, str]) -> ArchiveFile:
     names = [f"{name}.{number:03d}" for number in range(1, max(parts) + 1)]
     return ArchiveFile(name, names[0], len(names), _first_missing(names, parts.values()))
-
-
-def _spanned(name: str, parts: dict[int, str], whole: set[str]) -> ArchiveFile:
-    names = part_names(name, max(parts) + 1)
-    return ArchiveFile(name, name, len(names), _first_missing(names, {*parts.values(), *whole}))
 
 
 def _first_missing(names: Sequence[str], there: Iterable[str]) -> str:
@@ -231,7 +228,7 @@ class _Joined(io.RawIOBase):
 
 
 MAX_VIDEO_BYTES = 16 << 30  # of one video taken out of an archive: more is a bomb, not a video
-NO_RANGES = "its server gives no parts of a file (range requests), which an archive needs"
+NO_RANGES = "its server does not support range requests, which reading an archive needs"
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, RuntimeError,
     IndexError, OverflowError, lzma.LZMAError,
@@ -328,7 +325,11 @@ def open_zip(archive: str, parts: int) -> ZipDirectory:
             raise VideoRefusedError(FailureReason.EMPTY_FILE, "the archive has zero bytes")
         opened = zipfile.ZipFile(file)
         _correct_separators(opened.infolist())
-        members = {info.filename: info for info in opened.infolist() if _is_wanted(info)}
+        members = {
+            info.filename: info
+            for info in opened.infolist()
+            if not (_is_hidden(info.filename) or info.is_dir())
+        }
         if parts > 1 and not names[0].lower().endswith(".001"):
             _correct_offsets(opened, file)
     except _ZIP_ERRORS as error:
@@ -353,10 +354,6 @@ def open_zip(archive: str, parts: int) -> ZipDirectory:
         if not any(map(is_video, held)) and (frames := frames_among(held))
     }
     return ZipDirectory(file, opened, members, folders)
-
-
-def _is_wanted(info: zipfile.ZipInfo) -> bool:
-    return not (_is_hidden(info.filename) or info.is_dir())
 
 
 def _is_hidden(name: str) -> bool:

@@ -69,6 +69,7 @@ from deltacache.pipeline.storage.storage import retried_call as retried
 from deltacache.schemas.datasets import SamplingSettings
 from deltacache.schemas.errors import DeltacacheError, FailureReason, VideoRefusedError
 from deltacache.schemas.jobs import DecodeLimits
+from deltacache.schemas.texts import bytes_text
 
 _CHUNK_BYTES = 8 << 20  # one request of an object store
 _LOCAL_CHUNK_BYTES = 1 << 20
@@ -334,7 +335,7 @@ def _zip_member(location: ZipVideo | ZipFrames, copies: _Copies | None) -> Fetch
         return _frames(readers, zip_version(frames), copies)
     member = directory.members.get(location.member)
     if member is None:
-        raise VideoRefusedError(FailureReason.UNREADABLE, "its archive does not hold it any more")
+        raise VideoRefusedError(FailureReason.UNREADABLE, "it is no longer in its archive")
     _check_size(member.file_size)
     target = _target(copies, suffix_of(location.member))
     digest, size = _copy(read_member(directory, member), target, copies)
@@ -388,7 +389,7 @@ def _check_size(size: int) -> None:
     if size > MAX_VIDEO_BYTES:
         raise VideoRefusedError(
             FailureReason.TOO_LARGE,
-            f"its archive claims {size} bytes for it, at most {MAX_VIDEO_BYTES >> 30} GiB are unpacked",
+            f"its archive claims {bytes_text(size)} for it, and at most {bytes_text(MAX_VIDEO_BYTES)} are unpacked",
         )
 
 

@@ -62,7 +62,7 @@ class ListedFolder:
         place: path or url.
         uri: relative to the folder searched, "" for that itself.
         files: by name.
-        query: what the urls of its files end with, such as a signature; it is no part of a name.
+        query: what the urls of its files end with, such as a signature; it is not part of a name.
         is_below: whether it lies below the folder searched; names on stores may be empty (``a//b``).
     """
 

@@ -190,7 +190,7 @@ def frames_among(names: Collection[str]) -> dict[str, str]:
 
     They are named ``<anything>_<number>.jpg``. Where none is, they are named by a whole number alone
     (``00001.jpg``), or behind the same beginning (``frame00001.jpg``, ``img-00001.jpg``), if every picture is, and
-    there are several: a few pictures are no video.
+    there are several: a few pictures are not a video.
 
     Hidden files do not count: macOS writes ``._img_1.jpg`` beside ``img_1.jpg``.
     """

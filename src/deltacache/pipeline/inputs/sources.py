@@ -69,7 +69,7 @@ def find_videos(
         column: of a list, by name or number; None: chosen as ``lists.read_list`` says.
         tell: is given lines about what was chosen and what was left out.
         schemes: of urls, in lists too, that are opened beside the known ones.
-        frames_per_second: without it, folders of pictures that are named by numbers alone are no videos, unless a
+        frames_per_second: without it, folders of pictures that are named by numbers alone are not videos, unless a
             list names them.
 
     Raises:

@@ -29,6 +29,7 @@ from deltacache.pipeline.datasets.plan import (
     ShardTask,
     copy_plan,
     grow_plan,
+    missing_views,
     open_plan,
 )
 from deltacache.pipeline.datasets.receipts import finished_shards
@@ -54,13 +55,14 @@ from deltacache.pipeline.datasets.writing import (
     settle_commits,
 )
 from deltacache.pipeline.decoding.work import DecodeSettings, group_bytes
-from deltacache.pipeline.inputs.sources import VideoSource, find_videos
+from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.jobs.parts import (
     BuildEncoder,
     chosen_backbone,
     feature_encoder,
     feature_worker,
     features_card,
+    find_sources,
     side_table,
     video_delta_encoder,
     video_worker,
@@ -87,7 +89,7 @@ from deltacache.schemas.jobs import (
 )
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.tables import FAILURES_SCHEMA, INDEX_SCHEMA
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import bytes_text, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class _Job:
         if decode is not None:
             decode = replace(decode, videos=sum(clips.values()) // decode.views)
             size = group_bytes(decode.views, decode.settings)
-            ahead = f"; up to {placement.in_flight(size) * size / 2**30:.2f} GiB of decoded videos in flight"
+            ahead = f"; up to {bytes_text(placement.in_flight(size) * size)} of decoded videos in flight"
         self._say(f"{placement}; Ray started in {placement.ray_start_s:.1f} s{ahead}")
         throughput = Throughput(placement, "reading" if decode is None else "decoding", SHARDS_AT_ONCE)
         receipts = partial(checked_receipts, self.out, card=read_card(self.out))
@@ -196,6 +198,15 @@ def extract_features(settings: ExtractionSettings, out: AnyPath | str, reporter:
         card = features_card(settings, backbone, black, precision)
         encoder = feature_encoder(settings, precision)
         return _encode_videos(job, _VideoJob(settings, settings, card, black, encoder))
+
+
+def videos_to_add(settings: ExtractionSettings, out: AnyPath | str) -> list[str]:
+    """Videos of which ``extract_features`` would add clips to the dataset at ``out``; of none there, no videos."""
+    plan = open_plan(dataset_root(out))
+    if not plan.videos:
+        return []
+    missing = missing_views(plan, find_sources(settings), settings.views)
+    return list(dict.fromkeys(video.video_uri for video in missing))
 
 
 def tokenize_videos(settings: TokenizeVideosSettings, out: AnyPath | str, reporter: Reporter) -> JobSummary:
@@ -284,14 +295,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
 def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     settings, out = work.settings, job.out
     job.reporter.line(f"looking for videos in {settings.source}")
-    sources = find_videos(
-        settings.source,
-        settings.exclude_list,
-        settings.column,
-        job.reporter.line,
-        settings.allow_schemes,
-        settings.sampling.frames_per_second,
-    )
+    sources = find_sources(settings, job.reporter.line)
     prepare_dataset(out, work.card, work.black)
     settle(out)
     plan = open_plan(out)
@@ -371,7 +375,7 @@ def _settle_changes(
     elif changed:
         shards = drop_changed(job.out, changed)
         job.reporter.line(
-            f"{counted(len(changed), 'video has', 'videos have')} another content: "
+            f"{counted(len(changed), 'video has', 'videos have')} changed: "
             f"{counted(shards, 'shard is', 'shards are')} made again"
         )
     return bool(changed)
@@ -447,7 +451,7 @@ def _finished_features(features: UPath) -> tuple[Plan, TablesSummary]:
     if broken_off or held is None:
         missing = len(_pending(features, plan))
         what = f"{missing} planned shards are missing" if missing else "its tables do not hold all shards"
-        what = "a command was broken off while it replaced shards" if broken_off else what
+        what = "a command was interrupted while it replaced shards" if broken_off else what
         raise DatasetError(
             f"{features} is not finished: {what}. Run extract-features on it again, then tokenize"
         )
@@ -485,20 +489,16 @@ def _finish(job: _Job, held: TablesSummary, throughput: Throughput | None) -> Jo
         new_clips=throughput.clips if throughput else 0,
         failures=Counter(held.failures),
     )
-    job.reporter.line(_summary_line(out, summary, throughput))
-    if throughput is not None:
-        throughput.save(out)
-    return summary
-
-
-def _summary_line(out: UPath, summary: JobSummary, throughput: Throughput | None) -> str:
     text = f"{out}: {counted(summary.clips, 'clip')} of {counted(summary.videos, 'video')}"
     if summary.failures:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary.failures.items()))
         text += f"; rejected {summary.failures.total()} ({reasons}), see {out / FAILURES_FILE}"
     if throughput is None:
-        return text + "; already complete, nothing to do"
-    return text + f"; {throughput.line()}{throughput.bfloat16_hint(read_card(out))}"
+        job.reporter.line(f"{text}; already complete, nothing to do")
+    else:
+        job.reporter.line(f"{text}; {throughput.line()}{throughput.bfloat16_hint(read_card(out))}")
+        throughput.save(out)
+    return summary
 
 
 def _precision(settings: ExtractionSettings, job: _Job) -> Precision:

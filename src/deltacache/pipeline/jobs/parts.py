@@ -9,7 +9,9 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.backbone import Backbone
+from deltacache.pipeline.inputs.lists import Tell
 from deltacache.pipeline.inputs.side_arrays import SideTable
+from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.pipeline.storage.storage import set_patience
 from deltacache.pipeline.work.encoders import (
@@ -25,6 +27,18 @@ from deltacache.schemas.jobs import ExtractionSettings
 
 BuildEncoder = Callable[[str], ClipEncoder]
 """From a device (``cpu`` or ``cuda``) to an encoder there."""
+
+
+def find_sources(settings: ExtractionSettings, tell: Tell | None = None) -> list[VideoSource]:
+    """The videos that these settings ask for, in the order of their uris."""
+    return find_videos(
+        settings.source,
+        settings.exclude_list,
+        settings.column,
+        tell,
+        settings.allow_schemes,
+        settings.sampling.frames_per_second,
+    )
 
 
 def chosen_backbone(settings: ExtractionSettings) -> ChosenBackbone:
@@ -77,18 +91,12 @@ def video_delta_encoder(
     settings: ExtractionSettings, card: DatasetCard, tokenizer: Path, black: np.ndarray
 ) -> BuildEncoder:
     """From pixels to delta tokens."""
-    return partial(_video_delta_encoder, tokenizer, black, card, chosen_backbone(settings))
-
-
-def _video_delta_encoder(
-    tokenizer: Path, black: np.ndarray, card: DatasetCard, backbone: ChosenBackbone, device: str
-) -> ClipEncoder:
-    return build_delta_encoder(
+    return partial(
+        build_delta_encoder,
         tokenizer,
         black,
         card.patch_grid,
-        device,
-        backbone,
+        backbone=chosen_backbone(settings),
         frames=card.sampling.frames,
         precision=card.precision,
         tokenizer_precision=card.tokenizer_precision,

@@ -4,7 +4,7 @@ Shapes: T frames, N patches, D hidden size.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def fit_pca(
     """Fit a PCA on the patch tokens of ``features`` and write it to the folder ``out``.
 
     Args:
-        frames: how many frames to take, spread evenly over the dataset; ``None``: all. The black frame is no part.
+        frames: how many frames to take, spread evenly over the dataset; ``None``: all. The black frame is left out.
 
     Raises:
         DeltacacheError: deltas, an unfinished or reduced dataset, damage, numbers that are not finite, too few
@@ -184,20 +184,15 @@ def _found(out: Path, components: int, metadata: dict[str, Any]) -> Pca | None:
     if not (out / CONFIG_FILE).is_file():
         raise DeltacacheError(f"{out} holds something else: give a new or empty folder")
     found = load_pca(out)
-    changed = list(_changes(found, components, metadata))
+    changed = [f"components was {found.size}, now {components}"] if found.size != components else []
+    for name, value in metadata.items():
+        if name != "code_version" and found.metadata.get(name) != value:
+            changed.append(f"{name} was {found.metadata.get(name)}, now {value}")
     if changed:
         raise DeltacacheError(
             f"{out} holds another PCA ({'; '.join(changed)}): give another folder, or remove it"
         )
     return found
-
-
-def _changes(found: Pca, components: int, metadata: dict[str, Any]) -> Iterator[str]:
-    if found.size != components:
-        yield f"components was {found.size}, now {components}"
-    for name, value in metadata.items():
-        if name != "code_version" and found.metadata.get(name) != value:
-            yield f"{name} was {found.metadata.get(name)}, now {value}"
 
 
 def _line(pca: Pca) -> str:

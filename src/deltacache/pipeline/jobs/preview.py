@@ -14,16 +14,22 @@ from deltacache.pipeline.cluster.session import cluster
 from deltacache.pipeline.cluster.shards import DecodePlan, probe
 from deltacache.pipeline.datasets.plan import PlannedVideo
 from deltacache.pipeline.datasets.stores import token_shape
-from deltacache.pipeline.decoding.work import DecodedGroup, DecodeSettings
-from deltacache.pipeline.inputs.sources import VideoSource, find_videos
-from deltacache.pipeline.jobs.parts import chosen_backbone, feature_encoder, features_card, video_worker
+from deltacache.pipeline.decoding.work import DecodeSettings
+from deltacache.pipeline.inputs.sources import VideoSource
+from deltacache.pipeline.jobs.parts import (
+    chosen_backbone,
+    feature_encoder,
+    features_card,
+    find_sources,
+    video_worker,
+)
 from deltacache.pipeline.jobs.progress import NARROW
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, set_patience
 from deltacache.pipeline.work.encoders import black_patch_tokens_of, resolve_precision
 from deltacache.pipeline.work.placement import Placement
 from deltacache.schemas.datasets import DatasetCard, sides
 from deltacache.schemas.jobs import ExtractionSettings
-from deltacache.schemas.texts import counted
+from deltacache.schemas.texts import counted, disk_text
 
 _SAMPLE = 16
 
@@ -70,14 +76,7 @@ def preview_extraction(
     """
     set_patience(settings.limits.retry_s)
     notes = list[str]()
-    sources = find_videos(
-        settings.source,
-        settings.exclude_list,
-        settings.column,
-        notes.append,
-        settings.allow_schemes,
-        settings.sampling.frames_per_second,
-    )
+    sources = find_sources(settings, notes.append)
     backbone = chosen_backbone(settings).load()
     card = _card(settings, backbone)
     shape, clips = token_shape(card), len(sources) * settings.views
@@ -95,10 +94,10 @@ def preview_extraction(
                 f"\n--precision bfloat16 would take about {_hours(seconds)}: this CPU multiplies it faster"
             )
     return "".join(f"{note}\n" for note in notes) + (
-        f"{settings.source}: {counted(len(sources), 'video')} ({size / 1e9:.2f} GB)\n"
+        f"{settings.source}: {counted(len(sources), 'video')} ({disk_text(size)})\n"
         f"{dataset_root(out)}: would hold {counted(clips, 'clip')} of {shape[0]} x {shape[1]} x {shape[2]} "
         f"{card.dtype} in at "
-        f"least {counted(shards, 'shard')}, {clips * clip_bytes / 1e9:.2f} GB\n"
+        f"least {counted(shards, 'shard')}, {disk_text(clips * clip_bytes)}\n"
         f"tried on {counted(sampled, 'video')}, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
         f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward pass "
         f"{_hours(estimate.forward_s)} of one encoder); rejected {estimate.refused:.0%}{faster}"
@@ -152,16 +151,10 @@ def _try(
             placement.device,
         )
         rate, groups = probe(build, videos, decode, placement)
-    return _estimate(rate, groups, len(sources), settings.views, placement), len(sample)
-
-
-def _estimate(
-    rate: float, groups: list[DecodedGroup], videos: int, views: int, placement: Placement
-) -> Estimate:
     decode_s = sum(group.decode_s for group in groups) / len(groups)
     refused = sum(bool(group.failures) for group in groups) / len(groups)
-    forward_s = (1 - refused) * videos * views / rate
-    return Estimate(decode_s * videos, forward_s, refused, placement)
+    forward_s = (1 - refused) * len(sources) * settings.views / rate
+    return Estimate(decode_s * len(sources), forward_s, refused, placement), len(sample)
 
 
 def _hours(seconds: float) -> str:

@@ -475,7 +475,7 @@ class SealedTable:
         bytes, seal: size and checksum of the file, once it is written.
     """
 
-    def __init__(self, sink: Path | io.BytesIO, schema: pa.Schema, *, page_checksums: bool) -> None:
+    def __init__(self, sink: Path, schema: pa.Schema, *, page_checksums: bool) -> None:
         self._schema = schema
         self._writer = pq.ParquetWriter(sink, schema, write_page_checksum=page_checksums)
         self._waiting: list[pa.Table] = []
@@ -521,48 +521,9 @@ def sealed_table(final: AnyPath, schema: pa.Schema, *, page_checksums: bool = Tr
         _check_seal(pq.read_metadata(path), table.seal.encode())
 
 
-def parquet_of(table: pa.Table) -> bytes:
-    """``table`` as a sealed Parquet file in memory: equal tables give equal bytes."""
-    stream = io.BytesIO()
-    written = SealedTable(stream, table.schema, page_checksums=False)
-    written.add(table)
-    written.close()
-    content = bytearray(stream.getbuffer())
-    start, stop = _seal_of(content)
-    content[start:stop] = seal = f"{crc32c(content):08x}".encode()
-    sealed = bytes(content)
-    _check_seal(pq.read_metadata(pa.BufferReader(sealed)), seal)
-    return sealed
-
-
-def check_parquet(content: Content) -> None:
-    """Check a sealed Parquet file.
-
-    Raises:
-        ValueError: a byte of it was changed, or it has no checksum.
-    """
-    start, stop = _seal_of(content)
-    view = memoryview(content)
-    crc = crc32c(view[stop:], crc32c(_ZEROS, crc32c(view[:start])))
-    seal = bytes(view[start:stop])
-    if seal != f"{crc:08x}".encode():
-        raise ValueError("its checksum does not match")
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(view))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-    _check_seal(metadata, seal)
-
-
 def _check_seal(metadata: pq.FileMetaData, digits: bytes) -> None:
     if (metadata.metadata or {}).get(PARQUET_KEY.encode()) != digits:
         raise ValueError(f"its footer holds no {PARQUET_KEY} of its own")
-
-
-def _seal_of(content: Content) -> tuple[int, int]:
-    begin = max(0, len(content) - _FOOTER_BYTES)
-    start, stop = _digits_in(bytes(memoryview(content)[begin:]))
-    return begin + start, begin + stop
 
 
 def _digits_in(footer: bytes) -> tuple[int, int]:
@@ -570,16 +531,6 @@ def _digits_in(footer: bytes) -> tuple[int, int]:
     if not seals:
         raise ValueError(f"its footer holds no {PARQUET_KEY}")
     return seals[-1].span("digits")
-
-
-def read_parquet(content: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """The table in a sealed Parquet file, or some of its columns.
-
-    Raises:
-        ValueError: a byte of it was changed, or it has other columns than ``schema``.
-    """
-    check_parquet(content)
-    return read_columns(_opened(pa.BufferReader(content), schema), schema, columns)
 
 
 def read_columns(file: pq.ParquetFile, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -612,6 +563,15 @@ def open_parquet(path: AnyPath, schema: pa.Schema) -> pq.ParquetFile:
         with spool_folder() as folder:  # what a killed process leaves there, the next one removes
             fetch_file(path, folder / "fetched.parquet")
             file = pa.OSFile(str(folder / "fetched.parquet"))
+    return open_sealed(file, schema)
+
+
+def open_sealed(file: pa.NativeFile, schema: pa.Schema) -> pq.ParquetFile:
+    """``open_parquet`` of a file that is open already.
+
+    Raises:
+        ValueError: a byte of it was changed, it has no checksum, or other columns than ``schema``.
+    """
     start, stop = _seal_in(file)
     file.seek(start)
     seal = file.read(stop - start)

@@ -143,7 +143,7 @@ def refused_place(place: str, schemes: Iterable[str] = ()) -> str:
     """
     if _CHAINED.match(place) and not os.path.exists(place):  # noqa: PTH110 - a file may be called so
         chain = without_secrets(place).rpartition("://")[0]
-        return f"{chain} chains protocols, which is not opened: give the url of the file itself"
+        return f"{chain} chains protocols, which is not supported: give the url of the file itself"
     allowed = {*KNOWN_SCHEMES, *schemes}
     remote = allowed - {"file", "local"}
     slash = _ONE_SLASH.match(place)

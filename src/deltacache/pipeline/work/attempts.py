@@ -152,13 +152,13 @@ class Attempts:
             error = next(iter(split.known_failures.values()))
             raise DeltacacheError(
                 f"{len(split.known_failures)} of the {len(split.task.videos)} videos of shard {shard_id} fail when "
-                f"encoded alone, so the fault is not theirs: {error}"
+                f"encoded alone, so the videos are not at fault: {error}"
             )
         self._blaming += bool(split.known_failures)
         if self._blaming > MOST_BLAMING:
             raise DeltacacheError(
-                f"in {self._blaming} shards, one after the other, encoders failed with some videos, so the fault is "
-                f"hardly theirs: {next(iter(split.known_failures.values()))}"
+                f"in {self._blaming} shards, one after the other, encoders failed with some videos, so the videos "
+                f"are probably not at fault: {next(iter(split.known_failures.values()))}"
             )
         self._tries = {key: count for key, count in self._tries.items() if key[1] != shard_id}
         self._queue.appendleft(Work(self.kind, split.task, tuple(split.known_failures.items())))

@@ -48,7 +48,11 @@ class OverlappedForward:
             results = self._on_cuda(arrays, size, forward)
         else:
             with self._first:  # one at a time: a second one would only share the core
-                results = _on_host(arrays, size, forward)
+                inputs = [
+                    _filled(torch.from_numpy(np.empty((size, *given[0].shape), given[0].dtype)), given)
+                    for given in arrays
+                ]
+                results = [result.contiguous() for result in forward(*inputs)]
         outputs = [output.numpy() for output in results]
         return [tuple(output[clip] for output in outputs) for clip in range(clips)]
 
@@ -102,14 +106,6 @@ class _Lane:
         return held
 
 
-def _on_host(arrays: Sequence[Sequence[np.ndarray]], size: int, forward: Forward) -> list[Tensor]:
-    inputs = [
-        _filled(torch.from_numpy(np.empty((size, *given[0].shape), given[0].dtype)), given)
-        for given in arrays
-    ]
-    return [result.contiguous() for result in forward(*inputs)]
-
-
 def _filled(stack: Tensor, given: Sequence[np.ndarray]) -> Tensor:
     """Copy the clips into ``stack``, zeros behind them."""
     into = stack.numpy()
@@ -129,6 +125,6 @@ def _check(arrays: Sequence[Sequence[np.ndarray]], size: int) -> None:
         kinds = {(array.shape, array.dtype) for array in given}
         if len(kinds) > 1 or len(given) != len(arrays[0]):
             raise ValueError(
-                f"clips of one forward must be alike, got {sorted(map(str, kinds))} for {len(given)} of "
-                f"{counted(len(arrays[0]), 'clip')}"
+                f"clips of one forward pass must have the same shapes and dtypes, got "
+                f"{sorted(map(str, kinds))} for {len(given)} of {counted(len(arrays[0]), 'clip')}"
             )

@@ -3,8 +3,8 @@
 The recipe is that of the benchmarks' heads; ``docs/foresight.md`` says how it differs from DINO-Foresight's DPT heads.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def _train(
     opened = open_run(out, config, "head", load, metadata, resume=resume, dry_run=dry_run)
     if opened.finished is not None:
         return say_finished("head", opened.finished, opened.config.training.steps, reporter)
-    model = opened.model(_builder(config, features)).to(chosen)
+    width, classes = features.hidden_size, CLASSES["cityscapes"]
+    build = partial(DepthHead, width) if config.task == "depth" else partial(SegmentationHead, width, classes)
+    model = opened.model(build).to(chosen)
     size = sides(config.features.image_size)
 
     def load_whole(number: int, mirrored: bool) -> LoadedFrame:
@@ -106,12 +108,6 @@ def _train(
     weights = config.gradient_loss, config.rmse_loss
     task = LinearHeadTask(model, seen, config.training.seed, opened.effective_batch, weights)
     return train(task, opened.begin(reporter))
-
-
-def _builder(config: ForesightHeadConfig, features: FrameFeatures) -> Callable[[], LinearHead]:
-    if config.task == "depth":
-        return lambda: DepthHead(features.hidden_size)
-    return lambda: SegmentationHead(features.hidden_size, CLASSES["cityscapes"])
 
 
 def _frames(root: Path, config: ForesightHeadConfig) -> TrainingFrames:

@@ -30,10 +30,7 @@ def launch(
             return PREPARE[kind](request, reporter, SingleProcess()).train()
         from deltacache.train.workers.ray_workers import train_together
 
-        return train_together(kind, _for_other_nodes(request), workers, reporter)
-
-
-def _for_other_nodes(request: TrainingRequest[Any]) -> TrainingRequest[Any]:
-    """Workers have other working directories."""
-    start_from = None if request.start_from is None else request.start_from.absolute()
-    return replace(request, out=request.out.absolute(), start_from=start_from)
+        # Workers on other nodes have other working directories.
+        start_from = None if request.start_from is None else request.start_from.absolute()
+        request = replace(request, out=request.out.absolute(), start_from=start_from)
+        return train_together(kind, request, workers, reporter)

@@ -54,7 +54,7 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
     the newest checkpoint, until workers were lost three times in a row without a new one.
 
     Raises:
-        DeltacacheError: what ``train_tokenizer`` and ``train_world`` refuse, no cluster at ``ray_address``, no
+        DeltacacheError: what ``prepare_tokenizer`` and ``prepare_world`` reject, no cluster at ``ray_address``, no
             room for the workers, or a training that is lost again and again.
         SystemExit: 0 after SIGTERM, when the state is saved.
     """
@@ -228,7 +228,7 @@ def _watch(trainer: TorchTrainer, relay: Any, replay: Replay, workers: Workers) 
             elif now - said_at > _SAY_S:
                 said_at, why = now, _no_room(workers, now - placed_at)
                 if now - placed_at > workers.wait_for_nodes_s:
-                    raise NoRoomError(f"{why}. --resume goes on when there is room")
+                    raise NoRoomError(f"{why}. --resume continues when there is room")
                 replay.show([("line", (why,), {})])
         replay.show(ray.get(relay.call.remote("take")))
     return errors[0] if errors else None
@@ -239,7 +239,7 @@ def _no_room(workers: Workers, waited: float) -> str:
     return (
         f"{counted(workers.count, 'worker has', 'workers have')} not begun together for {waited:.0f} of at "
         f"most {workers.wait_for_nodes_s:g} s "
-        f"(--wait-for-nodes): they find no room, or die before they begin, of which Ray's logs tell. The {len(there)} "
+        f"(--wait-for-nodes): they find no room, or die before they begin (Ray's logs say why). The {len(there)} "
         f"nodes have {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
     )
 

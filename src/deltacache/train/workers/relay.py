@@ -76,7 +76,7 @@ class Relay:
         self.refuse(
             f"workers were lost {MOST_LOST} times without a new checkpoint after step {max(self._newest, 0)} (the "
             f"last: {what}): look at that error and at the workers' memory, or give a smaller --save-every; "
-            "--resume goes on",
+            "--resume continues",
             settled=True,
         )
 
