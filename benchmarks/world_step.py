@@ -299,11 +299,10 @@ def main() -> None:
     torch.manual_seed(0)
     encode = encoding(device, asked.online_precision)
     encoded = default_batch_clips(device, FRAMES)
-    if device.type == "cuda":
-        encode()
     encode_s = measure(encode, device, 3 if device.type == "cuda" else 1)
     rates = product_rates(device)
-    step = CachedStep.of(asked.batch, asked.candidates, device)
+    clips = asked.batch
+    step = CachedStep.of(clips, asked.candidates, device)
     with Products() as products:
         step.run()
     step.run_plain()
@@ -314,7 +313,6 @@ def main() -> None:
     again = product_rates(device)
     rates = {dtype: max(rate, again[dtype]) for dtype, rate in rates.items()}
 
-    clips = asked.batch
     online = encode_s.used / encoded * clips + cached.used
     floor, plain = at_rates(products.flop, rates), plain_flop(clips, asked.candidates)
     goal = (1.7 if clips >= 16 else 2.0) if torch.cpu.get_capabilities().get("amx_bf16") else 1.3
@@ -328,8 +326,10 @@ def main() -> None:
     wall = encode_s.wall / encoded + cached.wall / clips
     print(f"(a) online step  {online / clips:8.3f} ({wall:.3f})")
     print(f"(b) cached step  {cached.used / clips:8.3f} ({cached.wall / clips:.3f})")
-    counted = ", ".join(f"{_short(d)} {n / clips / 1e12:.4f}" for d, n in products.flop.items())
-    print(f"(c) floor        {floor / clips:8.3f}  TFLOP a clip: {counted}")
+    print(
+        f"(c) floor        {floor / clips:8.3f}  TFLOP a clip: "
+        + ", ".join(f"{_short(d)} {n / clips / 1e12:.4f}" for d, n in products.flop.items())
+    )
     print(
         f"    plain, fp32  {plain / clips / rates[torch.float32]:8.3f}  {plain / clips / 1e12:.3f} TFLOP a clip"
     )
@@ -341,11 +341,10 @@ def main() -> None:
         f"(goal {goal})    d / b = {plainly.wall / cached.wall:.2f} in wall time (goal 1.8)"
     )
     if device.type == "cuda":
-        rate = rates[torch.bfloat16]
-        done, asked_for = sum(products.flop.values()) / cached.used / rate, plain / cached.used / rate
+        whole = cached.used * rates[torch.bfloat16]
         print(
-            f"{100 * done:.0f} % of the bf16 rate for the products that are made (goal 55), "
-            f"{100 * asked_for:.0f} % for those of the plain definition"
+            f"{100 * sum(products.flop.values()) / whole:.0f} % of the bf16 rate for the products that are made "
+            f"(goal 55), {100 * plain / whole:.0f} % for those of the plain definition"
         )
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
         print(f"{cached.used / clips * RECIPE_CLIPS / 3600:.1f} GPU-hours for 305,000 steps of 1,024 clips")

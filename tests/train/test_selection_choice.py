@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Lines
 from drawn import world_config
 
 from deltacache.models import query_world, selection
 from deltacache.schemas.errors import MismatchError
-from deltacache.train import train_world, world
+from deltacache.train import world
+from reporters import Lines
+from trainers import train_world
 
 WAYS = ("bfloat16", "shortlist", "float32")
 
