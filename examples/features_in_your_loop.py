@@ -34,11 +34,16 @@ def main() -> None:
     parser.add_argument("features", help="where the patch tokens are cached; a second run reuses them")
     parser.add_argument("--backbone", default=None)
     parser.add_argument("--image-size", default=256)
+    parser.add_argument("--encoders", type=int, default=None, help="0: in this process, for a few videos")
     parser.add_argument("--steps", type=int, default=200)
     asked = parser.parse_args()
 
     features = deltacache.extract_features(
-        asked.videos, asked.features, backbone=asked.backbone, image_size=asked.image_size
+        asked.videos,
+        asked.features,
+        backbone=asked.backbone,
+        image_size=asked.image_size,
+        encoders=asked.encoders,
     )
     print(f"{len(features)} clips of {features.card.patch_grid} patches, {features.card.hidden_size} wide")
     torch.manual_seed(0)

@@ -19,15 +19,14 @@ from deltacache.schemas.configs import TokenizerConfig, WorldConfig
 from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.jobs import ExtractionSettings
 from reporters import Lines
-from shared_ray import SharedRay
+from warm_process import start_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def chain(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def chain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Features of drawn frames, a tokenizer, delta tokens and a world model, all made through the front door."""
-    shared_ray.start()
     root = tmp_path_factory.mktemp("front-door")
     rng = np.random.default_rng(0)
     for video in range(3):
@@ -37,14 +36,24 @@ def chain(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> di
             pixels = rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"frame_{frame * 0.1:.1f}.png")
     paths = {name: root / name for name in ("videos", "features", "tokenizer", "deltas", "world")}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     features = deltacache.extract_features(
-        paths["videos"], paths["features"], backbone="tiny", image_size=32, spacing=(0.1, 0.1), augment=False
+        paths["videos"],
+        paths["features"],
+        backbone="tiny",
+        image_size=32,
+        spacing=(0.1, 0.1),
+        augment=False,
+        encoders=0,
     )
+    assert torch.get_num_threads() == 2, "encoding in this process leaves its threads as they were"
+    torch.set_num_threads(threads)
     assert len(features) == 3
     tokenizer = deltacache.train_tokenizer(
         paths["features"], paths["tokenizer"], preset="tiny", steps=2, assignments=["training.batch_size=2"]
     )
-    deltas = deltacache.tokenize(paths["features"], paths["deltas"], tokenizer)
+    deltas = deltacache.tokenize(paths["features"], paths["deltas"], tokenizer, encoders=0)
     assert deltas.card.kind == "deltas"
     deltacache.train_world(
         paths["deltas"], paths["world"], preset="tiny", steps=2, batch_size=2, candidates=3
@@ -184,31 +193,45 @@ def test_functions_have_signatures_with_the_settings() -> None:
     assert inspect.signature(deltacache.train_world).parameters["candidates"].default is None
 
 
-def run_example(name: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+def run_example(folder: Path, name: str, *arguments: object) -> str:
+    """What the program prints; warnings are errors."""
+    strict = "import warnings; warnings.simplefilter('error')\n"
+    with start_script(
+        strict + (EXAMPLES / f"{name}.py").read_text(), *arguments, stdout=folder / "printed"
+    ) as process:
+        code = process.wait()
+    printed = (folder / "printed").read_text()
+    assert code == 0, printed
+    return printed
 
 
-def test_example_of_a_training_loop(chain: dict[str, Path]) -> None:
+def test_example_of_a_training_loop(chain: dict[str, Path], tmp_path: Path) -> None:
     printed = run_example(
-        "features_in_your_loop", chain["videos"], chain["features"].with_name("own-features"),
-        "--backbone", "tiny", "--image-size", 32, "--steps", 3,
+        tmp_path, "features_in_your_loop", chain["videos"], chain["features"].with_name("own-features"),
+        "--backbone", "tiny", "--image-size", 32, "--steps", 3, "--encoders", 0,
     )  # fmt: skip
     assert "3 clips of (2, 2) patches" in printed
     assert "step 2: loss" in printed
 
 
-def test_example_of_a_tokenizer(chain: dict[str, Path]) -> None:
+def test_example_of_a_tokenizer(chain: dict[str, Path], tmp_path: Path) -> None:
     pictures = sorted((chain["videos"] / "clip0").iterdir())[:2]
     printed = run_example(
-        "tokenizer_on_two_frames", chain["tokenizer"], *pictures, "--backbone", "tiny", "--image-size", 32
+        tmp_path,
+        "tokenizer_on_two_frames",
+        chain["tokenizer"],
+        *pictures,
+        "--backbone",
+        "tiny",
+        "--image-size",
+        32,
     )
     assert "4 patch tokens per frame" in printed
 
 
-def test_example_of_futures(chain: dict[str, Path]) -> None:
+def test_example_of_futures(chain: dict[str, Path], tmp_path: Path) -> None:
     printed = run_example(
-        "futures_of_a_clip", chain["features"], chain["tokenizer"], chain["world"], "--samples", 5
+        tmp_path, "futures_of_a_clip", chain["features"], chain["tokenizer"], chain["world"], "--samples", 5
     )
     assert "5 futures of clip0" in printed
     assert len(printed.splitlines()) == 2 + 4

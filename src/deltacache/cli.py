@@ -269,7 +269,7 @@ def train_systems(
         launch = build(SystemsLaunch, settings)
         config = _resolved(systems_settings(launch))
     workers = Workers(launch.workers, launch.ray_address, launch.wait_for_nodes_s)
-    train(config, api.data_place(features), out, workers, launch.device, terminal_reporter())
+    train(config, api.data_place(features), out, workers, launch.device, terminal_reporter(), launch.encoders)
 
 
 @app.command("compare-systems", rich_help_panel=EVALUATION)

@@ -10,14 +10,12 @@ from deltacache.pipeline.jobs.offline import extract_features
 from deltacache.schemas.progress import SilentReporter
 from deltacache.systems.training import SystemsConfig, systems_preset, train_systems
 from deltacache.train.workers.trainable import Workers
-from shared_ray import SharedRay
 
 STEPS = {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="session")
-def systems(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> TrainedSystems:
-    shared_ray.start()
+def systems(tmp_path_factory: pytest.TempPathFactory) -> TrainedSystems:
     root = tmp_path_factory.mktemp("systems")
     draw_world(root, seed=1, train_videos=6, test_scenes=2, image_size=64)
     chain = demo_config(root / "videos/train", root / "videos/test", root / "futures.csv", seed=1)
@@ -25,7 +23,7 @@ def systems(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> 
     extract_features(chain.train_videos, train, SilentReporter())
     extract_features(chain.test_videos, test, SilentReporter())
     config = _small(systems_preset("tiny-table2"))
-    paths = train_systems(config, train, root / "systems", Workers(), "cpu", SilentReporter())
+    paths = train_systems(config, train, root / "systems", Workers(), "cpu", SilentReporter(), encoders=0)
     return TrainedSystems(train, test, root / "futures.csv", config, paths)
 
 

@@ -13,7 +13,7 @@ from deltacache.pipeline.datasets.writing import drop_shards
 from deltacache.pipeline.jobs.offline import tokenize_features
 from deltacache.pipeline.jobs.parts import feature_worker
 from deltacache.pipeline.work.attempts import Kind, Work
-from deltacache.schemas.jobs import TokenizeSettings
+from deltacache.schemas.jobs import ClusterSettings, TokenizeSettings
 from deltacache.schemas.progress import SilentReporter
 
 
@@ -22,7 +22,11 @@ def test_a_video_that_failed_joins_its_shard_at_the_next_run(systems: TrainedSys
     shutil.copytree(systems.paths.deltas("delta"), out)
     shards = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
     blamed = _lose_a_video(features, out, systems.paths.tokenizer("delta"))
-    settings = TokenizeSettings(features=str(features), tokenizer=systems.paths.tokenizer("delta"))
+    settings = TokenizeSettings(
+        features=str(features),
+        tokenizer=systems.paths.tokenizer("delta"),
+        cluster=ClusterSettings(encoders=0),
+    )
 
     assert pq.read_table(out / "failures.parquet")["video_uri"].to_pylist() == [blamed]
     tokenize_features(settings, out, SilentReporter())

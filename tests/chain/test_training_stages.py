@@ -24,7 +24,6 @@ from deltacache.schemas.configs import (
 )
 from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
-from shared_ray import SharedRay
 
 
 @pytest.mark.parametrize(
@@ -89,9 +88,8 @@ def test_the_last_stage_has_the_size_of_the_videos(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory, shared_ray: SharedRay) -> tuple[dict[str, Any], Path]:
+def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A finished chain of four tokenizer stages of two sizes and two world stages: its YAML and its output folder."""
-    shared_ray.start()
     root = tmp_path_factory.mktemp("staged")
     demo = demo_config(root / "videos/train", root / "videos/test", root / "futures.csv", seed=3)
     draw_world(root, seed=3, train_videos=6, test_scenes=2, image_size=64, reporter=SilentReporter())

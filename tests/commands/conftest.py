@@ -103,20 +103,23 @@ def _process_state() -> Iterator[None]:
     assert not left, left
 
 
-_ALONE = {
-    *("train-tokenizer", "train-world", "train-head", "train-foresight-head"),
-    *("evaluate", "evaluate-foresight", "export-contexts", "report", "compare", "inspect", "verify", "flops"),
-}
-"""Commands that use a Ray with ``--workers`` alone."""
+@pytest.fixture(scope="session")
+def deltacache() -> Command:
+    """The command in this process, without Ray: ``extract-features`` and ``tokenize`` with ``--encoders 0``."""
+
+    def run(*arguments: object) -> Outcome:
+        encodes = {"extract-features", "tokenize"}.intersection(arguments[:2])
+        return run_here(*arguments, *(("--encoders", 0) if encodes else ()))
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def deltacache(shared_ray: SharedRay) -> Command:
+def deltacache_on_ray(shared_ray: SharedRay) -> Command:
     """The command, in this process and on a Ray that many tests share."""
 
     def run(*arguments: object) -> Outcome:
-        if "--workers" in arguments or not _ALONE.intersection(arguments[:2]):
-            shared_ray.start()
+        shared_ray.start()
         return run_here(*arguments)
 
     return run
@@ -129,10 +132,12 @@ def deltacache_process() -> Command:
 
 
 @pytest.fixture(scope="session")
-def real_features(deltacache: Command, real_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 12 ordinary clips at 256 px, 8 frames, 2 views, in tar shards of 4 videos."""
+def real_features(
+    deltacache_on_ray: Command, real_videos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The 12 ordinary clips at 256 px, 8 frames, 2 views, in tar shards of 4 videos; made on Ray."""
     out = tmp_path_factory.mktemp("real") / "features"
-    deltacache(
+    deltacache_on_ray(
         "extract-features", real_videos / "fixture", out, "--backbone", "tiny", "--image-size", 256,
         "--views", 2, "--videos-per-shard", 4,
     ).done()  # fmt: skip

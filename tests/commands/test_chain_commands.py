@@ -93,10 +93,12 @@ def test_the_same_seed_gives_the_same_table(deltacache, chain: Chain, tmp_path: 
     assert first.equals(second)
 
 
-def test_tokenizing_videos_equals_tokenizing_their_features(deltacache, chain: Chain, tmp_path: Path) -> None:
-    """Backbone, size and spacing are those of the tokenizer: none of them is given."""
+def test_tokenizing_videos_equals_tokenizing_their_features(
+    deltacache_on_ray, chain: Chain, tmp_path: Path
+) -> None:
+    """Backbone, size and spacing are those of the tokenizer: none of them is given. On Ray, and without it."""
     out = tmp_path / "deltas"
-    deltacache("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, "--views", VIEWS).done()
+    deltacache_on_ray("tokenize", chain.videos, out, "--tokenizer", chain.tokenizer, "--views", VIEWS).done()
     assert open_dataset(out).card.fingerprint == open_dataset(chain.deltas).card.fingerprint
     direct, stored = load_deltas(out), load_deltas(chain.deltas)
     assert direct.clip_ids == stored.clip_ids

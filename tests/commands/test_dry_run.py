@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 from command_runs import Command
 
 
+@pytest.mark.parametrize("fixture", ["deltacache", "deltacache_on_ray"])
 def test_a_dry_run_estimates_and_writes_nothing(
-    deltacache: Command, real_videos: Path, tmp_path: Path
+    fixture: str, request: pytest.FixtureRequest, real_videos: Path, tmp_path: Path
 ) -> None:
+    deltacache: Command = request.getfixturevalue(fixture)
     out = tmp_path / "features"
     (tmp_path / "out.txt").write_text("nobody\n")
     said = deltacache(

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_a_finished_run_is_a_noop(
 
 
 def test_killed_and_started_again_with_other_workers_gives_the_same_bytes(
-    deltacache, real_videos: Path, real_features: Path, tmp_path: Path
+    deltacache_on_ray, real_videos: Path, real_features: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "features"
     with start_command(
@@ -108,10 +109,29 @@ def test_killed_and_started_again_with_other_workers_gives_the_same_bytes(
         process.wait()
     finished = len(list((out / "receipts").glob("*.json")))
     assert 1 <= finished < 3, "killed too late: nothing was left to do"
-    outcome = deltacache("extract-features", real_videos / "fixture", out, *FLAGS, "--decoders", "2").done()
+    command = ("extract-features", real_videos / "fixture", out, *FLAGS, "--decoders", "2")
+    outcome = deltacache_on_ray(*command).done()
     assert "24 clips of 12 videos" in outcome.stdout
     assert contents(out) == contents(real_features)
     assert not [path for path in _files(out) if "tmp" in path.name or "part" in path.name]
+
+
+def test_without_ray_the_bytes_are_the_same(
+    deltacache, real_videos: Path, real_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--encoders 0``, which most tests of commands rely on."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("--encoders 0 needs no Ray")
+
+    monkeypatch.setattr("deltacache.pipeline.cluster.session.ray_running", started)
+    out = tmp_path / "features"
+    done = deltacache("extract-features", real_videos / "fixture", out, *FLAGS).done()
+    assert "extract-features: this process decodes and encodes on the CPU, without Ray" in done.stdout
+    assert contents(out) == contents(real_features)
+    throughput = json.loads((out / "throughput.json").read_text())
+    assert (throughput["decoders"], throughput["encoders"], throughput["shards"]) == (1, 1, 3)
+    assert all(0 <= share <= 1 for share in throughput["busy"].values())
 
 
 def test_zarr_holds_the_same_numbers(deltacache, real_videos: Path, real_features: Path, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """A full and a read-only disk: one readable error, and the rerun finishes."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,12 @@ FLAGS = ("--backbone", "tiny", "--image-size", "64", "--videos-per-shard", "1", 
 
 
 def remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+    """Once nobody writes there: the encoders of a command that has ended are killed, which takes a moment."""
+    command = ["mount", "-o", f"remount,{options}", str(disk)]
+    deadline = time.monotonic() + 60
+    while subprocess.run(command, capture_output=True, check=False).returncode:
+        assert time.monotonic() < deadline, command
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -33,12 +39,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_and_a_read_only_disk(
-    deltacache: Command, real_videos: Path, disk: Path, tmp_path: Path
+    deltacache: Command, deltacache_on_ray: Command, real_videos: Path, disk: Path, tmp_path: Path
 ) -> None:
     out, whole = disk / "features", tmp_path / "whole"
     command = ("extract-features", real_videos / "fixture")
     deltacache(*command, whole, *FLAGS).done()
-    deltacache(*command, out, *FLAGS).refused("No space left", "Make room", str(out))
+    deltacache_on_ray(*command, out, *FLAGS).refused("No space left", "Make room", str(out))
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "receipts").glob("[0-9]*.json")}
     assert 0 < len(kept) < 12
     remount(disk, "size=50m")
@@ -47,5 +53,5 @@ def test_a_full_and_a_read_only_disk(
     remount(disk, "rw")
     deltacache(*command, out, *FLAGS).done()
     assert contents(out) == contents(whole)
-    for name, time in kept.items():
-        assert (out / "receipts" / name).stat().st_mtime_ns == time
+    for name, written in kept.items():
+        assert (out / "receipts" / name).stat().st_mtime_ns == written

@@ -94,7 +94,7 @@ def shards_of(bucket: str, dataset: str) -> dict[str, bytes]:
 def local_shards(
     deltacache: Command, bucket: str, real_videos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
-    """The shards that the same videos give on a disk; on the Ray that has the bucket's variables."""
+    """The shards that the same videos give on a disk."""
     folder = tmp_path_factory.mktemp("local")
     videos = folder / "videos"
     videos.mkdir()
@@ -121,13 +121,14 @@ def few_requests(folder: Path, most: int) -> Iterator[None]:
 @pytest.mark.timeout(800)
 def test_the_chain_reads_and_writes_an_object_store(
     deltacache: Command,
+    deltacache_on_ray: Command,
     bucket: str,
     server_folder: Path,
     local_shards: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
     features, tokenizer, deltas = f"{bucket}/features", tmp_path / "tokenizer", f"{bucket}/deltas"
-    made = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()
+    made = deltacache_on_ray("extract-features", f"{bucket}/videos", features, *FLAGS).done()
     assert "3 clips of 3 videos" in made.stdout
     with few_requests(server_folder, 14):
         again = deltacache("extract-features", f"{bucket}/videos", features, *FLAGS).done()

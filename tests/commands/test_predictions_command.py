@@ -106,12 +106,13 @@ def test_real_futures_are_present_and_repeated_frames_copy_last(
 
 
 def test_the_best_of_samples_is_found_and_workers_change_nothing(
-    deltacache, flags: list[str], mini_benchmarks: Path, tmp_path: Path
+    deltacache, deltacache_on_ray, flags: list[str], mini_benchmarks: Path, tmp_path: Path
 ) -> None:
     root = export(deltacache, mini_benchmarks, tmp_path / "contexts")
     fill(root, mini_benchmarks, ["repeated", "real", "repeated"])
-    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("--workers", "2"))):
-        deltacache("evaluate", out, *flags, "--predictions", f"seer={root}", *more).done()
+    command = ("evaluate", *flags, "--predictions", f"seer={root}")
+    deltacache(*command, tmp_path / "one").done()
+    deltacache_on_ray(*command, tmp_path / "two", "--workers", 2).done()
     best, present = values(tmp_path / "one", "seer", "best"), values(tmp_path / "one", "present", "single")
     for key, value in present.items():
         assert best[key] == pytest.approx(value, abs=1e-6)

@@ -2,8 +2,7 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pytest
 from command_runs import Command
 
 from chaos import contents
+from warm_process import start_script
 
 FLAGS = (
     "--backbone",
@@ -175,9 +175,14 @@ def test_a_second_command_on_the_same_output_is_refused_until_the_first_is_dead(
         " 'failed_videos': 1})\n"
         "    print('held', flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    log = tmp_path / "held"
+    with start_script(hold, stdout=log) as holder:
+        deadline = time.monotonic() + 60
+        while not log.read_text():
+            assert holder.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         deltacache("extract-features", videos, out, *FLAGS).refused("extract-features", str(holder.pid))
         holder.kill()
+        holder.wait()
     deltacache("extract-features", videos, out, *FLAGS).done()

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,15 @@ from deltacache.descriptions import describe_output, write_pictures
 from deltacache.models.checkpoints import load_tokenizer, load_world
 from deltacache.pipeline.datasets.dataset import open_dataset
 from deltacache.schemas.errors import DeltacacheError
+from warm_process import start_command
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deltacache", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def command(folder: Path, *arguments: object) -> tuple[int, str]:
+    """The exit code of ``deltacache``, and what it printed; first the output, then the errors."""
+    out, err = folder / "stdout", folder / "stderr"
+    with start_command(*arguments, stdout=out, stderr=err) as process:
+        code = process.wait()
+    return code, out.read_text() + err.read_text()
 
 
 def test_an_evaluation_and_its_chain_of_fingerprints(evaluated: DrawnWorld) -> None:
@@ -94,18 +91,18 @@ def test_refusals(evaluated: DrawnWorld, tmp_path: Path) -> None:
 def test_commands(evaluated: DrawnWorld, tmp_path: Path) -> None:
     out, both = evaluated.root / "out", tmp_path / "pages" / "both.html"
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    done = command("report", out, copy, "--out", both)
-    assert done.returncode == 0, done.stderr
-    assert str(both) in done.stdout
+    code, said = command(tmp_path, "report", out, copy, "--out", both)
+    assert code == 0, said
+    assert str(both) in said
     assert both.read_text().count("<h1>") == 1
-    compared = command("compare", out, copy)
-    assert compared.returncode == 0, compared.stderr
-    assert "no difference beyond rounding" in compared.stdout
+    code, said = command(tmp_path, "compare", out, copy)
+    assert code == 0, said
+    assert "no difference beyond rounding" in said
     sheet = tmp_path / "sheet.html"
-    inspected = command("inspect", evaluated.features, "--pictures", sheet)
-    assert inspected.returncode == 0, inspected.stderr
+    code, said = command(tmp_path, "inspect", evaluated.features, "--pictures", sheet)
+    assert code == 0, said
     assert sheet.exists()
-    refused = command("report", out, copy, "--out", tmp_path)
-    assert refused.returncode == 1
-    assert "is a folder: give the name of the page" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    code, said = command(tmp_path, "report", out, copy, "--out", tmp_path)
+    assert code == 1
+    assert "is a folder: give the name of the page" in said
+    assert "Traceback" not in said

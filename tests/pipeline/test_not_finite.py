@@ -23,7 +23,7 @@ from deltacache.pipeline.work.shard_work import ShardEncoding, commit_shard, mea
 from deltacache.pipeline.work.workers import measure_tokenizing, tokenize_shard
 from deltacache.schemas.clips import FeatureClip, PixelClip
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.schemas.jobs import ExtractionSettings
+from deltacache.schemas.jobs import ClusterSettings, ExtractionSettings
 from deltacache.terminal import PlainReporter
 
 BAD = {("b.mp4", 1), ("d.mp4", 0)}
@@ -191,7 +191,10 @@ def test_a_damaged_backbone_ends_the_command_before_anything_is_written(tmp_path
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/a.mp4").write_bytes(b"x")
     settings = ExtractionSettings(
-        source=str(tmp_path / "videos"), backbone=str(tmp_path / "backbone"), image_size=SIZE
+        source=str(tmp_path / "videos"),
+        backbone=str(tmp_path / "backbone"),
+        image_size=SIZE,
+        cluster=ClusterSettings(encoders=0),
     )
     with pytest.raises(DeltacacheError, match="not finite"):
         extract_features(settings, tmp_path / "out", PlainReporter())

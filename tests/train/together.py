@@ -11,8 +11,8 @@ from drawn import tokenizer_config, world_config
 
 from deltacache.models.checkpoints import Kind
 from deltacache.schemas.errors import DeltacacheError
-from deltacache.train.setup import TrainingRequest
-from deltacache.train.workers.launch import launch
+from deltacache.train.setup import TrainingRequest, holding_output
+from deltacache.train.workers.ray_workers import train_together
 from deltacache.train.workers.trainable import Workers
 from reporters import Lines
 
@@ -35,7 +35,8 @@ def main() -> None:
     config = build(**json.loads(training))
     request = TrainingRequest(Path(data), Path(out), config, resume == "resume", "cpu")
     try:
-        launch(kind, request, Printed(), Workers(int(workers)))
+        with holding_output(request.out, f"train-{kind}", resume=request.resume):
+            train_together(kind, request, Workers(int(workers)), Printed())
     except DeltacacheError as error:
         sys.exit(f"error: {error}")
 

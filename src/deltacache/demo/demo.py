@@ -111,7 +111,7 @@ def demo_config(train: Path, test: Path, futures: Path, seed: int) -> ChainConfi
             image_size=IMAGE_SIZE,
             sampling=sampling,
             max_failed_fraction=0.0,
-            cluster=ClusterSettings(gpus_per_encoder=0),
+            cluster=ClusterSettings(encoders=0, gpus_per_encoder=0),
         )
 
     tokenizer = tokenizer_preset("tiny")

@@ -44,6 +44,15 @@ WaitForNodes = Annotated[
     Flag("wait_for_nodes"),
     Field(ge=0, description="Seconds to wait until the cluster has room; 0: do not wait."),
 ]
+Encoders = Annotated[
+    int | None,
+    Flag(default="one per GPU, or per core"),
+    Field(
+        ge=0,
+        description="Encoder processes; 0: encode and decode in this process, without Ray, for a few videos or a "
+        "debugger.",
+    ),
+]
 Device = Annotated[str, Flag(), Field(description="auto (CUDA if there is one), cpu, cuda or mps.")]
 Seed = Annotated[int, Flag(), Field(ge=0, description="Seed of all random choices.")]
 Context = Annotated[int, Flag(), Field(ge=1, description="Context frames that the model sees.")]
@@ -64,15 +73,23 @@ class ClusterSettings(Frozen):
 
     ray_address: RayAddress = None
     wait_for_nodes_s: WaitForNodes = WAIT_FOR_NODES_S
-    encoders: Annotated[int | None, Flag(default="one per GPU, or per core")] = Field(
-        default=None, ge=1, description="Encoder processes."
-    )
+    encoders: Encoders = None
     gpus_per_encoder: Annotated[float | None, Flag(default="1 if there are any")] = Field(
         default=None, ge=0, description="GPUs per encoder."
     )
     decoders: Annotated[int | None, Flag(default="the remaining CPUs")] = Field(
         default=None, ge=1, description="Decoding processes."
     )
+
+    @model_validator(mode="after")
+    def _nothing_beside_this_process(self) -> Self:
+        beside = {"--decoders": self.decoders, "--ray-address": self.ray_address}
+        given = [flag for flag, value in beside.items() if value is not None]
+        if self.encoders == 0 and given:
+            raise ValueError(
+                f"--encoders 0 works in this process alone: leave {' and '.join(given)} out, or ask for encoders"
+            )
+        return self
 
 
 class DecodeLimits(Frozen):
@@ -388,6 +405,7 @@ class SystemsLaunch(Launch):
         default=(),
         description="Change any key of the preset, such as systems.dino-world.world.candidates=16; may be repeated.",
     )
+    encoders: Encoders = None
     seed: Annotated[int | None, Flag(default="the preset's")] = Field(
         default=None, ge=0, description="Seed of every training."
     )

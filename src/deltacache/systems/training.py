@@ -140,9 +140,18 @@ def systems_settings(launch: SystemsLaunch) -> SystemsConfig:
 
 
 def train_systems(
-    config: SystemsConfig, features: Path | str, out: Path, workers: Workers, device: str, reporter: Reporter
+    config: SystemsConfig,
+    features: Path | str,
+    out: Path,
+    workers: Workers,
+    device: str,
+    reporter: Reporter,
+    encoders: int | None = None,
 ) -> SystemPaths:
     """Train all tokenizers and world models that are not finished yet.
+
+    Args:
+        encoders: processes that make the delta tokens; 0: this one, without Ray.
 
     Raises:
         DeltacacheError: ``features`` cannot be trained on, or ``out`` holds other systems.
@@ -150,7 +159,13 @@ def train_systems(
     with dataset_lock(out, "train-systems"):
         _check_all_fit(config, open_training_data(features, "features"))  # before days of training
         _claim(out, config)
-        return _train(config, features, SystemPaths(out), workers, device, reporter)
+        cluster = ClusterSettings(
+            ray_address=workers.ray_address if encoders != 0 else None,
+            encoders=encoders,
+            gpus_per_encoder=0 if device == "cpu" else None,
+            wait_for_nodes_s=workers.wait_for_nodes_s,
+        )
+        return _train(config, features, SystemPaths(out), workers, device, reporter, cluster)
 
 
 def _train(
@@ -160,12 +175,8 @@ def _train(
     workers: Workers,
     device: str,
     reporter: Reporter,
+    cluster: ClusterSettings,
 ) -> SystemPaths:
-    cluster = ClusterSettings(
-        ray_address=workers.ray_address,
-        gpus_per_encoder=0 if device == "cpu" else None,
-        wait_for_nodes_s=workers.wait_for_nodes_s,
-    )
     for name, each in config.tokenizers.items():
         reporter.line(f"tokenizer {name}")
         stages = (TokenizerStage(name="only", config=each),)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+import torch
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
@@ -22,7 +23,7 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 import deltacache
 from deltacache.pipeline.decoding.native_log import native_log
-from deltacache.pipeline.work.placement import Node, NoRoomError, Placement, place
+from deltacache.pipeline.work.placement import Node, NoRoomError, Placement, place, place_here
 from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.jobs import ClusterSettings
 from deltacache.schemas.secrets import without_secrets
@@ -42,7 +43,7 @@ _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTI
 
 @contextmanager
 def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text: None) -> Iterator[Placement]:
-    """Start a local Ray, or use the one that runs; see ``ray_running``.
+    """Start a local Ray, or use the one that runs, see ``ray_running``; or none, for ``--encoders 0``.
 
     Args:
         say: hears which cluster was found, what is waited for, and what was asked for and is not used.
@@ -50,6 +51,9 @@ def cluster(settings: ClusterSettings, say: Callable[[str], None] = lambda text:
     Raises:
         DeltacacheError: no cluster answers, or it has no room for what was asked for within ``wait_for_nodes_s``.
     """
+    if settings.encoders == 0:
+        yield place_here(settings, has_gpu=torch.cuda.is_available())
+        return
     started = time.perf_counter()
     own = settings.ray_address is None and not ray.is_initialized()
     # On one machine the slots are counted in decoders: encoders share the cores with them.

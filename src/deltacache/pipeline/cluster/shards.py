@@ -4,18 +4,23 @@ Encoders are actors that hold a model; each works on two shards at a time. An en
 decoded by Ray tasks, which run wherever a CPU is free; while the two shards keep fewer decoders busy than there are
 for the encoder, videos of the shards that it gets next are decoded too. The driver hands out shards, and hands them
 out again when the node or process that had them is lost.
+
+With ``--encoders 0`` there is no Ray: one encoder works in the process of the command, on one shard after the other.
 """
 
+import itertools
 import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError, RayTaskError
 
 from deltacache.pipeline.cluster.session import (
@@ -93,10 +98,16 @@ def run_shards(
 ) -> Generator[ShardResult, None, None]:
     """Do all the work; yields a result as each shard is committed, in no fixed order.
 
+    Where ``placement`` is this process, an exception that is no refusal ends the work instead of being looked into:
+    it can be debugged where it was raised.
+
     Raises:
         DeltacacheError: what a worker refused, such as a full disk; encoders that do not start, or find no room
             within ``placement.wait_s``.
     """
+    if placement.here:
+        yield from _run_here(attempts, build, decode, placement, events)
+        return
     decoding = None
     if decode is not None:
         size, videos = group_bytes(decode.views, decode.settings), decode.videos or len(decode.locations)
@@ -111,6 +122,64 @@ def run_shards(
             attempts.lost_workers = pool.lost
     finally:
         pool.stop()
+
+
+def _run_here(
+    attempts: Attempts,
+    build: Callable[[], ShardWorker],
+    decode: DecodePlan | None,
+    placement: Placement,
+    events: Events,
+) -> Generator[ShardResult, None, None]:
+    """``run_shards`` without Ray: one encoder in this process, which decodes a group when it is the next."""
+    size = 1 if decode is None else group_size(decode.videos or len(decode.locations), placement.decoders)
+    decoding = None if decode is None else _Decoding(decode, size, [])
+    pool = _Pool(build, decoding, placement, events)
+    with _threads_kept():
+        encoder = _Encoder(build, placement.device, None)
+        if decode is not None:
+            encoder.ahead = _OneByOne(decode.settings, size, lambda: events.encoding(encoder.clips()))
+        loaded = encoder.load()
+        if "refused" in loaded:
+            raise DeltacacheError(loaded["refused"])
+        events.started([encoder.measure(seconds=0)])
+        for ticket in itertools.count():
+            work = attempts.next()
+            if work is None:
+                return
+            result = pool.take(work, encoder.run(ticket, work, pool.located(work)), attempts)
+            if result is not None:
+                yield result
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """An encoder takes one thread of torch for its process; afterwards the caller has as many as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _OneByOne:
+    """``_Ahead`` in the process of the encoder: a group is decoded when the one before it is encoded."""
+
+    def __init__(self, settings: DecodeSettings, videos_at_once: int, on_group: Callable[[], None]) -> None:
+        self._settings, self._videos_at_once, self._on_group = settings, videos_at_once, on_group
+        self._shards: dict[int, tuple[Work, Mapping[str, str]]] = {}
+
+    def add(self, ticket: int, work: Work, locations: Mapping[str, str]) -> None:
+        self._shards[ticket] = work, locations
+
+    def groups(self, ticket: int) -> Generator[DecodedGroup, None, None]:
+        work, locations = self._shards[ticket]
+        for videos in groups_of(work.task.videos, self._settings, self._videos_at_once):
+            yield decode_group(videos, locations, self._settings, dict(work.known_failures))
+            self._on_group()
+
+    def drop(self, ticket: int) -> None:
+        self._shards.pop(ticket, None)
 
 
 @dataclass(slots=True)
@@ -211,7 +280,7 @@ class _Ahead:
 
 
 class _Encoder:
-    """Actor: holds a worker."""
+    """Actor: holds a worker. Also used without Ray, by ``_run_here``."""
 
     def __init__(
         self,
@@ -221,12 +290,10 @@ class _Encoder:
     ) -> None:
         if device == "cpu":
             # One thread: sums never depend on the machine's size. More encoders use more cores.
-            import torch
-
             torch.set_num_threads(1)
         self._build = build
         self._pause_s = _FIRST_PAUSE_S
-        self._ahead = _Ahead(*decoding) if decoding else None
+        self.ahead: _Ahead | _OneByOne | None = _Ahead(*decoding) if decoding else None
         self._worker: ShardWorker | None = None
         self._counters = WorkCounters()
 
@@ -241,28 +308,28 @@ class _Encoder:
             return {"refused": str(error)}
         return {"pid": os.getpid()}
 
-    def measure(self) -> float:
-        """Clips a second of the worker's bare forward."""
-        return self._loaded().measure()
+    def measure(self, seconds: float = 1.0) -> float:
+        """Clips a second of the worker's bare forward pass."""
+        return self._loaded().measure(seconds)
 
     def expect(self, ticket: int, work: Work, locations: Mapping[str, str]) -> None:
         """This work comes next: its videos may be decoded."""
-        if self._ahead is not None:
-            self._ahead.add(ticket, work, locations)
+        if self.ahead is not None:
+            self.ahead.add(ticket, work, locations)
 
     def forget(self, ticket: int) -> None:
         """Another encoder gets the work that was expected."""
-        if self._ahead is not None:
-            self._ahead.drop(ticket)
+        if self.ahead is not None:
+            self.ahead.drop(ticket)
 
     def run(self, ticket: int, work: Work, locations: Mapping[str, str]) -> dict[str, Any]:
         """Do one piece of work; what was refused, and what may pass on another attempt, comes back as text."""
         groups: list[Generator[DecodedGroup, None, None]] = []
 
         def decode(of: Work) -> Iterator[DecodedGroup]:
-            assert self._ahead is not None
-            self._ahead.add(ticket, of, locations)
-            groups.append(self._ahead.groups(ticket))
+            assert self.ahead is not None
+            self.ahead.add(ticket, of, locations)
+            groups.append(self.ahead.groups(ticket))
             return groups[-1]
 
         try:
@@ -467,8 +534,11 @@ class _Pool:
     def _begin(self, member: _Member, ticket: int, work: Work) -> None:
         member.works += 1
         member.alone = work.alone
-        located = self.decoding.located(work) if self.decoding else {}
-        self.working[member.actor.run.remote(ticket, work, located)] = member, member.actor, work
+        self.working[member.actor.run.remote(ticket, work, self.located(work))] = member, member.actor, work
+
+    def located(self, work: Work) -> dict[str, str]:
+        """Where the videos of ``work`` lie, if it has any to decode."""
+        return self.decoding.located(work) if self.decoding else {}
 
     def wait(self, attempts: Attempts) -> Iterator[ShardResult]:
         """Wait a moment for whatever comes; yields the results of committed shards."""
@@ -585,6 +655,13 @@ class _Pool:
             attempts.failed(work, f"its worker died ({type(error).__name__})", lost=True)
             self.events.line(f"the encoder of {shard} was lost: the shard is given to another")
             return None
+        if "result" in answer:
+            member.starts = 0
+        return self.take(work, answer, attempts)
+
+    def take(self, work: Work, answer: Mapping[str, Any], attempts: Attempts) -> ShardResult | None:
+        """What ``_Encoder.run`` answered about ``work``; the result if its shard is committed."""
+        shard = f"shard {work.task.shard_id}"
         if "refused" in answer:
             raise DeltacacheError(answer["refused"])
         if "lost" in answer:
@@ -600,7 +677,6 @@ class _Pool:
             return None
         self.failing_since.pop(work.task.shard_id, None)
         attempts.done(work)
-        member.starts = 0
         return None if work.kind is Kind.TRY else ShardResult(**answer["result"])
 
     def _replace(self, member: _Member, actor: Any, attempts: Attempts) -> None:
@@ -706,6 +782,14 @@ def probe(
     Returns:
         Clips a second of one encoder's bare forward, and the videos decoded one by one.
     """
+    if placement.here:
+        with _threads_kept():
+            encoder = _Encoder(build, placement.device, None)
+            loaded = encoder.load()
+            if "refused" in loaded:
+                raise DeltacacheError(loaded["refused"])
+            rate = encoder.measure()
+        return rate, [decode_group([video], decode.locations, decode.settings, {}) for video in videos]
     one = replace(placement, encoders=1)
     pool = _Pool(build, None, one, Events())
     try:

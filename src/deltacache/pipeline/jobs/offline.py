@@ -142,8 +142,10 @@ class _Job:
             decode = replace(decode, videos=sum(clips.values()) // decode.views)
             size = group_bytes(decode.views, decode.settings)
             ahead = f"; up to {bytes_text(placement.in_flight(size) * size)} of decoded videos in flight"
-        self._say(f"{placement}; Ray started in {placement.ray_start_s:.1f} s{ahead}")
-        throughput = Throughput(placement, "reading" if decode is None else "decoding", SHARDS_AT_ONCE)
+        started = "" if placement.here else f"; Ray started in {placement.ray_start_s:.1f} s{ahead}"
+        self._say(f"{placement}{started}")
+        reads, at_once = "reading" if decode is None else "decoding", 1 if placement.here else SHARDS_AT_ONCE
+        throughput = Throughput(placement, reads, at_once)
         receipts = partial(checked_receipts, self.out, card=read_card(self.out))
         missing = clips if attempts.kind is Kind.COMMIT else ()  # shards that are tried again are finished
         with (

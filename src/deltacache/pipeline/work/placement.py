@@ -56,6 +56,7 @@ class Placement:
         remarks: what was asked for or is there, and is not used, with the reason.
         ray_start_s: seconds until Ray was there.
         wait_s: how long to wait for room.
+        here: in this process, without Ray: the one encoder, which decodes too.
     """
 
     encoders: int
@@ -68,6 +69,7 @@ class Placement:
     remarks: tuple[str, ...] = ()
     ray_start_s: float = 0.0
     wait_s: float = math.inf
+    here: bool = False
 
     @property
     def device(self) -> str:
@@ -92,9 +94,25 @@ class Placement:
         return replace(self, encoders=min(self.encoders, max(shards, 1)))
 
     def __str__(self) -> str:
+        if self.here:
+            return f"this process decodes and encodes on the {'CPU' if self.device == 'cpu' else 'GPU'}, without Ray"
         where = "on the CPU" if self.device == "cpu" else f"with {self.gpus_per_encoder:g} GPU each"
         decoders, encoders = counted(self.decoders, "decoder"), counted(self.encoders, "encoder")
         return f"{decoders} and {encoders} {where} on {counted(self.nodes, 'node')}"
+
+
+def place_here(settings: ClusterSettings, *, has_gpu: bool) -> Placement:
+    """``--encoders 0``: this process, on its GPU unless ``--gpus-per-encoder 0`` leaves that out.
+
+    Raises:
+        DeltacacheError: a GPU is asked for, and there is none.
+    """
+    gpus = float(has_gpu) if settings.gpus_per_encoder is None else settings.gpus_per_encoder
+    if gpus and not has_gpu:
+        raise DeltacacheError(
+            f"--gpus-per-encoder {gpus:g}: this machine has no GPU that PyTorch can use; give 0"
+        )
+    return Placement(1, gpus, 0.0, decoders=1, here=True)
 
 
 def _part(whole: int, parts: int, number: int) -> int:

@@ -196,8 +196,8 @@ Decode = Callable[[Work], Iterator[DecodedGroup]]
 class ShardWorker(Protocol):
     """A seam: one kind of job, as its workers do it."""
 
-    def measure(self) -> float:
-        """Clips a second of the bare forward."""
+    def measure(self, seconds: float = 1.0) -> float:
+        """Clips a second of the bare forward pass: at least two batches and ``seconds``."""
         ...
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
@@ -215,8 +215,8 @@ class VideoShardWorker:
     lock: str = ""
     beside: SideTable | None = None
 
-    def measure(self) -> float:
-        return measure_forward(self.encoder, self.card.sampling.frames, self.card.image_size)
+    def measure(self, seconds: float = 1.0) -> float:
+        return measure_forward(self.encoder, self.card.sampling.frames, self.card.image_size, seconds)
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
         shard_id, encoding = (
@@ -239,8 +239,8 @@ class FeatureShardWorker:
     encoder: DeltaEncoder
     lock: str = ""
 
-    def measure(self) -> float:
-        return measure_tokenizing(self.encoder, self.features[1])
+    def measure(self, seconds: float = 1.0) -> float:
+        return measure_tokenizing(self.encoder, self.features[1], seconds)
 
     def run(self, work: Work, decode: Decode, on_clips: Callable[[int], None]) -> ShardResult:
         """Features are read from the dataset: nothing is decoded."""

@@ -38,7 +38,7 @@ from deltacache.train.checkpoints import checkpoint_folder, finished_checkpoints
 from deltacache.train.loop import NonFiniteError
 from deltacache.train.setup import RAY_FOLDER, TrainingRequest, check_output
 from deltacache.train.workers.group import Distributed, OtherWorkerFailedError, Stop, stop_on_sigterm
-from deltacache.train.workers.relay import Relay, RelayReporter, Replay, Standing
+from deltacache.train.workers.relay import RelayActor, RelayReporter, Replay, Standing
 from deltacache.train.workers.trainable import OPEN, PREPARE, Workers
 
 _POLL_S = 0.2
@@ -77,7 +77,7 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
             say,
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        relay = ray.remote(num_cpus=0)(_RelayActor).options(scheduling_strategy=here).remote()
+        relay = ray.remote(num_cpus=0)(RelayActor).options(scheduling_strategy=here).remote()
         trainer = TorchTrainer(
             _work,
             train_loop_config={"kind": kind, "request": request, "relay": relay},
@@ -242,21 +242,6 @@ def _no_room(workers: Workers, waited: float) -> str:
         f"(--wait-for-nodes): they find no room, or die before they begin (Ray's logs say why). The {len(there)} "
         f"nodes have {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
     )
-
-
-class _RelayActor:
-    """Actor: holds the relay, on the node of the command."""
-
-    def __init__(self) -> None:
-        self._relay = Relay()
-
-    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
-        """A method of the relay."""
-        return getattr(self._relay, name)(*arguments, **keywords)
-
-    def standing(self) -> Standing:
-        """How the training stands."""
-        return self._relay.standing
 
 
 def _standing(relay: Any) -> Standing:

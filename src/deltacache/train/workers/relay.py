@@ -105,6 +105,21 @@ class Relay:
         return taken
 
 
+class RelayActor:
+    """Actor: holds the relay, on the node of the command. It stands here so that its process imports no torch."""
+
+    def __init__(self) -> None:
+        self._relay = Relay()
+
+    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
+        """A method of the relay."""
+        return getattr(self._relay, name)(*arguments, **keywords)
+
+    def standing(self) -> Standing:
+        """How the training stands."""
+        return self._relay.standing
+
+
 class RelayReporter:
     """The reporter of a worker: passes every call to ``tell``."""
 
