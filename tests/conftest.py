@@ -113,20 +113,26 @@ def drawing() -> Iterator[dict[str, Callable[..., Any]]]:
         yield drawing
 
 
-_PROCESSES = {"SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"}
-"""Names that code of tests uses to start Ray or a process."""
+_SLOW = {
+    *("SharedRay", "subprocess", "multiprocessing", "start_command", "start_script"),
+    *("run_here", "extract_features", "train_systems", "run_chain"),
+}
+"""Names that code of tests uses to start Ray or a process, or to call commands and chains in this one."""
 _LONGEST_FIRST = (
-    "evaluate/test_report_browser.py",
     "train/test_ray_workers.py",
-    "commands/test_chaos.py",
     "commands/test_cluster_command.py",
-    "commands/test_rerun.py",
-    "commands/test_doctor_command.py",
-    "commands/test_chain_commands.py",
-    "commands/test_object_store_command.py",
     "pipeline/test_cluster_faults.py",
-    "chain/test_systems_table.py",
+    "commands/test_object_store_command.py",
+    "commands/test_chaos.py",
     "train/test_simulated_cuda.py",
+    "commands/test_extract_command.py",
+    "commands/test_training_cluster.py",
+    "commands/test_secrets_command.py",
+    "commands/test_chain_commands.py",
+    "commands/test_doctor_command.py",
+    "chain/test_systems_table.py",
+    "evaluate/test_benchmark_engine.py",
+    "pipeline/test_cluster_tasks.py",
 )
 _FOLDERS = ("commands", "train", "chain", "pipeline", "evaluate", "models")
 _TOGETHER = {
@@ -144,7 +150,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow; and put files that take minutes first, so that no worker is left alone with one at the end."""
     root = Path(__file__).parent
     for item in items:
-        if _starts_processes(item):
+        if _is_slow(item):
             item.add_marker("slow")
     places = {file: place for place, file in enumerate((*_LONGEST_FIRST, *_FOLDERS))}
 
@@ -155,8 +161,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-def _starts_processes(item: pytest.Item) -> bool:
-    """Whether the test, a fixture of it or a function of their files that they use names one of ``_PROCESSES``."""
+def _is_slow(item: pytest.Item) -> bool:
+    """Whether the test, a fixture of it or a function of their files that they use names one of ``_SLOW``."""
     assert isinstance(item, pytest.Function)
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     waiting: list[Any] = [item.function, *(one.func for fixture in fixtures for one in fixture)]
@@ -171,7 +177,7 @@ def _starts_processes(item: pytest.Item) -> bool:
         codes = [function.__code__]
         while codes:
             code = codes.pop()
-            if not _PROCESSES.isdisjoint(code.co_names):
+            if not _SLOW.isdisjoint(code.co_names):
                 return True
             codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
             used = [function.__globals__.get(name) for name in code.co_names]

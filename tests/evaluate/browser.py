@@ -1,11 +1,14 @@
-"""A real browser for pages on disk: Chromium without a window."""
+"""A real browser for pages on disk: one Chromium without a window, which opens one page after the other."""
 
-import html
+import base64
 import json
 import os
-import re
+import select
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +23,10 @@ _FLAGS = (
     "--hide-scrollbars",
 )
 _TIMEOUT_S = 120
-_NARROWEST = 500  # pixels of a window
 
-# Runs in the page once it is loaded; what it finds is left in an element that the test reads.
-_PROBE = """
-<script>
-"use strict";
-const errors = [];
-window.addEventListener("error", (event) => errors.push(event.message));
-</script>
-"""
-_CHECK = r"""
-<script>
+# Runs in the page once it is loaded. In a function, so that the page sees none of its names.
+_LOOK = r"""
+(() => {
 "use strict";
 const numbers = (text) => text.match(/[\d.]+/g).map(Number);
 const luminance = (rgb) => {
@@ -72,7 +67,7 @@ const boxOf = (element) => {
   const box = element.getBoundingClientRect();
   return [box.x, box.y, box.width, box.height].map(Math.round);
 };
-const look = () => ({
+return {
   images: [...document.images].map((image) =>
     ({ alt: image.alt, width: image.naturalWidth, spread: image.naturalWidth ? spreadOf(image) : 0 })),
   charts: [...document.querySelectorAll(".chart [role=img]")].map((chart) =>
@@ -90,30 +85,21 @@ const look = () => ({
     .filter((each) => !(each.textContent.trim() || each.getAttribute("aria-label"))).length,
   tables_without_caption: [...document.querySelectorAll(".scroll table")].filter((table) => !table.caption).length,
   acted: (() => { ACT })(),
-});
-window.addEventListener("load", () => {  // at once: pictures inside the page are there by now
-  let found = {};
-  try {
-    found = look();
-  } catch (error) {
-    errors.push(String(error));
-  }
-  const left = document.createElement("pre");
-  left.id = "found";
-  left.textContent = JSON.stringify({ ...found, errors });
-  (window.frameElement ? parent.document : document).body.append(left);
-});
-</script>
+};
+})()
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Browser:
-    """Chromium, or one of its kin. ``home``: its profile and the pages made for it."""
+    """Chromium, or one of its kin, through its devtools protocol. ``write``, ``read``: descriptors of its pipes."""
 
-    program: str
-    home: Path
-    _checked: dict[tuple[Path, int, bool, str], dict[str, Any]] = field(default_factory=dict, compare=False)
+    write: int
+    read: int
+    _calls: int = 0
+    _rest: bytes = b""
+    _events: list[dict[str, Any]] = field(default_factory=list)
+    _checked: dict[tuple[Path, int, bool, str], dict[str, Any]] = field(default_factory=dict)
 
     def check(
         self, page: Path, *, width: int = 1280, dark: bool = False, act: str = "return null;"
@@ -121,60 +107,120 @@ class Browser:
         """Open a page, once for each look, and return what is found; ``act`` is the body of a function to run there."""
         asked = page, width, dark, act
         if asked not in self._checked:
-            self._checked[asked] = self._check(*asked)
+            with self._opened(page, width, 1000, dark) as session:
+                found = self._evaluate(session, _LOOK.replace("ACT", act))
+                self._checked[asked] = {**found, **self._complaints(session)}
         return self._checked[asked]
 
-    def _check(self, page: Path, width: int, dark: bool, act: str) -> dict[str, Any]:
-        copy = self.home / f"probed-{page.parent.name}-{page.name}"
-        text = page.read_text().replace("<head>", "<head>" + _PROBE, 1)
-        text = text.replace("</body>", _CHECK.replace("ACT", act) + "</body>")
-        copy.write_text(text if width >= _NARROWEST else _framed(text, width))
-        run = self._run("--dump-dom", f"--window-size={width},1000", *_scheme(dark), copy.as_uri())
-        found = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
-        assert found, run.stderr[-2000:]
-        values = json.loads(html.unescape(found[1]))
-        values["console"] = [line for line in run.stderr.splitlines() if ":CONSOLE" in line]
-        return values
-
-    def source(self, page: Path, *flags: str) -> str:
+    def source(self, page: Path) -> str:
         """The page's elements once it is loaded."""
-        return self._run("--dump-dom", *flags, page.as_uri()).stdout
+        with self._opened(page, 1280, 1000, dark=False) as session:
+            return self._evaluate(session, "document.documentElement.outerHTML")
 
     def picture(self, page: Path, target: Path, *, width: int, height: int, dark: bool = False) -> Path:
         """A screenshot of the page's top."""
-        size = f"--window-size={width},{height}"
-        self._run(f"--screenshot={target}", size, *_scheme(dark), page.as_uri())
+        with self._opened(page, width, height, dark) as session:
+            shot = self.call("Page.captureScreenshot", session, format="png")
+            target.write_bytes(base64.b64decode(shot["data"]))
         return target
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            self.program,
-            *_FLAGS,
-            f"--user-data-dir={self.home / 'profile'}",
-            "--enable-logging=stderr",
-            *arguments,
+    @contextmanager
+    def _opened(self, page: Path, width: int, height: int, dark: bool) -> Iterator[str]:
+        """The session of a tab in which the page is loaded."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable", session)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", session, **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", session, features=[scheme])
+        self._events.clear()
+        self.call("Page.navigate", session, url=page.as_uri())
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not self._said(session, "Page.loadEventFired"):
+            self._events.append(self._message(deadline))
+        yield session
+        self.call("Target.closeTarget", targetId=target)
+
+    def _complaints(self, session: str) -> dict[str, list[str]]:
+        """Errors that nobody caught, and what was written to the console."""
+        errors = [each["exceptionDetails"] for each in self._said(session, "Runtime.exceptionThrown")]
+        console = [json.dumps(each["args"]) for each in self._said(session, "Runtime.consoleAPICalled")]
+        console += [each["entry"]["text"] for each in self._said(session, "Log.entryAdded")]
+        said = [each.get("exception", {}).get("description", each["text"]) for each in errors]
+        return {"errors": said, "console": console}
+
+    def _said(self, session: str, method: str) -> list[dict[str, Any]]:
+        return [
+            each["params"]
+            for each in self._events
+            if each.get("sessionId") == session and each["method"] == method
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+
+    def _evaluate(self, session: str, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", session, expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """What Chromium answers; events that come before are kept."""
+        self._calls += 1
+        command = {"id": self._calls, "method": method, "params": parameters}
+        command |= {} if session is None else {"sessionId": session}
+        data = memoryview(json.dumps(command).encode() + b"\0")
+        while data:
+            data = data[os.write(self.write, data) :]
+        deadline = time.monotonic() + _TIMEOUT_S
+        while (message := self._message(deadline)).get("id") != self._calls:
+            self._events.append(message)
+        assert "error" not in message, message
+        return message["result"]
+
+    def _message(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self.read], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, "Chromium does not answer"
+            part = os.read(self.read, 1 << 20)
+            assert part, "Chromium has ended"
+            self._rest += part
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
 
 
-def _framed(page: str, width: int) -> str:
-    """A page that holds ``page`` in a window of its own: Chromium's are not as narrow as a phone's."""
-    return (
-        '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>'
-        f'<iframe style="border: 0" width="{width}" height="800" srcdoc="{html.escape(page)}"></iframe></body>'
-    )
+@contextmanager
+def running_browser(home: Path) -> Iterator[Browser]:
+    """Chromium where it is installed; without it skip, saying why, except where CI has installed it.
 
-
-def _scheme(dark: bool) -> tuple[str, ...]:
-    return (f"--blink-settings=preferredColorScheme={0 if dark else 1}",)
-
-
-def find_browser(home: Path) -> Browser:
-    """Chromium where it is installed; without it skip, saying why, except where CI has installed it."""
+    Args:
+        home: its profile.
+    """
     program = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if program is None:
         reason = f"none of {', '.join(_NAMES)} is installed: apt-get install chromium"
         if os.environ.get("DELTACACHE_BROWSER") == "required":
             pytest.fail(reason)
         pytest.skip(reason)
-    return Browser(program, home)
+    # It reads commands from descriptor 3 and answers on 4; messages end with a zero byte.
+    commands, answers = os.pipe(), os.pipe()
+    process = subprocess.Popen(
+        [
+            *("sh", "-c", f'exec "$0" "$@" 3<&{commands[0]} 4>&{answers[1]}', program, *_FLAGS),
+            *("--remote-debugging-pipe", f"--user-data-dir={home / 'profile'}", "about:blank"),
+        ],
+        pass_fds=(commands[0], answers[1]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(commands[0])
+    os.close(answers[1])
+    try:
+        browser = Browser(commands[1], answers[0])
+        yield browser
+        browser.call("Browser.close")
+        process.wait(_TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(commands[1])
+        os.close(answers[0])

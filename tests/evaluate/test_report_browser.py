@@ -1,12 +1,13 @@
 """Reports in a real browser: nothing errors, every picture has content, phones and dark pages are readable."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark_runs import mini_settings
-from browser import Browser, find_browser
+from browser import Browser, running_browser
 from drawn_features import FRAMES, DrawnWorld
 from foresight_runs import save_models, whole_settings
 from PIL import Image
@@ -20,8 +21,9 @@ LOOKS = [(1280, False), (1280, True), (390, False), (390, True)]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    return find_browser(tmp_path_factory.mktemp("browser"))
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with running_browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
