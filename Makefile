@@ -10,6 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo-output
+# More than two cores, for tests wait for processes and for Ray.
+TESTERS ?= 3
+# Else each of the hundreds of processes that tests start compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast gpu check format clean
 
@@ -17,7 +21,7 @@ demo: $(READY)
 	$(BIN)/deltacache demo $(DEMO)
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
