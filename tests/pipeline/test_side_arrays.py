@@ -179,8 +179,10 @@ def test_every_kind_of_shard_holds_them(kind: str, store: str, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def made(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of frames and a table; features in both stores, and deltas of the first, made through the front door."""
-    shared_ray.start()
+    """Folders of frames and a table; features in both stores, and deltas of the first, made through the front door.
+
+    Delta tokens straight from the videos are made on Ray.
+    """
     root = tmp_path_factory.mktemp("side-arrays")
     rng = np.random.default_rng(0)
     uris, times = list[str](), list[float]()
@@ -204,7 +206,7 @@ def made(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dic
             "task": [f"task {n}" for n in range(count)],
         },
     )
-    settings = {"backbone": "tiny", "image_size": 32, "spacing": (0.1, 0.1), "augment": False}
+    settings = {"backbone": "tiny", "image_size": 32, "spacing": (0.1, 0.1), "augment": False, "encoders": 0}
     for store in ("webdataset", "zarr"):
         deltacache.extract_features(
             root / "videos",
@@ -217,7 +219,8 @@ def made(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dic
     tokenizer = deltacache.train_tokenizer(
         root / "webdataset", root / "tokenizer", preset="tiny", steps=1, assignments=["training.batch_size=2"]
     )
-    deltacache.tokenize(root / "webdataset", root / "deltas", tokenizer)
+    deltacache.tokenize(root / "webdataset", root / "deltas", tokenizer, encoders=0)
+    shared_ray.start()
     deltacache.tokenize(
         root / "videos",
         root / "direct",
@@ -308,7 +311,7 @@ def test_an_altered_side_array_is_found(made: dict[str, Path], name: str, tmp_pa
 
 
 def test_other_side_arrays_are_another_dataset(made: dict[str, Path], tmp_path: Path) -> None:
-    settings = {"backbone": "tiny", "image_size": 32, "spacing": (0.1, 0.1), "augment": False}
+    settings = {"backbone": "tiny", "image_size": 32, "spacing": (0.1, 0.1), "augment": False, "encoders": 0}
     with pytest.raises(MismatchError, match="side_arrays"):
         deltacache.extract_features(made["videos"], made["webdataset"], **settings)
     with pytest.raises(MismatchError, match="side_arrays"):
