@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,15 @@ _FLAGS = (
     "--hide-scrollbars",
 )
 _TIMEOUT_S = 120
+
+_WITH_PIPES = """
+import os, sys
+read, write = (os.dup(os.dup(int(each))) for each in sys.argv[1:3])  # neither is 3, nor the second 4
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+"""Becomes a program that reads descriptor 3 and writes 4."""
 
 # Runs in the page once it is loaded. In a function, so that the page sees none of its names.
 _LOOK = r"""
@@ -205,7 +215,7 @@ def running_browser(home: Path) -> Iterator[Browser]:
     commands, answers = os.pipe(), os.pipe()
     process = subprocess.Popen(
         [
-            *("sh", "-c", f'exec "$0" "$@" 3<&{commands[0]} 4>&{answers[1]}', program, *_FLAGS),
+            *(sys.executable, "-S", "-c", _WITH_PIPES, str(commands[0]), str(answers[1]), program, *_FLAGS),
             *("--remote-debugging-pipe", f"--user-data-dir={home / 'profile'}", "about:blank"),
         ],
         pass_fds=(commands[0], answers[1]),
