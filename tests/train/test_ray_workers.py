@@ -174,7 +174,7 @@ def test_a_dead_relay_ends_the_training_with_one_message(deltas: Path, tmp_path:
 
 def test_workers_that_always_die_are_not_started_for_ever(deltas: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with together(world_case(deltas), out, 1, batch_size=4, steps=10**6, save_every=10**6) as (process, log):
+    with together(world_case(deltas), out, 2, batch_size=4, steps=10**6, save_every=10**6) as (process, log):
         for start in range(1, 4):
             wait_for(lambda: log.read_text().count("effective batch") == start, process, log)  # noqa: B023
             trainers(process)[0].kill()
