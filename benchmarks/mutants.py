@@ -670,8 +670,8 @@ TRAINING = (
     Mutant(
         "the worst candidate wins",
         "models/selection.py",
-        "best = losses.argmin(dim=-1)",
-        "best = losses.argmax(dim=-1)",
+        "return losses.argmin(dim=-1)",
+        "return losses.argmax(dim=-1)",
         ("models/test_golden_world.py::test_best_of_many_loss_winners_and_gradients",),
     ),
     Mutant(

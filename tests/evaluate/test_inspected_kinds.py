@@ -134,15 +134,15 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
     ),
     "an evaluation": (
         lambda inputs: inputs.world.root / "out",
-        ("an evaluation, ", " MB", "made from: tokenizer", "made from: world", "made from: features"),
+        ("an evaluation, ", " kB", "made from: tokenizer", "made from: world", "made from: features"),
     ),
     "its metrics": (
         lambda inputs: inputs.world.root / "out" / "metrics.parquet",
-        ("an evaluation, ", " MB", "made from: tokenizer", "made from: features"),
+        ("an evaluation, ", " kB", "made from: tokenizer", "made from: features"),
     ),
     "metrics alone": (
         metrics_alone,
-        ("the table of an evaluation, ", " MB", "deltaworld", "drawn@bbbb", "horizon                1, 3"),
+        ("the table of an evaluation, ", " kB", "deltaworld", "drawn@bbbb", "horizon                1, 3"),
     ),
     "a stopped evaluation": (
         stopped_evaluation,
@@ -153,19 +153,19 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
             "has died",
         ),
     ),
-    "a tokenizer": (lambda inputs: inputs.world.tokenizer, ("DeltaTok, ", " MB", "b" * 64, "fingerprint")),
+    "a tokenizer": (lambda inputs: inputs.world.tokenizer, ("DeltaTok, ", " kB", "b" * 64, "fingerprint")),
     "a world model's file": (
         lambda inputs: inputs.world.noise / "model.safetensors",
-        ("DeltaWorld, ", "tokenizer_fingerprint", " MB"),
+        ("DeltaWorld, ", "tokenizer_fingerprint", " kB"),
     ),
-    "a head": (head, ("SegmentationHead", "benchmark vspw, split train, frames 12", "c" * 64, " MB")),
+    "a head": (head, ("SegmentationHead", "benchmark vspw, split train, frames 12", "c" * 64, " kB")),
     "a released head": (
         lambda inputs: inputs.golden / "eval" / "head_kitti.safetensors",
-        ("DepthHead", "fingerprint", " MB"),
+        ("DepthHead", "fingerprint", " kB"),
     ),
     "a decoder of pictures": (
         lambda inputs: saved_decoder(inputs.golden, inputs.root / "rgb"),
-        ("RgbDecoder", "fingerprint", " MB"),
+        ("RgbDecoder", "fingerprint", " kB"),
     ),
     "a backbone": (
         lambda inputs: inputs.golden / "tiny" / "backbone",
@@ -174,11 +174,11 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
             "weights_sha256",
             "{hidden} wide, of {patch} px",
             "M parameters",
-            " MB",
+            " kB",
         ),
     ),
-    "a PCA": (pca, ("a PCA, 3 components of 32 channels", "features_fingerprint", "drawn", " MB")),
-    "a training that began": (training_begun, ("a training without a checkpoint yet", "MB")),
+    "a PCA": (pca, ("a PCA, 3 components of 32 channels", "features_fingerprint", "drawn", " kB")),
+    "a training that began": (training_begun, ("a training without a checkpoint yet", "0 bytes")),
     "contexts": (
         contexts,
         (
@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
     ),
     "contexts being exported": (
         unfinished_contexts,
-        ("contexts for a video generator, not all exported yet", "kitti                  2 contexts", " MB"),
+        ("contexts for a video generator, not all exported yet", "kitti                  2 contexts", " kB"),
     ),
     "systems": (
         systems,
@@ -203,7 +203,7 @@ KINDS: dict[str, tuple[Callable[[Inputs], Path], tuple[str, ...]]] = {
     ),
     "a chain": (
         chain,
-        ("a chain of outputs", "finished, 10 clips", "trained for 12 steps", "not begun", " MB"),
+        ("a chain of outputs", "finished, 10 clips", "trained for 12 steps", "not begun", " kB"),
     ),
 }
 
