@@ -56,7 +56,7 @@ from deltacache.train.mixture import (
 )
 from deltacache.train.optimizer import warmup_cosine
 from deltacache.train.order import seed_of
-from deltacache.train.validation import Standing, Validation, Validator
+from deltacache.train.validation import BestSoFar, Validation, Validator
 from deltacache.train.workers.group import ProcessGroup, SingleProcess
 
 # ----------------------------------------------------------------------------------------------------
@@ -633,7 +633,7 @@ class OpenedRun(Generic[SavedModelT]):
                 measure = Validator(
                     model, data.validation, choice.validate_clips, device, self.config.training
                 )
-                standing = Standing(**known) if known else Standing()
+                standing = BestSoFar(**known) if known else BestSoFar()
                 validation = Validation(measure, choice.validate_every, choice.patience, standing)
         run = Run(
             self.out,

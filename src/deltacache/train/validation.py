@@ -29,7 +29,7 @@ _CLIPS_A_PASS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BestSoFar:
     """How a validation stands; every checkpoint records it.
 
     Attributes:
@@ -43,11 +43,11 @@ class Standing:
     best_loss: float | None = None
     waited: int = 0
 
-    def after(self, step: int, loss: float) -> "Standing":
+    def after(self, step: int, loss: float) -> "BestSoFar":
         """With one more loss; only a lower one is better."""
         if loss < (math.inf if self.best_loss is None else self.best_loss):
-            return Standing(step, loss, step, loss)
-        return Standing(step, loss, self.best_step, self.best_loss, self.waited + 1)
+            return BestSoFar(step, loss, step, loss)
+        return BestSoFar(step, loss, self.best_step, self.best_loss, self.waited + 1)
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Validation:
     measure: Callable[[], float]
     every: int
     patience: int | None = None
-    standing: Standing = field(default_factory=Standing)
+    standing: BestSoFar = field(default_factory=BestSoFar)
 
     def add(self, step: int) -> bool:
         """Measure after ``step`` steps; whether this is the best one so far. One that is not finite is never best."""
