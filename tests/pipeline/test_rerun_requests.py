@@ -132,7 +132,7 @@ def test_the_command_refuses_other_features_and_names_both(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"{tmp_path}/others is not the feature dataset that these deltas were made from" in done.stderr
-    assert f"{tmp_path}/deltas was made of {tmp_path}/features" in done.stderr
+    assert f"{tmp_path}/deltas was made from {tmp_path}/features" in done.stderr
     assert all_bytes(tmp_path / "deltas") == before
 
 

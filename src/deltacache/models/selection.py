@@ -158,11 +158,12 @@ class FoldedPredictor:
         """Smooth-L1 (B, P, K) of every candidate of ``noise`` (B, P, K, D) against ``targets`` (B, P, D).
 
         ``rotation`` is that of the P frames, (B, 1, P, R); the query of frame p sees the first p + 1 tokens of
-        ``past``. Targets go through in passes, frame by frame, so that a pass meets hardly a key that it may not see.
+        ``past``. Targets go through in passes of at most as many as a frame has, frame by frame: a pass meets hardly a
+        key that it may not see, and memory does not grow with the number of frames.
         """
         batch, steps, count, _ = noise.shape
         rows = _widest(noise.device) // max(self._width, self._hidden_size)
-        size, candidates = max(1, rows // count), max(1, min(rows, count))
+        size, candidates = max(1, min(rows // count, batch)), max(1, min(rows, count))
         wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
         losses = noise.new_empty(batch, steps, count)
         frame_of = torch.arange(steps, device=noise.device).repeat_interleave(batch)
