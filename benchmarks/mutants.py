@@ -495,8 +495,8 @@ TRAINING = (
     Mutant(
         "the newest checkpoint as the best",
         "train/validation.py",
-        "return Standing(step, loss, self.best_step, self.best_loss, self.waited + 1)",
-        "return Standing(step, loss, step, loss, self.waited + 1)",
+        "return BestSoFar(step, loss, self.best_step, self.best_loss, self.waited + 1)",
+        "return BestSoFar(step, loss, step, loss, self.waited + 1)",
         ("train/test_data_choice.py::test_validation_is_logged_and_the_best_checkpoint_is_kept",),
     ),
     Mutant(
