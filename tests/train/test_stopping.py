@@ -130,6 +130,17 @@ def test_spikes_are_said_and_counted(case: Case, tmp_path: Path, monkeypatch: py
     assert dict(zip(spikes["step"], spikes["spikes"], strict=True))[32] == 2
 
 
+def test_spikes_of_the_warm_up_are_counted_and_not_said(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed_loss(monkeypatch, lambda step: 1e4 if step == 31 else 1.0)
+    reporter = Lines()
+    case.run(tmp_path / "out", steps=40, log_every=10, warmup_steps=40, reporter=reporter, learning_rate=1e-6)
+    assert not [line for line in reporter.said if line.startswith("spike")]
+    spikes = pq.read_table(tmp_path / "out/curves.parquet").to_pydict()
+    assert sum(spikes["spikes"]) >= 1
+
+
 @pytest.mark.parametrize("found", [(float("nan"), 1.0), (1.0, float("inf"))])
 def test_the_optimizer_does_nothing_from_the_first_bad_step_on(found: tuple[float, float]) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))

@@ -335,7 +335,7 @@ def train(task: TrainingTask[BatchT], run: Run) -> Path:
             validate = _validates(run, done)
             if save or probe or validate or done % config.log_every == 0:
                 row = _row(meter, task, optimizer, record)
-                _show(stage, meter, row, done - shown, run.reporter)
+                _show(stage, meter, row, done - shown, run.reporter, warm=done > config.warmup_steps)
                 if group.rank == 0:
                     row |= _beside(
                         task, optimizer, record, run, range(logged, done), probe=probe, validate=validate
@@ -614,9 +614,18 @@ def _saved_before(
 
 
 def _show(
-    stage: ProgressStage, meter: Meter, row: Mapping[str, float], steps: int, reporter: Reporter
+    stage: ProgressStage,
+    meter: Meter,
+    row: Mapping[str, float],
+    steps: int,
+    reporter: Reporter,
+    *,
+    warm: bool,
 ) -> None:
-    """Move the bar to the row's step: loss, speed, how much of the time was waiting; the bar knows what is left."""
+    """Move the bar to the row's step: loss, speed, how much of the time was waiting; the bar knows what is left.
+
+    Spikes are counted in every row, but said only once the learning rate is ``warm``: before, norms rise with it.
+    """
     stage.advance(
         steps,
         loss=f"{row['loss']:.4g}",
@@ -624,6 +633,6 @@ def _show(
         step=f"{1000 * row['step_time_s']:.1f} ms",
         data_wait=f"{100 * row['data_wait_s'] / row['step_time_s']:.1f} %",
     )
-    if meter.spikes:
+    if meter.spikes and warm:
         more = f" (and {len(meter.spikes) - 1} more since the row before)" if len(meter.spikes) > 1 else ""
         reporter.line(meter.spikes[0] + more)
