@@ -210,12 +210,8 @@ class FoldedPredictor:
             # Into memory that is there already: fresh pages for activations this wide cost as much as the GELU.
             torch.addmm(block.up[1], self._normed(block.norm2, hidden).flatten(0, 1), block.up[0], out=wide)
             torch.ops.aten.gelu_(wide)
-            if hidden.dtype == wide.dtype:
-                hidden.view_as(narrow).addmm_(wide, block.down[0])
-                hidden += block.down[1]
-            else:
-                torch.addmm(block.down[1], wide, block.down[0], out=narrow)
-                hidden += narrow.view_as(hidden)
+            torch.addmm(block.down[1], wide, block.down[0], out=narrow)
+            hidden += narrow.view_as(hidden)
         return F.linear(self._normed(self._norm, hidden), *self._head)
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
