@@ -33,8 +33,8 @@ from deltacache.schemas.configs import SelectionName
 
 
 # Queries run in passes whose widest activation stays below this many numbers. On a CPU it stays in the cache: 2,048
-# queries of a ViT-B, for of 1,024 oneDNN multiplies the second layer of an MLP on one thread. An accelerator wants large
-# passes and a bound on memory (1 GiB in bfloat16).
+# queries of a ViT-B, for of 1,024 oneDNN multiplies the second layer of an MLP on one thread. An accelerator wants
+# large passes and a bound on memory (1 GiB in bfloat16).
 _WIDEST_ON_CPU, _WIDEST_ELSEWHERE = 6 * 2**20, 2**29
 _SMALL = 256
 """Narrower models gain nothing from 16-bit products on a CPU."""
