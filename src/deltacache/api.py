@@ -645,7 +645,7 @@ def push(path: AnyPath, repo: str, *, reporter: Reporter | None = None, **settin
 
     Args:
         path: a dataset, a training output or checkpoint, a PCA, or an evaluation.
-        repo: ``OWNER/NAME``; made if there is none.
+        repo: ``OWNER/NAME``; created if it does not exist.
         settings: as the flags of ``deltacache push``, such as ``private=True``.
 
     Returns:

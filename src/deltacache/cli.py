@@ -630,7 +630,7 @@ def push(
             help="Dataset, training output, checkpoint, PCA or evaluation.", callback=local_folder
         ),
     ],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; made if there is none.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; created if it does not exist.")],
     **settings: Any,
 ) -> None:
     """Upload an output with its card to the Hugging Face hub; run again to continue an interrupted upload.

@@ -155,7 +155,7 @@ def packed(settings: PushSettings, reporter: Reporter) -> Package:
     ]
     if idle:
         raise DeltacacheError(
-            f"{idle[0]} is for tokenizers, world models and heads, and {path} is none: leave it out"
+            f"{idle[0]} is for tokenizers, world models and heads, but {path} is another kind of output: leave it out"
         )
     return package
 

@@ -12,6 +12,7 @@ from drawn import world_config
 from deltacache.models import query_world, selection
 from deltacache.schemas.errors import MismatchError
 from deltacache.train import world
+from deltacache.train.loop import NonFiniteError
 from reporters import Lines
 from trainers import train_world
 
@@ -66,6 +67,14 @@ def test_a_fast_way_that_chooses_worse_is_not_taken(
     assert chosen == "shortlist"
     assert "bfloat16 " in said[0]
     assert ", 0 % of its winners" in said[0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_not_the_choice(
+    deltas: Path, tmp_path: Path, slow_ways: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_world, "smooth_l1", lambda prediction, target, beta: prediction * torch.nan)
+    with pytest.raises(NonFiniteError, match="step 1 has loss nan"):
+        trained(deltas, tmp_path / "out", steps=2)
 
 
 def test_a_resumed_run_keeps_the_choice(deltas: Path, tmp_path: Path, slow_ways: dict[str, float]) -> None:

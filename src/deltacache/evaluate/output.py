@@ -283,7 +283,7 @@ class ModelRecord(Frozen):
         heads_trained_on: what the training wrote into the head, such as ``benchmark``, ``split`` and ``frames``;
             released heads say nothing.
         rgb_decoder: that of the pictures; it takes part in no number.
-        sources: what came from the hub, by the name of the setting: ``hf://org/name@commit``.
+        sources: inputs downloaded from the hub, by the name of the setting: ``hf://org/name@commit``.
     """
 
     backbone: str

@@ -163,7 +163,8 @@ class FoldedPredictor:
         key that it may not see, and memory does not grow with the number of frames.
         """
         batch, steps, count, _ = noise.shape
-        rows = _widest(noise.device) // max(self._width, self._hidden_size)
+        widest = _WIDEST_ON_CPU if noise.device.type == "cpu" else _WIDEST_ELSEWHERE
+        rows = widest // max(self._width, self._hidden_size)
         size, candidates = max(1, min(rows // count, batch)), max(1, min(rows, count))
         wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
         losses = noise.new_empty(batch, steps, count)
@@ -217,10 +218,6 @@ class FoldedPredictor:
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
         return norm(hidden).to(self._dtype)
-
-
-def _widest(device: torch.device) -> int:
-    return _WIDEST_ON_CPU if device.type == "cpu" else _WIDEST_ELSEWHERE
 
 
 def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:

@@ -289,7 +289,7 @@ class DatasetCard(Frozen):
     code_version: str
     sources: dict[str, str] = Field(
         default={},
-        description="what came from the hub, such as tokenizer: hf://org/name@commit; not part of any fingerprint",
+        description="downloaded from the hub, such as tokenizer: hf://org/name@commit; not part of any fingerprint",
     )
 
     @model_serializer(mode="wrap")

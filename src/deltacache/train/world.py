@@ -135,7 +135,8 @@ class WorldTask:
                     result = self._loss(batch, part, way)
                 losses[way], winners[way] = result.loss.item(), result.winners  # waits for the device
                 seconds[way] = min(seconds[way], time.perf_counter() - begun)
-            good: list[SelectionName] = [way for way in ways if losses[way] <= _AS_GOOD * losses["float32"]]
+            limit = _AS_GOOD * losses["float32"]  # NaN where the model is broken: only float32 is left then
+            good: list[SelectionName] = [way for way in ways if way == "float32" or losses[way] <= limit]
             best = min(good, key=lambda way: seconds[way])
             listed = [
                 f"{way} {1e3 * seconds[way] / len(batch.tokens):.3g} ms a clip, "
