@@ -675,6 +675,20 @@ TRAINING = (
         ("models/test_golden_world.py::test_best_of_many_loss_winners_and_gradients",),
     ),
     Mutant(
+        "candidates see the keys of later frames",
+        "models/selection.py",
+        "offset.masked_fill(hidden_keys[..., None], -torch.inf)",
+        "offset.masked_fill(hidden_keys[..., None], 0.0)",
+        ("models/test_best_of_many.py",),
+    ),
+    Mutant(
+        "a selection that chooses worse is good enough",
+        "train/world.py",
+        'way == "float32" or losses[way] <= limit',
+        'way == "float32" or losses[way] > limit',
+        ("train/test_selection_choice.py",),
+    ),
+    Mutant(
         "a shortlist of the worst",
         "models/selection.py",
         "largest=False).indices  # (B, P, k)",
