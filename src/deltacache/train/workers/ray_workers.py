@@ -69,32 +69,34 @@ def train_together(kind: Kind, request: TrainingRequest[Any], workers: Workers, 
             f"train {kind}: this program is already connected to Ray, but workers need their own Ray, with which "
             "they end: call ray.shutdown() first"
         )
-    with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1), say):
-        scaling = when_there_is_room(
-            lambda: _scaling(workers, request.device, nodes()),
-            [{"GPU": 1} if request.device.startswith("cuda") else {"CPU": 1}] * workers.count,
-            0 if workers.ray_address is None else workers.wait_for_nodes_s,
-            say,
-        )
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        relay = ray.remote(num_cpus=0)(RelayActor).options(scheduling_strategy=here).remote()
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"kind": kind, "request": request, "relay": relay},
-            scaling_config=scaling,
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
-            run_config=_run_config(request.out, relay, local=workers.ray_address is None),
-        )
-        try:
-            error = _watch(trainer, relay, Replay(reporter, f"train {kind}"), workers)
-            standing = _standing(relay)
-        except RayActorError as error:
-            raise DeltacacheError(
-                "the process through which the workers report died (out of memory, or somebody ended it), so they "
-                f"were ended too: start again with --resume; {_newest(request.out)}"
-            ) from error
-        finally:
-            shutil.rmtree(request.out / RAY_FOLDER, ignore_errors=True)
+    try:
+        with ray_running(workers.ray_address, max(workers.count, os.cpu_count() or 1), say):
+            scaling = when_there_is_room(
+                lambda: _scaling(workers, request.device, nodes()),
+                [{"GPU": 1} if request.device.startswith("cuda") else {"CPU": 1}] * workers.count,
+                0 if workers.ray_address is None else workers.wait_for_nodes_s,
+                say,
+            )
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            relay = ray.remote(num_cpus=0)(RelayActor).options(scheduling_strategy=here).remote()
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"kind": kind, "request": request, "relay": relay},
+                scaling_config=scaling,
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
+                run_config=_run_config(request.out, relay, local=workers.ray_address is None),
+            )
+            try:
+                error = _watch(trainer, relay, Replay(reporter, f"train {kind}"), workers)
+                standing = _standing(relay)
+            finally:
+                shutil.rmtree(request.out / RAY_FOLDER, ignore_errors=True)
+    except RayActorError as error:
+        # The workers have ended with Ray: what they saved until then counts.
+        raise DeltacacheError(
+            "the process through which the workers report died (out of memory, or somebody ended it), so they "
+            f"were ended too: start again with --resume; {_newest(request.out)}"
+        ) from error
     return _outcome(kind, request, standing, error, reporter)
 
 
