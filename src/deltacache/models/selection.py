@@ -32,12 +32,16 @@ from deltacache.schemas.configs import SelectionName
 # B batch, P predicted frames, K candidates, T tokens, D hidden, h heads, d dims of a head, J = heads x keys
 
 
-# Queries run in passes whose widest activation stays below this many numbers. On a CPU it stays in the cache: 2,048
-# queries of a ViT-B, for of 1,024 oneDNN multiplies the second layer of an MLP on one thread. An accelerator wants
-# large passes and a bound on memory (1 GiB in bfloat16).
+# Queries run in passes whose widest activation stays below this many numbers. On a CPU it stays in the cache
+# (2,048 queries of a ViT-B). An accelerator wants large passes and a bound on memory (1 GiB in bfloat16).
 _WIDEST_ON_CPU, _WIDEST_ELSEWHERE = 6 * 2**20, 2**29
+_SHARED = 2048
+"""Queries of a pass on a CPU: of 1,024 oneDNN multiplies the second layer of an MLP on one thread."""
+_ROOM = 32
+"""Columns after those of the normed queries, the first of ones: the bias of the MLP's first layer is a row of its
+weight. On a CPU a bias costs a sixth of the product (it is written out first), 32 more columns 4 %."""
 _SMALL = 256
-"""Narrower models gain nothing from 16-bit products on a CPU."""
+"""Narrower models gain nothing on a CPU from 16-bit products, and little from large ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class _Weights(NamedTuple):
     out_weight: Tensor  # (h, d, D)
     out_bias: Tensor  # (D,)
     norm2: nn.LayerNorm
-    up: tuple[Tensor, Tensor]  # (D, W), (W,)
+    up: Tensor  # (D + _ROOM, W): the last rows are the bias and zeros
     down: tuple[Tensor, Tensor]  # (W, D), (D,)
 
 
@@ -133,6 +137,13 @@ class _FoldedAttention(NamedTuple):
     scoring: Tensor  # (N, J, D)
     offset: Tensor  # (N, J, 1)
     mixing: Tensor  # (N, J, D)
+
+
+class _Work(NamedTuple):
+    """Memory for the activations of N K queries."""
+
+    narrow: Tensor  # (N K, D + _ROOM): the last columns are ones, for the bias, and zeros
+    wide: Tensor  # (N K, W)
 
 
 class FoldedPredictor:
@@ -151,7 +162,7 @@ class FoldedPredictor:
         self._norm, self._dtype = predictor.norm, dtype
         self._residual = residual or predictor.head.weight.dtype
         self._head = _linear(predictor.head, dtype)
-        self._hidden_size, self._width = self._blocks[0].up[0].shape
+        self._width, self._hidden_size = self._blocks[0].down[0].shape
 
     def losses(
         self, noise: Tensor, rotation: Rotation, past: Sequence[KeysValues], targets: Tensor, beta: float
@@ -160,13 +171,20 @@ class FoldedPredictor:
 
         ``rotation`` is that of the P frames, (B, 1, P, R); the query of frame p sees the first p + 1 tokens of
         ``past``. Targets go through in passes of at most as many as a frame has, frame by frame: a pass meets hardly a
-        key that it may not see, and memory does not grow with the number of frames.
+        key that it may not see, and memory does not grow with the number of frames. On a CPU a pass of a wide model
+        spans as many frames as it takes for ``_SHARED`` queries.
         """
         batch, steps, count, _ = noise.shape
-        widest = _WIDEST_ON_CPU if noise.device.type == "cpu" else _WIDEST_ELSEWHERE
-        rows = widest // max(self._width, self._hidden_size)
-        size, candidates = max(1, min(rows // count, batch)), max(1, min(rows, count))
-        wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
+        on_cpu = noise.device.type == "cpu"
+        rows = (_WIDEST_ON_CPU if on_cpu else _WIDEST_ELSEWHERE) // max(self._width, self._hidden_size)
+        targets_at_once = max(batch, _SHARED // count) if on_cpu and self._hidden_size >= _SMALL else batch
+        size, candidates = max(1, min(rows // count, targets_at_once)), max(1, min(rows, count))
+        size = -(-batch * steps // -(-batch * steps // size))  # of equal passes, as none shall be small
+        work = _Work(
+            noise.new_zeros(size * candidates, self._hidden_size + _ROOM, dtype=self._dtype),
+            noise.new_empty(size * candidates, self._width, dtype=self._dtype),
+        )
+        work.narrow[:, self._hidden_size] = 1
         losses = noise.new_empty(batch, steps, count)
         frame_of = torch.arange(steps, device=noise.device).repeat_interleave(batch)
         clip_of = torch.arange(batch, device=noise.device).repeat(steps)
@@ -188,17 +206,17 @@ class FoldedPredictor:
             target = targets[clips, frames, None]  # (N, 1, D)
             for first in range(0, count, candidates):
                 few = noise[clips, frames, first : first + candidates]
-                prediction = self._predict(few.to(self._residual), attentions, wide).to(target.dtype)
+                prediction = self._predict(few.to(self._residual), attentions, work).to(target.dtype)
                 expected = target.expand_as(prediction)
                 loss = F.smooth_l1_loss(prediction, expected, reduction="none", beta=beta).mean(dim=-1)
                 losses[clips, frames, first : first + candidates] = loss
         return losses
 
-    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], wide: Tensor) -> Tensor:
-        """Tokens (N, K, D) for queries (N, K, D), which it writes over; ``wide`` (N K or more, W) is work space."""
-        targets, count, _ = hidden.shape
-        wide = wide[: targets * count]
-        narrow = hidden.new_empty(targets * count, hidden.shape[-1], dtype=self._dtype)
+    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], work: "_Work") -> Tensor:
+        """Tokens (N, K, D) for queries (N, K, D), which it writes over; ``work`` has N K rows or more."""
+        targets, count, size = hidden.shape
+        narrow, wide = work.narrow[: targets * count], work.wide[: targets * count]
+        rows = hidden.view(-1, size)
         for block, attention in zip(self._blocks, attentions, strict=True):
             heads = block.query_bias.shape[0]
             scores = torch.baddbmm(
@@ -210,10 +228,13 @@ class FoldedPredictor:
             else:
                 hidden += torch.bmm(weights, attention.mixing)
             # Into memory that is there already: fresh pages for activations this wide cost as much as the GELU.
-            torch.addmm(block.up[1], self._normed(block.norm2, hidden).flatten(0, 1), block.up[0], out=wide)
+            narrow[:, :size] = block.norm2(rows)
+            torch.mm(narrow, block.up, out=wide)
             torch.ops.aten.gelu_(wide)
-            torch.addmm(block.down[1], wide, block.down[0], out=narrow)
-            hidden += narrow.view_as(hidden)
+            if hidden.dtype == wide.dtype:
+                rows.addmm_(wide, block.down[0]).add_(block.down[1])
+            else:
+                rows += torch.addmm(block.down[1], wide, block.down[0])
         return F.linear(self._normed(self._norm, hidden), *self._head)
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
@@ -224,6 +245,10 @@ def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
     heads = (block.attention.num_heads, -1)
     query, out, mlp = block.attention.q_proj, block.attention.out_proj, block.mlp
     gain1, gain2 = block.layer_scale1.lambda1, block.layer_scale2.lambda1
+    width, size = mlp.up_proj.weight.shape
+    up = out.weight.new_empty(width, size + _ROOM, dtype=dtype)
+    up[:, :size] = mlp.up_proj.weight.to(dtype)  # one by one: casting into rows apart is five times slower
+    up[:, size:] = F.pad(mlp.up_proj.bias[:, None], (0, _ROOM - 1))
     return _Weights(
         norm1=block.norm1,
         query_weight=query.weight.to(dtype).unflatten(0, heads),
@@ -231,7 +256,7 @@ def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
         out_weight=_scaled(out.weight, gain1[:, None], dtype).mT.contiguous().unflatten(0, heads),
         out_bias=_scaled(out.bias, gain1, dtype),
         norm2=block.norm2,
-        up=(mlp.up_proj.weight.to(dtype).mT, mlp.up_proj.bias.to(dtype)),
+        up=up.mT,
         down=(
             _scaled(mlp.down_proj.weight, gain2[:, None], dtype).mT,
             _scaled(mlp.down_proj.bias, gain2, dtype),
