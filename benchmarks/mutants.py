@@ -675,6 +675,20 @@ TRAINING = (
         ("models/test_golden_world.py::test_best_of_many_loss_winners_and_gradients",),
     ),
     Mutant(
+        "frames that others are decoded from are left out",
+        "pipeline/decoding/probe.py",
+        "referenced |= bool(data[start] >> 5)",
+        "referenced |= False",
+        ("pipeline/test_decode_synthetic.py",),
+    ),
+    Mutant(
+        "lower temporal layers are left out",
+        "pipeline/decoding/probe.py",
+        "if facts.unreferenced and facts.layer == top",
+        "if facts.unreferenced",
+        ("pipeline/test_decode_synthetic.py",),
+    ),
+    Mutant(
         "candidates see the keys of later frames",
         "models/selection.py",
         "offset.masked_fill(hidden_keys[..., None], -torch.inf)",

@@ -1,6 +1,7 @@
 """Every way of reaching a frame, on videos whose pixels say which frame it is."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from video_maker import number_picture, read_number, write_video
 
+from deltacache.pipeline.decoding import probe, pyav_frames
 from deltacache.pipeline.decoding.decode import frame_sources
 from deltacache.pipeline.decoding.native_log import native_log
+from deltacache.pipeline.decoding.probe import frames_of, packet_reader
 
 _X264 = "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:threads=1"
 _X265 = f"{_X264.removesuffix(':threads=1')}:pools=1:log-level=none"
@@ -19,19 +22,27 @@ _SQUARES = [(i * i * 3 + i * 7) for i in range(40)]  # milliseconds
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "h264.mp4": (
         {"size": 128, "options": {"x264-params": _X264}},
-        ["decord-seek", "pyav-seek", "pyav-sequential"],
+        ["pyav-seek", "pyav-sequential"],
     ),
     "h264.mkv": (
         {"size": 128, "options": {"x264-params": _X264}},
-        ["decord-seek", "pyav-seek", "pyav-sequential"],
+        ["pyav-seek", "pyav-sequential"],
     ),
     "one_keyframe.mp4": (
         {"size": 128, "options": {"x264-params": "keyint=250:threads=1"}},
-        ["decord-sequential", "pyav-sequential", "pyav-sequential"],
+        ["pyav-sequential", "pyav-sequential"],
     ),
     "every_second_a_keyframe.mp4": (
         {"size": 128, "options": {"x264-params": _X264.replace("=10", "=2")}},
         ["decord-seek", "pyav-seek", "pyav-sequential"],
+    ),
+    "no_b_frames.mp4": (
+        {"size": 128, "options": {"x264-params": f"{_X264}:bframes=0"}},
+        ["decord-seek", "pyav-seek", "pyav-sequential"],
+    ),
+    "deep_pyramid.mp4": (
+        {"size": 128, "options": {"x264-params": f"{_X264}:bframes=7:b-pyramid=normal:b-adapt=0"}},
+        ["pyav-seek", "pyav-sequential"],
     ),
     "narrow.mp4": ({"options": {"x264-params": _X264}}, ["pyav-seek", "pyav-sequential"]),
     "open_gop.mp4": (
@@ -44,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "variable_rate.mp4": (
         {"size": 128, "options": {"x264-params": _X264}, "milliseconds": _SQUARES},
-        ["decord-seek", "pyav-seek", "pyav-sequential"],
+        ["pyav-seek", "pyav-sequential"],
     ),
     "ten_bit.mp4": (
         {"size": 128, "options": {"x264-params": _X264}, "pixel_format": "yuv420p10le"},
@@ -60,6 +71,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "hevc_leading.mp4": (
         {"codec": "libx265", "options": {"x265-params": f"{_X265}:open-gop=0:radl=2"}},
+        ["pyav-seek", "pyav-sequential"],
+    ),
+    "hevc_layers.mp4": (
+        {"codec": "libx265", "options": {"x265-params": f"{_X265}:open-gop=0:temporal-layers=3:b-adapt=0"}},
         ["pyav-seek", "pyav-sequential"],
     ),
     "mpeg4.mp4": ({"codec": "mpeg4", "options": {"g": "10", "bf": "2"}}, ["pyav-seek", "pyav-sequential"]),
@@ -96,6 +111,44 @@ def test_every_way_gives_the_frame_that_was_asked_for(tmp_path: Path, name: str)
         some = [[frame.rgb for frame in source.frames([3, 11, 29])] for source in sources]
         for other in some[1:]:
             np.testing.assert_array_equal(other, some[0])
+
+
+@pytest.mark.parametrize("name", ["deep_pyramid.mp4", "hevc_closed.mp4", "hevc_layers.mp4"])
+def test_frames_that_nothing_needs_are_not_decoded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how, _ = CASES[name]
+    path = write_video(tmp_path / name, **how)
+    decoded: list[int | None] = []
+
+    def counted(packet: Any) -> list[Any]:
+        decoded.append(packet.pts)
+        return frames_of(packet)
+
+    with native_log() as log:
+        source = next(frame_sources(str(path), log))
+        monkeypatch.setattr(pyav_frames, "frames_of", counted)
+        (frame,) = source.frames([8])  # of a group of ten
+    assert read_number(frame.rgb) == 8
+    assert len(decoded) <= 6
+
+
+def test_only_pictures_of_the_highest_temporal_layer_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if all were sub-layer non-reference pictures: a lower layer's may be referenced by a higher one."""
+    path = write_video(tmp_path / "layers.mp4", **CASES["hevc_layers.mp4"][0])
+
+    def reader(codec: str, extradata: bytes) -> probe.PacketReader:
+        read = packet_reader(codec, extradata)
+        assert read is not None
+        return lambda data: replace(read(data), unreferenced=True)
+
+    monkeypatch.setattr(probe, "packet_reader", reader)
+    index = probe.probe_video(str(path)).index
+    assert index is not None
+    assert len(index.unreferenced) == 16  # of 40, in groups of ten
+    assert not set(index.starts) & index.unreferenced
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

@@ -108,7 +108,7 @@ def frame_sources(
     allow(allowed(size, probe.frames * probe.height * probe.width))
     index = probe.index
     if index is not None:
-        if decord_is_exact(probe):
+        if decord_is_exact(probe) and not index.unreferenced:  # PyAV can leave those out
             yield DecordSource(probe, index, log)
         yield _trusted(probe, lambda held: IndexedPyavSource(probe, index, held_frames=held))
     yield _trusted(probe, lambda held: SequentialPyavSource(probe, held_frames=held))

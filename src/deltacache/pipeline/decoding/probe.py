@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import av.logging
@@ -47,6 +47,7 @@ _H264_HIGH_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 
 _SLICE_HEAD = 24  # bytes: four codes of a few bits each
 _INTRA_SLICES = frozenset({2, 4})
 _HEVC_SLICES, _HEVC_IDR, _HEVC_HEADERS = frozenset(range(32)), frozenset({19, 20}), frozenset({33, 34})
+_HEVC_UNREFERENCED = frozenset(range(0, 16, 2))  # by pictures of the same temporal layer
 _AV1_SEQUENCE_HEADER, _AV1_FRAME_HEADER, _AV1_FRAME = 1, 3, 6
 
 
@@ -61,6 +62,8 @@ class PacketFacts:
         sequences: H.264 sequence parameter sets among them, as they are.
         tells_fields: H.264 picture timing is there, which can call a picture interlaced.
         slice_head: the first bytes of its first H.264 slice.
+        unreferenced: no other picture of its temporal layer or below is decoded from it.
+        layer: its temporal layer, 0 the lowest.
         damage: what is wrong with its structure, if anything.
     """
 
@@ -70,6 +73,8 @@ class PacketFacts:
     sequences: tuple[bytes, ...] = ()
     tells_fields: bool = False
     slice_head: bytes = b""
+    unreferenced: bool = False
+    layer: int = 0
     damage: str | None = None
 
 
@@ -116,6 +121,7 @@ def _units(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
 
 def _read_h264(data: bytes, *, length_size: int) -> PacketFacts:
     types, sequences, tells_fields, slice_head = set[int](), list[bytes](), False, b""
+    referenced = False
     try:
         for start, end in _units(data, length_size):
             kind = data[start] & 31
@@ -124,8 +130,9 @@ def _read_h264(data: bytes, *, length_size: int) -> PacketFacts:
                 sequences.append(data[start:end])
             elif kind == _H264_SEI:
                 tells_fields |= _PICTURE_TIMING in _sei_types(data[start + 1 : end])
-            elif kind in _H264_SLICES and not slice_head:
-                slice_head = data[start : min(end, start + _SLICE_HEAD)]
+            elif kind in _H264_SLICES:
+                referenced |= bool(data[start] >> 5)
+                slice_head = slice_head or data[start : min(end, start + _SLICE_HEAD)]
     except _BrokenUnitError as error:
         return PacketFacts(False, damage=str(error))
     return PacketFacts(
@@ -135,6 +142,7 @@ def _read_h264(data: bytes, *, length_size: int) -> PacketFacts:
         tuple(sequences),
         tells_fields,
         slice_head,
+        unreferenced=bool(slice_head) and not referenced,
     )
 
 
@@ -278,10 +286,20 @@ class _Bits:
 
 def _read_hevc(data: bytes, *, length_size: int) -> PacketFacts:
     try:
-        types = {data[start] >> 1 & 63 for start, _ in _units(data, length_size)}
+        units = [(data[start] >> 1 & 63, data[start + 1] & 7) for start, _ in _units(data, length_size)]
     except _BrokenUnitError as error:
         return PacketFacts(False, damage=str(error))
-    return PacketFacts(bool(types & _HEVC_IDR), bool(types & _HEVC_SLICES), _which(types, _HEVC_HEADERS))
+    except IndexError:
+        return PacketFacts(False, damage="a unit without its header")
+    types = {kind for kind, _ in units}
+    slices = types & _HEVC_SLICES
+    return PacketFacts(
+        bool(types & _HEVC_IDR),
+        bool(slices),
+        _which(types, _HEVC_HEADERS),
+        unreferenced=bool(slices) and slices <= _HEVC_UNREFERENCED,
+        layer=max(layer for kind, layer in units if kind in slices) - 1 if slices else 0,
+    )
 
 
 def _which(types: set[int], headers: frozenset[int]) -> Literal["none", "some", "all"]:
@@ -550,6 +568,13 @@ def frames_of(packet: "Packet[VideoStream]") -> list[VideoFrame]:
     return frames
 
 
+def last_frames_of(stream: VideoStream) -> list[VideoFrame]:
+    """The frames that the decoder still holds back; before the next packet it needs a seek or ``flush_buffers``."""
+    end = cast("Packet[VideoStream]", Packet(0))
+    end.stream = stream
+    return frames_of(end)
+
+
 def _holds_picture(packet: "Packet[VideoStream]") -> bool:
     context = packet.stream.codec_context
     read = packet_reader(context.codec.canonical_name, bytes(context.extradata or b""))
@@ -640,11 +665,15 @@ class FrameIndex:
             the first is the first frame, the only one where no seek is known to be exact.
         every_keyframe_starts: all packets that the container flags as keyframes are ``starts``, no frame is shown
             before such a packet and decoded after it, and no time is there twice.
+        order: the times of all packets, in decoding order.
+        unreferenced: times of frames that no other frame is decoded from; none if two packets have one time.
     """
 
     pts: tuple[int, ...]
     starts: tuple[int, ...]
     every_keyframe_starts: bool
+    order: tuple[int, ...]
+    unreferenced: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -736,6 +765,7 @@ class _Scan:
         if packet.is_corrupt:
             self._cut += 1
             return
+        facts = None
         if packet.size:
             facts = self._read(bytes(packet)) if self._read else None
             if facts is not None:
@@ -749,7 +779,11 @@ class _Scan:
             self._irregular |= packet.is_discard or packet.has_sidedata("new_extradata")
             self.packets.append(_Packet(packet.pts, packet.is_keyframe, facts))
         if self._first is None:
-            self._first = next(iter(frames_of(packet)), None)
+            frames = frames_of(packet)
+            if not frames and facts is not None and facts.random_access:  # need not wait for what follows
+                frames = last_frames_of(self._stream)
+                self._stream.codec_context.flush_buffers()
+            self._first = next(iter(frames), None)
 
     @property
     def may_be_interlaced(self) -> bool:
@@ -812,8 +846,15 @@ class _Scan:
         if len(packets) < len(self.packets) or not shown or packets[0][0] != min(shown):
             return None
         pts = tuple(sorted(shown.elements()))
+        order = tuple(time for time, _, _ in packets)
+        top = max(facts.layer for _, _, facts in packets)
+        unreferenced = frozenset(
+            time for time, _, facts in packets if facts.unreferenced and facts.layer == top
+        )
+        if len(set(order)) < len(order):
+            unreferenced = frozenset()
         if self._read is None or not container.format.name.startswith(_SEEKABLE_FORMATS):
-            return FrameIndex(pts, pts[:1], every_keyframe_starts=False)
+            return FrameIndex(pts, pts[:1], False, order, unreferenced)
         ships_headers = any(facts.headers != "none" for _, _, facts in packets)
         starts: list[int] = []
         leads = False
@@ -826,7 +867,7 @@ class _Scan:
         # Of two frames of one time nobody could say which one a seek leads to.
         safe = [start for start in starts[1:] if shown[start] == 1 and start > pts[0]]
         plain = len(shown) == len(packets) and len(starts) == sum(p.is_keyframe for p in self.packets)
-        return FrameIndex(pts, (pts[0], *sorted(safe)), plain and not leads)
+        return FrameIndex(pts, (pts[0], *sorted(safe)), plain and not leads, order, unreferenced)
 
 
 def seconds_of(pts: tuple[int, ...], time_base: Fraction) -> np.ndarray:

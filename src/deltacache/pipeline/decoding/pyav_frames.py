@@ -7,7 +7,7 @@ then even those pixels are the ones that decoding in sequence gives.
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from fractions import Fraction
 
 import numpy as np
@@ -22,11 +22,13 @@ from deltacache.pipeline.decoding.probe import (
     FrameIndex,
     VideoProbe,
     frames_of,
+    last_frames_of,
     open_video,
     packets_of,
     seconds_of,
 )
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
+from deltacache.schemas.texts import counted
 
 
 class IndexedPyavSource:
@@ -81,33 +83,52 @@ class IndexedPyavSource:
     def _run(
         self, container: InputContainer, stream: VideoStream, start: int, indices: list[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        left, expected = set(indices), self._index.pts.index(start)
-        held = deque[VideoFrame](maxlen=self._held_frames)
-        for frame in self._frames_from(container, stream, start):
+        """Decode from ``start`` to the last packet wanted, but for frames that are neither wanted nor referenced."""
+        index = self._index
+        coming, skipped, last = list(range(index.pts.index(start), len(index.pts))), set[int](), None
+        if len(set(index.order)) == len(index.order):  # else a time does not tell a packet
+            wanted = {index.pts[each] for each in indices}
+            decoded = index.order[index.order.index(start) :]
+            last = max(wanted, key=decoded.index)
+            decoded = set(decoded[: decoded.index(last) + 1])
+            skipped = index.unreferenced - wanted
+            coming = [each for each in coming if index.pts[each] in decoded - skipped]
+        left, held = set(indices), deque[VideoFrame](maxlen=self._held_frames)
+        for frame in self._frames_from(container, stream, start, skipped, last):
             _check_size(frame, self._probe)
             held.append(frame)
             if frame.pts is not None and frame.pts < start:
                 continue  # shown before the starting point, decoded after it
-            if frame.pts != self._index.pts[expected]:
+            if not coming or frame.pts != index.pts[coming[0]]:
                 break
-            if expected in left:
-                left.remove(expected)
-                yield expected, frame
+            at = coming.pop(0)
+            if at in left:
+                left.remove(at)
+                yield at, frame
             if not left:
                 return
-            expected += 1
-        raise SourceFailedError(f"frame {expected} does not come out at its time")
+        raise SourceFailedError(f"{counted(len(left), 'frame')} did not come out at their times")
 
     def _frames_from(
-        self, container: InputContainer, stream: VideoStream, start: int
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        start: int,
+        skipped: Set[int],
+        last: int | None,
     ) -> Iterator[VideoFrame]:
-        """Decode from where the demuxer stands, which must not be after ``start``."""
+        """Decode from where the demuxer stands, which must not be after ``start``, to the packet of time ``last``."""
         is_first = True
         for packet in packets_of(container, stream):
             if is_first and (packet.pts is None or packet.pts > start):
                 raise SourceFailedError(f"a seek to pts {start} led to {packet.pts}")
             is_first = False
+            if packet.size and packet.pts in skipped:
+                continue
             yield from frames_of(packet)
+            if packet.size and packet.pts == last:
+                yield from last_frames_of(stream)
+                return
 
 
 _MOST_REORDERED = 16  # frames: what H.264 and HEVC decoders hold back at most
