@@ -110,7 +110,8 @@ def extract_features(
     """Decode videos and cache the patch tokens of a frozen backbone; what is finished already is left alone.
 
     Args:
-        source: folder, glob, list or archive of videos, local or ``s3://``, ``gs://``, ``https://``.
+        source: folder, glob, list or archive of videos, or a LeRobot dataset; local, ``s3://``, ``gs://``,
+            ``https://``, or the name of a dataset on the hub.
         out: folder of the dataset, new or unfinished.
         settings: as the flags of ``deltacache extract-features``, such as ``views=2``.
 
@@ -132,7 +133,7 @@ def extract_features(
 
 def extraction_settings(source: AnyPath, settings: Mapping[str, Any]) -> ExtractionSettings:
     """Settings of ``extract_features`` from its arguments."""
-    values = {**settings, "source": place(source)}
+    values = {**settings, "source": data_place(source)}
     if values.get("backbone") is not None:
         values["backbone"] = backbone_source(values["backbone"])
     if values.get("pca") is not None:

@@ -117,7 +117,7 @@ class DecodeLimits(Frozen):
 class ExtractionSettings(Frozen):
     """From videos to patch tokens."""
 
-    source: str
+    source: DatasetPlace
     backbone: Backbone = DEFAULT_BACKBONE
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
@@ -155,7 +155,13 @@ class ExtractionSettings(Frozen):
     )
     side_rule: Annotated[tuple[str, ...], Flag()] = Field(
         default=(),
-        description="COLUMN=RULE: which row a frame gets: previous (default), nearest or linear; may be repeated.",
+        description="COLUMN=RULE: which row a frame gets: previous (default; nearest of LeRobot datasets), nearest or "
+        "linear; may be repeated.",
+    )
+    cameras: Annotated[tuple[str, ...], Flag("camera", default="the only one")] = Field(
+        default=(),
+        description="Key of a camera of a LeRobot dataset (docs/data.md), such as observation.images.top; may be "
+        "repeated.",
     )
     column: Annotated[str | None, Flag(default="detected from column names and existing files")] = Field(
         default=None, description="Column of a list that holds the videos, by name or number."
@@ -186,8 +192,6 @@ class ExtractionSettings(Frozen):
 
     @model_validator(mode="after")
     def _rules_of_side_arrays(self) -> Self:
-        if self.side_rule and self.side_arrays is None:
-            raise ValueError("side_rule concerns columns of a file: give side_arrays as well")
         for text in self.side_rule:
             name, _, rule = text.partition("=")
             if not name or rule not in get_args(SideRule):

@@ -203,6 +203,7 @@ def _decoded(source: VideoSource, extraction: ExtractionSettings, window: Window
                     views=1,
                     image_size=extraction.image_size,
                     sampling=video.sampling_of(extraction.sampling),
+                    span=video.span,
                     window=window,
                 )
                 return decoder.decode(job)[0]

@@ -95,6 +95,7 @@ def job_to_json(job: VideoJob) -> dict[str, Any]:
         "image_size": job.image_size,
         "sampling": job.sampling.model_dump(mode="json"),
         "window": None if job.window is None else asdict(job.window),
+        "span": job.span,
     }
 
 
@@ -102,8 +103,8 @@ def job_from_json(values: dict[str, Any]) -> VideoJob:
     """The inverse of ``job_to_json``."""
     sampling = SamplingSettings.model_validate(values["sampling"])
     window = None if values["window"] is None else Window(**values["window"])
-    size = parse_size(values["image_size"])
-    return VideoJob(**{**values, "image_size": size, "sampling": sampling, "window": window})
+    size, span = parse_size(values["image_size"]), values["span"] and tuple(values["span"])
+    return VideoJob(**{**values, "image_size": size, "sampling": sampling, "window": window, "span": span})
 
 
 def pixel_file() -> int:

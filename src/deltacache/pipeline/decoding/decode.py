@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltacache.pipeline.decoding.folder_frames import FolderSource
-from deltacache.pipeline.decoding.frame_source import FrameSource, SourceFailedError, check_size
+from deltacache.pipeline.decoding.frame_source import (
+    FrameSource,
+    SourceFailedError,
+    Span,
+    SpanSource,
+    check_size,
+)
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.pipeline.decoding.pyav_frames import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
 from deltacache.pipeline.decoding.sampling import ViewSample, Window, draw_view, largest_crop, window_indices
@@ -34,6 +40,7 @@ class VideoJob:
         path: of a video file or a folder of frames on this machine.
         image_size: what every crop is resized to, pixels.
         window: the frames of its one view, in the largest centred crop, instead of those that ``sampling`` draws.
+        span: where in the file the video lies, if other videos are in it too.
     """
 
     path: str
@@ -44,6 +51,7 @@ class VideoJob:
     image_size: Size
     sampling: SamplingSettings
     window: Window | None = None
+    span: Span | None = None
 
 
 Allow = Callable[[float], None]
@@ -79,7 +87,7 @@ def decode_video(job: VideoJob, allow: Allow = lambda factor: None) -> list[Pixe
 
 def _decode(job: VideoJob, log: NativeLog, allow: Allow) -> list[PixelClip]:
     failed: SourceFailedError | None = None
-    for source in frame_sources(job.path, log, allow, job.sampling.frames_per_second):
+    for source in frame_sources(job.path, log, allow, job.sampling.frames_per_second, job.span):
         try:
             return _cut_clips(job, source)
         except SourceFailedError as error:
@@ -92,8 +100,9 @@ def frame_sources(
     log: NativeLog,
     allow: Allow = lambda factor: None,
     frames_per_second: float | None = None,
+    span: Span | None = None,
 ) -> Iterator[FrameSource]:
-    """Ways to decode ``path`` that are exact, the fastest first."""
+    """Ways to decode ``path`` that are exact, the fastest first; with ``span`` the frames within it alone."""
     if Path(path).is_dir():
         yield FolderSource(path, frames_per_second)
         return
@@ -104,14 +113,16 @@ def frame_sources(
 
     size = Path(path).stat().st_size if Path(path).is_file() else 0
     allow(allowed(size, 0))
-    probe = probe_video(path)
+    probe = probe_video(path, span)
     allow(allowed(size, probe.frames * probe.height * probe.width))
     index = probe.index
     if index is not None:
-        if decord_is_exact(probe) and not index.unreferenced:  # PyAV can leave those out
+        if span is None and decord_is_exact(probe) and not index.unreferenced:  # PyAV can leave those out
             yield DecordSource(probe, index, log)
-        yield _trusted(probe, lambda held: IndexedPyavSource(probe, index, held_frames=held))
-    yield _trusted(probe, lambda held: SequentialPyavSource(probe, held_frames=held))
+        indexed = _trusted(probe, lambda held: IndexedPyavSource(probe, index, held_frames=held))
+        yield indexed if span is None else SpanSource(indexed, span, probe.begins_s)
+    sequential = _trusted(probe, lambda held: SequentialPyavSource(probe, held_frames=held))
+    yield sequential if span is None else SpanSource(sequential, span)
 
 
 def _trusted(probe: "VideoProbe", make: Callable[[int], FrameSource]) -> FrameSource:

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 
 _SMALLEST_SIDE = 16  # pixels: one patch of the backbone; less is an icon, not a video
+
+
+Span: TypeAlias = tuple[float, float]
+"""From a time up to but without a later one: seconds from the first frame of a file that holds several videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,31 @@ class FrameSource(Protocol):
     def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
         """The frames of ``wanted`` (ascending, unique), upright."""
         ...
+
+
+class SpanSource:
+    """The frames of a source that lie within a span, numbered from the first of them: one video of a file of many.
+
+    Args:
+        begins_s: when the source's first frame is shown, seconds from the first frame of the file.
+    """
+
+    def __init__(self, source: FrameSource, span: Span, begins_s: float = 0.0) -> None:
+        times = source.timestamps_s.astype(np.float64) + begins_s
+        self._source = source
+        self._first, end = np.searchsorted(times, span).tolist()
+        if self._first == end:
+            raise VideoRefusedError(
+                FailureReason.NO_FRAMES,
+                f"no frame of its file lies between {span[0]:.3f} and {span[1]:.3f} s",
+            )
+        self.height, self.width, self.decoder = source.height, source.width, source.decoder
+        self.timestamps_s = source.timestamps_s[self._first : end] - source.timestamps_s[self._first]
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[IndexedFrame]:
+        """The frames of ``wanted`` (ascending, unique), upright."""
+        for frame in self._source.frames([self._first + index for index in wanted]):
+            yield IndexedFrame(frame.index - self._first, frame.rgb)
 
 
 class SourceFailedError(Exception):

@@ -58,6 +58,7 @@ def _job(video: FetchedVideo, clip_id: str, row: dict[str, Any], settings: Extra
         views=1,
         image_size=settings.image_size,
         sampling=video.sampling_of(settings.sampling),
+        span=video.span,
     )
 
 
@@ -69,6 +70,7 @@ def _paths(settings: ExtractionSettings) -> dict[str, str]:
             settings.column,
             schemes=settings.allow_schemes,
             frames_per_second=settings.sampling.frames_per_second,
+            cameras=settings.cameras,
         )
     except DeltacacheError:
         return {}  # the folder is gone

@@ -5,6 +5,7 @@ are what packets hold.
 """
 
 import logging
+import math
 import os
 import re
 import struct
@@ -27,7 +28,7 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from deltacache.pipeline.decoding.frame_source import check_size
+from deltacache.pipeline.decoding.frame_source import Span, check_size
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
 from deltacache.schemas.texts import counted
 
@@ -688,6 +689,8 @@ class VideoProbe:
         interlaced: some frame is, or may be as far as packets tell.
         frames: at most this many, a packet each.
         index: None where only decoding tells which frames there are.
+        begins_s: when the first frame of ``index`` is shown, seconds from the first frame of the file: 0 unless only
+            the packets around a span were read.
     """
 
     path: str
@@ -703,18 +706,27 @@ class VideoProbe:
     has_duration: bool
     frames: int
     index: FrameIndex | None
+    begins_s: float = 0.0
 
 
-def probe_video(path: str) -> VideoProbe:
+def probe_video(path: str, span: Span | None = None) -> VideoProbe:
     """Read all packets of the best video stream and decode its first frame.
+
+    With ``span`` only the packets around it are read, where they tell from which one on decoding is exact.
 
     Raises:
         VideoRefusedError: nothing to decode, structural damage, frames missing at the end, or too small.
     """
     with open_video(path) as (container, stream):
-        scan = _Scan(stream)
-        for packet in packets_of(container, stream):
-            scan.add(packet)
+        scan, begins_s = _Scan(stream), 0.0
+        if span is None:
+            for packet in packets_of(container, stream):
+                scan.add(packet)
+        else:
+            begins = _scan_around(span, container, stream, scan)
+            if begins is None:
+                return probe_video(path)
+            begins_s = begins
         first = scan.check(container)
         orientation = orientation_of(first)
         height, width = orientation.upright_size(first.height, first.width)
@@ -732,9 +744,38 @@ def probe_video(path: str) -> VideoProbe:
             has_duration=container.duration is not None,
             frames=len(scan.packets),
             index=scan.index(container),
+            begins_s=begins_s,
         )
     check_size(height, width)
     return probe
+
+
+def _scan_around(span: Span, container: InputContainer, stream: VideoStream, scan: "_Scan") -> float | None:
+    """Read the packets from the last start before a span to the first one behind it.
+
+    Returns:
+        When the first frame is shown, seconds from the first frame of the file; None where the packets do not tell
+        where decoding may start.
+    """
+    if not stream.time_base or not container.format.name.startswith(_SEEKABLE_FORMATS):
+        return None
+    origin = stream.start_time or 0
+    first, behind = (origin + math.ceil(Fraction(time) / stream.time_base) for time in span)
+    if first > origin:
+        container.seek(first, stream=stream)
+    for packet in packets_of(container, stream):
+        is_start = packet.is_keyframe and scan.is_start(packet)
+        if not scan.packets and not is_start:
+            return None
+        scan.add(packet)
+        if (
+            is_start and packet.pts is not None and packet.pts >= behind
+        ):  # nothing behind it is shown before it
+            break
+    index = scan.index(container) if scan.packets else None
+    if index is None or index.starts[0] > max(first, origin):
+        return None
+    return float((index.starts[0] - origin) * stream.time_base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -784,6 +825,10 @@ class _Scan:
                 frames = last_frames_of(self._stream)
                 self._stream.codec_context.flush_buffers()
             self._first = next(iter(frames), None)
+
+    def is_start(self, packet: "Packet[VideoStream]") -> bool:
+        """Whether the packet tells that decoding may start at it."""
+        return self._read is not None and packet.size > 0 and self._read(bytes(packet)).random_access
 
     @property
     def may_be_interlaced(self) -> bool:

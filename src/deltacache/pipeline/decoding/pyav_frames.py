@@ -66,7 +66,7 @@ class IndexedPyavSource:
         with open_video(self._probe.path) as (container, stream):
             is_first = True
             for start, indices in self._runs(wanted):
-                if not (is_first and start == self._index.starts[0]):
+                if self._probe.begins_s or not (is_first and start == self._index.starts[0]):
                     container.seek(start, stream=stream)
                 is_first = False
                 yield from self._run(container, stream, start, indices)

@@ -154,6 +154,7 @@ def _job(video: PlannedVideo, content: FetchedVideo, settings: DecodeSettings) -
         views=video.views,
         image_size=settings.image_size,
         sampling=content.sampling_of(settings.sampling),
+        span=content.span,
     )
 
 

@@ -9,12 +9,15 @@ an object           a copy in the spool folder                     its ETag
 frames on a store   copies in a folder in the spool folder         a hash of their ETags
 in a zip archive    unpacked in the spool folder                   a hash of the checksums in its directory
 in a tar archive    a copy in the spool folder                     the archive's, and the place in it
+a LeRobot episode   its video file as it is, or one copy of it     those of its two files, and the place in it
+                    for all episodes that lie in it
 ==================  =============================================  =======================
 
 Names in the spool folder are ours. Errors that may pass (I/O, connections, HTTP 429 and 5xx) are tried again for as
 long as ``DecodeLimits.retry_s`` says. A video takes at most a share of the space that is free there.
 """
 
+import atexit
 import errno
 import hashlib
 import os
@@ -22,10 +25,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 
 from deltacache.pipeline.inputs.archives import (
@@ -38,6 +42,7 @@ from deltacache.pipeline.inputs.archives import (
 )
 from deltacache.pipeline.inputs.locations import (
     VIDEO_SUFFIXES,
+    Episode,
     FrameObjects,
     Location,
     ParquetVideo,
@@ -47,12 +52,14 @@ from deltacache.pipeline.inputs.locations import (
     TarVideo,
     ZipFrames,
     ZipVideo,
+    episode_version,
     frames_among,
     parse_location,
     rated_version,
     spooled_frame_name,
     suffix_of,
 )
+from deltacache.pipeline.storage.files import spool_folder
 from deltacache.pipeline.storage.storage import (
     client_errors,
     filesystem_of,
@@ -86,6 +93,7 @@ class FetchedVideo:
         version: changes when the source is replaced; see the module's table.
         sha256: of the file; of frames, over their sorted names and contents, wherever they lie.
         frames_per_second: of frames, where a list tells it; part of their version and sha256.
+        span: where in the file the video lies, if other videos are in it too; part of its version and sha256.
     """
 
     path: str
@@ -93,6 +101,7 @@ class FetchedVideo:
     version: str
     sha256: str
     frames_per_second: float | None = None
+    span: tuple[float, float] | None = None
 
     def sampling_of(self, settings: SamplingSettings) -> SamplingSettings:
         """The settings with the rate that a list tells of these frames, if it does."""
@@ -115,6 +124,11 @@ def fetched(
     """
     with _refusing():
         parsed = parse_location(location)
+    if isinstance(parsed, Episode):
+        with _refusing():
+            video = retried(lambda: _episode(parsed, share), _host(parsed))
+        yield video
+        return
     folder = None if _is_local(parsed) else tempfile.mkdtemp(prefix="video-", dir=spool)
     try:
         with _refusing():
@@ -144,7 +158,7 @@ def _host(location: Location) -> str:
     match location:
         case PlainFile(place) | FrameObjects(place) | ZipVideo(place) | ZipFrames(place) | TarVideo(place):
             return host_of(place)
-        case ParquetVideo(place):
+        case ParquetVideo(place) | Episode(place):
             return host_of(place)
         case RatedFrames(inner):
             return _host(parse_location(inner))
@@ -193,7 +207,7 @@ class _Copies:
             )
 
 
-def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:
+def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:  # noqa: PLR0911 - one a kind
     """Read all of it once, into ``copies`` unless that is None."""
     match location:
         case PlainFile(place):
@@ -212,6 +226,8 @@ def _fetch(location: Location, copies: _Copies | None) -> FetchedVideo:
             return replace(
                 video, version=rated_version(video.version, rate), sha256=sha256, frames_per_second=rate
             )
+        case Episode():
+            return _episode(location, None)
         case Refused(_, message):
             raise VideoRefusedError(location.failure, message)
 
@@ -391,6 +407,50 @@ def _check_size(size: int) -> None:
             FailureReason.TOO_LARGE,
             f"its archive claims {bytes_text(size)} for it, and at most {bytes_text(MAX_VIDEO_BYTES)} are unpacked",
         )
+
+
+# --- episodes of LeRobot datasets ----------------------------------------------------------------------------
+
+
+class _KeptFiles:
+    """The last video file and the last file of rows, read once for all episodes that lie in them."""
+
+    def __init__(self) -> None:
+        self._lock, self._copy = Lock(), ExitStack()
+        self._held: dict[str, tuple[tuple[object, ...], FetchedVideo]] = {}
+        atexit.register(self._copy.close)
+
+    def get(self, what: str, place: str, share: float | None) -> FetchedVideo:
+        """The file as it is now; a remote one is copied unless ``share`` (see ``fetched``) is None."""
+        with self._lock:
+            copied = is_remote(place) and share is not None
+            stamp = archive_stamp(place)
+            key = (place, stamp, copied)
+            known = self._held.get(what)
+            if known is not None and known[0] == key and stamp and Path(known[1].path).exists() >= copied:
+                return known[1]
+            if share is not None and copied:
+                self._copy.close()
+                self._held.clear()
+                folder = self._copy.enter_context(spool_folder())
+                video = _object(place, _Copies(str(folder), share))
+            else:
+                video = _object(place, None) if is_remote(place) else _local(place)
+            self._held[what] = key, video
+            return video
+
+
+_kept = _KeptFiles()
+
+
+def _episode(location: Episode, share: float | None) -> FetchedVideo:
+    video, rows = _kept.get("video", location.file, share), _kept.get("rows", location.rows, None)
+    span = None
+    if location.start_s is not None and location.end_s is not None:
+        span = location.start_s, location.end_s
+    sha256 = hashlib.sha256(f"{video.sha256} at {span} with {rows.sha256} {location.about}".encode())
+    version = episode_version(video.version, rows.version, location)
+    return replace(video, version=version, sha256=sha256.hexdigest(), span=span)
 
 
 # --- copies and hashes --------------------------------------------------------------------------------------

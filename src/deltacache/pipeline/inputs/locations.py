@@ -91,6 +91,24 @@ class RatedFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class Episode:
+    """One episode of a LeRobot dataset as one camera saw it.
+
+    Attributes:
+        file: path or url of the video file.
+        rows: of the Parquet file with what is known of its frames; they are part of its content.
+        about: what its metadata says of it, as a short digest.
+        start_s, end_s: where in the file it lies, from a time up to but without a later one; None: all of it.
+    """
+
+    file: str
+    rows: str
+    about: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Something that cannot be read at all: fetching it gives this failure, so that it is counted."""
 
@@ -103,7 +121,9 @@ class Refused:
         return FailureReason(self.reason)
 
 
-_Inside: TypeAlias = FrameObjects | ZipVideo | ZipFrames | TarVideo | ParquetVideo | RatedFrames | Refused
+_Inside: TypeAlias = (
+    FrameObjects | ZipVideo | ZipFrames | TarVideo | ParquetVideo | RatedFrames | Episode | Refused
+)
 Location: TypeAlias = PlainFile | _Inside
 
 _KINDS: dict[str, type[_Inside]] = {
@@ -113,6 +133,7 @@ _KINDS: dict[str, type[_Inside]] = {
     "tar": TarVideo,
     "parquet": ParquetVideo,
     "rated": RatedFrames,
+    "episode": Episode,
     "refused": Refused,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -122,6 +143,12 @@ _HEAD = '{"kind":'
 def rated_version(version: str, frames_per_second: float) -> str:
     """The version of frames that a list gives a rate: another rate makes other clips."""
     return f"{version}@{frames_per_second!r}/s" if version else ""
+
+
+def episode_version(video: str, rows: str, location: Episode) -> str:
+    """From the versions of its two files: it changes with either, and with where it lies and what is said of it."""
+    span = "" if location.start_s is None else f"@{location.start_s!r}-{location.end_s!r}"
+    return f"{video}+{rows}{span}/{location.about}" if video and rows else ""
 
 
 def location_text(location: Location) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,23 @@ _CLOSE_S = 1e-4
 
 SideValues = dict[str, np.ndarray | list[str]]
 """By name: (T,) or (T, W) float32, or a text for each frame."""
+
+
+class SideSource(Protocol):
+    """A seam: where side arrays come from. It is pickled to the workers."""
+
+    @property
+    def arrays(self) -> dict[str, SideArray]:
+        """What a dataset's card says of them."""
+        ...
+
+    def lacking(self, video_uris: Iterable[str]) -> list[str]:
+        """Those of the videos that have no row."""
+        ...
+
+    def at(self, video_uri: str, times_s: np.ndarray) -> SideValues:
+        """What is known at the times (T,) of a clip's frames; NaN, or an empty text, where nothing is."""
+        ...
 
 
 class SideTable:
@@ -80,7 +97,7 @@ class SideTable:
             {name: _taken(each, order) for name, each in _columns(self.path, table).items()},
         )
 
-    @cached_property
+    @property
     def arrays(self) -> dict[str, SideArray]:
         """What a dataset's card says of them.
 
@@ -88,25 +105,11 @@ class SideTable:
             DatasetError: the file cannot be read, or has a column that cannot be used.
             SettingsError: a rule for a column that is not there, or one that texts cannot have.
         """
-        values = self._rows[2]
-        stray = sorted(self._rules.keys() - values.keys())
-        if stray:
-            raise SettingsError(
-                f"side_rule: {self.path} has no column {stray[0]}: it has {', '.join(values)}"
-            )
         found: dict[str, SideArray] = {}
-        for name, each in sorted(values.items()):
-            rule = self._rules.get(name, "previous")
-            if isinstance(each, list) and rule == "linear":
-                raise SettingsError(
-                    f"side_rule {name}=linear: {name} of {self.path} is text, which has no mean: give "
-                    "previous or nearest"
-                )
+        for name, each in self._rows[2].items():
             width = each.shape[1] if isinstance(each, np.ndarray) and each.ndim == 2 else None
-            found[name] = SideArray(
-                kind="text" if isinstance(each, list) else "numbers", width=width, rule=rule
-            )
-        return found
+            found[name] = SideArray(kind="text" if isinstance(each, list) else "numbers", width=width)
+        return with_rules(self.path, found, self._rules, "previous")
 
     def lacking(self, video_uris: Iterable[str]) -> list[str]:
         """Those of the videos that have no row."""
@@ -117,12 +120,39 @@ class SideTable:
         videos, times, values = self._rows
         rows = videos.get(video_uri, slice(0, 0))
         return {
-            name: _resampled(times[rows], each[rows], times_s.astype(np.float64), array.rule)
+            name: resampled(times[rows], each[rows], times_s.astype(np.float64), array.rule)
             for name, array, each in ((name, array, values[name]) for name, array in self.arrays.items())
         }
 
 
-def _resampled(
+def with_rules(
+    path: str, arrays: Mapping[str, SideArray], rules: Mapping[str, SideRule], default: SideRule
+) -> dict[str, SideArray]:
+    """The arrays of ``path`` in the order of their names, each with its rule.
+
+    Raises:
+        SettingsError: a rule for a column that is not there, or one that texts cannot have.
+    """
+    stray = sorted(rules.keys() - arrays.keys())
+    if stray:
+        raise SettingsError(f"side_rule: {path} has no column {stray[0]}: it has {', '.join(arrays)}")
+    for name, rule in rules.items():
+        if arrays[name].kind == "text" and rule == "linear":
+            raise SettingsError(
+                f"side_rule {name}=linear: {name} of {path} is text, which has no mean: give previous or nearest"
+            )
+    return {
+        name: array.model_copy(update={"rule": rules.get(name, default)})
+        for name, array in sorted(arrays.items())
+    }
+
+
+def is_array_name(name: str) -> bool:
+    """Whether a side array may have this name: letters, digits and '_', and none of the index or of the tokens."""
+    return _NAME.fullmatch(name) is not None and name not in _TAKEN
+
+
+def resampled(
     times: np.ndarray, values: np.ndarray | list[str], frames: np.ndarray, rule: SideRule
 ) -> np.ndarray | list[str]:
     """Values at the times of ``frames``, from those at increasing ``times``.
@@ -185,7 +215,7 @@ def _columns(path: str, table: pa.Table) -> dict[str, np.ndarray | list[str]]:
         if name in _KEYS:
             continue
         part = _PART.fullmatch(name)
-        values = _values(path, name, table[name].combine_chunks())
+        values = column_values(path, name, table[name].combine_chunks())
         if part is None:
             found[name] = values
         elif isinstance(values, list) or values.ndim > 1:
@@ -200,7 +230,7 @@ def _columns(path: str, table: pa.Table) -> dict[str, np.ndarray | list[str]]:
             )
         found[name] = np.stack([each[place] for place in range(len(each))], axis=1)
     for name in found:
-        if not _NAME.fullmatch(name) or name in _TAKEN:
+        if not is_array_name(name):
             raise DatasetError(
                 f"column {name} of {path} cannot be a side array: its name must be letters, digits and '_', and not "
                 "one of the index or of the tokens. Rename it"
@@ -210,7 +240,12 @@ def _columns(path: str, table: pa.Table) -> dict[str, np.ndarray | list[str]]:
     return found
 
 
-def _values(path: str, name: str, column: pa.Array) -> np.ndarray | list[str]:
+def column_values(path: str, name: str, column: pa.Array) -> np.ndarray | list[str]:
+    """(rows,) or (rows, W) float32, or texts.
+
+    Raises:
+        DatasetError: it holds anything else.
+    """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.fill_null("").to_pylist()

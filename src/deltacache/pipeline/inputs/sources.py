@@ -22,6 +22,7 @@ from deltacache.pipeline.inputs.folders import (
     videos_of,
     videos_of_archives,
 )
+from deltacache.pipeline.inputs.lerobot import INFO, LeRobotDataset, read_info
 from deltacache.pipeline.inputs.listed_videos import listed_videos
 from deltacache.pipeline.inputs.lists import LIST_SUFFIXES, Tell
 from deltacache.pipeline.inputs.locations import (
@@ -43,7 +44,7 @@ from deltacache.pipeline.storage.storage import (
     split_query,
 )
 from deltacache.pipeline.storage.storage import retried_call as retried
-from deltacache.schemas.errors import DeltacacheError
+from deltacache.schemas.errors import DeltacacheError, SettingsError
 from deltacache.schemas.texts import counted, decoded
 
 __all__ = ["VIDEO_SUFFIXES", "VideoSource", "find_videos", "video_id_of"]
@@ -59,11 +60,12 @@ def find_videos(
     tell: Tell | None = None,
     schemes: Collection[str] = (),
     frames_per_second: float | None = None,
+    cameras: Collection[str] = (),
 ) -> list[VideoSource]:
     """All videos of ``source``, sorted by uri, without the excluded ones.
 
     ``source`` is a folder (searched recursively), a glob, a list (text, CSV, JSON or Parquet), one video or archive,
-    on a local disk, an object store or a web server.
+    on a local disk, an object store or a web server. A folder may be a LeRobot dataset.
 
     Args:
         column: of a list, by name or number; None: chosen as ``lists.read_list`` says.
@@ -71,13 +73,14 @@ def find_videos(
         schemes: of urls, in lists too, that are opened beside the known ones.
         frames_per_second: without it, folders of pictures that are named by numbers alone are not videos, unless a
             list names them.
+        cameras: of a LeRobot dataset, by key.
 
     Raises:
         DeltacacheError: it does not exist or holds no video, or every video is excluded.
     """
     if refused := refused_place(source, schemes):
         raise DeltacacheError(refused)
-    found = _find(source, column, tell, schemes)
+    found = _find(source, column, tell, schemes, cameras)
     videos = sorted({video.video_uri: video for video in found}.values(), key=lambda video: video.video_uri)
     if frames_per_second is None:
         videos = _without_counted(videos, source, tell)
@@ -102,12 +105,17 @@ def _without_counted(videos: list[VideoSource], source: str, tell: Tell | None) 
 
 
 def _find(
-    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str], cameras: Collection[str]
 ) -> Iterable[VideoSource]:
+    if cameras and read_info(source) is None:
+        raise SettingsError(
+            f"--camera {', '.join(cameras)}: {source} is not a LeRobot dataset (it has no {INFO}), so its videos have "
+            "no cameras. Leave --camera out"
+        )
     if not is_remote(source):
-        return _find_local(source, column, tell, schemes)
+        return _find_local(source, column, tell, schemes, cameras)
     try:
-        return _find_remote(source, column, tell, schemes)
+        return _find_remote(source, column, tell, schemes, cameras)
     except client_errors() as error:
         raise DeltacacheError(
             f"{source} cannot be listed ({explain(error)}): check the address, the credentials and that the bucket "
@@ -118,11 +126,11 @@ def _find(
 
 
 def _find_local(
-    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str], cameras: Collection[str]
 ) -> list[VideoSource]:
     place = os.path.abspath(source)  # noqa: PTH100 - other machines have other working folders; links stay
     if os.path.isdir(place):  # noqa: PTH112
-        return _searched(source, local_folders(place, "", set()), tell)
+        return _searched(source, local_folders(place, "", set()), tell, cameras)
     if os.path.isfile(place):  # noqa: PTH113
         return _named(source, place, column, tell, schemes)
     if glob.has_magic(source):
@@ -131,7 +139,7 @@ def _find_local(
 
 
 def _find_remote(
-    source: str, column: str | None, tell: Tell | None, schemes: Collection[str]
+    source: str, column: str | None, tell: Tell | None, schemes: Collection[str], cameras: Collection[str]
 ) -> list[VideoSource]:
     fs, path = filesystem_of(source)
     try:
@@ -142,15 +150,32 @@ def _find_remote(
         return retried(lambda: _matched(source, _remote_matches(path, source)))
     if info.get("type") == "file" and not (is_http(path) and path.endswith("/")):
         return _named(source, source, column, tell, schemes)
-    return retried(lambda: _searched(source, remote_folders(fs, path, fs.find(path, detail=True)), tell))
+    found = retried(lambda: fs.find(path, detail=True))
+    return retried(lambda: _searched(source, remote_folders(fs, path, found), tell, cameras))
 
 
 def _not_there(source: str) -> DeltacacheError:
     return DeltacacheError(f"{source} does not exist: give a folder, a glob, a list, an archive or a video")
 
 
-def _searched(source: str, folders: Iterable[ListedFolder], tell: Tell | None = None) -> list[VideoSource]:
-    videos, unread = list[VideoSource](), list[str]()
+def _searched(
+    source: str, folders: Iterable[ListedFolder], tell: Tell | None, cameras: Collection[str]
+) -> list[VideoSource]:
+    folders, videos, unread = list(folders), list[VideoSource](), list[str]()
+    about, name = INFO.split("/")
+    described = [
+        folder for folder in folders if name in folder.files and PurePosixPath(folder.uri).name == about
+    ]
+    places = {folder.uri: folder.place.removesuffix(f"/{about}") for folder in described}
+    robots = {uri: place for uri, place in places.items() if read_info(place) is not None}
+    if about in robots:
+        files = {folder.uri_of(name): file for folder in folders for name, file in folder.files.items()}
+        return LeRobotDataset(robots[about]).videos(cameras, files, tell)
+    if robots:
+        names = ", ".join([*robots.values()][:3]) + (", ..." if len(robots) > 3 else "")
+        raise DeltacacheError(
+            f"{source} holds LeRobot datasets ({names}), whose files may hold several episodes: give one at a time"
+        )
     for folder in folders:
         videos += videos_of(folder)
         unread += [

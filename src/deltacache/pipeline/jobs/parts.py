@@ -9,11 +9,12 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.backbone import Backbone
+from deltacache.pipeline.inputs.lerobot import LeRobotRows, read_info
 from deltacache.pipeline.inputs.lists import Tell
-from deltacache.pipeline.inputs.side_arrays import SideTable
+from deltacache.pipeline.inputs.side_arrays import SideSource, SideTable
 from deltacache.pipeline.inputs.sources import VideoSource, find_videos
 from deltacache.pipeline.storage.files import crc32c_of_npy
-from deltacache.pipeline.storage.storage import set_patience
+from deltacache.pipeline.storage.storage import is_remote, set_patience
 from deltacache.pipeline.work.encoders import (
     ChosenBackbone,
     ClipEncoder,
@@ -22,6 +23,7 @@ from deltacache.pipeline.work.encoders import (
 )
 from deltacache.pipeline.work.workers import FeatureShardWorker, VideoShardWorker
 from deltacache.schemas.datasets import DatasetCard, Precision
+from deltacache.schemas.errors import SettingsError
 from deltacache.schemas.hub import origins
 from deltacache.schemas.jobs import ExtractionSettings
 
@@ -38,6 +40,7 @@ def find_sources(settings: ExtractionSettings, tell: Tell | None = None) -> list
         tell,
         settings.allow_schemes,
         settings.sampling.frames_per_second,
+        settings.cameras,
     )
 
 
@@ -67,13 +70,26 @@ def features_card(
         black_crc32c=crc32c_of_npy(black),
         side_arrays=beside.arrays if (beside := side_table(settings)) else {},
         code_version=deltacache.__version__,
-        sources=origins(pca=settings.pca),
+        sources=origins(pca=settings.pca, videos=settings.source),
     )
 
 
-def side_table(settings: ExtractionSettings) -> SideTable | None:
-    """What is stored beside the tokens, if anything."""
-    return None if settings.side_arrays is None else SideTable(settings.side_arrays, settings.side_rules)
+def side_table(settings: ExtractionSettings) -> SideSource | None:
+    """What is stored beside the tokens, if anything: the rows of a file, else those of a LeRobot dataset.
+
+    Raises:
+        SettingsError: rules for arrays that there are not.
+    """
+    if settings.side_arrays is not None:
+        return SideTable(settings.side_arrays, settings.side_rules)
+    source = settings.source
+    if (is_remote(source) or Path(source).is_dir()) and read_info(source) is not None:
+        return LeRobotRows(source if is_remote(source) else str(Path(source).absolute()), settings.side_rules)
+    if settings.side_rule:
+        raise SettingsError(
+            "side_rule concerns columns of a file, or arrays of a LeRobot dataset: give --side-arrays as well"
+        )
+    return None
 
 
 def feature_encoder(settings: ExtractionSettings, precision: Precision) -> BuildEncoder:
@@ -110,7 +126,7 @@ def video_worker(
     lock: str,
     retry_s: float,
     device: str,
-    beside: SideTable | None = None,
+    beside: SideSource | None = None,
 ) -> VideoShardWorker:
     """A worker that makes shards of ``out`` from videos, while ``lock`` is held; runs where it will work."""
     set_patience(retry_s)

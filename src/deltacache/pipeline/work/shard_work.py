@@ -16,7 +16,7 @@ from deltacache.pipeline.datasets.dataset import stored_clips
 from deltacache.pipeline.datasets.receipts import Failure, Receipt, SourceRecord, StoredClip, receipt_path
 from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
-from deltacache.pipeline.inputs.side_arrays import SideTable
+from deltacache.pipeline.inputs.side_arrays import SideSource
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
@@ -62,7 +62,7 @@ class ShardEncoding:
         encoder: ClipEncoder,
         groups: Iterable[DecodedGroup],
         on_clips: Callable[[int], None],
-        beside: SideTable | None = None,
+        beside: SideSource | None = None,
     ) -> None:
         self._encoder, self._groups, self._on_clips, self._beside = encoder, groups, on_clips, beside
         self.failures: list[Failure] = []
@@ -259,7 +259,7 @@ class _Peekable:
             raise ValueError(f"clip {self._next.clip.clip_id} came out of the plan's order")
 
 
-def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip, beside: SideTable | None) -> StoredClip:
+def _stored(pixels: PixelClip, clip: FeatureClip | DeltaClip, beside: SideSource | None) -> StoredClip:
     return StoredClip(
         clip=clip,
         video_uri=pixels.video_uri,

@@ -19,7 +19,7 @@ from deltacache.pipeline.datasets.dataset import stored_clips
 from deltacache.pipeline.datasets.receipts import Failure, StoredClip
 from deltacache.pipeline.datasets.writing import checked_receipt, receipt_digest, write_shard
 from deltacache.pipeline.decoding.work import DecodedGroup
-from deltacache.pipeline.inputs.side_arrays import SideTable
+from deltacache.pipeline.inputs.side_arrays import SideSource
 from deltacache.pipeline.work.attempts import Kind, Work
 from deltacache.pipeline.work.encoders import ClipEncoder, DeltaEncoder
 from deltacache.pipeline.work.shard_work import (
@@ -213,7 +213,7 @@ class VideoShardWorker:
     card: DatasetCard
     encoder: ClipEncoder
     lock: str = ""
-    beside: SideTable | None = None
+    beside: SideSource | None = None
 
     def measure(self, seconds: float = 1.0) -> float:
         return measure_forward(self.encoder, self.card.sampling.frames, self.card.image_size, seconds)
