@@ -6,8 +6,10 @@ import json
 import shutil
 import tarfile
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -229,7 +231,8 @@ def made(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> dic
         side_arrays=side,
         side_rule=["action=linear"],
     )
-    return {name: root / name for name in ("videos", "webdataset", "zarr", "deltas", "direct", "side.csv")}
+    names = ("videos", "webdataset", "zarr", "tokenizer", "deltas", "direct", "side.csv")
+    return {name: root / name for name in names}
 
 
 def expected(root: Path) -> tuple[np.ndarray, list[list[str]]]:
@@ -308,6 +311,40 @@ def test_an_altered_side_array_is_found(made: dict[str, Path], name: str, tmp_pa
         opened.seek(place, io.SEEK_SET)
         opened.write(bytes([byte[0] ^ 1]))
     assert any("altered" in problem.message and problem.clip_id for problem in verify_dataset(root))
+
+
+def test_rows_that_change_later_are_noticed(made: dict[str, Path], tmp_path: Path) -> None:
+    """One value of one video, in a finished dataset and in one that is to grow; then the rows are made again."""
+    settings = {"backbone": "tiny", "image_size": 32, "spacing": (0.1, 0.1), "augment": False, "encoders": 0}
+    side, out = tmp_path / "side.csv", tmp_path / "out"
+    side.write_bytes(made["side.csv"].read_bytes())
+
+    def extract(**more: Any) -> None:
+        deltacache.extract_features(
+            made["videos"], out, side_arrays=side, side_rule=["action=linear"], **settings, **more
+        )
+
+    extract()
+    extract()
+    text = side.read_text()
+    side.write_text(text.replace("task 1\n", "task one\n").replace('"task 1"', '"task one"'))
+    assert side.read_text() != text
+    for grown in ({}, {"views": 2}):
+        with pytest.raises(DatasetError, match=r"1 video has changed .* in side arrays: clip0\. Put"):
+            extract(**grown)
+    extract(changed_videos="recompute")
+    tasks = open_dataset(out).side_array("task")
+    assert "task one" in [task for clip in tasks for task in clip]
+    assert verify_dataset(out) == []
+    extract()
+    # Deltas that were made before have the rows of before
+    shutil.copytree(made["deltas"], tmp_path / "deltas")
+    tokenize = partial(deltacache.tokenize, out, tmp_path / "deltas", made["tokenizer"], encoders=0)
+    with pytest.raises(DatasetError, match=r"The side arrays of .* have changed since .* in 1 shard such as"):
+        tokenize()
+    tokenize(changed_videos="recompute")
+    assert open_dataset(tmp_path / "deltas").side_array("task") == tasks
+    tokenize()
 
 
 def test_other_side_arrays_are_another_dataset(made: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from deltacache.pipeline.datasets.plan import Plan, hashes, is_among, iter_tasks, open_plan
-from deltacache.pipeline.datasets.receipts import finished_shards, read_receipts
+from deltacache.pipeline.datasets.receipts import BESIDE, finished_shards, read_receipts
 from deltacache.pipeline.datasets.writing import (
     INDEX_FILE,
     SOURCES_FILE,
@@ -31,6 +31,7 @@ from deltacache.pipeline.datasets.writing import (
     sources_in,
 )
 from deltacache.pipeline.inputs.fetching import content_sha256
+from deltacache.pipeline.inputs.side_arrays import SideSource, side_values
 from deltacache.pipeline.inputs.sources import VideoSource
 from deltacache.pipeline.storage.storage import AnyPath, dataset_root, in_threads
 from deltacache.schemas.datasets import DatasetCard, SideArray, size_text
@@ -230,8 +231,48 @@ def _sha256(source: VideoSource) -> str | None:
         return None if unknown else ""
 
 
+def videos_of_other_rows(root: UPath, plan: Plan, beside: SideSource) -> set[str]:
+    """Videos of finished shards whose clips hold other side arrays than ``beside`` has for them now.
+
+    Raises:
+        DatasetError: a receipt is damaged, or ``beside`` cannot be read.
+    """
+    arrays, others = beside.arrays, set[str]()
+    done = finished_shards(root)
+    for receipt in read_receipts(root, [shard for shard in plan.shard_ids if shard in done]):
+        for row in receipt.clips:
+            uri = row["video_uri"]
+            if uri in others:
+                continue
+            now = beside.at(uri, np.asarray(row["timestamps_s"], np.float32))
+            for name, then in side_values(row[BESIDE], arrays).items():
+                if isinstance(then, list):
+                    same = then == now[name]
+                else:
+                    same = np.array_equal(then, np.asarray(now[name]), equal_nan=True)
+                if not same:
+                    others.add(uri)
+    return others
+
+
+def shards_of_other_rows(features: UPath, deltas: UPath) -> list[str]:
+    """Finished shards of deltas that hold other side arrays than those of their features do now.
+
+    Raises:
+        DatasetError: a receipt is damaged.
+    """
+    shards = sorted(finished_shards(deltas) & finished_shards(features))
+    receipts = zip(read_receipts(features, shards), read_receipts(deltas, shards), strict=True)
+    others = list[str]()
+    for shard, (of_features, of_deltas) in zip(shards, receipts, strict=True):
+        now = {row["clip_id"]: row[BESIDE] for row in of_features.clips}
+        if any(row[BESIDE] != now.get(row["clip_id"], row[BESIDE]) for row in of_deltas.clips):
+            others.append(shard)
+    return others
+
+
 def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
-    """Refuse to go on with videos that were replaced.
+    """Refuse to go on with videos that were replaced, or whose side arrays were.
 
     Raises:
         DatasetError: there are some; the message names the first ones.
@@ -239,8 +280,9 @@ def refuse_changed(root: UPath, changed: Sequence[VideoSource]) -> None:
     if changed:
         names = ", ".join(source.video_uri for source in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise DatasetError(
-            f"{counted(len(changed), 'video has', 'videos have')} changed since {root} was made: {names}. Put "
-            "the old files back, give the new ones other names, or use --changed-videos recompute, which makes their "
+            f"{counted(len(changed), 'video has', 'videos have')} changed since {root} was made, in content or in "
+            f"side arrays: {names}. Put the old files back, "
+            "give the new ones other names, or use --changed-videos recompute, which makes their "
             "shards again. Nothing was changed"
         )
 

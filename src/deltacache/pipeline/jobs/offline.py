@@ -1,7 +1,7 @@
 """The offline jobs as one reads them: find, plan, run what is missing, finish, say what was done."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,8 @@ from deltacache.pipeline.datasets.changes import (
     lineage,
     refuse_changed,
     same_videos,
+    shards_of_other_rows,
+    videos_of_other_rows,
 )
 from deltacache.pipeline.datasets.dataset import open_dataset, prepare_dataset
 from deltacache.pipeline.datasets.plan import (
@@ -271,7 +273,7 @@ def tokenize_features(settings: TokenizeSettings, out: AnyPath | str, reporter: 
         )
         prepare_dataset(job.out, card, features.black_patch_tokens)
         settle(job.out)
-        done, grown = _follow_plan(settings, job.out, plan, held)
+        done, grown = _follow_plan(settings, card, job.out, plan, held)
         tasks = plan.only({*plan.shard_ids} - finished_shards(job.out) if done is None else ())
         throughput = None
         if grown or len(tasks):
@@ -302,10 +304,14 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     settle(out)
     plan = open_plan(out)
     held = finished_summary(out, plan)
-    if held is not None and same_videos(out, plan, held, sources, settings.views):
+    beside = side_table(settings)
+    others = set[str]()
+    if settings.side_arrays is not None and beside is not None:  # those of a LeRobot dataset have versions
+        others = videos_of_other_rows(out, plan, beside)
+    if held is not None and not others and same_videos(out, plan, held, sources, settings.views):
         if not _retried(held, settings):
             return _checked(job, held, None, settings)
-    elif plan.videos and _settle_changes(job, plan, held, sources, settings):
+    elif plan.videos and _settle_changes(job, plan, held, sources, settings, others):
         plan, held = open_plan(out), None
     there = {source.video_uri for source in sources}
     gone = [
@@ -332,7 +338,6 @@ def _encode_videos(job: _Job, work: _VideoJob) -> JobSummary:
     decode = DecodePlan(
         DecodeSettings(settings.image_size, settings.sampling, settings.limits), locations, settings.views
     )
-    beside = side_table(settings)
     if beside is not None and (lacking := beside.lacking(locations)):
         job.reporter.line(
             f"{len(lacking):,} of {counted(len(locations), 'video has', 'videos have', form=',')} no row in "
@@ -359,8 +364,11 @@ def _settle_changes(
     held: TablesSummary | None,
     sources: list[VideoSource],
     settings: ExtractionSettings,
+    of_other_rows: Collection[str],
 ) -> bool:
     """Notice videos that were replaced behind their names; refuse them, or plan their shards again: then true.
+
+    So are those ``of_other_rows``, whose side arrays have changed.
 
     A video that is about to be tried again may be another: of those that gave no clip, nothing was made.
     """
@@ -372,6 +380,10 @@ def _settle_changes(
             batches = file.iter_batches(columns=["video_uri"])
             given = {uri for batch in batches for uri in batch.column(0).unique().to_pylist() if uri in uris}
         changed = [source for source in changed if source.video_uri in given]
+    known = {video.video_uri for video in changed}
+    changed += [
+        video for video in sources if video.video_uri in of_other_rows and video.video_uri not in known
+    ]
     if settings.changed_videos == "refuse":
         refuse_changed(job.out, changed)
     elif changed:
@@ -405,7 +417,7 @@ def _failed_tasks(out: UPath, plan: Plan, only: FailureReason | None) -> list[Sh
 
 
 def _follow_plan(
-    settings: TokenizeSettings, deltas: UPath, plan: Plan, held: TablesSummary
+    settings: TokenizeSettings, card: DatasetCard, deltas: UPath, plan: Plan, held: TablesSummary
 ) -> tuple[TablesSummary | None, list[ShardTask]]:
     """Give the deltas the plan of their features, which hold ``held``; those of other features are refused.
 
@@ -424,6 +436,15 @@ def _follow_plan(
             drop_durably(deltas, dropped, {})
             done = None
         grown = found.grown
+        if card.side_arrays and (others := shards_of_other_rows(features, deltas)):
+            if not recompute:
+                raise DatasetError(
+                    f"The side arrays of {features} have changed since {deltas} was made from it, in "
+                    f"{counted(len(others), 'shard')} such as {others[0]}. Give the features as they were, another "
+                    "output folder, or --changed-videos recompute, which makes these shards again. Nothing was changed"
+                )
+            drop_durably(deltas, others, {})
+            done, grown = None, [shard for shard in grown if shard not in others]
     if plan.seal != old.seal:
         copy_plan(plan, deltas)
         done = None
