@@ -194,14 +194,14 @@ def test_a_cache_is_a_feature_dataset_and_is_used(
 
 
 @pytest.mark.slow
-def test_a_killed_cache_goes_on(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
+def test_a_killed_cache_goes_on_with_workers(golden: Path, mini_benchmarks: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     settings = mini_settings(golden, mini_benchmarks, tmp_path / "one", cache=cache)
     evaluate_benchmarks(settings, SilentReporter())
     (vspw,) = cache.glob("vspw-*")
     for path in (*(vspw / "receipts").iterdir(), vspw / "index.parquet", vspw / "tables.json"):
         path.unlink()
-    evaluate_benchmarks(settings.model_copy(update={"out": tmp_path / "two"}), SilentReporter())
+    evaluate_benchmarks(settings.model_copy(update={"out": tmp_path / "two", "workers": 2}), SilentReporter())
     assert same_tables(tmp_path / "one", tmp_path / "two")
 
 
