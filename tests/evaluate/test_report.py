@@ -26,16 +26,18 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Page(HTMLParser):
-    """Collects pictures and text, and checks that tags are closed in order."""
+    """Collects pictures and text of a page or one of its sections, and checks that tags are closed in order."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, section: str = "") -> None:
         super().__init__()
         self.images: list[dict[str, str | None]] = []
         self.charts: list[str] = []
         self.sources: list[str] = []
         self.text = ""
         self._open: list[str] = []
-        self.feed(path.read_text())
+        text = path.read_text()
+        start = text.index(f'<section id="{section}">') if section else 0
+        self.feed(text[start : text.index("</section>", start) + len("</section>")] if section else text)
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -129,6 +131,21 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_opens_with_a_sentence_and_futures_behind_their_past(out: Path) -> None:
+    text = write_report(out).read_text()
+    opening = text[text.index("<h1>") : text.index("<nav")]
+    assert re.search(r'<p class="headline">\s*The best of 6 futures of DeltaWorld ', opening)
+    labels = re.findall(r"<figcaption>(?:<span.*?</span>)?(.*?)<", opening)
+    assert sum("true future" in each for each in labels) == 2
+    assert sum("DeltaWorld: future" in each for each in labels) == 3
+    example = load_examples(out / "examples")[0]
+    strips = Page(out / "report.html").images[: len(labels)]
+    pasts = [cells_of(image, example.grid[1])[: example.context] for image in strips]
+    assert pasts[0][..., 3].all()
+    assert all(np.array_equal(past, pasts[0]) for past in pasts)
+
+
+@pytest.mark.slow
 def test_what_was_evaluated_is_said(out: Path, evaluated: DrawnWorld) -> None:
     text = Page(write_report(out)).text
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
@@ -139,9 +156,8 @@ def test_what_was_evaluated_is_said(out: Path, evaluated: DrawnWorld) -> None:
 
 @pytest.mark.slow
 def test_examples_show_every_future_and_sample(out: Path) -> None:
-    page = Page(
-        write_report(ReportInput(out, {clip_id: frames_of(clip_id) for clip_id in clips_to_show(out)}))
-    )
+    pixels = {clip_id: frames_of(clip_id) for clip_id in clips_to_show(out)}
+    page = Page(write_report(ReportInput(out, pixels)), "examples")
     alts = [image["alt"] or "" for image in page.images]
     examples = load_examples(out / "examples")
     assert len(examples) == 2
@@ -159,7 +175,7 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
 
 @pytest.mark.slow
 def test_true_futures_are_shown_under_their_names(out: Path) -> None:
-    page, examples = Page(write_report(out)), load_examples(out / "examples")
+    page, examples = Page(write_report(out), "examples"), load_examples(out / "examples")
     projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
     for at, name in enumerate(("left", "right")):
         shown = [
@@ -179,7 +195,7 @@ def test_true_futures_are_shown_under_their_names(out: Path) -> None:
 
 @pytest.mark.slow
 def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
-    page, examples = Page(write_report(out)), load_examples(out / "examples")
+    page, examples = Page(write_report(out), "examples"), load_examples(out / "examples")
     (image, *_) = [
         image for image in page.images if re.match(r"Features, DeltaWorld: future", image["alt"] or "")
     ]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from deltacache.evaluate.output import Method
 from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
-from deltacache.evaluate.report.tables import findings, intervals_text, plain_text, print_metrics
+from deltacache.evaluate.report.tables import findings, headline, intervals_text, plain_text, print_metrics
 from deltacache.evaluate.statistics import Series, Statistic, statistics_of, statistics_table
 from deltacache.schemas.tables import METRICS_SCHEMA
 
@@ -100,9 +100,39 @@ def test_findings_are_the_tables_numbers_in_words(evaluated: DrawnWorld) -> None
     assert f"in 0 % of {SCENES} scenes" in sentences[-1]
 
 
+def compared(copy: float, tokenizer: float, best: float, mean: float, metric: str = "smooth_l1") -> str:
+    """The headline where these are the values at 0.2 s; every interval reaches 10 % to both sides."""
+    names = {
+        ("copy_last", "single"): copy,
+        ("deltatok", "single"): tokenizer,
+        ("deltaworld", "best"): best,
+        ("deltaworld", "mean"): mean,
+    }
+    lines = tuple(
+        Line(*name, "DeltaWorld", "", (Cell(value, 0.9 * value, 1.1 * value, 9, 0.2),), samples=20)
+        for name, value in names.items()
+    )
+    return headline((Panel("clips", "features", metric, (Column(1, 0.2),), lines),))
+
+
+def test_the_headline_says_how_a_model_compares_with_copying() -> None:
+    assert compared(1.0, 0.2, 0.22, 0.68) == (
+        "The best of 20 futures of DeltaWorld beats copying the last frame by 78 % at 0.2 s; "
+        "the average future by 32 % at 0.2 s (feature loss)."
+    )
+    assert "; the average future is not clearly better or worse" in compared(1.0, 0.2, 0.22, 0.9)
+    worse = "is worse than copying the last frame by 50 % at 0.2 s; the average future is worse"
+    assert worse in compared(1.0, 0.2, 1.5, 1.6)
+    assert "longer" not in compared(1.0, 0.2, 0.9, 1.6)
+    assert ": train the world model longer (" in compared(1.0, 0.2, 1.5, 1.6)
+    assert ": train the tokenizer, which is worse than copying too, longer (" in compared(1.0, 1.4, 1.5, 1.6)
+    assert "beats copying the last frame by 30.0 points at 0.2 s" in compared(0.5, 0.9, 0.8, 0.7, "miou")
+
+
 def test_findings_without_a_world_model_are_silent() -> None:
     panel = made_panel(0.5)
     assert findings((replace(panel, lines=panel.lines[:1]),)) == []
+    assert headline((replace(panel, lines=panel.lines[:1]),)) == ""
 
 
 def test_findings_name_every_one_of_several_models(evaluated: DrawnWorld) -> None:

@@ -186,7 +186,7 @@ def spread_chart(
 
 
 # ----------------------------------------------------------------------------------------------------
-# How predictions go astray: feature loss over that of copying, at every horizon over the same sequences.
+# How the error grows with the horizon: feature loss over that of copying, at every horizon over the same sequences.
 #
 # Long horizons exist only for some sequences of a benchmark, and a curve over ever other ones would show
 # these and not the drift. So what is drawn is over those that have the last horizon; a feature dataset's have

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltacache.evaluate import output
-from deltacache.evaluate.examples import Example, load_examples, load_frames, save_frames, spread
+from deltacache.evaluate.examples import load_examples, load_frames, save_frames, spread
 from deltacache.evaluate.report.charts import (
     MAIN_METRICS,
     ChartGroup,
@@ -36,8 +36,8 @@ from deltacache.evaluate.report.panels import (
     published_at,
 )
 from deltacache.evaluate.report.runs import ReportRun, facts_of, open_runs
-from deltacache.evaluate.report.strips import Detail, ExampleView, PixelLookup, example_views, page_template
-from deltacache.evaluate.report.tables import class_tables, findings, intervals_text
+from deltacache.evaluate.report.strips import Detail, PixelLookup, example_views, opening_view, page_template
+from deltacache.evaluate.report.tables import class_tables, findings, headline, intervals_text
 from deltacache.pipeline.storage.files import write_bytes
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 from deltacache.schemas.texts import disk_text
@@ -116,9 +116,17 @@ def _write(runs: Sequence[ReportRun], path: Path) -> Path:
         shown = [
             {"run": run.name, "example": view}
             for run, each in zip(runs, examples, strict=True)
-            for view in _views(run, [each[at] for at in spread(range(len(each)), count)], detail)
+            for view in example_views(
+                [each[at] for at in spread(range(len(each)), count)], _frames_of(run), detail
+            )
         ]
-        page = page_template("report.html").render(**context, examples=shown).encode()
+        short = Detail(3, 4, min(detail.side, 128))
+        opening = [
+            {"run": run.name, "example": opening_view(each, _frames_of(run), short)}
+            for run, each in zip(runs, examples, strict=True)
+            if each
+        ]
+        page = page_template("report.html").render(**context, examples=shown, opening=opening).encode()
         if len(page) <= MOST_BYTES:
             write_bytes(path, page)
             return path
@@ -128,8 +136,8 @@ def _write(runs: Sequence[ReportRun], path: Path) -> Path:
     )
 
 
-def _views(run: ReportRun, examples: Sequence[Example], detail: Detail) -> list[ExampleView]:
-    return example_views(examples, lambda clip_id: load_frames(run.out / output.EXAMPLES, clip_id), detail)
+def _frames_of(run: ReportRun) -> PixelLookup:
+    return lambda clip_id: load_frames(run.out / output.EXAMPLES, clip_id)
 
 
 def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
@@ -137,6 +145,9 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
     styles = all_styles(shown)
     datasets = dict.fromkeys(panel.dataset for panel in shown)
     facts = [facts_of(run) for run in runs]
+    by_run = {
+        run.name: tuple(each.of_run(run.name) for each in shown if run.name in each.runs) for run in runs
+    }
     published = {line.published for panel in shown for line in panel.published}
     return {
         "title": "Evaluation on " + ", ".join(map(data_title, datasets)),
@@ -147,10 +158,7 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
             name: [each.get(name, "") for each in facts]
             for name in dict.fromkeys(n for f in facts for n in f)
         },
-        "findings": [
-            (run.name, findings(tuple(panel.of_run(run.name) for panel in shown if run.name in panel.runs)))
-            for run in runs
-        ],
+        "findings": [(name, headline(own), findings(own)) for name, own in by_run.items()],
         "sections": [
             _section(dataset, shown, styles) | {"classes": class_tables(runs, dataset)}
             for dataset in datasets

@@ -220,6 +220,7 @@ class Line:
         model: the method's name, with a fingerprint where there are several of it.
         label: the same with how it is summarised.
         published: its source, if it is not one's own.
+        samples: how many futures are summarised.
     """
 
     method: str
@@ -228,6 +229,7 @@ class Line:
     label: str
     cells: tuple[Cell | None, ...]
     published: str = ""
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,6 +434,7 @@ def _line(label: str, row: Row, cells: Sequence[Row | None]) -> Line:
         label,
         tuple(_cell(each) for each in cells),
         row.get("source") or "",
+        row["num_samples"],
     )
 
 

@@ -12,7 +12,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -320,8 +320,31 @@ def example_views(examples: Sequence[Example], frames: PixelLookup, detail: Deta
     """Pictures of all examples; colours mean the same in all of them."""
     if not examples:
         return []
-    projection = fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
+    projection = _projection(examples)
     return [_ExampleStrips(example, projection, detail).view(frames) for example in examples]
+
+
+def _projection(examples: Sequence[Example]) -> Projection:
+    return fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
+
+
+def opening_view(examples: Sequence[Example], frames: PixelLookup, detail: Detail) -> ExampleView:
+    """One example in short: its past, and behind it the true and some predicted futures.
+
+    Frames where they are known, and one look at the predictions: the one that needs least explanation, in the
+    colours of ``example_views``.
+    """
+    example = next((each for each in examples if len(each.futures) > 1), examples[0])
+    view = _ExampleStrips(example, _projection(examples), replace(detail, branching=True)).view(frames)
+    looks = [group for group in view.groups if group.title != "Frames"]
+    kept = [group for group in view.groups if group.title == "Frames"] + looks[:1]
+    return replace(
+        view,
+        groups=tuple(
+            replace(group, strips=tuple(each for each in group.strips if each.kind in ("true", "predicted")))
+            for group in kept
+        ),
+    )
 
 
 class _ExampleStrips:

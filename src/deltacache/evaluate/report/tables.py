@@ -1,5 +1,6 @@
 """``metrics.parquet`` as tables on a terminal and as plain text."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import indent
@@ -15,7 +16,9 @@ from tabulate import tabulate
 from deltacache.evaluate.metrics import FEWEST_UNITS
 from deltacache.evaluate.output import UNIT_PLURALS, is_clips, units_text
 from deltacache.evaluate.report.panels import (
+    HIGHER_IS_BETTER,
     METRIC_LABELS,
+    PERCENT,
     PUBLISHED_MARK,
     SOURCES,
     Line,
@@ -210,6 +213,98 @@ def _sentence(panel: Panel, column: int) -> str:
     label = METRIC_LABELS.get(panel.metric, panel.metric)
     numbers = ("; " if len(models) > 1 else ", ").join(texts)
     return f"{data_title(panel.dataset)}: {label}, {panel.heading(column)} ahead: {numbers} ({better})."
+
+
+_BEATS = "beats copying the last frame"
+
+
+def headline(tables: Sequence[Panel]) -> str:
+    """One sentence on one run that a person can repeat: how its best model compares with copying the last frame.
+
+    It is about the first metric of the first data set; empty where no model predicted or nothing was copied.
+    """
+    panel = next((each for metric in _LOSSES for each in tables if each.metric == metric), None)
+    if panel is None:
+        return ""
+    by_method = {line.method: line for line in panel.own}
+    ahead = sorted({0, len(panel.columns) - 1})
+    sign = -1 if panel.metric in HIGHER_IS_BETTER else 1
+    predicted = [
+        line
+        for line in panel.own
+        if line.method not in _NOT_PREDICTED and line.aggregation != "mean" and all(line.cells)
+    ]
+    copy = by_method.get(_COPY[0])
+    if not predicted or copy is None or not all(copy.cells):
+        return ""
+    model = min(predicted, key=lambda line: sign * _value(line, 0))
+    average = next(
+        (each for each in panel.own if each.model == model.model and each.aggregation == "mean"), None
+    )
+    kind, text = _against_copying(panel, model, copy, ahead)
+    who = (
+        model.model
+        if model.aggregation == "single"
+        else f"The best of {model.samples} futures of {model.model}"
+    )
+    sentence = f"{who} {text}"
+    if average is not None and all(average.cells):
+        also, more = _against_copying(panel, average, copy, ahead)
+        more = more.removeprefix(_BEATS) if also == kind == "better" else f" {more}"
+        sentence += f"; the average future{more}"
+    if kind == "worse":
+        rebuilt = by_method.get("deltatok")
+        tokenizer = rebuilt is not None and _against_copying(panel, rebuilt, copy, [0])[0] == "worse"
+        part = "the tokenizer, which is worse than copying too," if tokenizer else "the world model"
+        sentence += f": train {part} longer"
+    several = len({each.dataset for each in tables}) > 1
+    metric = METRIC_LABELS[panel.metric].partition(" (")[0]
+    return f"{sentence} ({metric[:1].lower()}{metric[1:]}{f' on {data_title(panel.dataset)}' if several else ''})."
+
+
+def _value(line: Line, column: int) -> float:
+    cell = line.cells[column]
+    return math.nan if cell is None else cell.value
+
+
+def _against_copying(panel: Panel, line: Line, copy: Line, ahead: Sequence[int]) -> tuple[str, str]:
+    """Whether a line is better or worse than copying at some columns, or neither, and that as a verb with numbers.
+
+    Where both intervals overlap, neither is said; paired over the same sequences they would be narrower.
+    """
+    verdicts, amounts = [], []
+    for column in ahead:
+        ours, theirs = line.cells[column], copy.cells[column]
+        if ours is None or theirs is None:
+            continue
+        gain = theirs.value - ours.value
+        gain = -gain if panel.metric in HIGHER_IS_BETTER else gain
+        low, high = (
+            (max(a.value if a.low is None else a.low for a in (ours, theirs))),
+            (min(a.value if a.high is None else a.high for a in (ours, theirs))),
+        )
+        verdicts.append("similar" if low <= high else "better" if gain > 0 else "worse")
+        if panel.metric in PERCENT:
+            size = f"{100 * abs(gain):.1f} points"
+        else:
+            size = f"{100 * abs(gain) / theirs.value:.0f} %" if theirs.value > 0 else f"{abs(gain):.3g}"
+        amounts.append((size, f"at {panel.columns[column].seconds:.3g} s"))
+    kind = verdicts[0] if len(set(verdicts)) == 1 else "mixed"
+    joined = " and ".join(f"by {size} {at}" for size, at in amounts)
+    if kind == "better":
+        return kind, f"{_BEATS} {joined}"
+    if kind == "worse":
+        return kind, f"is worse than copying the last frame {joined}"
+    if kind == "similar":
+        return (
+            kind,
+            f"is not clearly better or worse than copying the last frame {' and '.join(at for _, at in amounts)}",
+        )
+    texts = [
+        f"similar {at}" if verdict == "similar" else f"{size} {verdict} {at}"
+        for verdict, (size, at) in zip(verdicts, amounts, strict=True)
+    ]
+    return kind, f"is, compared with copying the last frame, {' and '.join(texts)}"
 
 
 def _models(lines: Iterable[Line]) -> dict[str, list[Line]]:
