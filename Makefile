@@ -24,7 +24,7 @@ test: check
 	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 gpu:
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --out gpu.md
