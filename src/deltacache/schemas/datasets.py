@@ -178,13 +178,16 @@ class SamplingSettings(Frozen):
         "1000 for names in milliseconds.",
     )
 
+    shots: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Keep each clip within one shot (pip install 'deltacache[shots]'); decodes all frames of a video.",
+    )
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a rate as before there was any, so that fingerprints stay."""
-        values = serialise(self)
-        return {
-            name: value for name, value in values.items() if name != "frames_per_second" or value is not None
-        }
+        """What is at its default is left out as before there was anything else, so that fingerprints stay."""
+        unused = {"frames_per_second": self.frames_per_second is None, "shots": not self.shots}
+        return {name: value for name, value in serialise(self).items() if not unused.get(name)}
 
     @model_validator(mode="after")
     def _spacing_in_order(self) -> Self:

@@ -136,8 +136,13 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
     views = range(job.first_view, job.first_view + job.views)
     times, target = source.timestamps_s, sides(job.image_size)
     if job.window is None:
+        shots = None
+        if job.sampling.shots:
+            from deltacache.pipeline.decoding.shots import shots_of
+
+            shots = shots_of(source)
         samples = [
-            draw_view(job.video_id, view, times, source.height, source.width, job.sampling, target)
+            draw_view(job.video_id, view, times, source.height, source.width, job.sampling, target, shots)
             for view in views
         ]
     else:

@@ -153,6 +153,42 @@ def middle_clip_indices(*, frame_count: int, fps: float, num_frames: int, stride
     return list(range(first, last + 1, step))
 
 
+def indices_within_shots(
+    timestamps_s: np.ndarray, shots: Sequence[range], *, spacings_s: Sequence[float], start_fraction: float
+) -> list[int]:
+    """``clip_indices`` of a clip that lies within one shot.
+
+    ::
+
+        shots               |--- a ---||- b -||------- c -------|
+        span of the clip    |----|
+        where it may start  |~~~~|     (none) |~~~~~~~~~~~~~~|       start_fraction goes over these, one after the other
+
+    Where no shot is as long as the clip, it begins with the longest one, whose last frame then repeats.
+
+    Args:
+        shots: frames of each, in order.
+    """
+    times = np.asarray(timestamps_s, dtype=np.float64)
+    lengths = np.array([times[shot[-1]] - times[shot[0]] for shot in shots])
+    rooms = lengths - sum(spacings_s)
+    fitting = np.flatnonzero(rooms >= 0)
+    ends = np.cumsum(rooms[fitting])
+    if not fitting.size:
+        chosen, fraction = int(lengths.argmax()), 0.0
+    else:
+        place = min(int(np.searchsorted(ends, start_fraction * ends[-1])), len(fitting) - 1)
+        chosen = int(fitting[place])
+        begun = ends[place] - rooms[chosen]
+        fraction = (start_fraction * ends[-1] - begun) / rooms[chosen] if rooms[chosen] > 0 else 0.0
+    shot = shots[chosen]
+    own = times[shot.start : shot.stop] - times[shot.start]
+    return [
+        shot.start + index
+        for index in clip_indices(own, spacings_s=spacings_s, start_fraction=float(fraction))
+    ]
+
+
 def draw_view(
     video_id: str,
     view: int,
@@ -161,6 +197,7 @@ def draw_view(
     width: int,
     settings: SamplingSettings,
     target: tuple[int, int] = (1, 1),
+    shots: Sequence[range] | None = None,
 ) -> ViewSample:
     """Draw one view from (seed, video id, view) alone, never from worker, order or clock.
 
@@ -170,6 +207,7 @@ def draw_view(
         width: of the upright frame, pixels.
         target: height and width that the crop is resized to; only their ratio counts. Crops have that aspect, or
             when augmented aspects around it: ``crop_ratio`` is how much wider than the target they look.
+        shots: one of which the clip must lie within; None: anywhere.
 
     Raises:
         VideoRefusedError: ``too_short``, when frames would repeat and ``allow_duplicates`` is off.
@@ -192,10 +230,17 @@ def draw_view(
         crop, flip = largest_crop(height, width, target), False
     times = np.asarray(timestamps_s, dtype=np.float32)
     times = times - times[0]
-    indices = clip_indices(times, spacings_s=spacings.tolist(), start_fraction=start_fraction)
+    if shots is None:
+        indices = clip_indices(times, spacings_s=spacings.tolist(), start_fraction=start_fraction)
+    else:
+        indices = indices_within_shots(
+            times, shots, spacings_s=spacings.tolist(), start_fraction=start_fraction
+        )
     duplicates = sum(a == b for a, b in pairwise(indices))
     if not settings.allow_duplicates:
-        _refuse_repeats(times, float(spacings.sum()), duplicates)
+        longest = max(shots or [range(len(times))], key=lambda shot: times[shot[-1]] - times[shot[0]])
+        seen = times[longest.start : longest.stop] - times[longest.start]
+        _refuse_repeats(seen, float(spacings.sum()), duplicates)
     return ViewSample(tuple(indices), times[indices], crop, flip, duplicates)
 
 

@@ -86,6 +86,8 @@ def main() -> None:
         write_bytes(channel.replies, Message({"status": "ready"}).to_bytes())
         while True:
             request = read_message(channel.requests).header
+            if request["job"]["sampling"].get("shots"):
+                import deltacache.pipeline.decoding.shots  # noqa: F401 - once, not in every child
             _decode_in_child(decode, request, channel)
     except (EOFError, BrokenPipeError):
         return

@@ -9,6 +9,7 @@ from upath import UPath
 
 import deltacache
 from deltacache.models.backbone import Backbone
+from deltacache.pipeline.decoding.shots import require_detector
 from deltacache.pipeline.inputs.lerobot import LeRobotRows, read_info
 from deltacache.pipeline.inputs.lists import Tell
 from deltacache.pipeline.inputs.side_arrays import SideSource, SideTable
@@ -56,7 +57,12 @@ def features_card(
 
     Args:
         black: (N, D) float16, patch tokens of an all-black frame.
+
+    Raises:
+        DeltacacheError: side arrays cannot be read, or a package is missing.
     """
+    if settings.sampling.shots:
+        require_detector()
     return DatasetCard(
         kind="features",
         store=settings.store,
