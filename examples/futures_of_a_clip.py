@@ -34,7 +34,7 @@ def main() -> None:
     deltas = tokenizer.encode_clip(tokens, black, grid)  # (1, T, D)
     seen, steps = asked.context, tokens.shape[1] - asked.context
     generator = torch.Generator().manual_seed(asked.seed)
-    noise = world.draw_noise((1, asked.samples, steps, world.noise_size), generator)
+    noise = world.draw_noise((1, asked.samples, steps, world.noise_width()), generator)
     sampled = world.rollout(deltas[:, :seen], seconds, noise)  # (1, S, H, D)
     futures = deltacache.decode_future(tokenizer, tokens[:, seen - 1], sampled, grid)  # (1, S, H, N, D)
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, evaluation
 from deltacache.schemas.arguments import arguments_of, build, changed_by, fields_of, taken, takes
 from deltacache.schemas.configs import (
+    CANDIDATES,
     HeadConfig,
     RgbConfig,
     TokenizerConfig,
     WorldConfig,
+    WorldModelConfig,
     head_preset,
     load_config,
     rgb_preset,
@@ -303,6 +305,11 @@ def train_world(
 def world_settings(out: AnyPath, launch: Launch, changes: Mapping[str, Any]) -> WorldConfig:
     """The recipe that ``train_world`` trains by: the preset with its changes."""
     base, changes = world_preset(launch.preset, launch.stage), dict(changes)
+    objective = changes.get("objective") or base.model.objective
+    if objective != base.model.objective:  # what the preset says of these is for its own
+        settled = WorldModelConfig(objective=objective)
+        for name, value in (("noise_std", settled.noise_std), ("candidates", CANDIDATES[objective])):
+            changes[name] = value if changes.get(name) is None else changes[name]
     if changes.get("candidates") is None:
         if changes.get("query") == "learned":
             changes["candidates"] = 1
@@ -731,7 +738,7 @@ def load_world(path: AnyPath, *, device: str = "auto", architecture: str | None 
     """A trained or released world model, frozen and in eval mode, float32.
 
     ``rollout(context_tokens, timestamps_s, noise)`` gives futures (B, S, H, ...) after a context (B, C, ...), for times
-    (B, C+H) in seconds; ``draw_noise((B, S, H, world.noise_size), generator)`` gives the noise. ``world.card`` says
+    (B, C+H) in seconds; ``draw_noise((B, S, H, world.noise_width()), generator)`` gives the noise. ``world.card`` says
     what it was trained on.
 
     Args:
@@ -743,7 +750,7 @@ def load_world(path: AnyPath, *, device: str = "auto", architecture: str | None 
 
     Example:
         >>> world = deltacache.load_world("world/", device="cpu")
-        >>> noise = world.draw_noise((1, 20, 4, world.noise_size), torch.Generator().manual_seed(0))
+        >>> noise = world.draw_noise((1, 20, 4, world.noise_width()), torch.Generator().manual_seed(0))
         >>> world.rollout(context, timestamps_s, noise).shape
         torch.Size([1, 20, 4, 384])
     """

@@ -687,8 +687,8 @@ def demo(
     from deltacache.terminal import terminal_reporter
 
     with usage_errors():
-        seed = _resolved(build(DemoSettings, settings)).seed
-    run_demo(out, seed, terminal_reporter())
+        asked = _resolved(build(DemoSettings, settings))
+    run_demo(out, asked.seed, terminal_reporter(), asked.odds)
 
 
 @app.command(

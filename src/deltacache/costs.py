@@ -53,7 +53,14 @@ from deltacache.systems.training import CONFIG, SystemsConfig, systems_preset
 # ----------------------------------------------------------------------------------------------------
 
 
-_TOKENIZERS_OF = {"discriminative": "delta-tokens", "foresight-delta": "foresight"}
+_TOKENIZERS_OF = {
+    "discriminative": "delta-tokens",
+    "foresight-delta": "foresight",
+    "energy": "released",
+    "flow": "released",
+    "energy-tiny": "tiny",
+    "flow-tiny": "tiny",
+}
 """Presets whose delta tokens are those of another preset's tokenizer."""
 _STAND_IN = "released"
 """The other half of a recipe that is one model."""

@@ -292,7 +292,7 @@ def _model(path: Path, settings: PushSettings) -> Package:
         "tokenizer": 'tokenizer = deltacache.load_tokenizer("{repo}")\n'
         "deltas = tokenizer.encode(previous, current)  # (B, N, D) each",
         "world": 'world = deltacache.load_world("{repo}")\n'
-        "noise = world.draw_noise((1, 20, 4, world.noise_size), generator)  # for world.rollout",
+        "noise = world.draw_noise((1, 20, 4, world.noise_width()), generator)  # for world.rollout",
     }
     loading = _python(f"import deltacache\n{used[kind]}") + "\n" if kind in used else ""
     of_predict = {

@@ -128,14 +128,31 @@ def test_more_training_videos_keep_those_that_were_there(tmp_path: Path) -> None
     assert len(after) == len(before) + 2
 
 
-def test_about_half_of_the_training_videos_turn_left(tmp_path: Path) -> None:
-    world = draw_world(tmp_path, seed=0, train_videos=40, test_scenes=1, image_size=32)
+@pytest.mark.parametrize(("odds", "fewest", "most"), [(0.5, 12, 28), (0.8, 26, 38), (1.0, 40, 40)])
+def test_training_videos_turn_left_by_the_odds(tmp_path: Path, odds: float, fewest: int, most: int) -> None:
+    world = draw_world(tmp_path, seed=0, train_videos=40, test_scenes=1, image_size=32, odds=odds)
     lefts = 0
     for path in world.train.iterdir():
         frames, _ = _decode(path.read_bytes())
         change = np.abs(frames[5].astype(int) - frames[3]).sum(axis=-1)[:20].sum(axis=0)
         lefts += int(change[:10].sum() > change[22:].sum())
-    assert 12 <= lefts <= 28
+    assert fewest <= lefts <= most
+    with world.futures_csv.open(newline="") as file:
+        chances = {row["outcome"]: float(row["probability"]) for row in csv.DictReader(file)}
+    assert chances == pytest.approx({"left": odds, "right": 1 - odds})
+
+
+def test_other_odds_change_the_outcomes_and_not_the_scenes(tmp_path: Path) -> None:
+    for odds in (0.5, 0.8):
+        draw_world(tmp_path / f"{odds}", seed=0, train_videos=12, test_scenes=1, image_size=32, odds=odds)
+    even, other = (_files(tmp_path / f"{odds}" / "videos") for odds in (0.5, 0.8))
+    assert all(even[name] == other[name] for name in even if name.startswith("test"))
+    assert 0 < sum(even[name] != other[name] for name in even) < 12
+    for name in (each for each in even if each.startswith("train")):
+        first, second = (_decode(each[name])[0][:CONTEXT_FRAMES] for each in (even, other))
+        np.testing.assert_array_equal(first, second)
+    with pytest.raises(DeltacacheError, match=r"odds 1\.5 are not a probability"):
+        draw_world(tmp_path, seed=0, train_videos=1, test_scenes=1, image_size=32, odds=1.5)
 
 
 @pytest.mark.parametrize(

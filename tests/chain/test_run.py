@@ -56,6 +56,18 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_demo_of_other_odds_is_not_continued(tmp_path: Path, config: ChainConfig) -> None:
+    out = tmp_path / "demo"
+    videos = out / "videos"
+    out.mkdir()
+    save_config(demo_config(videos / "train", videos / "test", out / "futures.csv", 0), out / "chain.yaml")
+    (out / "futures.csv").write_text(
+        "video_uri,scene,outcome,probability\na.mp4,s,left,0.8\nb.mp4,s,right,0.2\n"
+    )
+    with pytest.raises(DatasetError, match=r"turn left with probability 0\.8, not 0\.5: .*give --odds 0\.8"):
+        run_demo(out, 0, SilentReporter())
+
+
 def test_the_demo_uses_no_gpu(config: ChainConfig) -> None:
     for videos in (config.train_videos, config.test_videos):
         assert videos.cluster.gpus_per_encoder == 0

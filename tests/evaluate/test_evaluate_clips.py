@@ -187,21 +187,30 @@ def test_modes_equal_a_loop_over_samples(drawn: DrawnWorld, tmp_path: Path) -> N
         context_of = f"scene{position // 2}-left-v000"
         predicted = list(roll_out_one_by_one(drawn, context_of))[sample]
         clips[position].tokens[CONTEXT:] = torch.stack(predicted).numpy()
-    evaluate_clips(drawn.settings(features=write_features(tmp_path / "reached", clips)), SilentReporter())
+    header, *rows = drawn.futures.read_text().splitlines()
+    chances = [f"{row},{0.8 if 'left' in row else 0.2}" for row in rows]
+    with_odds = tmp_path / "futures.csv"
+    with_odds.write_text("\n".join([f"{header},probability", *chances]) + "\n")
+    features = write_features(tmp_path / "reached", clips)
+    evaluate_clips(drawn.settings(features=features, futures=with_odds), SilentReporter())
+    assert not values_of(drawn, metric="odds_error", method="deltaworld_discriminative")  # it has one future
     futures = {f"{clip.name}-v000": torch.from_numpy(clip.tokens).half().float() for clip in clips}
     for horizon in HORIZONS:
         columns = {"method": "deltaworld", "horizon": horizon}
         coverage = values_of(drawn, metric="mode_coverage", **columns)
         balance = values_of(drawn, metric="mode_balance", **columns)
+        errors = values_of(drawn, metric="odds_error", **columns)
         assert [coverage[f"scene{scene}"] for scene in range(SCENES)] == [1.0, 0.0, 0.0, 0.0, 0.0]
         for scene in range(SCENES):
             left, right = (futures[f"scene{scene}-{name}-v000"][CONTEXT + horizon - 1] for name in OUTCOMES)
-            counts = [0, 0]
+            counts, lefts = [0, 0], 0
             for frames in roll_out_one_by_one(drawn, f"scene{scene}-left-v000"):
                 distances = [(frames[horizon - 1] - future).norm().item() for future in (left, right)]
+                lefts += distances[0] < distances[1]
                 if min(distances) < (left - right).norm().item() / 2:
                     counts[int(np.argmin(distances))] += 1
             assert balance[f"scene{scene}"] == pytest.approx(2 * min(counts) / max(sum(counts), 1))
+            assert errors[f"scene{scene}"] == pytest.approx(abs(lefts / 6 - 0.8))
             assert scene > 0 or min(counts) >= 1
             assert scene != 1 or counts[0] >= 1
 

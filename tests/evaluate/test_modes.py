@@ -12,12 +12,14 @@ from deltacache.evaluate.clips.scenes import (
     coverage,
     find_scenes,
     futures_differ,
+    odds_error,
     reached_futures,
     read_futures,
 )
 from deltacache.schemas.errors import DatasetError, DeltacacheError
 
 HEADER = "video_uri,scene,outcome\n"
+ODDS = "video_uri,scene,outcome,probability\n"
 
 
 def test_reaching_needs_the_nearest_future_and_less_than_half_the_distance() -> None:
@@ -71,6 +73,22 @@ def test_futures_are_read_as_text(tmp_path: Path, suffix: str) -> None:
     assert read_futures(path) == pa.table(columns).to_pylist()
 
 
+def test_odds_are_those_of_scenes_whose_outcomes_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "futures.csv"
+    path.write_text(ODDS + "a,s,l,0.8\nb,s,r,0.2\nc,t,l,0.5\nd,t,r,0.3\ngone,t,x,0.2\nb,s,r,0.2\n")
+    found = find_scenes(read_futures(path), {"a": 0, "b": 1, "c": 2, "d": 3}, path)
+    assert [(scene.name, scene.odds) for scene in found.scenes] == [("s", (0.8, 0.2)), ("t", ())]
+    assert "1 scenes lack an outcome that has a probability: not counted in the odds error" in found.notes
+
+
+def test_the_odds_error_is_how_far_shares_are_from_probabilities() -> None:
+    nearest = np.array([0, 0, 0, 1, 2])
+    distances = 1.0 - np.eye(3)[nearest]
+    assert odds_error(distances, (0.6, 0.2, 0.2)) == pytest.approx(0)
+    assert odds_error(distances, (0.0, 0.0, 1.0)) == pytest.approx(0.8)
+    assert odds_error(distances[:3, :2], (0.75, 0.25)) == pytest.approx(0.25)  # of two, what either is off by
+
+
 def test_scenes_need_two_outcomes_and_the_rest_is_counted() -> None:
     rows = [
         ("a", "s", "left"),
@@ -100,6 +118,13 @@ def test_futures_of_other_videos_are_refused() -> None:
         (HEADER + "a,s,\n", "empty cells"),
         ("", "not a readable CSV"),
         (HEADER + "a,s\n", "not a readable CSV"),
+        (ODDS + "a,s,l,0.8\nb,s,r,\n", "empty cells.*and probability since there is one"),
+        (
+            ODDS + "a,s,l,0.8\nb,s,r,often\n",
+            "probability 'often' of r in scene s is not a number from 0 to 1",
+        ),
+        (ODDS + "a,s,l,1.2\nb,s,r,-0.2\n", "probability '1.2' of l in scene s is not a number from 0 to 1"),
+        (ODDS + "a,s,l,0.8\nb,s,r,0.1\n", "probabilities of scene s add up to 0.9, not to 1"),
     ],
 )
 def test_bad_futures_files_are_refused(tmp_path: Path, content: str, message: str) -> None:

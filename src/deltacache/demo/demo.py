@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from deltacache.chain import ChainConfig, EvaluationPlan, run_chain
-from deltacache.demo.world import CONTEXT_FRAMES, FRAMES_PER_SECOND, draw_pictures, draw_world
+from deltacache.demo.world import CONTEXT_FRAMES, EVEN, FRAMES_PER_SECOND, draw_pictures, draw_world
+from deltacache.evaluate.clips.scenes import read_futures
 from deltacache.evaluate.prediction.run import PAGE, predict_futures
 from deltacache.evaluate.results import show_results
 from deltacache.schemas.configs import (
@@ -31,27 +32,28 @@ PICTURED_VIDEOS = 150
 SHOWN_VIDEO = "scene-003-left.mp4"
 
 
-def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
+def run_demo(out: Path, seed: int, reporter: Reporter, odds: float = EVEN) -> Path:
     """Draw the videos, run every stage that is not finished, show table and futures; returns the page of the futures.
 
     Raises:
-        DeltacacheError: ``out`` holds something else, or another seed's demo.
+        DeltacacheError: ``out`` holds something else, or a demo of another seed or other odds.
     """
     out = out.resolve()
     videos = out / "videos"
     config = demo_config(videos / "train", videos / "test", out / "futures.csv", seed)
-    _claim(out, config)
+    _claim(out, config, odds)
     draw_world(
         out,
         seed=seed,
         train_videos=TRAIN_VIDEOS,
         test_scenes=TEST_SCENES,
         image_size=IMAGE_SIZE,
+        odds=odds,
         reporter=reporter,
     )
     paths = run_chain(config, out, reporter)
     show_results(paths.evaluation, reporter)
-    draw_pictures(out / "pictures", seed=seed, videos=PICTURED_VIDEOS, image_size=IMAGE_SIZE)
+    draw_pictures(out / "pictures", seed=seed, videos=PICTURED_VIDEOS, image_size=IMAGE_SIZE, odds=odds)
     decoder = HeadRequest(out / "pictures", out / "rgb-decoder", "tiny", resume=True, device="cpu")
     recipe = rgb_preset("tiny")
     frames = recipe.frames.model_copy(update={"image_size": IMAGE_SIZE})
@@ -79,13 +81,21 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> Path:
     return page
 
 
-def _claim(out: Path, config: ChainConfig) -> None:
+def _claim(out: Path, config: ChainConfig, odds: float) -> None:
     """Refuse a folder that holds something else; otherwise leave the resolved config there."""
     saved = out / "chain.yaml"
     if saved.is_file():
         if load_config(saved, ChainConfig) != config:
             raise DatasetError(
                 f"{out} holds a demo with other settings (see {saved}): choose another folder, or remove it"
+            )
+        futures = out / "futures.csv"
+        rows = read_futures(futures) if futures.is_file() else []
+        before = next((float(row.get("probability", EVEN)) for row in rows if row["outcome"] == "left"), odds)
+        if abs(before - odds) > 1e-9:
+            raise DatasetError(
+                f"{out} holds a demo whose shapes turn left with probability {before:g}, not {odds:g}: choose another "
+                f"folder, or give --odds {before:g}"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,7 +1,8 @@
 """The demo's videos: a world in which every future is known.
 
-A shape drives up a road, reaches a T-junction in the fourth frame and goes left or right with equal
-chance. Nothing before the turn tells which: the outcome is drawn apart from everything that is seen.
+A shape drives up a road, reaches a T-junction in the fourth frame and goes left or right, with equal
+chance or other odds. Nothing before the turn tells which: the outcome is drawn apart from everything that
+is seen.
 """
 
 import csv
@@ -268,14 +269,15 @@ MIN_IMAGE_SIZE = 32
 
 _OUTCOMES: tuple[Outcome, ...] = ("left", "right")
 _QUANTISER = 6
-_TRAIN, _TEST = 0, 1
+_TRAIN, _TEST, _COIN = 0, 1, 2
+EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnWorld:
     """Folders of the drawn videos, and the table that says which test videos share a past.
 
-    ``futures_csv`` has the columns ``video_uri`` (relative to ``test``), ``scene``, ``outcome``.
+    ``futures_csv`` has the columns ``video_uri`` (relative to ``test``), ``scene``, ``outcome``, ``probability``.
     """
 
     train: Path
@@ -309,20 +311,26 @@ def draw_world(
     train_videos: int,
     test_scenes: int,
     image_size: int,
+    odds: float = EVEN,
     reporter: Reporter | None = None,
 ) -> DrawnWorld:
     """Write ``videos/train``, ``videos/test`` and ``futures.csv`` below ``out``.
 
-    A training video turns left or right by a coin drawn from the seed. Every test scene is there
-    twice, once for each outcome. Drawing again with the same arguments writes the same bytes.
+    A training video turns left with the probability ``odds``, by a coin drawn from the seed; the same scenes are drawn
+    for all odds. Every test scene is there twice, once for each outcome. Drawing again with the same arguments writes
+    the same bytes.
 
     Raises:
         DeltacacheError: a size that cannot be drawn.
         DatasetError: the folders hold other files, which would join the dataset.
     """
     _check_sizes(train_videos, test_scenes, image_size)
+    if not 0 <= odds <= 1:
+        raise DeltacacheError(
+            f"odds {odds:g} are not a probability: give the share of shapes that turn left, from 0 to 1"
+        )
     world = DrawnWorld(out / "videos" / "train", out / "videos" / "test", out / "futures.csv")
-    training = [_train_video(seed, index) for index in range(train_videos)]
+    training = [_train_video(seed, index, odds) for index in range(train_videos)]
     tests: list[_Video] = []
     for index in range(test_scenes):  # every outcome of each scene
         scene, name = draw_scene(np.random.default_rng((seed, _TEST, index))), f"scene-{index:03d}"
@@ -337,17 +345,20 @@ def draw_world(
                 stage.advance()
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["video_uri", "scene", "outcome"])
-    writer.writerows([video.name, video.scene_name, video.outcome] for video in tests)
+    chances = {"left": odds, "right": round(1 - odds, 12)}
+    writer.writerow(["video_uri", "scene", "outcome", "probability"])
+    writer.writerows(
+        [video.name, video.scene_name, video.outcome, repr(chances[video.outcome])] for video in tests
+    )
     _replace_file(world.futures_csv, table.getvalue().encode())
     return world
 
 
-def draw_pictures(folder: Path, *, seed: int, videos: int, image_size: int) -> None:
+def draw_pictures(folder: Path, *, seed: int, videos: int, image_size: int, odds: float = EVEN) -> None:
     """Write every frame of the first training videos as a PNG; what is there already is left alone."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(videos):
-        video = _train_video(seed, index)
+        video = _train_video(seed, index, odds)
         paths = [folder / f"{video.scene_name}-{number}.png" for number in range(FRAMES)]
         if all(path.exists() for path in paths):
             continue
@@ -363,9 +374,11 @@ class _Video:
     outcome: Outcome
 
 
-def _train_video(seed: int, index: int) -> _Video:
+def _train_video(seed: int, index: int, odds: float) -> _Video:
     rng, name = np.random.default_rng((seed, _TRAIN, index)), f"train-{index:04d}"
     outcome: Outcome = _OUTCOMES[rng.integers(2)]
+    if odds != EVEN:  # another coin, so that the scene stays the same
+        outcome = _OUTCOMES[int(np.random.default_rng((seed, _COIN, index)).random() >= odds)]
     return _Video(f"{name}.mp4", name, draw_scene(rng), outcome)
 
 

@@ -250,7 +250,7 @@ def _listed(values: Iterable[object]) -> str:
 
 ROUNDING = 1e-6
 """Differences up to this share of a value do not count: sums in another order differ by as much."""
-_IN_FEATURE_SPACE = frozenset({"features", "samples", "modes"})
+_IN_FEATURE_SPACE = frozenset({"features", "samples", "modes", "odds"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +425,10 @@ def _differences(series: PairedSeries, a: SequenceSums, b: SequenceSums) -> Iter
 
 
 MAIN = frozenset(
-    {"miou", "rmse", "smooth_l1", "mode_coverage", "mode_balance", "energy_score", "spread_skill"}
+    {
+        *("miou", "rmse", "smooth_l1", "energy_score", "spread_skill"),
+        *("mode_coverage", "mode_balance", "odds_error"),
+    }
 )
 _STYLES = {"better": "green", "worse": "red", "different": "yellow"}
 _HEADING = ("method", "ahead", "A", "B", "B − A", "95 % interval", "B is")

@@ -117,7 +117,8 @@ def naming(method: str, sequence: str, horizon: int) -> Iterator[None]:
 # - samples: ``[n, sum energy score, sum (S+1)/S variance, sum squared error of the mean, rank counts
 # (S+1)]``;
 # - vote: ``[n, covered]`` in valid pixels;
-# - modes: ``[n, sum coverage, sum balance]`` over n scenes.
+# - modes: ``[n, sum coverage, sum balance]`` over n scenes;
+# - odds: ``[n, sum of odds errors]`` over n scenes.
 #
 # Shapes: K sums, S samples, C classes, G groups.
 # ----------------------------------------------------------------------------------------------------
@@ -200,6 +201,10 @@ def _modes(totals: np.ndarray) -> Metrics:
     return {"mode_coverage": covered / count, "mode_balance": balance / count}
 
 
+def _odds(totals: np.ndarray) -> Metrics:
+    return {"odds_error": totals[..., 1] / totals[..., 0]}
+
+
 _TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
     {
         "segmentation": _segmentation,
@@ -208,6 +213,7 @@ _TASKS: Mapping[str, Callable[[np.ndarray], Metrics]] = MappingProxyType(
         "samples": _samples,
         "vote": _vote,
         "modes": _modes,
+        "odds": _odds,
     }
 )
 
@@ -235,7 +241,10 @@ FEWEST_UNITS = 3
 _NO_WIDTH = 1e-9
 """An interval narrower than this share of its value is rounding."""
 _SHARES = frozenset(
-    {"miou", "miou_movable", "accuracy", "delta1", "vote_coverage", "mode_coverage", "mode_balance"}
+    {
+        *("miou", "miou_movable", "accuracy", "delta1", "vote_coverage"),
+        *("mode_coverage", "mode_balance", "odds_error"),
+    }
 )
 Intervals = dict[str, tuple[float, float]]
 Map = Callable[[np.ndarray], np.ndarray]

@@ -76,9 +76,13 @@ class RunStamp:
     trained_sizes: Mapping[str, str] = field(default_factory=dict)
 
 
+SCENE_TASKS = frozenset({"modes", "odds"})
+"""Whose items are scenes with several futures, not sequences."""
+
+
 def unit_kind(dataset: str, task: str) -> str:
     """What the sequences of a data set are grouped by, since those of one group are not independent."""
-    return "scene" if task == "modes" else _UNIT_KINDS.get(dataset, "video")
+    return "scene" if task in SCENE_TASKS else _UNIT_KINDS.get(dataset, "video")
 
 
 def units_text(count: int, kind: str) -> str:

@@ -37,10 +37,14 @@ OWN_METHODS = (
     "deltatok_swapped",
     "deltaworld",
     "deltaworld_discriminative",
+    "deltaworld_energy",
+    "deltaworld_flow",
     "dino_foresight",
     "dino_foresight_delta",
     "dino_world",
     "dino_world_best_of_many",
+    "dino_world_energy",
+    "dino_world_flow",
     "present",
 )
 
@@ -101,7 +105,8 @@ class ClipEvaluation(EvaluationSettings):
     dataset: str = Field(default="clips", min_length=1, description="name in the tables")
     futures: Annotated[Path | None, Flag()] = Field(
         default=None,
-        description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage.",
+        description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage, and the "
+        "odds error where it has a column probability.",
     )
 
     where: Annotated[str | None, Flag(default="all clips")] = Field(

@@ -220,7 +220,7 @@ def _numbered(column: pa.Array, names: dict[str, int]) -> np.ndarray:
 Stamp = Callable[[str], RunStamp]
 """Of a data set's name."""
 _HELD_NUMBERS = 2**20  # sums of sequences that are written together: 8 MiB
-_TASKS = ("segmentation", "depth", "features", "samples", "vote", "modes")
+_TASKS = ("segmentation", "depth", "features", "samples", "vote", "modes", "odds")
 
 
 class Pool:

@@ -282,7 +282,7 @@ def rollout_flops(world: WorldModel, context: int, horizon: int, samples: int, g
     seconds = torch.empty(1, context + horizon, device=META)
     noise = None
     if model.stochastic:
-        noise = torch.empty(1, samples, horizon, model.noise_size, device=META)
+        noise = torch.empty(1, samples, horizon, model.noise_width(grid), device=META)
     return count_flops(lambda: model.rollout(tokens, seconds, noise, grid=grid))
 
 
@@ -300,7 +300,7 @@ def _patches(tokenizer: DeltaTok, grid: Grid) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------
 # FLOP of a training step of one clip: best-of-many is K forwards to choose, and one with its backward to
-# learn.
+# learn; other objectives learn from all that they compute.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -336,7 +336,7 @@ def training_step_flops(world: WorldModel, frames: int, grid: Grid, candidates: 
     The plain definition is known of models with queries; of others what they do is what is asked.
     """
     here = _step(rebuilt(world), frames, grid, candidates)
-    if not (isinstance(world, QueryWorld) and world.stochastic):
+    if not (isinstance(world, QueryWorld) and world.stochastic and world.objective == "best_of_many"):
         return StepFlops(0, here, here)
     learning = _step(rebuilt(world, query="learned"), frames, grid, 1)
     folded = world.tokens_of_a_frame(grid) == 1 and world.places is None
@@ -349,7 +349,7 @@ def _step(model: WorldModel, frames: int, grid: Grid, candidates: int) -> int:
     seconds = torch.empty(1, frames, device=META)
     noise = None
     if model.stochastic:
-        noise = torch.empty(1, frames - 1, candidates, model.noise_size, device=META)
+        noise = torch.empty(1, frames - 1, candidates, model.noise_width(grid, training=True), device=META)
 
     def step() -> None:
         wanted = candidates if model.stochastic else 1
@@ -568,7 +568,8 @@ def training_step_cost(
     def step() -> None:
         noise = None
         if model.stochastic:
-            noise = torch.randn(batch_size, frames - 1, wanted, model.noise_size, device=device)
+            width = model.noise_width(grid, training=True)
+            noise = torch.randn(batch_size, frames - 1, wanted, width, device=device)
             noise.mul_(model.noise_std)
         with autocast_to(device.type, torch.bfloat16 if device.type == "cuda" else None):
             result = model.training_loss(
@@ -612,7 +613,7 @@ def futures_cost(
     seconds = torch.arange(setting.context + setting.horizon, device=device)[None] * _SPACING_S
     noise = None
     if world.stochastic:
-        noise = torch.randn(1, setting.samples, setting.horizon, world.noise_size, device=device)
+        noise = torch.randn(1, setting.samples, setting.horizon, world.noise_width(grid), device=device)
     width = world.hidden_size if tokenizer is None else tokenizer.hidden_size
     patches = torch.randn(1, setting.context, grid[0] * grid[1], width, device=device)
 

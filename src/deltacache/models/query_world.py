@@ -22,8 +22,10 @@ from deltacache.models.blocks import (
     smooth_l1,
 )
 from deltacache.models.devices import in_precision
+from deltacache.models.objectives import FlowHead, energy_score
 from deltacache.models.selection import Selection, select_winners, select_winning_frames
 from deltacache.models.world_model import IN_FULL, Grid, WorldLoss, WorldModel
+from deltacache.schemas.configs import Objective
 
 
 class Places(NamedTuple):
@@ -37,7 +39,9 @@ class QueryWorld(WorldModel):
     """A query for each token of the next frame attends to the tokens of the frames before it.
 
     ``query`` noise gives many futures: one vector a frame, shared by all of its tokens; learned gives a single one.
-    ``width`` is that of the blocks, where it is not the tokens'.
+    ``width`` is that of the blocks, where it is not the tokens'. ``objective`` says what futures are trained for:
+    ``best_of_many`` (method section 1), ``energy``, or ``flow``, whose queries are learned and whose noise is carried
+    to the tokens by a further head.
     """
 
     def __init__(
@@ -51,10 +55,17 @@ class QueryWorld(WorldModel):
         noise_std: float = 0.02,
         layer_scale_init: float = 1e-5,
         width: int | None = None,
+        objective: Objective = "best_of_many",
+        flow_layers: int = 3,
+        flow_steps: int = 8,
     ) -> None:
         super().__init__()
         self.noise_size = width or hidden_size
         check_heads(self.noise_size, num_heads, multiple=2, least=6)
+        if objective != "best_of_many" and query != "noise":
+            raise ValueError(
+                f"objective {objective} samples futures, and query {query!r} has one: give noise"
+            )
         self.arguments: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_heads": num_heads,
@@ -65,13 +76,24 @@ class QueryWorld(WorldModel):
             "layer_scale_init": layer_scale_init,
             "width": width,
         }
-        self.hidden_size, self.noise_std = hidden_size, noise_std
+        self.objective: Objective = objective
+        if objective != "best_of_many":  # so that older code opens what it can compute
+            self.arguments["objective"] = objective
+        if objective == "flow":
+            self.arguments |= {"flow_layers": flow_layers, "flow_steps": flow_steps}
+        self.hidden_size, self.noise_std, self.flow_steps = hidden_size, noise_std, flow_steps
         self.mlp_width = int(mlp_ratio * self.noise_size)
         self.predictor = Predictor(
             hidden_size, self.noise_size, num_heads, num_layers, mlp_ratio, layer_scale_init
         )
-        self.q_embed = nn.Embedding(1, self.noise_size) if query == "learned" else None
+        learned = query == "learned" or objective == "flow"
+        self.q_embed = nn.Embedding(1, self.noise_size) if learned else None
         initialise(self)
+        self.flow = None
+        if objective == "flow":
+            self.flow = FlowHead(
+                hidden_size, self.noise_size, num_heads, flow_layers, several=self.several_tokens
+            )
 
     @abstractmethod
     def rotation(self, seconds: Tensor, grid: Grid | None) -> Rotation:
@@ -82,9 +104,20 @@ class QueryWorld(WorldModel):
         """M."""
 
     @property
+    def several_tokens(self) -> bool:
+        """Whether a frame may be more than one token."""
+        return True
+
+    @property
     def places(self) -> Places | None:
         """Where positions do not tell the tokens of a frame apart."""
         return None
+
+    def noise_width(self, grid: Grid | None = None, *, training: bool = False) -> int:
+        """Z; a flow's noise is as many numbers as a frame has, and one more in training, for the time on its path."""
+        if self.flow is None:
+            return self.noise_size
+        return self.tokens_of_a_frame(grid) * self.hidden_size + training
 
     def training_loss(
         self,
@@ -98,25 +131,33 @@ class QueryWorld(WorldModel):
         generator: torch.Generator | None = None,
         selection: Selection = IN_FULL,
     ) -> WorldLoss:
-        """Smooth-L1 of the best of ``candidates``.
+        """What ``objective`` says, of ``candidates`` samples of each frame, which sees the frames before it.
 
-        Frame t sees the frames before it. Only the winners run with gradients; ``selection`` says how they are found.
-        A learned query has one candidate and needs no noise.
+        - best_of_many: smooth-L1 of the best one. Only the winners run with gradients; ``selection`` says how they are
+          found. A learned query has one candidate and needs no noise.
+        - energy: the energy score of all of them over the numbers of a frame, all with gradients.
+        - flow: the squared error of the velocity at as many times on the way from noise to the frame.
         """
         frames, seconds = self._frames(tokens, grid), _since_start(timestamps_s)
         targets = frames[:, 1:]
         past = self.remember(frames[:, :-1], seconds[:, :-1], grid)
         rotation = self.rotation(seconds[:, 1:], grid)
-        if self.q_embed is None:
-            shape = (*targets.shape[:2], candidates, self.noise_size)
+        if self.stochastic:
+            shape = (*targets.shape[:2], candidates, self.noise_width(grid, training=True))
             noise = self._candidates(shape, noise, generator)
+            if self.objective == "energy":
+                loss, prediction, winners = self._energy(noise, rotation, past, targets)
+                return WorldLoss(loss, prediction.view(tokens[:, 1:].shape), winners)
+            if self.flow is not None:
+                loss, prediction, winners = self._flow_matching(self.flow, noise, rotation, past, targets)
+                return WorldLoss(loss, prediction.view(tokens[:, 1:].shape), winners)
             winners = self._winners(noise, rotation, past, targets, beta, selection)
             queries = noise.gather(2, winners[:, :, None, None].expand(-1, -1, 1, self.noise_size))[:, :, 0]
         else:
             if candidates != 1:
                 raise ValueError(f"a learned query has one candidate, not {candidates}")
             winners = torch.zeros(targets.shape[:2], dtype=torch.long, device=targets.device)
-            queries = self.q_embed.weight.expand(*targets.shape[:2], -1)
+            queries = self._learned_query.expand(*targets.shape[:2], -1)
         prediction = self._predict_frames(queries, rotation, past, targets.shape[2])
         loss = smooth_l1(prediction, targets, beta).mean()
         return WorldLoss(loss, prediction.view(tokens[:, 1:].shape), winners)
@@ -135,7 +176,7 @@ class QueryWorld(WorldModel):
         context = self._frames(context_tokens, grid)
         batch, seen, count, _ = context.shape
         horizon = timestamps_s.shape[1] - seen
-        queries = self._rollout_queries(noise, batch, horizon)  # (B, S, H, Z)
+        queries = self._rollout_queries(noise, batch, horizon, grid)  # (B, S, H, W)
         samples = queries.shape[1]
         seconds = _since_start(timestamps_s)
         past = repeat_batch(self.remember(context, seconds[:, :seen], grid), samples)
@@ -144,6 +185,9 @@ class QueryWorld(WorldModel):
         for step, query in enumerate(queries.flatten(0, 1).unbind(dim=1)):
             now = seconds[:, step : step + 1]
             frame = self.predictor(self._spread(query, count), self.rotation(now, grid), past)  # (B S, M, D)
+            if self.flow is not None and noise is not None:
+                begun = noise[:, :, step].reshape(frame.shape)
+                frame = self.flow.transport(begun, frame, self.flow_steps)
             predicted.append(frame)
             if step + 1 < horizon:
                 past = append(past, self.remember(frame[:, None], now, grid))
@@ -198,6 +242,47 @@ class QueryWorld(WorldModel):
         ]
         return torch.stack(frames, dim=1)
 
+    def _energy(
+        self, noise: Tensor, rotation: Rotation, past: Memory, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The score of frames from all candidates (B, P, K, Z), the nearest to the truth, and which these are."""
+        steps, samples, count = targets.shape[1], noise.shape[2], targets.shape[2]
+        if count == 1:
+            queries = self._spread(noise, 1).flatten(1, 3)
+            times = rotation.map(lambda part: part.repeat_interleave(samples, 2))
+            visible = _causal(noise).repeat_interleave(samples, 0)
+            frames = self.predictor(queries, times, past, visible).unflatten(1, (steps, samples, 1))
+        else:
+            by_frame: list[Tensor] = []
+            for step in range(steps):
+                now = frame_positions(rotation, step, count)
+                times = now.map(lambda part: part.repeat(1, 1, samples, 1))
+                queries = self._spread(noise[:, step], count).flatten(1, 2)
+                seen = first_tokens(past, (step + 1) * count)
+                by_frame.append(self.predictor(queries, times, seen).unflatten(1, (samples, count)))
+            frames = torch.stack(by_frame, dim=1)
+        scores = energy_score(frames.flatten(3), targets.flatten(2))
+        with torch.no_grad():
+            winners = (frames - targets[:, :, None]).float().square().mean((3, 4)).argmin(2)
+        chosen = winners[:, :, None, None, None].expand(-1, -1, 1, *frames.shape[3:])
+        return scores.mean(), frames.gather(2, chosen)[:, :, 0], winners
+
+    def _flow_matching(
+        self, flow: FlowHead, noise: Tensor, rotation: Rotation, past: Memory, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss at every draw (B, P, K, Z), where the first leads, and which that is."""
+        queries = self._learned_query.expand(*targets.shape[:2], -1)
+        state = self._predict_frames(queries, rotation, past, targets.shape[2])[:, :, None]  # (B, P, 1, M, D)
+        begun = noise[..., :-1].unflatten(-1, targets.shape[2:])
+        times = torch.special.ndtr(noise[..., -1] / self.noise_std)  # of a normal number: uniform
+        loss, reached = flow.loss(targets[:, :, None], state, begun, times)
+        return loss, reached[:, :, 0], torch.zeros_like(times[:, :, 0], dtype=torch.long)
+
+    @property
+    def _learned_query(self) -> Tensor:
+        assert self.q_embed is not None
+        return self.q_embed.weight
+
     def _candidates(
         self, shape: tuple[int, ...], noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
@@ -210,16 +295,23 @@ class QueryWorld(WorldModel):
             raise ValueError(f"noise is {tuple(noise.shape)}, expected {shape}: (B, T-1, K, Z)")
         return noise
 
-    def _rollout_queries(self, noise: Tensor | None, batch: int, horizon: int) -> Tensor:
-        if self.q_embed is not None:
+    def _rollout_queries(self, noise: Tensor | None, batch: int, horizon: int, grid: Grid | None) -> Tensor:
+        if not self.stochastic:
             if noise is not None:
                 raise ValueError("a learned query takes no noise")
-            return self.q_embed.weight.expand(batch, 1, horizon, -1)
+            return self._learned_query.expand(batch, 1, horizon, -1)
         if noise is None:
             raise ValueError("a noise query needs noise (B, S, H, Z): take it from draw_noise")
         if noise.shape[0] != batch or noise.shape[2] != horizon:
             raise ValueError(f"noise is {tuple(noise.shape)}, expected ({batch}, S, {horizon}, Z)")
-        return noise
+        if self.flow is None:
+            return noise
+        if noise.shape[3] != self.noise_width(grid):
+            raise ValueError(
+                f"noise of a flow has {self.noise_width(grid)} numbers, as many as a frame (noise_width), not "
+                f"{noise.shape[3]}"
+            )
+        return self._learned_query.expand(*noise.shape[:3], -1)
 
 
 def _since_start(timestamps_s: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class WorldModel(InPrecision, ABC):
         arguments: of the constructor, from which a checkpoint builds it again; ``query`` among them says whether
             it is given noise.
         hidden_size: D of its tokens.
-        noise_size: Z, how long a vector of noise is.
+        noise_size: how long a vector of noise is, unless ``noise_width`` says otherwise.
         card: where a checkpoint was loaded by ``deltacache.load_world``.
     """
 
@@ -80,6 +80,11 @@ class WorldModel(InPrecision, ABC):
         dtype = weights.dtype if self._products is None else torch.float32
         return (noise * self.noise_std).to(weights.device, dtype)
 
+    def noise_width(self, grid: Grid | None = None, *, training: bool = False) -> int:
+        """Z of frames on this grid of patches, in a rollout or in training."""
+        del grid, training
+        return self.noise_size
+
     @abstractmethod
     def training_loss(
         self,
@@ -97,9 +102,9 @@ class WorldModel(InPrecision, ABC):
 
         Args:
             grid: rows and columns of patches, of features.
-            candidates: K of best-of-many; 1 without noise.
+            candidates: K of best-of-many, or of another objective; 1 without noise.
             beta: of smooth-L1.
-            noise: (B, T-1, K, Z), or drawn from ``generator``.
+            noise: (B, T-1, K, Z), Z = ``noise_width(grid, training=True)``, or drawn from ``generator``.
         """
 
     @abstractmethod
@@ -116,5 +121,6 @@ class WorldModel(InPrecision, ABC):
         Marked with ``in_precision`` it computes in bfloat16 where an evaluation does, else always in float32.
 
         Args:
-            noise: (B, S, H, Z), a vector for each sample and step; ``None``, and S = 1, where nothing is random.
+            noise: (B, S, H, Z), Z = ``noise_width(grid)``: a vector for each sample and step; ``None``, and S = 1,
+                where nothing is random.
         """

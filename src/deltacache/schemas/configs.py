@@ -111,6 +111,7 @@ def kind_of(content: Any) -> str | None:
 PRESETS = Path(__file__).parent / "presets"
 Stage = Literal["tokenizer", "world"]
 SelectionName = Literal["float32", "shortlist", "bfloat16"]
+Objective = Literal["best_of_many", "energy", "flow"]
 _ORDERED = ("main", "256px", "512px", "cooldown", "cooldown1", "cooldown2")
 """Stages come in this order, others behind them by name."""
 
@@ -153,15 +154,46 @@ class WorldModelConfig(Frozen):
     query: Annotated[Literal["noise", "learned"], Flag()] = Field(
         default="noise", description="Noise (best of many), or one learned query."
     )
-    noise_std: float = 0.02
+    objective: Annotated[Objective, Flag()] = Field(
+        default="best_of_many",
+        description="What futures are trained for: the best of many alone, the energy score of all samples, or flow "
+        "matching, which carries noise to tokens in a few steps.",
+    )
+    noise_std: Annotated[float, Flag(default="0.02 for best_of_many, else 1")] = Field(
+        default=0.02, ge=0, description="Standard deviation of the noise."
+    )
+    flow_layers: int = Field(default=3, ge=1, description="blocks of the head that carries noise to tokens")
+    flow_steps: Annotated[int, Flag()] = Field(
+        default=8, ge=1, description="Steps from noise to token of a flow, two passes of its head each."
+    )
     layer_scale_init: float = 1e-5
     options: dict[str, Any] = Field(default={}, description="further arguments of the architecture")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _noise_of_the_objective(cls, content: Any) -> Any:
+        """Distributions need noise that reaches as far as futures do: with the published 0.02 they collapse."""
+        if isinstance(content, Mapping) and content.get("objective", "best_of_many") != "best_of_many":
+            return {"noise_std": 1.0, **content}
+        return content
+
+    @model_validator(mode="after")
+    def _noise_to_sample_with(self) -> Self:
+        if self.objective != "best_of_many" and (self.query != "noise" or self.noise_std == 0):
+            raise ValueError(
+                f"objective {self.objective} samples futures: set query to noise and noise_std above 0"
+            )
+        return self
+
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the constructor, all but what comes from the dataset."""
-        common = self.model_dump(exclude={"architecture", "options"})
-        return {**common, **self.options}
+        """Of the constructor, all but what comes from the dataset, and what its objective does not use."""
+        unused = {"architecture", "options"}
+        if self.objective == "best_of_many":  # which models from outside of the package need not know
+            unused.add("objective")
+        if self.objective != "flow":
+            unused |= {"flow_layers", "flow_steps"}
+        return {**self.model_dump(exclude=unused), **self.options}
 
 
 class TrainingConfig(Frozen):
@@ -290,14 +322,20 @@ class TokenizerConfig(Frozen):
     )
 
 
+CANDIDATES: Mapping[Any, int] = {"best_of_many": 256, "energy": 8, "flow": 4}
+"""Of each objective, where a recipe does not say it."""
+
+
 class WorldConfig(Frozen):
     """``train-world``: a preset, after the command line's changes."""
 
     model: WorldModelConfig
     training: TrainingConfig
     data: DataChoice = DataChoice()
-    candidates: Annotated[int, Flag()] = Field(
-        default=256, ge=1, description="Number of candidates, K of best-of-many."
+    candidates: Annotated[int, Flag(default="the preset's; 8 for energy, 4 for flow")] = Field(
+        default=256,
+        ge=1,
+        description="Number of candidates, K of best-of-many; samples of energy; draws of flow for each frame.",
     )
     smooth_l1_beta: float = Field(default=0.1, gt=0)
     selection: Annotated[SelectionName | Literal["auto"], Flag()] = Field(
@@ -306,10 +344,21 @@ class WorldConfig(Frozen):
         "or in bfloat16 alone. auto: the fastest on this machine that chooses as float32 does.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _candidates_of_the_objective(cls, content: Any) -> Any:
+        model = content.get("model") if isinstance(content, Mapping) else None
+        objective = (
+            model.get("objective") if isinstance(model, Mapping) else getattr(model, "objective", None)
+        )
+        return {"candidates": CANDIDATES[objective], **content} if objective in CANDIDATES else content
+
     @model_validator(mode="after")
-    def _one_candidate_without_noise(self) -> Self:
+    def _enough_candidates(self) -> Self:
         if self.model.query == "learned" and self.candidates != 1:
             raise ValueError("a learned query has one candidate: set candidates to 1")
+        if self.model.objective == "energy" and self.candidates < 2:
+            raise ValueError("the energy score compares samples: set candidates to 2 or more")
         return self
 
 

@@ -254,6 +254,9 @@ class DemoSettings(Frozen):
     """``demo``: the whole chain on drawn videos."""
 
     seed: Seed = 0
+    odds: Annotated[float, Flag()] = Field(
+        default=0.5, ge=0, le=1, description="Probability that the shape turns left; else it turns right."
+    )
 
 
 class PushSettings(Frozen):

@@ -237,6 +237,7 @@ BOUNDS = ("copy_last", "present")
 QUALITY = {
     "smooth_l1": "loss",
     "mode_coverage": "coverage",
+    "odds_error": "odds error",
     "miou": "mIoU (%)",
     "rmse": "RMSE (m)",
     "delta1": "δ1 (%)",
@@ -369,7 +370,7 @@ def _counts(columns: Sequence[Column], rows: Rows) -> str:
     for column in columns:
         dataset, quantity, horizon = column
         count = max(row["n_sequences"] for row in _scores(rows) if _column(row) == column)
-        items = "scenes" if quantity == "mode_coverage" else "sequences"
+        items = "scenes" if quantity in ("mode_coverage", "odds_error") else "sequences"
         name = QUALITY[quantity].split(" (")[0]
         found.setdefault(f"{count} {items} of {dataset}", {}).setdefault(name, []).append(str(horizon))
     texts = []

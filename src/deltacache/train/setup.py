@@ -26,6 +26,7 @@ from deltacache.schemas.configs import (
     TokenizerConfig,
     TrainingConfig,
     WorldConfig,
+    WorldModelConfig,
     save_config,
 )
 from deltacache.schemas.errors import CheckpointError, DeltacacheError, MismatchError, SettingsError
@@ -77,6 +78,9 @@ FREE_ON_RESUME = frozenset(
 _BEFORE_THERE_WAS = {
     "training.precision": "auto",
     "selection": "auto",
+    "model.objective": "best_of_many",
+    "model.flow_layers": WorldModelConfig().flow_layers,
+    "model.flow_steps": WorldModelConfig().flow_steps,
     "data.split_seed": DataChoice().split_seed,
     "data.validate_clips": DataChoice().validate_clips,
 }
@@ -309,7 +313,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 Start = Literal["random", "weights", "everything"]
 ModelT = TypeVar("ModelT", DeltaTok, WorldModel)
 
-_FREE_ARGUMENTS = frozenset({"rope_rescale", "layer_scale_init", "noise_std"})
+_FREE_ARGUMENTS = frozenset({"rope_rescale", "layer_scale_init", "noise_std", "objective", "flow_steps"})
 """Arguments that may differ from those of the stage before: they concern training, not what weights mean."""
 _COMPARED = ("architecture", "backbone_sha256", "hidden_size", "tokenizer_fingerprint")
 

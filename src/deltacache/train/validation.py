@@ -145,7 +145,7 @@ def _best_future(
     horizons = [horizon for horizon in HORIZONS if context + horizon <= tokens.shape[1]]
     noise = None
     if model.stochastic:
-        shape = (SAMPLES, horizons[-1], model.noise_size)
+        shape = (SAMPLES, horizons[-1], model.noise_width(grid))
         drawn = [model.draw_noise(shape, sequence_generator(SEED, clip_id)) for clip_id in clip_ids]
         noise = torch.stack(drawn).to(tokens.device)
     futures = model.rollout(

@@ -48,7 +48,7 @@ _AS_GOOD = 1.001
 
 
 class WorldTask:
-    """Predict each frame of a clip from those before it, best of K candidates."""
+    """Predict each frame of a clip from those before it, by the model's objective."""
 
     kind: Kind = "world"
     divisible = True
@@ -119,7 +119,8 @@ class WorldTask:
         several_tokens = (
             self.model.trains_on != "deltas" or self.model.arguments.get("tokens_per_frame", 1) > 1
         )
-        if len(ways) == 1 or not self.model.stochastic or several_tokens:
+        compares = self.model.stochastic and self._config.model.objective == "best_of_many"
+        if len(ways) == 1 or not compares or several_tokens:
             return
 
         def measure() -> tuple[SelectionName, int]:
@@ -174,7 +175,8 @@ class WorldTask:
         """(B, T-1, K, Z), or ``None`` where nothing is random."""
         if not self.model.stochastic:
             return None
-        shape = (batch.tokens.shape[1] - 1, self._config.candidates, self.model.noise_size)
+        width = self.model.noise_width(self._grid, training=True)
+        shape = (batch.tokens.shape[1] - 1, self._config.candidates, width)
         seed, batch_size = self._config.training.seed, self._effective_batch
         noise = normal_draws("noise", seed, part, batch_size, shape, self._device)
         return noise.mul_(self.model.noise_std)
@@ -190,7 +192,7 @@ class WorldTask:
         )
         noise = None
         if self.model.stochastic:
-            shape = (config.candidates, self.model.noise_size)
+            shape = (config.candidates, self.model.noise_width(self._grid))
             noise = normal_draws("probe noise", seed, MicroBatch(0, 0, 1), 1, shape, self._device)[0]
             noise *= self.model.noise_std
         with forward_precision(self._device, config.training.precision):

@@ -279,7 +279,7 @@ class Sampler:
         """(X, S, h, Z), drawn from (seed, sequence, crop, sample, step) alone."""
         if world.single:
             return None
-        width, seed = (world.model.noise_size,), self._protocol.seed
+        width, seed = (world.model.noise_width(self.grid),), self._protocol.seed
         drawn = [
             world.model.draw_noise(width, sequence_generator(seed, f"{crop} {sample} {step}"))
             for crop in crops

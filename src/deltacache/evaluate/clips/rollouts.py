@@ -96,7 +96,7 @@ def roll_out(
     model, grid, tokenizer = world.model, protocol.grid, world.tokenizer
     noise = None
     if model.stochastic:
-        shape = (world.samples, protocol.horizons[-1], model.noise_size)
+        shape = (world.samples, protocol.horizons[-1], model.noise_width(grid))
         noise = model.draw_noise(shape, sequence_generator(protocol.seed, clip_id)).to(context.device)
     if tokenizer is None:
 

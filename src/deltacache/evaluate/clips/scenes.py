@@ -3,8 +3,8 @@
 Shapes: S samples, K horizons that are scored, F futures, T frames, N patches, D hidden.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,9 @@ from deltacache.schemas.texts import counted, decoded
 
 NOTHING_REACHED = -1
 FUTURE_COLUMNS = ("video_uri", "scene", "outcome")
+PROBABILITY = "probability"
+"""A further column, which may be left out."""
+_ODDS_TOLERANCE = 1e-3
 # Features are stored in float16: two frames that differ by rounding alone are less than this far apart,
 # as a share of their length.
 _ROUNDING = 1e-3
@@ -49,11 +52,13 @@ class Scene:
     Attributes:
         rows: a dataset row for each true future; rollouts start from the first one's context.
         outcomes: what happens in each.
+        odds: the probability of each; empty where it is not known.
     """
 
     name: str
     rows: tuple[int, ...]
     outcomes: tuple[str, ...]
+    odds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +108,25 @@ def balance(reached: np.ndarray, futures: int) -> float:
     return float(futures * counts.min() / counts.sum()) if counts.sum() else 0.0
 
 
+def odds_error(distances: np.ndarray, odds: Sequence[float]) -> float:
+    """How far the samples' shares are from the true ``odds`` of F futures, from 0 to 1.
+
+    Half the sum of |share of the samples (S, F) nearest to a future - its probability|: with two futures the difference
+    of either. S samples that follow the odds are not at 0: with probabilities p they differ by about
+    sqrt(2 p (1 - p) / (pi S)).
+    """
+    shares = np.bincount(distances.argmin(1), minlength=len(odds)) / len(distances)
+    return float(np.abs(shares - np.array(odds)).sum() / 2)
+
+
 def read_futures(path: Path) -> list[dict[str, str]]:
     """Read the rows of a CSV or Parquet file with the columns ``video_uri``, ``scene``, ``outcome``.
 
+    A fourth, ``probability`` of the outcome in its scene, may be there.
+
     Raises:
-        DatasetError: there is no such file, it cannot be read, or a column or a value is missing.
+        DatasetError: there is no such file, it cannot be read, a column or a value is missing, or probabilities of a
+            scene are not such.
     """
     if not path.is_file():
         raise DatasetError(f"{path} does not exist: give a CSV or Parquet file with {_columns()}")
@@ -115,7 +134,8 @@ def read_futures(path: Path) -> list[dict[str, str]]:
         if path.suffix.lower() in {".parquet", ".pq"}:
             table = pq.read_table(path)
         else:
-            options = pa_csv.ConvertOptions(column_types=dict.fromkeys(FUTURE_COLUMNS, pa.string()))
+            texts = dict.fromkeys((*FUTURE_COLUMNS, PROBABILITY), pa.string())
+            options = pa_csv.ConvertOptions(column_types=texts)
             content = decoded(path.read_bytes()).encode()
             table = pa_csv.read_csv(pa.BufferReader(content), convert_options=options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -128,10 +148,36 @@ def read_futures(path: Path) -> list[dict[str, str]]:
             f"{path} has the columns {', '.join(table.column_names)}, but {', '.join(missing)} is missing: "
             f"it needs {_columns()}"
         )
-    rows = table.select(list(FUTURE_COLUMNS)).to_pylist()
+    known = [PROBABILITY] if PROBABILITY in table.column_names else []
+    rows = table.select([*FUTURE_COLUMNS, *known]).to_pylist()
     if any(value is None or value == "" for row in rows for value in row.values()):
-        raise DatasetError(f"{path} has empty cells: every row needs {_columns()}")
-    return [{name: str(value) for name, value in row.items()} for row in rows]
+        columns = f"{_columns()}{', and probability since there is one' if known else ''}"
+        raise DatasetError(f"{path} has empty cells: every row needs {columns}")
+    texts = [{name: str(value) for name, value in row.items()} for row in rows]
+    if known:
+        _check_odds(texts, path)
+    return texts
+
+
+def _check_odds(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    scenes: dict[str, dict[str, float]] = {}
+    for row in rows:
+        try:
+            probability = float(row[PROBABILITY])
+        except ValueError:
+            probability = -1.0
+        if not 0 <= probability <= 1:
+            raise DatasetError(
+                f"{path}: probability {row[PROBABILITY]!r} of {row['outcome']} in scene {row['scene']} is not a number "
+                "from 0 to 1: correct it, or leave the column out"
+            )
+        scenes.setdefault(row["scene"], {}).setdefault(row["outcome"], probability)
+    for scene, outcomes in scenes.items():
+        if abs(sum(outcomes.values()) - 1) > _ODDS_TOLERANCE:
+            raise DatasetError(
+                f"{path}: the probabilities of scene {scene} add up to {sum(outcomes.values()):g}, not to 1: give one "
+                "row for each outcome that the scene can have, or leave the column out"
+            )
 
 
 def _columns() -> str:
@@ -150,6 +196,7 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
         DeltacacheError: no scene has two outcomes in this dataset.
     """
     found: dict[str, dict[str, int]] = {}
+    odds: dict[tuple[str, str], float] = {}
     absent = repeated = 0
     for row in futures:
         if row["video_uri"] not in row_of_video:
@@ -158,8 +205,15 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
         outcomes = found.setdefault(row["scene"], {})
         repeated += row["outcome"] in outcomes
         outcomes.setdefault(row["outcome"], row_of_video[row["video_uri"]])
+        if PROBABILITY in row:
+            odds.setdefault((row["scene"], row["outcome"]), float(row[PROBABILITY]))
+
+    def of_all(name: str, outcomes: Iterable[str]) -> tuple[float, ...]:
+        known = tuple(odds[name, each] for each in outcomes if (name, each) in odds)
+        return known if abs(sum(known) - 1) <= _ODDS_TOLERANCE else ()
+
     scenes = tuple(
-        Scene(name, tuple(outcomes.values()), tuple(outcomes))
+        Scene(name, tuple(outcomes.values()), tuple(outcomes), of_all(name, outcomes))
         for name, outcomes in found.items()
         if len(outcomes) > 1
     )
@@ -172,6 +226,10 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
         (absent, "videos of the futures file are not among the sequences"),
         (repeated, "sequences repeat an outcome of their scene: the first is used"),
         (len(found) - len(scenes), "scenes have a single outcome: not counted in mode coverage"),
+        (
+            sum(not each.odds for each in scenes) if odds else 0,
+            "scenes lack an outcome that has a probability: not counted in the odds error",
+        ),
     ]
     return SceneList(scenes, tuple(f"{count} {text}" for count, text in left_out if count))
 
@@ -267,7 +325,10 @@ def _check_context(scene: Scene, contexts: Tensor, between: np.ndarray) -> None:
 def score_modes(
     world: World, checked: CheckedScene, distances: np.ndarray, dataset: str, protocol: RolloutProtocol
 ) -> Iterator[Statistic]:
-    """Coverage and balance of one scene from the samples' distances (S, K, F) to its true futures."""
+    """Coverage and balance of one scene from the samples' distances (S, K, F) to its true futures.
+
+    Also its odds error, where the probabilities of its futures are known and the model samples.
+    """
     futures = len(checked.scene.rows)
     for at, horizon in enumerate(protocol.horizons):
         if not checked.differ[at]:
@@ -277,3 +338,7 @@ def score_modes(
         series = Series(dataset, "modes", world.method, "single", horizon, world.samples)
         name = checked.scene.name
         yield Statistic(series, name, name, checked.horizons_s[at], totals, futures)
+        if checked.scene.odds and not world.single:
+            totals = np.array([1.0, odds_error(distances[:, at], checked.scene.odds)])
+            series = replace(series, task="odds")
+            yield Statistic(series, name, name, checked.horizons_s[at], totals, futures)

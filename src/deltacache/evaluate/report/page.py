@@ -176,7 +176,7 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
 
 def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any]:
     views = [panel_view(panel, styles) for panel in shown if panel.dataset == dataset]
-    modes = [view for view in views if view.panel.task == "modes"]
+    modes = [view for view in views if view.panel.task in output.SCENE_TASKS]
     main = [view for view in views if leads(dataset, view.panel.metric, MAIN_METRICS)]
     return {
         "dataset": data_title(dataset),

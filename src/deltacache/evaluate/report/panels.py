@@ -32,8 +32,12 @@ METHOD_LABELS = {
     "deltatok_swapped": "DeltaTok, swapped token",
     "deltaworld": "DeltaWorld",
     "deltaworld_discriminative": "DeltaWorld, learned query",
+    "deltaworld_energy": "DeltaWorld, energy score",
+    "deltaworld_flow": "DeltaWorld, flow",
     "dino_world": "DINO-world",
     "dino_world_best_of_many": "DINO-world, best of many",
+    "dino_world_energy": "DINO-world, energy score",
+    "dino_world_flow": "DINO-world, flow",
     "dino_foresight": "DINO-Foresight",
     "dino_foresight_delta": "DINO-Foresight on delta tokens",
 }
@@ -43,6 +47,7 @@ METRIC_LABELS = {
     "cosine": "Cosine similarity",
     "mode_coverage": "Mode coverage",
     "mode_balance": "Mode balance",
+    "odds_error": "Odds error",
     "miou": "Mean IoU (%)",
     "miou_movable": "Mean IoU of movable classes (%)",
     "accuracy": "Pixel accuracy (%)",
@@ -79,6 +84,8 @@ METRIC_WORDS: Mapping[str, str] = MappingProxyType(
         "between the samples'",
         "mode_coverage": "share of scenes in which the samples reach all true futures",
         "mode_balance": "1 where all true futures are reached equally often, 0 where one is missed",
+        "odds_error": "how far the shares of the samples that are nearest to each true future are from its "
+        "probability; a few samples differ from it by chance",
     }
 )
 
@@ -281,6 +288,8 @@ class Panel:
         """Digits behind the point: four that count for the largest value, fewer for shares."""
         if self.task == "modes":
             return 2
+        if self.task == "odds":
+            return 3
         if self.metric in PERCENT:
             return 1
         if self.metric in NEITHER_IS_BETTER:  # ratios

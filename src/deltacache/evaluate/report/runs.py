@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from deltacache.evaluate import output
-from deltacache.evaluate.output import ModelRecord, read_models, units_text
+from deltacache.evaluate.output import SCENE_TASKS, ModelRecord, read_models, units_text
 from deltacache.evaluate.report.panels import METHOD_LABELS
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
 from deltacache.evaluate.statistics import Sums, read_sums
@@ -181,7 +181,7 @@ def _data(rows: Sequence[Row]) -> list[str]:
     """Each data set with its sequences and their units; fewer at some horizons are given as a range."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if row["task"] != "modes":
+        if row["task"] not in SCENE_TASKS:
             found.setdefault(row["dataset"], []).append(row)
     texts = []
     for dataset, own in found.items():

@@ -14,7 +14,7 @@ from rich.table import Table
 from tabulate import tabulate
 
 from deltacache.evaluate.metrics import FEWEST_UNITS
-from deltacache.evaluate.output import UNIT_PLURALS, is_clips, units_text
+from deltacache.evaluate.output import SCENE_TASKS, UNIT_PLURALS, is_clips, units_text
 from deltacache.evaluate.report.panels import (
     HIGHER_IS_BETTER,
     METRIC_LABELS,
@@ -98,7 +98,7 @@ def over(metrics: pa.Table) -> list[str]:
     several = len({row["dataset"] for row in rows}) > 1
     most: dict[tuple[str, bool], dict[str, Any]] = {}
     for row in rows:
-        key = row["dataset"], row["task"] == "modes"
+        key = row["dataset"], row["task"] in SCENE_TASKS
         if key not in most or row["n_sequences"] > most[key]["n_sequences"]:
             most[key] = row
     texts = []

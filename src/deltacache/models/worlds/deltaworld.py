@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from deltacache.models.blocks import Rotation, initialise, time_rotation
 from deltacache.models.query_world import Places, QueryWorld
 from deltacache.models.world_model import Grid, Kind
+from deltacache.schemas.configs import Objective
 
 
 class DeltaWorld(QueryWorld):
@@ -31,7 +32,11 @@ class DeltaWorld(QueryWorld):
         layer_scale_init: float = 1e-5,
         width: int | None = None,
         tokens_per_frame: int = 1,
+        objective: Objective = "best_of_many",
+        flow_layers: int = 3,
+        flow_steps: int = 8,
     ) -> None:
+        self.tokens_per_frame = tokens_per_frame  # first: the head of a flow asks for it
         super().__init__(
             hidden_size,
             num_heads,
@@ -41,8 +46,11 @@ class DeltaWorld(QueryWorld):
             noise_std=noise_std,
             layer_scale_init=layer_scale_init,
             width=width,
+            objective=objective,
+            flow_layers=flow_layers,
+            flow_steps=flow_steps,
         )
-        self.arguments["tokens_per_frame"] = self.tokens_per_frame = tokens_per_frame
+        self.arguments["tokens_per_frame"] = tokens_per_frame
         several = tokens_per_frame > 1
         self.place_embed = nn.Embedding(tokens_per_frame, hidden_size) if several else None
         self.q_place_embed = nn.Embedding(tokens_per_frame, self.noise_size) if several else None
@@ -51,7 +59,13 @@ class DeltaWorld(QueryWorld):
 
     @property
     def label(self) -> str:
+        if self.objective != "best_of_many":
+            return f"deltaworld_{self.objective}"
         return "deltaworld" if self.stochastic else "deltaworld_discriminative"
+
+    @property
+    def several_tokens(self) -> bool:
+        return self.tokens_per_frame > 1
 
     @property
     def places(self) -> Places | None:

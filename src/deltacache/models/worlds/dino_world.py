@@ -19,6 +19,8 @@ class DinoWorld(QueryWorld):
 
     @property
     def label(self) -> str:
+        if self.objective != "best_of_many":
+            return f"dino_world_{self.objective}"
         return "dino_world_best_of_many" if self.stochastic else "dino_world"
 
     def tokens_of_a_frame(self, grid: Grid | None) -> int:
