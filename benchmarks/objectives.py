@@ -141,16 +141,17 @@ def _weighted(sequences: Path, samples: int, odds: float, found: dict[str, Any])
     """Means over test videos in which the two futures of a scene count by their odds."""
     import pyarrow.parquet as pq
 
+    metric, aggregation, key = (
+        ("energy_score", "single", f"energy/{MANY}")
+        if samples == MANY
+        else ("smooth_l1", "best", f"best/{FEW}")
+    )
     for row in pq.read_table(sequences).to_pylist():
-        energy = row["metric"] == "energy_score"
-        best = row["metric"] == "smooth_l1" and row["aggregation"] == "best"
-        if row["world"] is None or not (energy or best) or row["num_samples"] != (MANY if energy else FEW):
+        if row["world"] is None or (row["metric"], row["aggregation"]) != (metric, aggregation):
             continue
-        if samples != MANY:
-            continue
-        key = f"{'energy' if energy else 'best'}/{row['num_samples']}/{row['horizon']}"
         weight = odds if "-left" in str(row["unit"]) else 1 - odds
-        found[key] = found.get(key, 0.0) + weight * row["value"] / TEST_SCENES
+        at = f"{key}/{row['horizon']}"
+        found[at] = found.get(at, 0.0) + weight * row["value"] / TEST_SCENES
 
 
 def _flops(preset: str, changes: dict[str, Any]) -> int:

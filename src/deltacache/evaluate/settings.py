@@ -105,8 +105,8 @@ class ClipEvaluation(EvaluationSettings):
     dataset: str = Field(default="clips", min_length=1, description="name in the tables")
     futures: Annotated[Path | None, Flag()] = Field(
         default=None,
-        description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage, and the "
-        "odds error where it has a column probability.",
+        description="For clips: CSV or Parquet (video_uri, scene, outcome) of true futures; adds mode coverage, and "
+        "the odds error where it has a column probability.",
     )
 
     where: Annotated[str | None, Flag(default="all clips")] = Field(
