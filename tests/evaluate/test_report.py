@@ -125,7 +125,7 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     for row in pq.read_table(out / "metrics.parquet").to_pylist():
         if "/" not in row["metric"]:
             assert any(f"{row['value']:.{digits}f}" in text for digits in (2, 3, 4, 5, 6)), row
-    for words in ("DeltaWorld, best of 6", "DeltaWorld, learned query", "DeltaTok, swapped token", "scene0"):
+    for words in ("noise, best of 6", "DeltaWorld, learned query", "DeltaTok, swapped token", "scene0"):
         assert words in text
     assert f"of {SCENES} scenes" in text
 
@@ -134,10 +134,10 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
 def test_the_page_opens_with_a_sentence_and_futures_behind_their_past(out: Path) -> None:
     text = write_report(out).read_text()
     opening = text[text.index("<h1>") : text.index("<nav")]
-    assert re.search(r'<p class="headline">\s*The best of 6 futures of DeltaWorld ', opening)
+    assert re.search(r'<p class="headline">\s*The best of 6 futures of noise ', opening)
     labels = re.findall(r"<figcaption>(?:<span.*?</span>)?(.*?)<", opening)
     assert sum("true future" in each for each in labels) == 2
-    assert sum("DeltaWorld: future" in each for each in labels) == 3
+    assert sum("noise: future" in each for each in labels) == 3
     example = load_examples(out / "examples")[0]
     strips = Page(out / "report.html").images[: len(labels)]
     pasts = [cells_of(image, example.grid[1])[: example.context] for image in strips]
@@ -161,8 +161,8 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
     alts = [image["alt"] or "" for image in page.images]
     examples = load_examples(out / "examples")
     assert len(examples) == 2
-    assert sum(bool(re.match(r"Features, DeltaWorld: future \d", alt)) for alt in alts) == 2 * 6
-    assert sum(alt.startswith("Features, DeltaWorld, learned query: its one future") for alt in alts) == 2
+    assert sum(bool(re.match(r"Features, noise: future \d", alt)) for alt in alts) == 2 * 6
+    assert sum(alt.startswith("Features, learned: its one future") for alt in alts) == 2
     assert sum(alt.startswith("Features, average of 6") for alt in alts) == 2
     frames = [image for image in page.images if (image["alt"] or "").startswith("Frames")]
     expected = [frames_of(clip_id) for example in examples for clip_id in example.clip_ids]
@@ -196,9 +196,7 @@ def test_true_futures_are_shown_under_their_names(out: Path) -> None:
 @pytest.mark.slow
 def test_strips_of_futures_are_empty_where_frames_were_seen(out: Path) -> None:
     page, examples = Page(write_report(out), "examples"), load_examples(out / "examples")
-    (image, *_) = [
-        image for image in page.images if re.match(r"Features, DeltaWorld: future", image["alt"] or "")
-    ]
+    (image, *_) = [image for image in page.images if re.match(r"Features, noise: future", image["alt"] or "")]
     cells = cells_of(image, examples[0].grid[1])
     context = examples[0].context
     assert not cells[:context].any()

@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,9 @@ from drawn_features import SCENES, DrawnWorld
 from rich.console import Console
 
 from deltacache.evaluate.output import Method
+from deltacache.evaluate.report.charts import all_styles, styles_of
 from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
+from deltacache.evaluate.report.runs import facts_of, open_runs, place_names
 from deltacache.evaluate.report.tables import findings, headline, intervals_text, plain_text, print_metrics
 from deltacache.evaluate.statistics import Series, Statistic, statistics_of, statistics_table
 from deltacache.schemas.tables import METRICS_SCHEMA
@@ -89,6 +92,44 @@ def test_two_models_of_one_kind_are_told_apart(evaluated: DrawnWorld) -> None:
     tables = panels(pa.Table.from_pylist(rows, schema=metrics.schema))
     (coverage,) = [panel for panel in tables if panel.metric == "mode_coverage"]
     assert len({line.label for line in coverage.lines}) == 2
+
+
+def test_models_have_the_names_of_their_folders_and_their_own_colours(evaluated: DrawnWorld) -> None:
+    (run,) = open_runs([evaluated.root / "out"])
+    assert sorted(run.names.values()) == ["learned", "noise", "tokenizer"]
+    shown = panels({"": run.metrics}, {"": run.names})
+    labels = [line.label for line in shown[0].own]
+    assert labels[-3:] == ["noise, best of 6", "noise, mean of 6", "learned"]
+    assert "DeltaTok, closed loop" in labels
+    styles = all_styles(shown)
+    assert styles["noise, best of 6"].colour == styles["noise, mean of 6"].colour == styles["noise"].colour
+    assert styles["noise"].colour != styles["learned"].colour
+    assert "noise, best of 6" in plain_text(run.metrics, run.names)
+    facts = facts_of(run)
+    assert facts["World model learned"].startswith("DeltaWorld, learned query, ")
+
+
+def test_two_models_of_one_kind_have_two_colours() -> None:
+    lines = [
+        Line("deltaworld", each, name, f"{name}, {each}", ()) for name in "abc" for each in ("best", "mean")
+    ]
+    styles = styles_of(lines)
+    assert len({styles[name].colour for name in "abc"}) == 3
+    assert all(styles[f"{name}, mean"].colour == styles[f"{name}, best"].colour for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["chain/worlds/small", "chain/worlds/large"], ["small", "large"]),
+        (["a/checkpoints/step-00000100", "b/best", "c/model.safetensors"], ["a", "b", "c"]),
+        (["a/checkpoints/step-00000100", "a/checkpoints/step-00000200"], ["step-00000100", "step-00000200"]),
+        (["a/world", "b/world"], ["a/world", "b/world"]),
+        (["hub/models--org--released/snapshots/" + "0" * 40 + "/pytorch_model.bin"], ["released"]),
+    ],
+)
+def test_names_are_what_tells_paths_apart(paths: list[str], names: list[str]) -> None:
+    assert place_names([Path("/runs") / path for path in paths]) == names
 
 
 def test_findings_are_the_tables_numbers_in_words(evaluated: DrawnWorld) -> None:

@@ -7,8 +7,9 @@ from rich.console import Console
 from deltacache.evaluate.benchmarks.engine import evaluate_benchmarks
 from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.foresight.run import evaluate_foresight
-from deltacache.evaluate.output import METRICS, read_metrics
+from deltacache.evaluate.output import METRICS
 from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.runs import open_runs
 from deltacache.evaluate.report.tables import print_metrics
 from deltacache.evaluate.settings import BenchmarkEvaluation, ClipEvaluation, Evaluation, load_evaluation
 from deltacache.pipeline.datasets.dataset import open_dataset
@@ -43,7 +44,8 @@ def show_results(evaluation: Path, reporter: Reporter) -> Path:
         held = set(dataset.clip_ids)
         pixels = dict(clip_pixels(dataset, [name for name in clips_to_show(evaluation) if name in held]))
     report = write_report(ReportInput(evaluation, pixels))
-    print_metrics(read_metrics(evaluation), Console())
+    (run,) = open_runs([evaluation])
+    print_metrics(run.metrics, Console(), run.names)
     reporter.line(f"tables: {evaluation / METRICS}")
     reporter.line(f"report: {report.resolve()}")
     return report

@@ -17,8 +17,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from deltacache.evaluate.metrics import pooled_metrics
 from deltacache.evaluate.report.panels import (
-    METHOD_LABELS,
     METRIC_LABELS,
+    NOT_PREDICTED,
     PERCENT,
     Cell,
     Line,
@@ -269,7 +269,8 @@ def _common_losses(panel: Panel, run: ReportRun) -> Ratios:
                 },
             }
             for series in found
-        ]
+        ],
+        run.names,
     )
     last = panel.columns[-1].horizon
     common = np.unique(
@@ -322,6 +323,7 @@ _STYLES: Mapping[tuple[str, str], Style] = MappingProxyType(
     }
 )
 _OTHERS = (Style(8, "h"), Style(9, "p"), Style(3, "^"), Style(6, "X"))
+_WORLD_COLOURS = (4, 6, 9, 8, 3, 5, 7, 2)
 _DASHES = ((), (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))
 
 
@@ -332,13 +334,29 @@ def style_of(method: str, aggregation: str) -> Style:
 
 
 def styles_of(lines: Iterable[Line]) -> dict[str, Style]:
-    """Looks by label: several models of one kind share the colour and differ in dashes."""
+    """Looks by label, and by model and ``<model>, <aggregation>``.
+
+    Every world model has its own colour, in which its mean is dashed; several tokenizers differ in dashes.
+    """
     seen: dict[tuple[str, str, str], int] = {}
+    worlds: dict[str, tuple[int, int]] = {}
     styles: dict[str, Style] = {}
     for line in lines:
         if line.label in styles:
             continue
         style = style_of(line.method, line.aggregation)
+        if line.method not in NOT_PREDICTED and not line.published:
+            if line.model not in worlds:
+                own = style_of(line.method, "single" if line.aggregation == "single" else "best").colour
+                taken = [colour for colour, _ in worlds.values()]
+                free = [each for each in (own, *_WORLD_COLOURS) if each not in taken] or _WORLD_COLOURS
+                worlds[line.model] = free[0], len(worlds) // len(_WORLD_COLOURS)
+            colour, turn = worlds[line.model]
+            dash = (4, 2) if line.aggregation == "mean" else _DASHES[2 * turn % 4]
+            look = Style(colour, style.marker, dash)
+            styles |= {line.label: look, f"{line.model}, {line.aggregation}": look}
+            styles.setdefault(line.model, look)
+            continue
         key = (line.method, line.aggregation, line.published)
         number = seen[key] = seen.get(key, -1) + 1
         styles[line.label] = Style(style.colour, style.marker, _DASHES[number % 4] if number else style.dash)
@@ -662,9 +680,9 @@ def drift_group(
     return ChartGroup("", tuple(charts), entries) if charts else None
 
 
-def samples_groups(runs: Sequence[ReportRun]) -> list[ChartGroup]:
+def samples_groups(runs: Sequence[ReportRun], looks: Styles) -> list[ChartGroup]:
     """Best and mean against the number of samples, at the shortest and the longest horizon."""
-    rows = [(run.name, row) for run in runs for row in labelled(run.samples.to_pylist())]
+    rows = [(run.name, row) for run in runs for row in labelled(run.samples.to_pylist(), run.names)]
     keys = dict.fromkeys((row["dataset"], row["metric"]) for _, row in rows if row["metric"] in MAIN_METRICS)
     groups = []
     for dataset, metric in keys:
@@ -672,7 +690,7 @@ def samples_groups(runs: Sequence[ReportRun]) -> list[ChartGroup]:
         charts, styles = [], dict[str, Style]()
         for run in dict.fromkeys(run for run, _ in own):
             of_run = [row for name, row in own if name == run]
-            for chart, found in _samples_charts(metric, of_run):
+            for chart, found in _samples_charts(metric, of_run, looks):
                 charts.append(Shown(run, chart))
                 styles |= found
         if charts:
@@ -681,7 +699,9 @@ def samples_groups(runs: Sequence[ReportRun]) -> list[ChartGroup]:
     return groups
 
 
-def _samples_charts(metric: str, rows: Sequence[Row]) -> Iterator[tuple[Chart, dict[str, Style]]]:
+def _samples_charts(
+    metric: str, rows: Sequence[Row], looks: Styles
+) -> Iterator[tuple[Chart, dict[str, Style]]]:
     if len({row["num_samples"] for row in rows}) < 2:
         return
     horizons = sorted({row["horizon"] for row in rows})
@@ -690,21 +710,14 @@ def _samples_charts(metric: str, rows: Sequence[Row]) -> Iterator[tuple[Chart, d
         styles: dict[str, Style] = {}
         for row in rows:
             if row["horizon"] == horizon:
-                label = _summary_label(row)
+                label = f"{row['model']}, {row['aggregation']}"
                 values = (row["value"], row["ci_low"], row["ci_high"], row["n_sequences"], row["horizon_s"])
                 cells.setdefault(label, {})[row["num_samples"]] = Cell(*values)
-                styles[label] = style_of(row["method"], row["aggregation"])
+                styles[label] = looks.get(label) or style_of(row["method"], row["aggregation"])
         seconds = next(iter(next(iter(cells.values())).values())).seconds
         title = f"{counted(horizon, 'step')} ({seconds:.2f} s) ahead"
         scale = 100.0 if metric in PERCENT else 1.0
         yield samples_chart(title, metric, cells, styles, scale), styles
-
-
-def _summary_label(row: Row) -> str:
-    """The label without the number of samples."""
-    method = METHOD_LABELS.get(row["method"], row["method"])
-    model = row["label"].partition("(")[2]
-    return f"{method}, {row['aggregation']}" + (f" ({model}" if model else "")
 
 
 def calibration_groups(runs: Sequence[ReportRun]) -> list[ChartGroup]:

@@ -105,7 +105,9 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _write(runs: Sequence[ReportRun], path: Path) -> Path:
-    context = _context(runs)
+    shown = panels({run.name: run.metrics for run in runs}, {run.name: run.names for run in runs})
+    styles = all_styles(shown)
+    context = _context(runs, shown, styles)
     examples = [load_examples(run.out / output.EXAMPLES) for run in runs]
     page = b""
     most = max(map(len, examples))
@@ -113,20 +115,23 @@ def _write(runs: Sequence[ReportRun], path: Path) -> Path:
         *((each, most) for each in _DETAILS),
         *((_DETAILS[-1], few) for few in _FEWER_EXAMPLES),
     ]:
-        shown = [
+        views = [
             {"run": run.name, "example": view}
             for run, each in zip(runs, examples, strict=True)
             for view in example_views(
-                [each[at] for at in spread(range(len(each)), count)], _frames_of(run), detail
+                [each[at] for at in spread(range(len(each)), count)],
+                _frames_of(run),
+                detail,
+                _looks(run, styles),
             )
         ]
         short = Detail(3, 4, min(detail.side, 128))
         opening = [
-            {"run": run.name, "example": opening_view(each, _frames_of(run), short)}
+            {"run": run.name, "example": opening_view(each, _frames_of(run), short, _looks(run, styles))}
             for run, each in zip(runs, examples, strict=True)
             if each
         ]
-        page = page_template("report.html").render(**context, examples=shown, opening=opening).encode()
+        page = page_template("report.html").render(**context, examples=views, opening=opening).encode()
         if len(page) <= MOST_BYTES:
             write_bytes(path, page)
             return path
@@ -140,9 +145,17 @@ def _frames_of(run: ReportRun) -> PixelLookup:
     return lambda clip_id: load_frames(run.out / output.EXAMPLES, clip_id)
 
 
-def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
-    shown = panels({run.name: run.metrics for run in runs})
-    styles = all_styles(shown)
+def _looks(run: ReportRun, styles: Mapping[str, Style]) -> dict[str, tuple[str, int | None]]:
+    """Name and colour of world models, by fingerprint."""
+    return {
+        world: (label, styles[label].colour if label in styles else None)
+        for world, label in run.world_labels.items()
+    }
+
+
+def _context(
+    runs: Sequence[ReportRun], shown: Sequence[Panel], styles: Mapping[str, Style]
+) -> dict[str, Any]:
     datasets = dict.fromkeys(panel.dataset for panel in shown)
     facts = [facts_of(run) for run in runs]
     by_run = {
@@ -168,9 +181,9 @@ def _context(runs: Sequence[ReportRun]) -> dict[str, Any]:
         "sources": {name: text for name, text in SOURCES.items() if name in published},
         "published_at": published_at(datasets),
         "drift": drift_group(shown, runs, styles),
-        "samples": samples_groups(runs),
+        "samples": samples_groups(runs, styles),
         "calibration": calibration_groups(runs),
-        "curves": [group for run in runs for group in _curve_groups(run)],
+        "curves": [group for run in runs for group in _curve_groups(run, styles)],
     }
 
 
@@ -186,7 +199,7 @@ def _section(dataset: str, shown: Sequence[Panel], styles: Mapping[str, Style]) 
     }
 
 
-def _curve_groups(run: ReportRun) -> list[ChartGroup]:
+def _curve_groups(run: ReportRun, styles: Mapping[str, Style]) -> list[ChartGroup]:
     """Every tokenizer's error beside that of copying, and the loss of every world model."""
     folder, groups = run.out / output.CURVES, []
     several = len(run.settings.tokenizers) > 1
@@ -196,21 +209,23 @@ def _curve_groups(run: ReportRun) -> list[ChartGroup]:
             columns = {"mse": "squared error", "copy_last_mse": "that of copying the frame before"}
             found = {label: name for name, label in columns.items() if name in tokenizer} or {"loss": "loss"}
             shown = {label: (tokenizer, name) for label, name in found.items()}
-            groups.append(_curve_group(run, f"Tokenizer {number}" if several else "Tokenizer", shown))
+            groups.append(_curve_group(run, f"Tokenizer {number}" if several else "Tokenizer", shown, {}))
     worlds: dict[str, tuple[Curve, str]] = {}
     for world, label in run.world_labels.items():
         curve = _read_curve(folder / f"{world}.parquet")
         if curve is not None:
             worlds[label] = (curve, "loss")
     if worlds:
-        groups.append(_curve_group(run, "World models: loss", worlds))
+        groups.append(_curve_group(run, "World models: loss", worlds, styles))
     return groups
 
 
-def _curve_group(run: ReportRun, title: str, curves: Mapping[str, tuple[Curve, str]]) -> ChartGroup:
+def _curve_group(
+    run: ReportRun, title: str, curves: Mapping[str, tuple[Curve, str]], styles: Mapping[str, Style]
+) -> ChartGroup:
     looks = (Style(1, ""), Style(4, "", (4, 2)), Style(6, "", (1, 1.5)), Style(3, "", (4, 1.5, 1, 1.5)))
     drawn = {
-        label: (curve, column, looks[position % len(looks)])
+        label: (curve, column, styles.get(label) or looks[position % len(looks)])
         for position, (label, (curve, column)) in enumerate(curves.items())
     }
     entries: tuple[LegendEntry, ...] = legend((label, style, False) for label, (_, _, style) in drawn.items())

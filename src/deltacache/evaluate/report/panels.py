@@ -58,6 +58,10 @@ METRIC_LABELS = {
     "spread_skill": "Spread-skill ratio",
     "vote_coverage": "Coverage of the samples' vote (%)",
 }
+NOT_PREDICTED = frozenset(
+    {"copy_last", "present", "deltatok", "deltatok_parallel", "deltatok_one_step", "deltatok_swapped"}
+)
+"""Methods without a world model."""
 HIGHER_IS_BETTER = frozenset(
     {"cosine", "mode_coverage", "mode_balance", "miou", "miou_movable", "accuracy", "delta1", "vote_coverage"}
 )
@@ -354,13 +358,16 @@ class Panel:
         )
 
 
-def panels(metrics: pa.Table | Mapping[str, pa.Table]) -> tuple[Panel, ...]:
+def panels(
+    metrics: pa.Table | Mapping[str, pa.Table], names: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> tuple[Panel, ...]:
     """Arrange the rows of one run, or of several by name; everything keeps the order it has there.
 
+    ``names`` are those of each run's models by fingerprint, see ``labelled``.
     Metrics of which there are many (``iou/<class>``, ``rank/<rank>``) are no tables.
     """
     tables = metrics if isinstance(metrics, Mapping) else {"": metrics}
-    by_run = {run: labelled(table.to_pylist()) for run, table in tables.items()}
+    by_run = {run: labelled(table.to_pylist(), names.get(run, {})) for run, table in tables.items()}
     rows = [row | {"run": run} for run, own in by_run.items() for row in own if "/" not in row["metric"]]
     published = references(rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -375,15 +382,16 @@ def _key(row: Row) -> tuple[str, str, str]:
     return row["dataset"], row["task"], row["metric"]
 
 
-def labelled(rows: Sequence[Row]) -> list[Row]:
+def labelled(rows: Sequence[Row], names: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
     """Rows of one run with a ``label``: no two methods, summaries or models have the same.
 
-    ``model`` is the label without the summary.
+    ``model`` is the label without the summary. A world model is called by its name in ``names`` (by fingerprint), one
+    that has none by its method and, where there are several, its fingerprint.
     """
     models: dict[str, set[str]] = {}
     for row in rows:
         models.setdefault(row["method"], set()).add(model_of(row))
-    return [row | _names(row, several=len(models[row["method"]]) > 1) for row in rows]
+    return [row | _names(row, names, several=len(models[row["method"]]) > 1) for row in rows]
 
 
 def model_of(row: Row) -> str:
@@ -391,10 +399,12 @@ def model_of(row: Row) -> str:
     return row["world"] or row["tokenizer"] or ""
 
 
-def _names(row: Row, *, several: bool) -> dict[str, str]:
-    method = str(row["method"])
+def _names(row: Row, names: Mapping[str, str], *, several: bool) -> dict[str, str]:
+    method, given = str(row["method"]), names.get(model_of(row), "")
     name = METHOD_LABELS.get(method, method)
-    which = f" ({model_of(row)[:8]})" if several else ""
+    which = f" ({given or model_of(row)[:8]})" if several else ""
+    if row["world"] and given:
+        name, which = given, ""
     if row.get("trained_image_size"):
         which += f", trained at {row['trained_image_size']} px"
     return {"model": name + which, "label": name + summary_of(row["aggregation"], row["num_samples"]) + which}

@@ -1,5 +1,6 @@
 """Evaluations as a report sees them: their tables, their names, and what they were made from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,23 @@ class ReportRun:
         """A name for every world model's fingerprint; no two are alike."""
         methods: dict[str, str] = {row["world"]: row["method"] for row in self.rows if row["world"]}
         several = len(set(methods.values())) < len(methods)
+        names = self.names
         return {
-            world: METHOD_LABELS.get(method, method) + (f" ({world[:8]})" if several else "")
+            world: names.get(
+                world, METHOD_LABELS.get(method, method) + (f" ({world[:8]})" if several else "")
+            )
             for world, method in methods.items()
+        }
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the user calls world models and tokenizers, by fingerprint: the ends of their ``places``."""
+        places, named = self.places, dict[str, str]()
+        for paths in (self.settings.worlds, self.settings.tokenizers):
+            own = {fingerprint: path for fingerprint, path in places.items() if path in paths}
+            named |= dict(zip(own, place_names(list(own.values())), strict=True))
+        return {
+            fingerprint: name for fingerprint, name in named.items() if name not in METHOD_LABELS.values()
         }
 
     @property
@@ -98,12 +113,40 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     """As much of each path's end as tells it from the others; one alone needs no name."""
     if len(folders) == 1:
         return [""]
-    parts = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
+    return _ends([folder.resolve().parts for folder in folders]) or [
+        f"{folder} ({number})" for number, folder in enumerate(folders, 1)
+    ]
+
+
+def _ends(parts: Sequence[Sequence[str]]) -> list[str] | None:
+    """As much of each end as tells it from the others; None where two are the same."""
+    for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{folder} ({number})" for number, folder in enumerate(folders, 1)]
+    return None if parts else []
+
+
+_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+_NO_NAME = re.compile(r"checkpoints|best|step-\d+|model|pytorch_model|last")
+
+
+def place_names(paths: Sequence[Path]) -> list[str]:
+    """What a user calls models at these paths: the folder of the training, or the name of the file or repository.
+
+    Names of the trainers and of released files (``checkpoints/step-…``, ``model.safetensors``) tell nothing, unless
+    they are all in which two paths differ.
+    """
+    whole = []
+    for path in paths:
+        origin = origin_of(path)
+        place = Path(re.sub("@[0-9a-f]{40}", "", origin.removeprefix("hf://"))) if origin else path.absolute()
+        whole.append(place.with_suffix("").parts if place.suffix in _FILES else place.parts)
+    short = []
+    for parts in whole:
+        named = [at for at, part in enumerate(parts) if not _NO_NAME.fullmatch(part)]
+        short.append(parts[: max(named, default=0) + 1])
+    return _ends(short) or _ends(whole) or [str(path) for path in paths]
 
 
 def facts_of(run: ReportRun) -> dict[str, str]:
@@ -123,9 +166,10 @@ def facts_of(run: ReportRun) -> dict[str, str]:
     tokenizers = sorted(used, key=lambda each: settled.get(each, len(settled)))  # as the settings number them
     for number, text in enumerate(_with_places(tokenizers, run.places), 1):
         facts[f"Tokenizer {number}" if len(tokenizers) > 1 else "Tokenizer"] = text
-    labels = run.world_labels
-    for label, text in zip(labels.values(), _with_places(labels, run.places), strict=True):
-        facts[label] = text
+    labels, methods = run.world_labels, {row["world"]: row["method"] for row in rows}
+    for world, text in zip(labels, _with_places(labels, run.places), strict=True):
+        method = METHOD_LABELS.get(methods[world], methods[world])
+        facts[f"World model {labels[world]}"] = f"{method}, {text}"
     return (
         facts
         | _further_models(settings, run.models)

@@ -11,8 +11,9 @@ import colorsys
 import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -249,7 +250,7 @@ class Detail:
 class Strip:
     """Pictures of one line of time inside one image of ``size`` (width, height).
 
-    ``kind`` is its style: true, rebuilt, predicted or mean.
+    ``kind`` is its style: true, rebuilt, predicted or mean; ``colour`` (``--s<n>``) that of its world model.
     """
 
     kind: str
@@ -259,6 +260,7 @@ class Strip:
     alt: str
     size: tuple[int, int]
     pixelated: bool
+    colour: int | None = None
 
     def _width(self, pictures: int) -> int:
         """Of one of the pictures, without the gap behind it."""
@@ -316,28 +318,37 @@ _KINDS = {
 _WIDE = 1.5  # columns to rows of patches, from which pictures get more room
 
 
-def example_views(examples: Sequence[Example], frames: PixelLookup, detail: Detail) -> list[ExampleView]:
+Looks = Mapping[str, tuple[str, int | None]]
+"""Name and colour (``--s<n>``) of world models, by fingerprint."""
+
+
+def example_views(
+    examples: Sequence[Example], frames: PixelLookup, detail: Detail, looks: Looks = MappingProxyType({})
+) -> list[ExampleView]:
     """Pictures of all examples; colours mean the same in all of them."""
     if not examples:
         return []
     projection = _projection(examples)
-    return [_ExampleStrips(example, projection, detail).view(frames) for example in examples]
+    return [_ExampleStrips(example, projection, detail, looks).view(frames) for example in examples]
 
 
 def _projection(examples: Sequence[Example]) -> Projection:
     return fit_projection([array for each in examples for array in (each.patch_tokens, each.futures)])
 
 
-def opening_view(examples: Sequence[Example], frames: PixelLookup, detail: Detail) -> ExampleView:
+def opening_view(
+    examples: Sequence[Example], frames: PixelLookup, detail: Detail, looks: Looks = MappingProxyType({})
+) -> ExampleView:
     """One example in short: its past, and behind it the true and some predicted futures.
 
     Frames where they are known, and one look at the predictions: the one that needs least explanation, in the
     colours of ``example_views``.
     """
     example = next((each for each in examples if len(each.futures) > 1), examples[0])
-    view = _ExampleStrips(example, _projection(examples), replace(detail, branching=True)).view(frames)
-    looks = [group for group in view.groups if group.title != "Frames"]
-    kept = [group for group in view.groups if group.title == "Frames"] + looks[:1]
+    detail = replace(detail, branching=True)
+    view = _ExampleStrips(example, _projection(examples), detail, looks).view(frames)
+    others = [group for group in view.groups if group.title != "Frames"]
+    kept = [group for group in view.groups if group.title == "Frames"] + others[:1]
     return replace(
         view,
         groups=tuple(
@@ -350,8 +361,8 @@ def opening_view(examples: Sequence[Example], frames: PixelLookup, detail: Detai
 class _ExampleStrips:
     """Draws one example; all its change maps share a scale."""
 
-    def __init__(self, example: Example, projection: Projection, detail: Detail) -> None:
-        self._example, self._detail = example, detail
+    def __init__(self, example: Example, projection: Projection, detail: Detail, looks: Looks) -> None:
+        self._example, self._detail, self._looks = example, detail, looks
         steps = len(example.seconds) - example.context
         self._steps = spread(range(steps), detail.futures)
         self._last = example.patch_tokens[example.context - 1]
@@ -387,7 +398,8 @@ class _ExampleStrips:
             seen=example.context,
             wide=example.grid[1] >= _WIDE * example.grid[0],
             note=" ".join(
-                _tally(world, self._names(), len(self._order(world))) for world in example.worlds
+                _tally(world, self._named(world), self._names(), len(self._order(world)))
+                for world in example.worlds
             ).strip(),
             groups=tuple(group for group in groups if group is not None),
         )
@@ -412,6 +424,7 @@ class _ExampleStrips:
         *,
         mark: str = "",
         only_last: np.ndarray | None = None,
+        colour: int | None = None,
     ) -> Strip:
         """``seen`` (C, ...) and ``futures`` (H, ...) as one image; ``only_last`` at the last moment instead.
 
@@ -435,6 +448,7 @@ class _ExampleStrips:
             size=(picture.shape[1], picture.shape[0]),
             alt=self._alt(look, label, seen is not None, only_last is not None),
             pixelated=small,
+            colour=colour,
         )
 
     def _alt(self, look: str, label: str, has_seen: bool, only_last: bool) -> str:
@@ -514,8 +528,10 @@ class _ExampleStrips:
             return best + rest[: self._detail.samples - len(best)]
         return best + list(spread(rest, self._detail.samples - len(best)))
 
-    def _model(self, world: ExampleWorld) -> str:
-        """Its method, and its fingerprint where two have the same."""
+    def _named(self, world: ExampleWorld) -> str:
+        """Its name, or its method, and its fingerprint where two have the same."""
+        if world.fingerprint in self._looks:
+            return self._looks[world.fingerprint][0]
         label = METHOD_LABELS.get(world.method, world.method)
         several = sum(each.method == world.method for each in self._example.worlds) > 1
         return f"{label} ({world.fingerprint[:8]})" if several else label
@@ -525,7 +541,7 @@ class _ExampleStrips:
     ) -> Iterator[Strip]:
         names, several = self._names(), len(world.reached) > 1
         each_one = all(len(world.reached) == 1 for world in self._example.worlds)
-        model = self._model(world) if len(self._example.worlds) > 1 else ""
+        model = self._named(world) if len(self._example.worlds) > 1 else ""
         for at in self._order(world):
             label = f"future {at + 1}" if several else "its one future"
             if model:
@@ -535,7 +551,8 @@ class _ExampleStrips:
                 label += f", {'reaches' if world.reached[at] >= 0 else 'nearest'} {outcome}"
             mark = "closest" if several and at == world.best else ""
             past = seen if self._detail.branching else None
-            yield self._strip("predicted", look, label, past, samples[at], mark=mark)
+            colour = self._looks.get(world.fingerprint, ("", None))[1]
+            yield self._strip("predicted", look, label, past, samples[at], mark=mark, colour=colour)
 
 
 def _fitted_label(label: np.ndarray, kind: str, size: tuple[int, int]) -> np.ndarray:
@@ -553,7 +570,7 @@ def _fitted_label(label: np.ndarray, kind: str, size: tuple[int, int]) -> np.nda
     return fitted
 
 
-def _tally(world: ExampleWorld, names: Sequence[str], shown: int) -> str:
+def _tally(world: ExampleWorld, label: str, names: Sequence[str], shown: int) -> str:
     """What became of all samples of a world model, in words."""
     count = len(world.reached)
     parts = []
@@ -571,5 +588,4 @@ def _tally(world: ExampleWorld, names: Sequence[str], shown: int) -> str:
             else "the closest not among them"
         )
         parts.append(f"{shown} of {count} futures are shown, {closest}.")
-    label = METHOD_LABELS.get(world.method, world.method)
     return f"{label}: {' '.join(parts)}" if parts else ""

@@ -1,9 +1,10 @@
 """``metrics.parquet`` as tables on a terminal and as plain text."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from deltacache.evaluate.output import SCENE_TASKS, UNIT_PLURALS, is_clips, unit
 from deltacache.evaluate.report.panels import (
     HIGHER_IS_BETTER,
     METRIC_LABELS,
+    NOT_PREDICTED,
     PERCENT,
     PUBLISHED_MARK,
     SOURCES,
@@ -35,10 +37,10 @@ from deltacache.schemas.texts import counted
 _MOST_WITH_INTERVALS = 2  # horizons: with more of them, a terminal shows values alone
 
 
-def rich_tables(metrics: pa.Table) -> list[Table]:
-    """A table a metric, for a terminal."""
+def rich_tables(metrics: pa.Table, names: Mapping[str, str] = MappingProxyType({})) -> list[Table]:
+    """A table a metric, for a terminal; ``names`` as of ``labelled``."""
     tables = []
-    for panel in panels(metrics):
+    for panel in panels(metrics, {"": names}):
         intervals = len(panel.columns) <= _MOST_WITH_INTERVALS
         table = Table(
             title=escape(f"{panel.dataset}: {panel.title}"),
@@ -58,10 +60,10 @@ def rich_tables(metrics: pa.Table) -> list[Table]:
     return tables
 
 
-def plain_text(metrics: pa.Table) -> str:
+def plain_text(metrics: pa.Table, names: Mapping[str, str] = MappingProxyType({})) -> str:
     """The same as text with aligned columns."""
     tables = []
-    for panel in panels(metrics):
+    for panel in panels(metrics, {"": names}):
         heading = ["method", *(panel.heading(column) for column in range(len(panel.columns)))]
         body = [[line.label, *(" ".join(panel.text(cell)) for cell in line.cells)] for line in panel.lines]
         sides = ["left", *["right"] * len(panel.columns)]
@@ -70,13 +72,15 @@ def plain_text(metrics: pa.Table) -> str:
     return "\n\n".join(tables)
 
 
-def print_metrics(metrics: pa.Table, console: Console) -> None:
+def print_metrics(
+    metrics: pa.Table, console: Console, names: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Print tables on a terminal, aligned text elsewhere; what brackets mean comes last."""
     if console.is_terminal:
-        for table in rich_tables(metrics):
+        for table in rich_tables(metrics, names):
             console.print(table, "")
     else:
-        console.print(plain_text(metrics), markup=False, highlight=False, soft_wrap=True)
+        console.print(plain_text(metrics, names), markup=False, highlight=False, soft_wrap=True)
     console.print(caption(metrics), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -147,7 +151,7 @@ def class_tables(runs: Sequence[ReportRun], dataset: str) -> list[ClassTable]:
     for run in runs:
         rows = [
             row
-            for row in labelled(run.rows)
+            for row in labelled(run.rows, run.names)
             if row["dataset"] == dataset and row["metric"].startswith(_PREFIX)
         ]
         if not rows:
@@ -177,10 +181,6 @@ def _text(value: float | None) -> str:
 
 _LOSSES = ("miou", "rmse", "smooth_l1")
 _FUTURES = {"best": "best future", "mean": "average future"}
-_NOT_PREDICTED = (
-    *("copy_last", "present"),
-    *("deltatok", "deltatok_parallel", "deltatok_one_step", "deltatok_swapped"),
-)
 _COPY, _BOUND = ("copy_last", "repeating the last frame"), ("present", "the true future itself")
 
 
@@ -202,7 +202,7 @@ def findings(tables: Sequence[Panel]) -> list[str]:
 
 def _sentence(panel: Panel, column: int) -> str:
     lines = [line for line in panel.own if line.cells[column] is not None]
-    models = _models([line for line in lines if line.method not in _NOT_PREDICTED])
+    models = _models([line for line in lines if line.method not in NOT_PREDICTED])
     bounds = {line.method: panel.text(line.cells[column])[0] for line in lines}
     if not models or _COPY[0] not in bounds:
         return ""
@@ -232,7 +232,7 @@ def headline(tables: Sequence[Panel]) -> str:
     predicted = [
         line
         for line in panel.own
-        if line.method not in _NOT_PREDICTED and line.aggregation != "mean" and all(line.cells)
+        if line.method not in NOT_PREDICTED and line.aggregation != "mean" and all(line.cells)
     ]
     copy = by_method.get(_COPY[0])
     if not predicted or copy is None or not all(copy.cells):
