@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from deltacache.chain import ChainPaths
@@ -54,7 +56,8 @@ from deltacache.schemas.texts import counted, disk_text
 from deltacache.systems import training as systems
 from deltacache.systems.training import open_systems
 from deltacache.terminal import duration
-from deltacache.train.checkpoints import finished_checkpoints
+from deltacache.train.checkpoints import finished_checkpoints, steps_of
+from deltacache.train.logs import CURVES, read_curves
 from deltacache.train.setup import fingerprint_at
 
 # ----------------------------------------------------------------------------------------------------
@@ -233,8 +236,13 @@ def _trained(folder: Path, training: TrainingConfig) -> str:
 
 
 def _steps(folder: Path) -> str:
-    done = finished_checkpoints(folder)
-    return f"trained for {int(done[-1].name.removeprefix('step-'))} steps" if done else "no checkpoint yet"
+    """What a part of a chain or of systems has learned, and how far it is if it is being trained."""
+    done, lock = finished_checkpoints(folder), read_lock(folder)
+    state = f"trained for {steps_of(done[-1])} steps" if done else "no checkpoint yet"
+    if lock is not None and lock.alive:
+        now = [text.split(maxsplit=1)[1] for text in training_progress(folder) if "running: " in text]
+        return ", ".join([state, *now])
+    return state
 
 
 def _dataset(folder: Path) -> str:
@@ -292,11 +300,65 @@ def describe_model(path: Path) -> Iterator[str]:
 
 
 def describe_training(path: Path) -> Iterator[str]:
-    """A training output, from its newest checkpoint if there is one yet."""
-    if not finished_checkpoints(path):
+    """A training output, from its newest checkpoint if there is one yet, and how far the training is.
+
+    Raises:
+        DatasetError: the curves are damaged.
+    """
+    if finished_checkpoints(path):
+        yield from describe_model(path)
+    else:
         yield f"{path}: a training without a checkpoint yet, {size_of(path)}"
+    yield from training_progress(path)
+
+
+_RECENT = 10
+"""Rows of the curves that the speed is the mean of."""
+
+
+def training_progress(path: Path) -> Iterator[str]:
+    """Whether a training runs, was stopped or is finished; its step, loss, speed and time left.
+
+    Raises:
+        DatasetError: the curves are damaged.
+    """
+    lock, rows, checkpoints = read_lock(path), read_curves(path / CURVES), finished_checkpoints(path)
+    settings: dict[str, Any] = {}
+    with suppress(OSError, yaml.YAMLError):  # a checkpoint that was copied from elsewhere
+        settings = yaml.safe_load((path / CONFIG).read_bytes())
+    steps = (settings.get("training") or {}).get("steps")
+    if not rows and steps is None:
         return
-    yield from describe_model(path)
+    saved = steps_of(checkpoints[-1]) if checkpoints else 0
+    done = max(saved, *(int(row["step"]) for row in rows[-1:]), 0)
+    of_steps = f"step {done:,}" + ("" if steps is None else f" of {steps:,}")
+    validation = (recorded_config(path) or {}).get("validation") or {} if checkpoints else {}
+    patience = (settings.get("data") or {}).get("patience")
+    left = None if steps is None or done >= steps else steps - done
+    if lock is not None and lock.alive:
+        yield line("training", f"running: {of_steps}")
+    elif steps is not None and saved >= steps:
+        yield line("training", f"finished: {of_steps}")
+    elif patience is not None and validation.get("waited", 0) >= patience:
+        yield line(
+            "training", f"finished: stopped early after {of_steps}, since the validation loss no longer fell"
+        )
+        left = None
+    else:
+        after = (
+            f"continues after step {saved:,}"
+            if saved
+            else "starts from the beginning: there is no checkpoint"
+        )
+        yield line("training", f"stopped after {of_steps}; the same command with --resume {after}")
+    if not rows:
+        return
+    recent = rows[-_RECENT:]
+    step_s = sum(row["step_time_s"] for row in recent) / len(recent)
+    yield line("loss", f"{rows[-1]['loss']:.5g}")
+    yield line("speed", f"{1 / step_s:.3g} steps/s")
+    if left is not None:
+        yield line("time left", f"about {duration(left * step_s)} at this speed")
 
 
 def describe_pca(path: Path) -> Iterator[str]:
@@ -584,7 +646,7 @@ _KINDS = (
         "a training (checkpoints/)",
         lambda path: (path / "checkpoints").is_dir(),
         describe_training,
-        ("curves.parquet", CONFIG),
+        (CURVES, CONFIG),
     ),
     _Kind("a chain of outputs (features/train)", is_chain, describe_chain),
     _Kind(

@@ -10,12 +10,16 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from deltacache.schemas.progress import ProgressStage, Reporter, duration
 from deltacache.schemas.secrets import without_secrets
@@ -41,6 +45,16 @@ class _BarStage:
             self._progress.update(self._task, status=_status_text(status))
 
 
+class _StatusColumn(ProgressColumn):
+    """The only column that may shrink: on a narrow terminal the figures are cut, not the count and the time left."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["status"], style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class BarReporter:
     """One bar a stage; finished bars stay on the screen."""
 
@@ -49,14 +63,15 @@ class BarReporter:
 
     @contextmanager
     def stage(self, name: str, total: int | None, *, done: int = 0) -> Iterator[ProgressStage]:
+        whole = Column(no_wrap=True)
         columns = (
-            SpinnerColumn(finished_text="[green]✓[/]"),
+            SpinnerColumn(finished_text="[green]✓[/]", table_column=whole),
             TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}", style="dim"),
+            BarColumn(bar_width=24 if self._console.width >= 100 else 8, table_column=whole),
+            MofNCompleteColumn(table_column=whole),
+            TimeElapsedColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
+            _StatusColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
             yield _BarStage(progress, progress.add_task(name, total=total, completed=done, status=""))

@@ -2,9 +2,10 @@
 
 import copy
 import math
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
@@ -37,14 +38,22 @@ from deltacache.train.order import Split
 # ----------------------------------------------------------------------------------------------------
 
 
+CURVES = "curves.parquet"
+_LIVE_S = 10.0
+"""Between two times that the table is written without a checkpoint."""
+
 Row = Mapping[str, Any]
 """``step`` (finished ones), means over the steps since the row before, ``learning_rate`` of the last step;
 probes and ``validation_loss`` are absent or ``None`` in rows where none was made. ``shares`` is a list: what each
 dataset of a mixture had of the samples since the row before."""
 
 
-def read_curves(path: Path, up_to_step: int) -> list[Row]:
-    """Rows of an earlier run up to a step; none if the file is not there."""
+def read_curves(path: Path, up_to_step: float = math.inf) -> list[Row]:
+    """Rows of an earlier run up to a step; none if the file is not there.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
     if not path.exists():
         return []
     try:
@@ -221,7 +230,8 @@ class RunLog:
     ) -> None:
         self._out = out
         self._kind: Kind = kind
-        self._rows: list[Row] = read_curves(out / "curves.parquet", first_step)
+        self._rows: list[Row] = read_curves(out / CURVES, first_step)
+        self._written_at = 0.0
         self._events: list[EventLog] = []
         if wandb != "off":
             self._events.append(WandbLog(out, kind, wandb, config or {}))
@@ -237,8 +247,18 @@ class RunLog:
             events.close()
 
     def add(self, row: Row) -> None:
-        """One more interval."""
+        """One more interval.
+
+        The table is written every few seconds, so that ``inspect`` shows a training that has no checkpoint yet. Rows
+        beyond the newest checkpoint are left out on resume.
+        """
         self._rows.append(row)
+        if time.monotonic() - self._written_at > _LIVE_S:
+            with suppress(
+                OSError
+            ):  # for people to look at: a full disk ends the training at the next checkpoint
+                write_curves(self._rows, self._out / CURVES, SCHEMAS[self._kind])
+            self._written_at = time.monotonic()
         step = row["step"]
         assert step is not None
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
@@ -249,7 +269,7 @@ class RunLog:
 
     def save(self) -> None:
         """Write what there is: before the checkpoint of the same step, so that no row is missed on resume."""
-        write_curves(self._rows, self._out / "curves.parquet", SCHEMAS[self._kind])
+        write_curves(self._rows, self._out / CURVES, SCHEMAS[self._kind])
         for events in self._events:
             events.flush()
 
