@@ -128,6 +128,9 @@ def test_the_page_shows_the_numbers_of_the_table(out: Path) -> None:
     for words in ("noise, best of 6", "DeltaWorld, learned query", "DeltaTok, swapped token", "scene0"):
         assert words in text
     assert f"of {SCENES} scenes" in text
+    assert "In single features the samples are too alike" in text
+    assert "Spread over error: 1 step ahead" in text
+    assert "<strong>" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

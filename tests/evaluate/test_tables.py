@@ -13,11 +13,21 @@ from drawn_features import SCENES, DrawnWorld
 from rich.console import Console
 
 from deltacache.evaluate.output import Method
-from deltacache.evaluate.report.charts import all_styles, styles_of
-from deltacache.evaluate.report.panels import Cell, Column, Line, Panel, panels
+from deltacache.evaluate.report.charts import all_styles, rank_verdict, spread_verdict, styles_of
+from deltacache.evaluate.report.panels import (
+    CITYSCAPES_CLASSES,
+    VSPW_CLASSES,
+    Cell,
+    Column,
+    Line,
+    Panel,
+    class_name,
+    panels,
+)
 from deltacache.evaluate.report.runs import facts_of, open_runs, place_names
 from deltacache.evaluate.report.tables import findings, headline, intervals_text, plain_text, print_metrics
 from deltacache.evaluate.statistics import Series, Statistic, statistics_of, statistics_table
+from deltacache.schemas.benchmarks import CLASSES
 from deltacache.schemas.tables import METRICS_SCHEMA
 
 
@@ -130,6 +140,44 @@ def test_two_models_of_one_kind_have_two_colours() -> None:
 )
 def test_names_are_what_tells_paths_apart(paths: list[str], names: list[str]) -> None:
     assert place_names([Path("/runs") / path for path in paths]) == names
+
+
+def test_verdicts_say_what_the_calibration_charts_show() -> None:
+    assert rank_verdict([0.4, 0.1, 0.1, 0.4]).startswith("In single features the samples are too alike: 80 %")
+    assert rank_verdict([0.05, 0.45, 0.45, 0.05]).startswith(
+        "In single features the samples are too different"
+    )
+    assert rank_verdict([0.25] * 4) == (
+        "Close to calibrated: 50 % of features lie outside all samples, 50 % would if calibrated."
+    )
+    assert "lower than the truth on average" in rank_verdict([0.1, 0.15, 0.3, 0.45])
+    assert spread_verdict({"1 step ahead": 0.5, "2 steps ahead": 1.0, "3 steps ahead": 1.5}) == (
+        "Spread over error: 1 step ahead 0.50, too alike; 2 steps ahead 1.00, close to calibrated; "
+        "3 steps ahead 1.50, too different (1 is calibrated)."
+    )
+
+
+def test_the_best_value_of_a_column_is_among_rows_that_do_not_know_the_future() -> None:
+    values = {"present": 0.0, "copy_last": 0.5, "deltaworld": 0.3, "dino_world": 0.4}
+    lines = tuple(
+        Line(method, "single", method, method, (Cell(value, None, None, 1, 0.2), None))
+        for method, value in values.items()
+    )
+    panel = Panel("clips", "features", "smooth_l1", (Column(1, 0.2), Column(2, 0.4)), lines)
+    assert panel.best(0) == {"deltaworld"}
+    assert panel.best(1) == replace(panel, lines=lines[:2]).best(0) == frozenset()
+    assert replace(panel, metric="cosine").best(0) == {"copy_last"}
+    assert replace(panel, metric="spread_skill").best(0) == {"copy_last"}
+
+
+def test_classes_have_names() -> None:
+    assert len(VSPW_CLASSES) == CLASSES["vspw"]
+    assert len(CITYSCAPES_CLASSES) == CLASSES["cityscapes"]
+    assert class_name("vspw", 0) == "wall"
+    assert class_name("vspw", 60) == "person"
+    assert class_name("vspw", 123) == "train"
+    assert class_name("cityscapes", 18) == "bicycle"
+    assert class_name("other", 3) == "class 3"
 
 
 def test_findings_are_the_tables_numbers_in_words(evaluated: DrawnWorld) -> None:

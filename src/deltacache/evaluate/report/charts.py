@@ -48,11 +48,12 @@ def series_colour(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart as SVG, with a text for those who do not see it."""
+    """One chart as SVG, with a text for those who do not see it, and a sentence on what it shows."""
 
     title: str
     svg: str
     alt: str
+    verdict: str = ""
 
 
 def draw_svg(draw: Callable[[Axes], None], *, width: float = 4.6, height: float = 3.0) -> str:
@@ -134,7 +135,38 @@ def rank_chart(title: str, shares: Sequence[float], colour: int) -> Chart:
         f"{100 * outside:.0f} % of features lie "
         f"outside all samples, {100 * 2 * level:.0f} % would be calibrated."
     )
-    return Chart(title, draw_svg(draw, width=3.6, height=2.5), alt)
+    return Chart(title, draw_svg(draw, width=3.6, height=2.5), alt, rank_verdict(shares))
+
+
+_OUTSIDE_FACTOR = 1.5  # times the share outside all samples that a calibrated model has
+_LARGEST_BIAS = 0.1  # of the mean rank from the middle, as a share of all ranks
+_CLOSE = (0.9, 1.1)  # ratios of spread to error that are called calibrated
+
+
+def rank_verdict(shares: Sequence[float]) -> str:
+    """What a rank histogram says about the samples."""
+    outside, level = shares[0] + shares[-1], 2 / len(shares)
+    bias = sum(at * share for at, share in enumerate(shares)) / (len(shares) - 1) / sum(shares) - 0.5
+    text = (
+        f"{100 * outside:.0f} % of features lie outside all samples, {100 * level:.0f} % would if calibrated"
+    )
+    if outside > _OUTSIDE_FACTOR * level:
+        return f"In single features the samples are too alike: {text}."
+    if outside < level / _OUTSIDE_FACTOR:
+        return f"In single features the samples are too different: {text}."
+    if abs(bias) > _LARGEST_BIAS:
+        return f"The samples are {'lower' if bias > 0 else 'higher'} than the truth on average: {text}."
+    return f"Close to calibrated: {text}."
+
+
+def spread_verdict(ratios: Mapping[str, float]) -> str:
+    """What ``spread_skill`` says about the samples: label -> ratio."""
+    texts = []
+    for label, ratio in ratios.items():
+        low, high = _CLOSE
+        words = "too alike" if ratio < low else "too different" if ratio > high else "close to calibrated"
+        texts.append(f"{label} {ratio:.2f}, {words}")
+    return f"Spread over error: {'; '.join(texts)} (1 is calibrated)."
 
 
 def rank_shares(rows: Sequence[Row]) -> list[float]:
@@ -162,7 +194,10 @@ def spread_and_error(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread_chart(
-    title: str, points: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[str, int]
+    title: str,
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    colours: Mapping[str, int],
+    verdict: str = "",
 ) -> Chart:
     """Error of the samples' mean against their spread: label -> (spread, error). Calibrated lies on the diagonal."""
 
@@ -182,7 +217,8 @@ def spread_chart(
         f"{label}: spread {spread.mean():.3g}, error {error.mean():.3g} on average"
         for label, (spread, error) in points.items()
     )
-    return Chart(title, draw_svg(draw, width=3.6, height=2.5), f"{title}: error against spread. {texts}.")
+    alt = f"{title}: error against spread. {texts}."
+    return Chart(title, draw_svg(draw, width=3.6, height=2.5), alt, verdict)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -755,13 +791,15 @@ def _spread_charts(run: ReportRun) -> Iterator[tuple[str, Shown, tuple[LegendEnt
             if (series.dataset, series.method.world) == (dataset, world)
         }
         horizons = sorted(own)
-        points, colours, entries = {}, {}, []
+        points, colours, entries, ratios = {}, {}, [], dict[str, float]()
         for horizon in dict.fromkeys((horizons[0], horizons[-1])):
             label = f"{counted(horizon, 'step')} ahead"
             points[label] = spread_and_error(own[horizon])
+            ratios[label] = pooled_metrics("samples", own[horizon])["spread_skill"]
             colours[label] = _colour(horizons, horizon)
             entries.append((label, Style(colours[label], "o"), False))
-        chart = spread_chart(f"Error against spread{_model_name(run, world)}", points, colours)
+        title = f"Error against spread{_model_name(run, world)}"
+        chart = spread_chart(title, points, colours, spread_verdict(ratios))
         yield dataset, Shown(run.name, chart), legend(entries, lines=False)
 
 

@@ -98,6 +98,26 @@ CITYSCAPES_CLASSES = (
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
 )
 
+VSPW_CLASSES = (
+    *("wall", "ceiling", "door", "stair", "ladder", "escalator", "playground slide", "handrail or fence"),
+    *("window", "rail", "goal", "pillar", "pole", "floor", "ground", "grass", "sand", "athletic field"),
+    *("road", "path", "crosswalk", "building", "house", "bridge", "tower", "windmill", "well or well lid"),
+    *("other construction", "sky", "mountain", "stone", "wood", "ice", "snowfield", "grandstand", "sea"),
+    *("river", "lake", "waterfall", "water", "billboard or bulletin board", "sculpture", "pipeline"),
+    *("flag", "parasol or umbrella", "cushion or carpet", "tent", "roadblock", "car", "bus", "truck"),
+    *("bicycle", "motorcycle", "wheeled machine", "ship or boat", "raft", "airplane", "tyre"),
+    *("traffic light", "lamp", "person", "cat", "dog", "horse", "cattle", "other animal", "tree", "flower"),
+    *("other plant", "toy", "ball net", "backboard", "skateboard", "bat", "ball"),
+    *("cupboard or showcase or storage rack", "box", "traveling case or trolley case", "basket"),
+    *("bag or package", "trash can", "cage", "plate", "tub or bowl or pot", "bottle or cup", "barrel"),
+    *("fishbowl", "bed", "pillow", "table or desk", "chair or seat", "bench", "sofa", "shelf", "bathtub"),
+    *("gun", "commode", "roaster", "other machine", "refrigerator", "washing machine", "microwave oven"),
+    *("fan", "curtain", "textiles", "clothes", "painting or poster", "mirror", "flower pot or vase"),
+    *("clock", "book", "tool", "blackboard", "tissue", "screen or television", "computer", "printer"),
+    *("mobile phone", "keyboard", "other electronic product", "fruit", "food", "instrument", "train"),
+)
+"""By class id, which is that of the masks less one."""
+
 _TABLE_D = frozenset({"miou_movable", "delta1"})
 
 
@@ -121,9 +141,9 @@ def metric_title(metric: str) -> str:
 
 def class_name(dataset: str, label: int) -> str:
     """What a class id stands for, as far as the benchmark's list of names is known."""
-    if dataset in ("cityscapes", WHOLE_FRAMES) and label < len(CITYSCAPES_CLASSES):
-        return CITYSCAPES_CLASSES[label]
-    return f"class {label}"
+    names = {"cityscapes": CITYSCAPES_CLASSES, WHOLE_FRAMES: CITYSCAPES_CLASSES, "vspw": VSPW_CLASSES}
+    known = names.get(dataset, ())
+    return known[label] if label < len(known) else f"class {label}"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -336,6 +356,29 @@ class Panel:
     def heading(self, column: int) -> str:
         """The horizon, in steps and seconds."""
         return self.columns[column].heading
+
+    def best(self, column: int) -> frozenset[str]:
+        """Labels of the lines with the best number in a column, as it is printed.
+
+        Lines that know the true future, such as the bound, do not take part; one line alone is not the best.
+        """
+        shown = {
+            line.label: float(self.text(cell)[0])
+            for line in self.own
+            if (cell := line.cells[column]) is not None
+            and (line.method == "copy_last" or line.method not in NOT_PREDICTED)
+        }
+        if len(shown) < 2:
+            return frozenset()
+        rank = {
+            label: abs(value - 1)
+            if self.metric in NEITHER_IS_BETTER
+            else -value
+            if self.metric in HIGHER_IS_BETTER
+            else value
+            for label, value in shown.items()
+        }
+        return frozenset(label for label, value in rank.items() if value == min(rank.values()))
 
     def text(self, cell: Cell | None) -> tuple[str, str]:
         """A number and its interval."""
