@@ -28,6 +28,7 @@ from deltacache.schemas.clips import check_id
 from deltacache.schemas.configs import TokenizerConfig, WorldConfig, tokenizer_preset, world_preset
 from deltacache.schemas.datasets import Frozen, Horizons
 from deltacache.schemas.errors import DeltacacheError, MismatchError
+from deltacache.schemas.hub import dataset_place
 from deltacache.schemas.jobs import ChainStage, ExtractionSettings, TokenizeSettings
 from deltacache.schemas.progress import Reporter
 from deltacache.schemas.texts import bytes_text, counted
@@ -228,6 +229,15 @@ class ChainPaths:
         return self.out / "worlds" / check_id(name, "world name")
 
 
+def _with_videos_here(config: ChainConfig) -> ChainConfig:
+    """Sources that are names of the hub are downloaded when the chain runs, not when its file is read."""
+    train, test = (
+        videos.model_copy(update={"source": str(dataset_place(videos.source))})
+        for videos in (config.train_videos, config.test_videos)
+    )
+    return config.model_copy(update={"train_videos": train, "test_videos": test})
+
+
 def run_chain(
     config: ChainConfig, out: Path, reporter: Reporter, from_stage: ChainStage | None = None
 ) -> ChainPaths:
@@ -241,6 +251,7 @@ def run_chain(
             settings changed, those with steps left from which something was made, and videos that were added to a
             source since something was made of it, are refused before anything is done.
     """
+    config = _with_videos_here(config)
     paths = ChainPaths(out)
     evaluation = _evaluation(config, paths)  # refuses what evaluation could not use before hours of training
     made_from: dict[ChainStage, list[Path]] = {

@@ -38,8 +38,8 @@ _WIDEST_ON_CPU, _WIDEST_ELSEWHERE = 6 * 2**20, 2**29
 _SHARED = 2048
 """Queries of a pass on a CPU: of 1,024 oneDNN multiplies the second layer of an MLP on one thread."""
 _ROOM = 32
-"""Columns after those of the normed queries, the first of ones: the bias of the MLP's first layer is a row of its
-weight. On a CPU a bias costs a sixth of the product (it is written out first), 32 more columns 4 %."""
+"""On a CPU, columns after those of the normed queries, the first of ones: the bias of the MLP's first layer is a row of
+its weight. There a bias costs a sixth of the product (it is written out first), 32 more columns 4 %."""
 _SMALL = 256
 """Narrower models gain nothing on a CPU from 16-bit products, and little from large ones."""
 
@@ -127,7 +127,9 @@ class _Weights(NamedTuple):
     out_weight: Tensor  # (h, d, D)
     out_bias: Tensor  # (D,)
     norm2: nn.LayerNorm
-    up: Tensor  # (D + _ROOM, W): the last rows are the bias and zeros
+    up: tuple[
+        Tensor, Tensor | None
+    ]  # (D, W), (W,); or (D + _ROOM, W), whose last rows are the bias and zeros, and None
     down: tuple[Tensor, Tensor]  # (W, D), (D,)
 
 
@@ -142,7 +144,7 @@ class _FoldedAttention(NamedTuple):
 class _Work(NamedTuple):
     """Memory for the activations of N K queries."""
 
-    narrow: Tensor  # (N K, D + _ROOM): the last columns are ones, for the bias, and zeros
+    narrow: Tensor  # (N K, D), or (N K, D + _ROOM), whose last columns are ones, for the bias, and zeros
     wide: Tensor  # (N K, W)
 
 
@@ -181,10 +183,10 @@ class FoldedPredictor:
         size, candidates = max(1, min(rows // count, targets_at_once)), max(1, min(rows, count))
         size = -(-batch * steps // -(-batch * steps // size))  # of equal passes, as none shall be small
         work = _Work(
-            noise.new_zeros(size * candidates, self._hidden_size + _ROOM, dtype=self._dtype),
+            noise.new_zeros(size * candidates, self._blocks[0].up[0].shape[0], dtype=self._dtype),
             noise.new_empty(size * candidates, self._width, dtype=self._dtype),
         )
-        work.narrow[:, self._hidden_size] = 1
+        work.narrow[:, self._hidden_size : self._hidden_size + 1] = 1
         losses = noise.new_empty(batch, steps, count)
         frame_of = torch.arange(steps, device=noise.device).repeat_interleave(batch)
         clip_of = torch.arange(batch, device=noise.device).repeat(steps)
@@ -229,7 +231,11 @@ class FoldedPredictor:
                 hidden += torch.bmm(weights, attention.mixing)
             # Into memory that is there already: fresh pages for activations this wide cost as much as the GELU.
             narrow[:, :size] = block.norm2(rows)
-            torch.mm(narrow, block.up, out=wide)
+            weight, bias = block.up
+            if bias is None:
+                torch.mm(narrow, weight, out=wide)
+            else:
+                torch.addmm(bias, narrow, weight, out=wide)
             torch.ops.aten.gelu_(wide)
             if hidden.dtype == wide.dtype:
                 rows.addmm_(wide, block.down[0]).add_(block.down[1])
@@ -245,10 +251,12 @@ def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
     heads = (block.attention.num_heads, -1)
     query, out, mlp = block.attention.q_proj, block.attention.out_proj, block.mlp
     gain1, gain2 = block.layer_scale1.lambda1, block.layer_scale2.lambda1
-    width, size = mlp.up_proj.weight.shape
-    up = out.weight.new_empty(width, size + _ROOM, dtype=dtype)
-    up[:, :size] = mlp.up_proj.weight.to(dtype)  # one by one: casting into rows apart is five times slower
-    up[:, size:] = F.pad(mlp.up_proj.bias[:, None], (0, _ROOM - 1))
+    up, bias = mlp.up_proj.weight.to(dtype), mlp.up_proj.bias.to(dtype)
+    if up.device.type == "cpu":
+        # Cast first: casting into rows that lie apart is five times slower.
+        padded = F.pad(up, (0, _ROOM))
+        padded[:, up.shape[1]] = bias
+        up, bias = padded, None
     return _Weights(
         norm1=block.norm1,
         query_weight=query.weight.to(dtype).unflatten(0, heads),
@@ -256,7 +264,7 @@ def _weights(block: CrossAttentionBlock, dtype: torch.dtype) -> _Weights:
         out_weight=_scaled(out.weight, gain1[:, None], dtype).mT.contiguous().unflatten(0, heads),
         out_bias=_scaled(out.bias, gain1, dtype),
         norm2=block.norm2,
-        up=up.mT,
+        up=(up.mT, bias),
         down=(
             _scaled(mlp.down_proj.weight, gain2[:, None], dtype).mT,
             _scaled(mlp.down_proj.bias, gain2, dtype),

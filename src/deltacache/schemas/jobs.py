@@ -117,7 +117,7 @@ class DecodeLimits(Frozen):
 class ExtractionSettings(Frozen):
     """From videos to patch tokens."""
 
-    source: DatasetPlace
+    source: str
     backbone: Backbone = DEFAULT_BACKBONE
     layers: Annotated[Layers, Flag(default="the last hidden state")] = Field(
         default=None, description="Blocks whose outputs are joined, counted from 0, such as 2,5,8,11."
