@@ -23,7 +23,8 @@ import torch
 import deltacache
 from deltacache.demo.demo import FRAMES, IMAGE_SIZE
 from deltacache.demo.world import FRAMES_PER_SECOND, draw_world
-from deltacache.models.flops import training_step_flops
+from deltacache.models.devices import shapes_only
+from deltacache.models.flops import training_step_cost, training_step_flops
 from deltacache.models.worlds import world_class
 from deltacache.schemas.configs import world_preset
 
@@ -206,13 +207,40 @@ def _values(cells: dict[str, dict[str, float]], name: str, odds: float) -> dict[
     return {key: [cell[key] for cell in own] for key in own[0]} if own else {}
 
 
+def cost(clips: int = 4) -> None:
+    """A training step of a ViT-B predictor on clips of 8 delta tokens: counted, and measured side by side here."""
+    cpu, grid = torch.device("cpu"), (32, 32)
+    cases = [
+        ("best_of_many", 256),
+        ("best_of_many", 16),
+        ("energy", 8),
+        ("energy", 16),
+        ("flow", 4),
+        ("flow", 16),
+    ]
+    print(
+        "| objective | K | GFLOP per clip, this package | definition | ms per clip |\n|---|---|---|---|---|"
+    )
+    for objective, candidates in cases:
+        config = world_preset("released").model.model_copy(update={"objective": objective, "noise_std": 1.0})
+        made: Any = world_class("deltaworld")
+        with shapes_only():
+            world = made(768, **config.arguments)
+        flops = training_step_flops(world, 8, grid, candidates)
+        taken = training_step_cost(world, 8, grid, candidates, clips, cpu).seconds / clips
+        print(
+            f"| {objective} | {candidates} | {flops.here / 1e9:.2f} | {flops.plain / 1e9:.2f} | {1e3 * taken:.0f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Parse, then one of the three."""
+    """Parse, then one of the four."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "train", "table"))
-    parser.add_argument("out", type=Path)
+    parser.add_argument("what", choices=("prepare", "train", "table", "cost"))
+    parser.add_argument("out", type=Path, nargs="?", default=Path("objectives"))
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(MAIN))
     parser.add_argument("--odds", nargs="+", type=float, default=list(ODDS))
     parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
@@ -223,6 +251,8 @@ def main() -> None:
         prepare(asked.out)
     elif asked.what == "table":
         table(asked.out)
+    elif asked.what == "cost":
+        cost()
     else:
         for seed in asked.seed:
             for odds in asked.odds:

@@ -79,6 +79,7 @@ def test_odds_are_those_of_scenes_whose_outcomes_are_all_there(tmp_path: Path) -
     found = find_scenes(read_futures(path), {"a": 0, "b": 1, "c": 2, "d": 3}, path)
     assert [(scene.name, scene.odds) for scene in found.scenes] == [("s", (0.8, 0.2)), ("t", ())]
     assert "1 scenes lack an outcome that has a probability: not counted in the odds error" in found.notes
+    assert any(note.startswith("1 scenes have futures of unequal probability") for note in found.notes)
 
 
 def test_the_odds_error_is_how_far_shares_are_from_probabilities() -> None:

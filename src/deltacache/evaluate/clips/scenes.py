@@ -230,6 +230,10 @@ def find_scenes(futures: Sequence[dict[str, str]], row_of_video: dict[str, int],
             sum(not each.odds for each in scenes) if odds else 0,
             "scenes lack an outcome that has a probability: not counted in the odds error",
         ),
+        (
+            sum(bool(each.odds) and max(each.odds) - min(each.odds) > _ODDS_TOLERANCE for each in scenes),
+            "scenes have futures of unequal probability, whose sequences count alike in all metrics but the odds error",
+        ),
     ]
     return SceneList(scenes, tuple(f"{count} {text}" for count, text in left_out if count))
 
