@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from deltacache.models.blocks import smooth_l1
 from deltacache.models.checkpoints import load_world, save_model
 from deltacache.models.flops import training_step_flops
 from deltacache.models.objectives import FlowHead, energy_score
@@ -208,3 +209,67 @@ def test_an_energy_step_learns_from_every_sample_and_its_products_are_counted():
     assert 2.5 < eight / published.selection < 3.5
     flow = training_step_flops(DeltaWorld(48, 4, 3, objective="flow"), 8, (4, 4), 4)
     assert flow.here > published.learning
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("objective", ["best_of_many", "energy"])
+def test_rollout_training_follows_the_nearest_samples_step_by_step(kind, objective):
+    world, (tokens, seconds) = _world(kind, objective), _clips(kind)
+    noise, options = _noise(world), {"grid": GRID, "candidates": SAMPLES, "beta": 0.1}
+    result = world.training_loss(tokens, seconds, noise=noise, rollout_steps=3, **options)
+    frames, losses = tokens[:, :1], []
+    for at in range(3):  # frame at + 1 from the first frame and what was predicted after it
+        own = noise[:, at, :, None]
+        samples = world.rollout(frames, seconds[:, : at + 2], own, grid=GRID)[:, :, 0]
+        truth = tokens[:, at + 1, None]
+        if objective == "energy":
+            losses.append(energy_score(samples.flatten(2), truth.flatten(1)).mean())
+            nearest = (samples - truth).flatten(2).norm(dim=-1).argmin(1)
+        else:
+            errors = smooth_l1(samples, truth, 0.1).flatten(2).mean(-1)
+            losses.append(errors.amin(1).mean())
+            nearest = errors.argmin(1)
+        assert torch.equal(result.winners[:, at], nearest)
+        frames = torch.cat((frames, samples[range(2), nearest][:, None]), dim=1)
+    torch.testing.assert_close(result.loss, torch.stack(losses).mean())
+    torch.testing.assert_close(result.prediction, frames[:, 1:])
+
+
+@pytest.mark.parametrize("objective", ["best_of_many", "energy", "flow"])
+def test_gradients_pass_through_all_steps_of_a_rollout(objective):
+    world, (tokens, seconds) = _world("delta", objective), _clips("delta")
+    noise, weight = _noise(world, training=True), world.predictor.blocks[0].attention.kv_proj.weight
+
+    def loss(steps: int = 3):
+        options = {"candidates": SAMPLES, "beta": 0.1, "rollout_steps": steps}
+        return world.training_loss(tokens, seconds, grid=GRID, noise=noise, **options).loss
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with torch.no_grad():
+        weight += 1e-6 * direction
+        above = loss()
+        weight -= 2e-6 * direction
+        slope = (above - loss()) / 2e-6
+        weight += 1e-6 * direction
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="4 rollout steps do not fit in 3 predicted frames"):
+        loss(4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_noise_of_the_context_is_not_in_the_targets_and_off_changes_no_bit(kind):
+    world, (tokens, seconds) = _world(kind, "best_of_many"), _clips(kind)
+    options = {"grid": GRID, "candidates": SAMPLES, "beta": 0.1, "noise": _noise(world)}
+    plain = world.training_loss(tokens, seconds, **options)
+    assert torch.equal(plain.loss, world.training_loss(tokens, seconds, rollout_steps=1, **options).loss)
+    added = torch.randn(tokens[:, 1:].shape, dtype=torch.float64)
+    none = world.training_loss(tokens, seconds, context_noise=0 * added, **options)
+    assert torch.equal(plain.loss, none.loss)
+    for steps in (1, 2):
+        noisy = world.training_loss(tokens, seconds, context_noise=added, rollout_steps=steps, **options)
+        seen = tokens[:, :1] + added[:, :1]
+        winner = options["noise"][range(2), 0, noisy.winners[:, 0], None, None]
+        first = world.rollout(seen, seconds[:, :2], winner, grid=GRID)[:, 0]
+        torch.testing.assert_close(noisy.prediction[:, :1], first)
+        torch.testing.assert_close(noisy.loss, smooth_l1(noisy.prediction, tokens[:, 1:], 0.1).mean())

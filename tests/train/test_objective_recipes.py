@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deltacache.api import Launch, world_settings
 from deltacache.models.checkpoints import load_world
 from deltacache.schemas.configs import WorldConfig, world_preset
-from deltacache.schemas.errors import MismatchError
+from deltacache.schemas.errors import DeltacacheError, MismatchError
 from deltacache.schemas.progress import SilentReporter
 from trainers import train_world
 
@@ -106,9 +106,40 @@ def test_a_run_of_an_older_version_goes_on_as_best_of_many_and_as_nothing_else(
     assert "objective" not in content["arguments"]  # as it was written before there were others
     for name in ("objective", "flow_layers", "flow_steps"):
         del content["config"]["model"][name]
+    for name in ("rollout_steps", "context_noise"):
+        del content["config"][name]
     (checkpoint / "config.json").write_text(json.dumps(content))
     plain = world_config(steps=3)
     energy = plain.model_copy(update={"model": plain.model.model_copy(update={"objective": "energy"})})
     with pytest.raises(MismatchError, match=r"model\.objective was best_of_many, now energy"):
         _train(deltas, tmp_path / "out", energy, resume=True)
     _train(deltas, tmp_path / "out", plain, resume=True)
+
+
+def test_training_against_drift_is_the_same_however_it_is_cut(deltas: Path, tmp_path: Path) -> None:
+    def weights(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        cut = {key: changes.pop(key) for key in ("batch_size", "accumulation") if key in changes}
+        config = world_config(**{"steps": 3, "batch_size": 4, **cut}).model_copy(update=changes)
+        return load_world(_train(deltas, tmp_path / name, config)).model.state_dict()
+
+    drift = {"rollout_steps": 3, "context_noise": 0.5}
+    whole, plain = weights("whole", **drift), weights("plain")
+    assert any(not torch.equal(whole[name], plain[name]) for name in plain)
+    for name, weight in weights("halves", batch_size=2, accumulation=2, **drift).items():
+        torch.testing.assert_close(weight, whole[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "architecture", "message"),
+    [
+        ({"rollout_steps": 6}, "deltaworld", "clips of 6 frames have 5 that are predicted; give 5 at most"),
+        ({"context_noise": 0.1}, "foresight_delta", "foresight_delta takes neither: leave both out"),
+    ],
+)
+def test_training_against_drift_that_cannot_be(
+    changes: dict[str, Any], architecture: str, message: str, deltas: Path, tmp_path: Path
+) -> None:
+    config = world_config("learned")
+    model = config.model.model_copy(update={"architecture": architecture})
+    with pytest.raises(DeltacacheError, match=message):
+        _train(deltas, tmp_path / "out", config.model_copy(update={"model": model, **changes}))

@@ -130,6 +130,8 @@ class QueryWorld(WorldModel):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         selection: Selection = IN_FULL,
+        rollout_steps: int = 1,
+        context_noise: Tensor | None = None,
     ) -> WorldLoss:
         """What ``objective`` says, of ``candidates`` samples of each frame, which sees the frames before it.
 
@@ -137,10 +139,21 @@ class QueryWorld(WorldModel):
           found. A learned query has one candidate and needs no noise.
         - energy: the energy score of all of them over the numbers of a frame, all with gradients.
         - flow: the squared error of the velocity at as many times on the way from noise to the frame.
+
+        Args:
+            rollout_steps: H; the last H frames are predicted one after the other, each from the prediction of those
+                before it that is nearest to the truth, with gradients through all of them. 1: none is.
+            context_noise: (B, T-1, ...) added to the frames that are seen, and not to those that are predicted.
         """
+        if rollout_steps > 1:
+            options = {"grid": grid, "candidates": candidates, "beta": beta, "selection": selection}
+            return self._rollout_loss(
+                tokens, timestamps_s, noise, generator, rollout_steps, context_noise, options
+            )
         frames, seconds = self._frames(tokens, grid), _since_start(timestamps_s)
         targets = frames[:, 1:]
-        past = self.remember(frames[:, :-1], seconds[:, :-1], grid)
+        seen = frames[:, :-1] if context_noise is None else frames[:, :-1] + context_noise.view_as(targets)
+        past = self.remember(seen, seconds[:, :-1], grid)
         rotation = self.rotation(seconds[:, 1:], grid)
         if self.stochastic:
             shape = (*targets.shape[:2], candidates, self.noise_width(grid, training=True))
@@ -266,6 +279,81 @@ class QueryWorld(WorldModel):
             winners = (frames - targets[:, :, None]).float().square().mean((3, 4)).argmin(2)
         chosen = winners[:, :, None, None, None].expand(-1, -1, 1, *frames.shape[3:])
         return scores.mean(), frames.gather(2, chosen)[:, :, 0], winners
+
+    def _rollout_loss(
+        self,
+        tokens: Tensor,
+        timestamps_s: Tensor,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        steps: int,
+        context_noise: Tensor | None,
+        options: dict[str, Any],
+    ) -> WorldLoss:
+        """``training_loss`` of a clip whose last ``steps`` frames follow from one another."""
+        grid, beta, candidates = options["grid"], options["beta"], options["candidates"]
+        frames, seconds = self._frames(tokens, grid), _since_start(timestamps_s)
+        predicted, count = frames.shape[1] - 1, frames.shape[2]
+        if steps > predicted:
+            raise ValueError(f"{steps} rollout steps do not fit in {predicted} predicted frames")
+        if self.stochastic:
+            shape = (len(frames), predicted, candidates, self.noise_width(grid, training=True))
+            noise = self._candidates(shape, noise, generator)
+        first = (
+            predicted - steps + 1
+        )  # these are predicted from true frames, the last of them begins the rollout
+        part = None if noise is None else noise[:, :first]
+        given = None if context_noise is None else context_noise[:, :first]
+        begun = self.training_loss(
+            tokens[:, : first + 1], timestamps_s[:, : first + 1], noise=part, context_noise=given, **options
+        )
+        seen = frames[:, :first] if given is None else frames[:, :first] + given.view_as(frames[:, :first])
+        past = self.remember(seen, seconds[:, :first], grid)
+        losses, winners = [begun.loss * first], [begun.winners]
+        predictions = [begun.prediction.view(len(frames), first, count, -1)]
+        for at in range(first, predicted):  # of frame at + 1
+            past = append(past, self.remember(predictions[-1][:, -1:], seconds[:, at : at + 1], grid))
+            now, target = self.rotation(seconds[:, at + 1 : at + 2], grid), frames[:, at + 1 : at + 2]
+            loss, prediction, winner = self._last_frame(
+                None if noise is None else noise[:, at], now, past, target, beta
+            )
+            losses.append(loss)
+            winners.append(winner)
+            predictions.append(prediction)
+        prediction = torch.cat(predictions, dim=1).view(tokens[:, 1:].shape)
+        return WorldLoss(torch.stack(losses).sum() / predicted, prediction, torch.cat(winners, dim=1))
+
+    def _last_frame(
+        self, noise: Tensor | None, now: Rotation, past: Memory, target: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, prediction (B, 1, M, D) and winner (B, 1) of a frame (B, 1, M, D) that sees all of the past."""
+        batch, _, count, _ = target.shape
+
+        def predict(queries: Tensor) -> Tensor:
+            """(B, k, M, D) of queries (B, k, W)."""
+            times = now.map(lambda part: part.repeat(1, 1, queries.shape[1], 1))
+            return self.predictor(self._spread(queries, count).flatten(1, 2), times, past).unflatten(
+                1, (queries.shape[1], count)
+            )
+
+        zeros = torch.zeros(batch, 1, dtype=torch.long, device=target.device)
+        if noise is None or self.flow is not None:
+            prediction = predict(self._learned_query.expand(batch, 1, -1))
+            if self.flow is None or noise is None:
+                return smooth_l1(prediction, target, beta).mean(), prediction, zeros
+            begun = noise[..., :-1].unflatten(-1, target.shape[2:])
+            times = torch.special.ndtr(noise[..., -1] / self.noise_std)
+            loss, reached = self.flow.loss(target, prediction, begun, times)
+            return loss, reached[:, :1], zeros
+        if self.objective == "energy":
+            frames = predict(noise)
+            winner = (frames.detach() - target).float().square().mean((2, 3)).argmin(1, keepdim=True)
+            chosen = frames.gather(1, winner[..., None, None].expand(-1, -1, *frames.shape[2:]))
+            return energy_score(frames.flatten(2), target[:, 0].flatten(1)).mean(), chosen, winner
+        with torch.no_grad():
+            winner = smooth_l1(predict(noise), target, beta).mean((2, 3)).argmin(1, keepdim=True)
+        prediction = predict(noise.gather(1, winner[..., None].expand(-1, -1, noise.shape[-1])))
+        return smooth_l1(prediction, target, beta).mean(), prediction, winner
 
     def _flow_matching(
         self, flow: FlowHead, noise: Tensor, rotation: Rotation, past: Memory, targets: Tensor

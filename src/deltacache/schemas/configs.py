@@ -338,6 +338,17 @@ class WorldConfig(Frozen):
         description="Number of candidates, K of best-of-many; samples of energy; draws of flow for each frame.",
     )
     smooth_l1_beta: float = Field(default=0.1, gt=0)
+    rollout_steps: Annotated[int, Flag()] = Field(
+        default=1,
+        ge=1,
+        description="Frames at the end of a clip that are predicted one from the other in training; 1: each from true "
+        "frames.",
+    )
+    context_noise: Annotated[float, Flag()] = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation of noise that training adds to the tokens that are seen.",
+    )
     selection: Annotated[SelectionName | Literal["auto"], Flag()] = Field(
         default="auto",
         description="How candidates are compared: in float32; in bfloat16, the best four again in float32 (shortlist); "

@@ -78,6 +78,8 @@ FREE_ON_RESUME = frozenset(
 _BEFORE_THERE_WAS = {
     "training.precision": "auto",
     "selection": "auto",
+    "rollout_steps": 1,
+    "context_noise": 0.0,
     "model.objective": "best_of_many",
     "model.flow_layers": WorldModelConfig().flow_layers,
     "model.flow_steps": WorldModelConfig().flow_steps,

@@ -7,16 +7,19 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deltacache.models.checkpoints import Kind, load_world
 from deltacache.models.devices import choose_device, forward_precision
+from deltacache.models.query_world import QueryWorld
 from deltacache.models.selection import WAYS, ways_for
 from deltacache.models.world_model import WorldLoss, WorldModel
 from deltacache.models.worlds import world_class
 from deltacache.schemas.configs import SelectionName, WorldConfig
+from deltacache.schemas.errors import DeltacacheError
 from deltacache.schemas.progress import Reporter
 from deltacache.train.data import (
     ClipBatch,
@@ -169,7 +172,19 @@ class WorldTask:
             noise=self._noise(batch, part),
             generator=torch.Generator().manual_seed(dropout),
             selection=WAYS[way],
+            **self._drift(batch, part),
         )
+
+    def _drift(self, batch: ClipBatch, part: MicroBatch) -> dict[str, Any]:
+        """What trains for drift, nothing where it is off: not every model takes it."""
+        config, found = self._config, dict[str, Any]()
+        if config.rollout_steps > 1:
+            found["rollout_steps"] = config.rollout_steps
+        if config.context_noise > 0:
+            shape, seed = tuple(batch.tokens[0, 1:].shape), config.training.seed
+            noise = normal_draws("context noise", seed, part, self._effective_batch, shape, self._device)
+            found["context_noise"] = noise.mul_(config.context_noise)
+        return found
 
     def _noise(self, batch: ClipBatch, part: MicroBatch) -> Tensor | None:
         """(B, T-1, K, Z), or ``None`` where nothing is random."""
@@ -250,4 +265,20 @@ def open_world_inputs(
         return made(dataset.card.hidden_size, **arguments)
 
     check_fits(dataset, build)
+    _check_drift(request.config, made, dataset.card.sampling.frames)
     return data, build
+
+
+def _check_drift(config: WorldConfig, made: type[WorldModel], frames: int) -> None:
+    if config.rollout_steps == 1 and config.context_noise == 0:
+        return
+    if not issubclass(made, QueryWorld):
+        raise DeltacacheError(
+            f"rollout_steps {config.rollout_steps} and context_noise {config.context_noise:g} are for deltaworld and "
+            f"dino_world, and {config.model.architecture} takes neither: leave both out"
+        )
+    if config.rollout_steps >= frames:
+        raise DeltacacheError(
+            f"rollout_steps {config.rollout_steps}: clips of {frames} frames have {frames - 1} that are predicted; "
+            f"give {frames - 1} at most"
+        )
