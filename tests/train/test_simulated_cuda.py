@@ -36,6 +36,8 @@ STEPS = {
     "world/dino-world:64#2": (10.31, 1360),
     "world/dino-world-large:8#2": (2.87, 1360),
     "world/best-of-many:64#2": (10.31, 2310),
+    "world/energy:64#2": (0.47, 305),
+    "world/flow:64#2": (0.6, 444),
     "world/tiny": (0.01, 934),
     "world/foresight/224px:8#2": (11.93, 248),
     "world/foresight/448px:4#2": (23.28, 256),
