@@ -207,9 +207,13 @@ def tokenize_settings(
         **_trained_features(tokenizer, recorded, given),
         "spacing": tuple(recorded.get("spacing_s", (0.04, 0.3333))),
     }
-    return TokenizeVideosSettings(
-        videos=extraction_settings(source, {**as_trained, **given}), tokenizer=tokenizer
-    )
+    videos = extraction_settings(source, {**as_trained, **given})
+    if videos.sampling.windows is not None:
+        raise SettingsError(
+            "windows all: clips share frames only where these are stored, so they cannot be tokenized straight from "
+            "videos. Run extract-features with it, then tokenize its output"
+        )
+    return TokenizeVideosSettings(videos=videos, tokenizer=tokenizer)
 
 
 def _trained_features(

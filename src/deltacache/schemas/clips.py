@@ -67,6 +67,7 @@ class PixelClip:
         decoder: ``decord`` or ``pyav``, with the way of access, such as ``decord-seek``.
         duplicate_frames: how many of the T frames repeat the one before (spacing finer than the
             video, or the video ended).
+        windows: of a piece of a video, not a clip: at which frames of all its pieces the video's clips begin.
     """
 
     clip_id: str
@@ -79,6 +80,7 @@ class PixelClip:
     flip: bool
     decoder: str
     duplicate_frames: int
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.clip_id, "clip id")

@@ -183,10 +183,42 @@ class SamplingSettings(Frozen):
         description="Keep each clip within one shot (pip install 'deltacache[shots]'); decodes all frames of a video.",
     )
 
+    windows: Annotated[Literal["all"] | None, Flag()] = Field(
+        default=None,
+        description="all: every clip of a video on one grid of times, instead of --views; their frames are encoded and "
+        "stored once.",
+    )
+    stride: Annotated[int, Flag()] = Field(
+        default=1, ge=1, description="Frames of that grid from the start of one clip to that of the next."
+    )
+
+    @model_validator(mode="after")
+    def _windows_share_their_frames(self) -> Self:
+        if self.windows is None:
+            if self.stride != 1:
+                raise ValueError(f"stride {self.stride} is that of windows: give --windows all as well")
+            return self
+        if self.augment:
+            raise ValueError(
+                "windows all: the clips of a video share their frames, so they share one crop and are not mirrored: "
+                "give --no-augment as well"
+            )
+        if self.spacing_min_s != self.spacing_max_s:
+            raise ValueError(
+                f"windows all: the clips lie on one grid of times, but spacing {self.spacing_min_s:g} "
+                f"{self.spacing_max_s:g} is a range: give one time twice, such as --spacing 0.2 0.2"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is at its default is left out as before there was anything else, so that fingerprints stay."""
-        unused = {"frames_per_second": self.frames_per_second is None, "shots": not self.shots}
+        unused = {
+            "frames_per_second": self.frames_per_second is None,
+            "shots": not self.shots,
+            "windows": self.windows is None,
+            "stride": self.windows is None,
+        }
         return {name: value for name, value in serialise(self).items() if not unused.get(name)}
 
     @model_validator(mode="after")

@@ -201,6 +201,16 @@ class ExtractionSettings(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _windows_instead_of_views(self) -> Self:
+        if self.sampling.windows is not None and self.views != 1:
+            raise ValueError(f"windows all takes every clip of a video: leave --views {self.views} out")
+        if self.sampling.windows is not None and self.store != "webdataset":
+            raise ValueError(
+                f"windows all is stored in WebDataset shards only: leave --store {self.store} out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _not_too_small(self) -> Self:
         if min(sides(self.image_size)) < 16:
             raise ValueError(

@@ -519,7 +519,8 @@ class DatasetDescription:
             f"{rows} x {columns} patches, {card.hidden_size} wide, {card.dtype}, {card.precision} forward",
             f"  sampling     {counted(sampling.frames, 'frame')} {spacing}, "
             f"{'augmented' if sampling.augment else 'not augmented'}, seed {sampling.seed}"
-            f"{', within shots' if sampling.shots else ''}",
+            f"{', within shots' if sampling.shots else ''}"
+            f"{f', all clips with stride {sampling.stride}' if sampling.windows else ''}",
             *(f"  beside       {name}: {_beside(array)}" for name, array in sorted(card.side_arrays.items())),
             f"  written by   deltacache {card.code_version}, format {card.format_version}",
         ]

@@ -295,10 +295,13 @@ def _receipt(card: DatasetCard, task: ShardTask, receipt: Receipt) -> Iterator[P
     problem = partial(_shard_problem, receipt, f"{RECEIPTS}/{receipt.shard_id}.json")
     if tuple(source.planned() for source in receipt.sources) != task.videos:
         yield problem(None, "its sources are not the videos that the plan has in this shard")
+    windows = Counter(about["video_uri"] for about in receipt.clips) if card.sampling.windows else {}
     planned = {
         clip_id_of(video.video_id, view): (video.video_uri, view)
         for video in task.videos
-        for view in range(video.first_view, video.first_view + video.views)
+        for view in range(
+            video.first_view, video.first_view + max(video.views, windows.get(video.video_uri, 0))
+        )
     }
     place = {clip_id: index for index, clip_id in enumerate(planned)}
     last = -1

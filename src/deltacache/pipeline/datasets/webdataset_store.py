@@ -8,8 +8,8 @@ is three times as fast as ``webdataset.TarWriter``. Nothing here needs the webda
 
 import math
 import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,9 @@ class WebDatasetStore:
         final = folder / f"shard-{shard_id}.tar"
         with replacing(final) as temporary, temporary.open("xb") as file:
             tar = ChecksummedFile(file)
-            for _, arrays in chain([first], pairs):
+            if self._shares_frames:
+                self._write_videos(tar, chain([first], pairs), written)
+            for _, arrays in () if self._shares_frames else chain([first], pairs):
                 before, between, after = self._around(written.clips[-1])
                 tar.write(before)
                 written.token_offsets.append(tar.bytes)
@@ -68,7 +70,102 @@ class WebDatasetStore:
             written.scale_file, written.scale_stride = final.name, 4 * self._scale_shape[1]
         return written
 
+    @property
+    def _shares_frames(self) -> bool:
+        """Whether frames that several clips of a video have are stored once; delta tokens are as small as that."""
+        return self._card.kind == "features" and self._card.sampling.windows is not None
+
+    def _write_videos(
+        self, tar: ChecksummedFile, pairs: Iterable[tuple[StoredClip, ClipArrays]], written: WrittenShard
+    ) -> None:
+        """One sample for each video, whose frames its clips share."""
+        for _, group in groupby(pairs, key=lambda pair: pair[0].video_uri):
+            arrays, at = [arrays for _, arrays in group], len(written.token_offsets)
+            rows = written.clips[at : at + len(arrays)]
+            begins, (before, between, after) = self._begins(rows), self._around_video(rows)
+            tar.write(before)
+            written.token_offsets += [tar.bytes + begin * written.frame_stride for begin in begins]
+            for clip, new in zip(arrays, self._new_frames(begins), strict=True):
+                tar.write(byte_view(clip.tokens[new]))
+            tar.write(between)
+            if self._scale_shape is not None:
+                stride = 4 * self._scale_shape[1]
+                written.scale_offsets += [tar.bytes + begin * stride for begin in begins]
+            for clip, new in zip(arrays, self._new_frames(begins), strict=True):
+                if clip.scales is not None:
+                    tar.write(byte_view(clip.scales[new]))
+            tar.write(after)
+
+    def _begins(self, rows: Sequence[dict[str, Any]]) -> list[int]:
+        """At which of a video's stored frames each of its clips begins."""
+        frames, begins = self._card.sampling.frames, [0]
+        step = min(self._card.sampling.stride, frames)
+        for last, row in pairwise(rows):
+            shares = last["frame_indices"][step:] == row["frame_indices"][: frames - step]
+            begins.append(begins[-1] + (step if shares else frames))
+        return begins
+
+    def _new_frames(self, begins: Sequence[int]) -> Iterator[slice]:
+        """Of each clip the frames that the clips before it do not have."""
+        frames, end = self._card.sampling.frames, 0
+        for begin in begins:
+            yield slice(end - begin, frames)
+            end = begin + frames
+
+    def _around_video(self, rows: Sequence[dict[str, Any]]) -> tuple[bytes, bytes, bytes]:
+        """``_around`` of all clips of a video, with its frames instead of theirs."""
+        begins, first = self._begins(rows), rows[0]
+        count, news = begins[-1] + self._card.sampling.frames, list(self._new_frames(begins))
+
+        def joined(values: Iterable[Sequence[Any]]) -> list[Any]:
+            return [each for own, new in zip(values, news, strict=True) for each in own[new]]
+
+        name = first["clip_id"].rpartition("-v")[0]
+        texts = [texts_beside(self._card, row) for row in rows]
+        about = {key: first[key] for key in ("video_uri", "crop", "flip", "decoder")}
+        about |= {key: joined(row[key] for row in rows) for key in ("frame_indices", TIMESTAMPS)}
+        about |= {key: joined(text[key] for text in texts) for key in texts[0]}
+        about["clips"] = [
+            {key: row[key] for key in ("clip_id", "view", "duplicate_frames", "crc32c")} | {"begins": begin}
+            for row, begin in zip(rows, begins, strict=True)
+        ]
+        shape = (count, *token_shape(self._card)[1:])
+        header = npy_header(np.broadcast_to(np.empty((), token_dtype(self._card)), shape))
+        size = len(header) + math.prod(shape) * token_dtype(self._card).itemsize
+        before = _member(f"{name}.json", canonical_json(about).encode())
+        before += _header(f"{name}.{token_array(self._card)}.npy", size) + header
+        between = b""
+        if self._scale_shape is not None:
+            scales = (count, self._scale_shape[1])
+            header = npy_header(np.broadcast_to(np.empty((), np.float32), scales))
+            scales_size = len(header) + 4 * math.prod(scales)
+            between = _padding(size) + _header(f"{name}.{SCALES}.npy", scales_size) + header
+            size = scales_size
+        times = npy_bytes(np.asarray(about[TIMESTAMPS], np.float32))
+        after = _padding(size) + _member(f"{name}.{TIMESTAMPS}.npy", times)
+        beside = [numbers_beside(self._card, row) for row in rows]
+        for array in beside[0]:
+            values = np.concatenate([own[array][new] for own, new in zip(beside, news, strict=True)])
+            after += _member(f"{name}.{array}.npy", npy_bytes(values))
+        return before, between, after
+
+    def _bytes_around_video(self, receipt: Receipt, row: int) -> Iterator[ByteRange]:
+        """``bytes_around`` of the first clip of a video; the others have nothing of their own around them."""
+        uri = receipt.clips[row]["video_uri"]
+        if row and receipt.clips[row - 1]["video_uri"] == uri:
+            return
+        rows = list(takewhile(lambda each: each["video_uri"] == uri, receipt.clips[row:]))
+        before, between, after = self._around_video(rows)
+        count = self._begins(rows)[-1] + self._card.sampling.frames
+        offset, end = receipt.token_offsets[row], receipt.token_offsets[row] + count * receipt.frame_stride
+        yield ByteRange(receipt.token_file, offset - len(before), before)
+        yield ByteRange(receipt.token_file, end, between)
+        yield ByteRange(receipt.token_file, end + len(between) + count * receipt.scale_stride, after)
+
     def bytes_around(self, receipt: Receipt, row: int, arrays: ClipArrays) -> Iterator[ByteRange]:
+        if self._shares_frames:
+            yield from self._bytes_around_video(receipt, row)
+            return
         offset = receipt.token_offsets[row]
         before, between, after = self._around(receipt.clips[row])
         scales = b"" if arrays.scales is None else arrays.scales.tobytes()

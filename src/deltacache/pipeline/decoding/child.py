@@ -96,6 +96,7 @@ def job_to_json(job: VideoJob) -> dict[str, Any]:
         "sampling": job.sampling.model_dump(mode="json"),
         "window": None if job.window is None else asdict(job.window),
         "span": job.span,
+        "pieces": job.pieces,
     }
 
 
@@ -136,6 +137,7 @@ def clips_message(clips: Sequence[PixelClip], pixels: int) -> Message:
                 "flip": clip.flip,
                 "decoder": clip.decoder,
                 "duplicate_frames": clip.duplicate_frames,
+                "windows": clip.windows,
             }
         )
     return Message({"status": "decoded", "clips": about})
@@ -157,6 +159,7 @@ def clips_of(message: Message, pixels: int) -> list[PixelClip]:
             "timestamps_s": np.array(about.pop("timestamps_s"), np.float32),
             "frame_indices": tuple(about.pop("frame_indices")),
             "crop": CropBox(*about.pop("crop")),
+            "windows": tuple(about.pop("windows")),
         }
         clips.append(PixelClip(**about, **values))
     if offset > _KEPT_BYTES:

@@ -22,7 +22,15 @@ from deltacache.pipeline.decoding.frame_source import (
 )
 from deltacache.pipeline.decoding.native_log import NativeLog, native_log
 from deltacache.pipeline.decoding.pyav_frames import CODECS_THAT_HIDE_DAMAGE, TwiceDecodedSource
-from deltacache.pipeline.decoding.sampling import ViewSample, Window, draw_view, largest_crop, window_indices
+from deltacache.pipeline.decoding.sampling import (
+    ViewSample,
+    Window,
+    draw_view,
+    draw_windows,
+    largest_crop,
+    pieces_of,
+    window_indices,
+)
 from deltacache.schemas.clips import PixelClip, clip_id_of
 from deltacache.schemas.datasets import SamplingSettings, Size, sides
 from deltacache.schemas.errors import FailureReason, VideoRefusedError
@@ -41,6 +49,7 @@ class VideoJob:
         image_size: what every crop is resized to, pixels.
         window: the frames of its one view, in the largest centred crop, instead of those that ``sampling`` draws.
         span: where in the file the video lies, if other videos are in it too.
+        pieces: all frames of its ``windows``, each once, in pieces as long as a clip, instead of single clips.
     """
 
     path: str
@@ -52,6 +61,7 @@ class VideoJob:
     sampling: SamplingSettings
     window: Window | None = None
     span: Span | None = None
+    pieces: bool = False
 
 
 Allow = Callable[[float], None]
@@ -135,16 +145,22 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
     check_size(source.height, source.width)
     views = range(job.first_view, job.first_view + job.views)
     times, target = source.timestamps_s, sides(job.image_size)
+    begins: tuple[int, ...] = ()
     if job.window is None:
         shots = None
         if job.sampling.shots:
             from deltacache.pipeline.decoding.shots import shots_of
 
             shots = shots_of(source)
-        samples = [
-            draw_view(job.video_id, view, times, source.height, source.width, job.sampling, target, shots)
-            for view in views
-        ]
+        if job.pieces:
+            indices, begins = draw_windows(times, job.sampling, shots)
+            samples = pieces_of(indices, times, source.height, source.width, job.sampling, target)
+            views = range(len(samples))
+        else:
+            samples = [
+                draw_view(job.video_id, view, times, source.height, source.width, job.sampling, target, shots)
+                for view in views
+            ]
     else:
         indices = window_indices(times, job.window)
         crop = largest_crop(source.height, source.width, target)
@@ -163,6 +179,7 @@ def _cut_clips(job: VideoJob, source: FrameSource) -> list[PixelClip]:
             flip=sample.flip,
             decoder=source.decoder,
             duplicate_frames=sample.duplicate_frames,
+            windows=begins,
         )
         for view, sample, pixels in zip(views, samples, canvases, strict=True)
     ]

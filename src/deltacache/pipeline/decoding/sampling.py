@@ -18,7 +18,7 @@ starts at 0, and the wanted times past the end all meet the last frame, which th
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -189,6 +189,67 @@ def indices_within_shots(
     ]
 
 
+def draw_windows(
+    timestamps_s: np.ndarray, settings: SamplingSettings, shots: Sequence[range] | None = None
+) -> tuple[list[int], tuple[int, ...]]:
+    """All clips of a video on one grid of times, as frames that they share.
+
+    ::
+
+        grid, one spacing apart     0 1 2 3 4 5 6 7 8 9
+        clips of 4, stride 3        [0 1 2 3] [3 4 5 6] [6 7 8 9]
+        frames                      0 1 2 3 4 5 6 7 8 9        begins 0, 3, 6
+
+    With ``shots`` each has a grid of its own, and no clip lies in two. Frames in no clip are left out.
+
+    Returns:
+        Indices of the frames, each once but where the video has fewer than the grid; and where in them clips begin.
+
+    Raises:
+        VideoRefusedError: ``too_short``, when no clip fits, or frames would repeat and ``allow_duplicates`` is off.
+    """
+    times = np.asarray(timestamps_s, dtype=np.float64)
+    spacing, length = settings.spacing_min_s, settings.frames
+    indices, begins = list[int](), list[int]()
+    for shot in shots if shots is not None else [range(len(times))]:
+        own = times[shot.start : shot.stop] - times[shot.start]
+        count = math.floor(own[-1] / spacing + 1e-3) + 1  # times are float32
+        grid = [shot.start + index for index in _nearest(own, spacing * np.arange(count))]
+        covered = 0
+        for start in range(0, count - length + 1, settings.stride):
+            begins.append(len(indices) - max(0, covered - start))
+            indices += grid[max(covered, start) : start + length]
+            covered = start + length
+    if not begins:
+        raise VideoRefusedError(
+            FailureReason.TOO_SHORT,
+            f"no clip of {length} frames {spacing:g} s apart fits into {times[-1] - times[0]:.3f} s"
+            f"{'' if shots is None else ' without a cut'}: give fewer --frames or a shorter --spacing",
+        )
+    if not settings.allow_duplicates:
+        repeats = sum(a == b for begin in begins for a, b in pairwise(indices[begin : begin + length]))
+        _refuse_repeats(times - times[0], 0.0, repeats)
+    return indices, tuple(begins)
+
+
+def pieces_of(
+    indices: Sequence[int],
+    timestamps_s: np.ndarray,
+    height: int,
+    width: int,
+    settings: SamplingSettings,
+    target: tuple[int, int],
+) -> list[ViewSample]:
+    """Frames in pieces as long as a clip, which encoders take; the last piece repeats its last frame."""
+    times, length = np.asarray(timestamps_s, dtype=np.float32), settings.frames
+    padded = [*indices, *[indices[-1]] * (-len(indices) % length)]
+    crop = largest_crop(height, width, target)
+    return [
+        ViewSample(tuple(piece), (times - times[0])[piece], crop, False, 0)
+        for piece in (padded[start : start + length] for start in range(0, len(padded), length))
+    ]
+
+
 def draw_view(
     video_id: str,
     view: int,
@@ -212,6 +273,13 @@ def draw_view(
     Raises:
         VideoRefusedError: ``too_short``, when frames would repeat and ``allow_duplicates`` is off.
     """
+    if settings.windows is not None:
+        shared, begins = draw_windows(timestamps_s, settings, shots)
+        if view >= len(begins):
+            raise VideoRefusedError(FailureReason.TOO_SHORT, f"it has {counted(len(begins), 'clip')}")
+        own = shared[begins[view] : begins[view] + settings.frames]
+        (sample,) = pieces_of(own, timestamps_s, height, width, settings, target)
+        return replace(sample, duplicate_frames=sum(a == b for a, b in pairwise(own)))
     # Only .random() is drawn from it: that stream has never changed between numpy releases.
     digest = hashlib.sha256(f"{settings.seed}/{video_id}/{view}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))

@@ -78,6 +78,7 @@ def groups_of(
     videos: Sequence[PlannedVideo], settings: DecodeSettings, most: int = _GROUP_VIDEOS
 ) -> list[tuple[PlannedVideo, ...]]:
     """Consecutive videos in groups of at most ``most`` and about 16 MiB of pixels, several even of a small shard."""
+    most = 1 if settings.sampling.windows is not None else most  # all frames of a video are decoded
     most_views = max((video.views for video in videos), default=1)
     fitting = _GROUP_BYTES // _video_bytes(most_views, settings)
     size = max(1, min(most, fitting, -(-len(videos) // 4)))
@@ -155,6 +156,7 @@ def _job(video: PlannedVideo, content: FetchedVideo, settings: DecodeSettings) -
         image_size=settings.image_size,
         sampling=content.sampling_of(settings.sampling),
         span=content.span,
+        pieces=settings.sampling.windows is not None,
     )
 
 

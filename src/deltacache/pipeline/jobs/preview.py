@@ -41,12 +41,16 @@ class Estimate:
     Attributes:
         decode_s: of one decoder for all videos, seconds; likewise ``forward_s`` of one encoder.
         refused: share of the sampled videos.
+        clips, encoded: of the whole job, and how many clips' worth of frames are encoded and stored for them: fewer
+            with ``windows``, which share frames.
     """
 
     decode_s: float
     forward_s: float
     refused: float
     placement: Placement
+    clips: float
+    encoded: float
 
     @property
     def seconds(self) -> float:
@@ -79,11 +83,13 @@ def preview_extraction(
     sources = find_sources(settings, notes.append)
     backbone = chosen_backbone(settings).load()
     card = _card(settings, backbone)
-    shape, clips = token_shape(card), len(sources) * settings.views
+    shape = token_shape(card)
     width = 1 if card.dtype == "int8" else 2
     clip_bytes = width * math.prod(shape) + (4 * shape[0] * shape[1] if card.dtype == "int8" else 0)
     shards = -(-len(sources) // settings.videos_per_shard)
     estimate, sampled = _try(settings, card, sources, say)
+    clips, encoded = round(estimate.clips), round(estimate.encoded)
+    about = "about " if settings.sampling.windows is not None else ""
     size = sum(source.size_bytes for source in sources)
     faster = ""
     if estimate.placement.device == "cpu" and card.precision == "float32" and card.hidden_size >= NARROW:
@@ -95,9 +101,9 @@ def preview_extraction(
             )
     return "".join(f"{note}\n" for note in notes) + (
         f"{settings.source}: {counted(len(sources), 'video')} ({disk_text(size)})\n"
-        f"{dataset_root(out)}: would hold {counted(clips, 'clip')} of {shape[0]} x {shape[1]} x {shape[2]} "
+        f"{dataset_root(out)}: would hold {about}{counted(clips, 'clip')} of {shape[0]} x {shape[1]} x {shape[2]} "
         f"{card.dtype} in at "
-        f"least {counted(shards, 'shard')}, {disk_text(clips * clip_bytes)}\n"
+        f"least {counted(shards, 'shard')}, {disk_text(encoded * clip_bytes)}\n"
         f"tried on {counted(sampled, 'video')}, {estimate.placement}: {_hours(estimate.seconds)} in all; limit: "
         f"{estimate.limit} (decoding {_hours(estimate.decode_s)} of one decoder, the forward pass "
         f"{_hours(estimate.forward_s)} of one encoder); rejected {estimate.refused:.0%}{faster}"
@@ -153,8 +159,13 @@ def _try(
         rate, groups = probe(build, videos, decode, placement)
     decode_s = sum(group.decode_s for group in groups) / len(groups)
     refused = sum(bool(group.failures) for group in groups) / len(groups)
-    forward_s = (1 - refused) * len(sources) * settings.views / rate
-    return Estimate(decode_s * len(sources), forward_s, refused, placement), len(sample)
+    clips = encoded = len(sources) * settings.views
+    made = (1 - refused) * encoded
+    if settings.sampling.windows is not None:
+        a_video = len(sources) / len(groups)
+        clips = a_video * sum(len(group.clips[0].windows) for group in groups if group.clips)
+        made = encoded = a_video * sum(len(group.clips) for group in groups)
+    return Estimate(decode_s * len(sources), made / rate, refused, placement, clips, encoded), len(sample)
 
 
 def _hours(seconds: float) -> str:

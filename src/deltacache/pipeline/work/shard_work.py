@@ -8,6 +8,8 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from upath import UPath
@@ -20,7 +22,7 @@ from deltacache.pipeline.inputs.side_arrays import SideSource
 from deltacache.pipeline.storage.errors import readable_errors
 from deltacache.pipeline.storage.storage import size_of
 from deltacache.pipeline.work.encoders import ClipEncoder
-from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip
+from deltacache.schemas.clips import CropBox, DeltaClip, FeatureClip, PixelClip, clip_id_of
 from deltacache.schemas.datasets import DatasetCard, Size, sides
 from deltacache.schemas.errors import DatasetError, DeltacacheError, FailureReason
 
@@ -51,6 +53,9 @@ class ShardResult:
     host: str = field(default_factory=socket.gethostname)
 
 
+_Encoded: TypeAlias = tuple[PixelClip, FeatureClip | DeltaClip | None]
+
+
 class ShardEncoding:
     """Groups in, stored clips out, counting what it costs. Use one for each piece of work.
 
@@ -73,6 +78,53 @@ class ShardEncoding:
 
     def clips(self) -> Iterator[StoredClip]:
         """Stored clips in the order of the plan."""
+        pieces: list[_Encoded] = []
+        for pixels, clip in self._all_encoded():
+            if pixels.windows:
+                pieces.append((pixels, clip))
+                if len(pieces) * len(pixels.frame_indices) >= pixels.windows[-1] + len(pixels.frame_indices):
+                    yield from self._windows(pieces)
+                    pieces = []
+            elif clip is None:
+                self.failures.append(not_finite(pixels.video_uri, pixels.view))
+            else:
+                yield _stored(pixels, clip, self._beside)
+        place = {source.video_uri: position for position, source in enumerate(self.sources)}
+        self.failures.sort(key=lambda failure: (place.get(failure.video_uri, 0), failure.view or 0))
+
+    def _windows(self, pieces: "Sequence[_Encoded]") -> Iterator[StoredClip]:
+        """The clips of a video from its pieces, which hold each of its frames once."""
+        first, frames = pieces[0][0], len(pieces[0][0].frame_indices)
+        features = [clip for _, clip in pieces if isinstance(clip, FeatureClip)]
+        if len(features) < len(pieces):
+            self.failures.append(not_finite(first.video_uri, None))
+            return
+        tokens = np.concatenate([clip.patch_tokens for clip in features])
+        scales = [clip.scales for clip in features if clip.scales is not None]
+        of_tokens = np.concatenate(scales) if scales else None
+        times = np.concatenate([clip.timestamps_s for clip in features])
+        indices = [index for pixels, _ in pieces for index in pixels.frame_indices]
+        for view, begin in enumerate(first.windows):
+            own = slice(begin, begin + frames)
+            clip = FeatureClip(
+                clip_id_of(first.clip_id.rpartition("-v")[0], view),
+                tokens[own],
+                times[own],
+                None if of_tokens is None else of_tokens[own],
+            )
+            yield StoredClip(
+                clip=clip,
+                video_uri=first.video_uri,
+                view=view,
+                frame_indices=tuple(indices[own]),
+                crop=first.crop,
+                flip=first.flip,
+                decoder=first.decoder,
+                duplicate_frames=sum(a == b for a, b in pairwise(indices[own])),
+                side_arrays=self._beside.at(first.video_uri, clip.timestamps_s) if self._beside else {},
+            )
+
+    def _all_encoded(self) -> "Iterator[_Encoded]":
         batch: list[PixelClip] = []
         for group in self._arriving():
             for clip in group.clips:
@@ -82,8 +134,6 @@ class ShardEncoding:
                     batch = []
         if batch:
             yield from self._encoded(batch)
-        place = {source.video_uri: position for position, source in enumerate(self.sources)}
-        self.failures.sort(key=lambda failure: (place.get(failure.video_uri, 0), failure.view or 0))
 
     def _arriving(self) -> Iterator[DecodedGroup]:
         groups = iter(self._groups)
@@ -99,17 +149,13 @@ class ShardEncoding:
             self.decode_s += group.decode_s
             yield group
 
-    def _encoded(self, batch: list[PixelClip]) -> Iterator[StoredClip]:
+    def _encoded(self, batch: list[PixelClip]) -> "Iterator[_Encoded]":
         start = time.perf_counter()
         encoded = self._encoder.encode(batch)
         self.encode_s += time.perf_counter() - start
         self.count += len(batch)
         self._on_clips(len(batch))
-        for pixels, clip in zip(batch, encoded, strict=True):
-            if clip is None:
-                self.failures.append(not_finite(pixels.video_uri, pixels.view))
-            else:
-                yield _stored(pixels, clip, self._beside)
+        yield from zip(batch, encoded, strict=True)
 
     def result(self, shard_id: str, started: float, receipt: Receipt | None, clips: int) -> ShardResult:
         """The figures of the finished work; ``receipt`` is that of the shard, if one was committed."""
@@ -172,8 +218,8 @@ def check_is_here(root: UPath, result: ShardResult) -> None:
                 time.sleep(0.2)
 
 
-def not_finite(video_uri: str, view: int) -> Failure:
-    """The row of a clip whose tokens cannot be used."""
+def not_finite(video_uri: str, view: int | None) -> Failure:
+    """The row of a clip whose tokens cannot be used; of a video whose clips share their frames, ``view`` is None."""
     message = "its tokens are not finite: NaN, or beyond what float16 holds"
     return Failure(video_uri, view, "encode", FailureReason.ENCODE_FAILED.value, message)
 
