@@ -49,7 +49,7 @@ def main() -> None:
             print(
                 f"stride {stride}: {len(features)} clips; features {shared / 1e6:.1f} MB, each clip by itself "
                 f"{by_itself / 1e6:.1f} MB ({by_itself / shared:.2f} times); deltas {of_deltas / 1e6:.2f} MB "
-                f"({of_deltas / shared:.2%} of the features); bytes of {shared / tokens[0].nbytes:.0f} frames, in clips "
+                f"({of_deltas / shared:.2%} of them); bytes of {shared / tokens[0].nbytes:.0f} frames, in clips "
                 f"{len(features) * asked.frames}; {took:.1f} s"
             )
 
