@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from lerobot_maker import CAMERA, draw_lerobot
+from test_shots import BOUNDS, write_shots
 from video_maker import read_number, write_video
 
 import deltacache
@@ -221,3 +222,22 @@ def test_a_rerun_does_nothing_and_a_refused_video_joins_later(made: dict[str, Pa
     offsets = read_receipt(open_dataset(fresh).root, shard).token_offsets
     stride = read_receipt(open_dataset(fresh).root, shard).frame_stride
     assert np.diff(offsets[:5]).tolist() == [2 * stride] * 4
+
+
+def test_windows_within_shots_share_frames_within_their_shot_alone(tmp_path: Path) -> None:
+    write_shots(tmp_path / "videos" / "a.mp4")
+    dataset = deltacache.extract_features(
+        tmp_path / "videos", tmp_path / "out", shots=True, **SETTINGS, **{**WINDOWS, "spacing": (0.2, 0.2)}
+    )
+    indices = np.array(dataset.column("frame_indices").to_pylist())
+    shot = np.searchsorted(BOUNDS, indices, side="right")
+    assert (shot[:, 0] == shot[:, -1]).all()
+    assert [int((shot[:, 0] == each).sum()) for each in (1, 2, 3)] == [2, 3, 1]
+    assert verify_dataset(dataset.root) == []
+    offsets = np.array(read_receipt(dataset.root, dataset.shard_ids[0]).token_offsets)
+    stride = read_receipt(dataset.root, dataset.shard_ids[0]).frame_stride
+    assert ((offsets - offsets[0]) // stride).tolist() == [0, 2, 6, 8, 10, 14]
+    frames = {}
+    for own, tokens in zip(indices.tolist(), dataset.read_all(), strict=True):
+        for index, frame in zip(own, tokens, strict=True):
+            np.testing.assert_array_equal(frames.setdefault(index, frame), frame)
