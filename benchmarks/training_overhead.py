@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace, out: Path) -> None:
     loss = compute(0)
     step_s = statistics.median(timed(lambda i=i: compute(i + 1)) for i in range(options.steps))
     update_s = statistics.median(timed(update) for _ in range(7))
-    with RunLog(out, "world", 0) as log:
+    with RunLog(out, "world", 0, training, {}, print) as log:
         row_s = statistics.median(timed(log_row) for _ in range(7))
         for _ in range(20_000):  # a long run's table
             log.add({"step": 1, "loss": 1.0})

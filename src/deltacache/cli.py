@@ -53,7 +53,7 @@ from deltacache.schemas.texts import counted
 PIPELINE, TRAINING, EVALUATION, TOOLS = "Pipeline", "Training", "Evaluation", "Tools"
 _PRESETS_OWN, _TOKENIZERS_OWN = "the preset's", "the tokenizer's"
 
-_NOT_OF_HEADS = ("accumulation", "keep", "probe_every", "wandb")
+_NOT_OF_HEADS = ("accumulation", "keep", "probe_every")
 _OF_MANY_WORKERS = (
     "stage",
     "init_from",

@@ -244,7 +244,22 @@ class TrainingConfig(Frozen):
     )
     probe_clips: int = Field(default=64, ge=2, description="clips used by the probes, always the same")
     wandb: Annotated[Literal["off", "offline", "online"], Flag()] = Field(
-        default="off", description="Weights & Biases (pip install 'deltacache[wandb]')."
+        default="off",
+        description="Weights & Biases (pip install 'deltacache[wandb]'): as --tracker wandb, offline or online.",
+    )
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+        Flag("tracker", takes=tuple[str, ...], default="tensorboard"),
+    ] = Field(
+        default=("tensorboard",),
+        description="Where rows of the curves are sent: tensorboard, wandb, mlflow (pip install "
+        "'deltacache[mlflow]'); may be repeated.",
+    )
+    project: Annotated[str, Flag()] = Field(
+        default="deltacache", min_length=1, description="Project in the trackers (MLflow: experiment)."
+    )
+    run_name: Annotated[str | None, Flag(default="kind of model and name of OUT")] = Field(
+        default=None, min_length=1, description="Name of the run in the trackers."
     )
 
     def shared_by(self, workers: int, accumulation: int | None = None) -> "TrainingConfig":

@@ -1,9 +1,11 @@
-"""Everything a run writes for people to look at: curves in Parquet, TensorBoard events, W&B, a picture."""
+"""Everything a run writes for people to look at: curves in Parquet, rows for trackers, a picture."""
 
 import copy
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -124,20 +126,54 @@ def _curve(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Weights & Biases, if it is asked for: an optional extra, imported here alone.
+# Trackers: places that rows are sent to beside the table. W&B and MLflow are optional extras, imported here alone.
 # ----------------------------------------------------------------------------------------------------
 
 
-class WandbLog:
-    """Sends rows to W&B, or with ``mode`` offline to ``OUT/wandb``, from where ``wandb sync`` sends them later.
+class Tracker(Protocol):
+    """A place that rows are sent to beside the table."""
 
-    A resumed run goes on in the same W&B run, since its id follows from the output folder.
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One row's numbers, the step left out."""
+        ...
+
+    def flush(self) -> None:
+        """Write what there is."""
+        ...
+
+    def close(self) -> None:
+        """No more rows follow."""
+        ...
+
+
+class TensorBoardTracker:
+    """Events that TensorBoard reads; what a crashed run logged beyond ``first_step`` is hidden."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class WandbTracker:
+    """Weights & Biases, online, or offline in ``OUT/wandb``, from where ``wandb sync`` sends the rows later.
 
     Raises:
         DeltacacheError: the package is not installed, or W&B refuses to start.
     """
 
-    def __init__(self, out: Path, kind: str, mode: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path, run: str, name: str, training: TrainingConfig, config: Mapping[str, Any]
+    ) -> None:
+        mode = "offline" if training.wandb == "offline" else "online"
         try:
             import wandb
         except ImportError as error:
@@ -147,12 +183,12 @@ class WandbLog:
             ) from error
         try:
             self._run = wandb.init(
-                project="deltacache",
-                name=f"{kind} {out.resolve().name}",
-                id=fingerprint_of({"out": str(out.resolve())}),
+                project=training.project,
+                name=name,
+                id=run,
                 dir=out,
                 config=dict(config),
-                mode="offline" if mode == "offline" else "online",
+                mode=mode,
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),
             )
@@ -172,6 +208,89 @@ class WandbLog:
         self._run.finish()
 
 
+class MlflowTracker:
+    """MLflow: where ``MLFLOW_TRACKING_URI`` says, else in a SQLite file ``OUT/mlflow.db``, without any server.
+
+    Raises:
+        DeltacacheError: the package is not installed, or the store cannot be opened.
+    """
+
+    def __init__(
+        self, out: Path, run: str, name: str, training: TrainingConfig, config: Mapping[str, Any]
+    ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                from mlflow import MlflowClient
+                from mlflow.entities import Metric, Param
+                from mlflow.exceptions import MlflowException
+        except ImportError as error:
+            raise DeltacacheError(
+                f"--tracker mlflow, but the package is not installed ({error}): "
+                "pip install 'deltacache[mlflow]', or leave it out"
+            ) from error
+        self._metric = Metric
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve()}/mlflow.db"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of SQLAlchemy about MLflow
+                self._client = MlflowClient(tracking_uri=uri)
+                experiment = self._client.get_experiment_by_name(training.project)
+                place = (
+                    experiment.experiment_id
+                    if experiment is not None
+                    else self._client.create_experiment(training.project)
+                )
+                found = self._client.search_runs([place], f"tags.deltacache_run = '{run}'")
+                if found:
+                    self._run = found[0].info.run_id
+                    self._client.update_run(self._run, status="RUNNING", name=name)
+                    return
+                self._run = self._client.create_run(
+                    place, run_name=name, tags={"deltacache_run": run}
+                ).info.run_id
+                settings = config.get("config", {}).get("training", {})
+                params = [Param(key, str(value)) for key, value in settings.items()]
+                self._client.log_batch(self._run, params=params)
+        except MlflowException as error:
+            raise DeltacacheError(
+                f"MLflow does not start at {uri} ({error}): check MLFLOW_TRACKING_URI, or leave --tracker mlflow out"
+            ) from error
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def flush(self) -> None:
+        """Nothing to do: every row is written at once."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def open_trackers(
+    out: Path, kind: Kind, first_step: int, training: TrainingConfig, config: Mapping[str, Any]
+) -> dict[str, Tracker]:
+    """Those that ``training`` names; a resumed run goes on in the same run, whose id follows from the output folder.
+
+    Raises:
+        DeltacacheError: one does not start.
+    """
+    run = fingerprint_of({"out": str(out.resolve())})
+    name = training.run_name or f"{kind} {out.resolve().name}"
+    names = dict.fromkeys((*(("wandb",) if training.wandb != "off" else ()), *training.trackers))
+    opened: dict[str, Tracker] = {}
+    for each in names:
+        if each == "tensorboard":
+            opened[each] = TensorBoardTracker(out / "tensorboard", first_step)
+        else:
+            tracker = WandbTracker if each == "wandb" else MlflowTracker
+            opened[each] = tracker(out, run, name, training, config)
+    return opened
+
+
 SCHEMAS: Mapping[Kind, pa.Schema] = {
     "tokenizer": TOKENIZER_CURVES_SCHEMA,
     "world": WORLD_CURVES_SCHEMA,
@@ -180,43 +299,13 @@ SCHEMAS: Mapping[Kind, pa.Schema] = {
 }
 
 
-class EventLog(Protocol):
-    """A place that rows are sent to beside the table."""
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One row's numbers, the step left out."""
-        ...
-
-    def flush(self) -> None:
-        """Write what there is."""
-        ...
-
-    def close(self) -> None:
-        """No more rows follow."""
-        ...
-
-
-class TensorBoardLog:
-    """Events that TensorBoard reads; what a crashed run logged beyond ``first_step`` is hidden."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
-
-
 class RunLog:
     """The curves of one run; goes on from those of an earlier call up to ``first_step``.
 
-    ``wandb`` is the mode of Weights & Biases, and ``config`` what it shows of the run.
+    A tracker that fails once it has started is left out from then on, which ``say`` is told: a training outlives it.
+
+    Args:
+        config: what the trackers show of the run.
     """
 
     def __init__(
@@ -224,18 +313,16 @@ class RunLog:
         out: Path,
         kind: Kind,
         first_step: int,
-        *,
-        wandb: str = "off",
-        config: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
     ) -> None:
         self._out = out
         self._kind: Kind = kind
+        self._say = say
         self._rows: list[Row] = read_curves(out / CURVES, first_step)
         self._written_at = 0.0
-        self._events: list[EventLog] = []
-        if wandb != "off":
-            self._events.append(WandbLog(out, kind, wandb, config or {}))
-        self._events.append(TensorBoardLog(out / "tensorboard", first_step))
+        self._trackers = open_trackers(out, kind, first_step, training, config)
 
     def __enter__(self) -> Self:
         return self
@@ -243,8 +330,18 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for events in self._events:
-            events.close()
+        self._of_each(lambda tracker: tracker.close())
+
+    def _of_each(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # noqa: BLE001 whatever a tracker raises, the training goes on
+                del self._trackers[name]
+                self._say(
+                    f"train {self._kind}: {name} failed and gets no more rows of this run ({error!r}); "
+                    f"{self._out / CURVES} has all of them"
+                )
 
     def add(self, row: Row) -> None:
         """One more interval.
@@ -264,14 +361,12 @@ class RunLog:
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         for number, share in enumerate(cast("list[float]", values.pop("shares", []))):
             values[f"share_{number}"] = share
-        for events in self._events:
-            events.add(int(step), values)
+        self._of_each(lambda tracker: tracker.add(int(step), values))
 
     def save(self) -> None:
         """Write what there is: before the checkpoint of the same step, so that no row is missed on resume."""
         write_curves(self._rows, self._out / CURVES, SCHEMAS[self._kind])
-        for events in self._events:
-            events.flush()
+        self._of_each(lambda tracker: tracker.flush())
 
     def plot(self) -> None:
         """Draw ``curves.png``."""
@@ -407,12 +502,18 @@ class FolderRecord:
     """In the output folder ``out``, going on from the curves up to ``first_step``."""
 
     def __init__(
-        self, out: Path, kind: Kind, config: TrainingConfig, metadata: Mapping[str, Any], first_step: int
+        self,
+        out: Path,
+        kind: Kind,
+        config: TrainingConfig,
+        metadata: Mapping[str, Any],
+        first_step: int,
+        say: Callable[[str], None],
     ) -> None:
         self._out = out
         metadata = self._metadata = dict(metadata)
         self._stack = ExitStack()
-        self._log = RunLog(out, kind, first_step, wandb=config.wandb, config=metadata)
+        self._log = RunLog(out, kind, first_step, config, metadata, say)
         self._writer = CheckpointWriter(out, kind, metadata, config.keep)
 
     def __enter__(self) -> Self:

@@ -274,7 +274,7 @@ class Run:
         """Where this worker's rows and checkpoints go."""
         if self.group.rank > 0:
             return NoRecord()
-        record = FolderRecord(self.out, kind, self.config, self.metadata, self.first_step)
+        record = FolderRecord(self.out, kind, self.config, self.metadata, self.first_step, self.reporter.line)
         record.note_split(split)
         if self.validation is not None:
             record.note_validation(self.validation.record)

@@ -69,7 +69,8 @@ _SCHEDULE = ("warmup_steps", "decay_steps")
 FREE_ON_RESUME = frozenset(
     f"training.{name}"
     for name in (
-        *("steps", "save_every", "log_every", "keep", "probe_every", "probe_clips", "wandb"),
+        *("steps", "save_every", "log_every", "keep", "probe_every", "probe_clips"),
+        *("wandb", "trackers", "project", "run_name"),
         *("batch_size", "accumulation"),  # their product with the number of workers must stay
         *_SCHEDULE,  # the rates of the steps that are done must stay
     )
@@ -94,7 +95,7 @@ STORAGE_LAG_S = 60.0
 RAY_FOLDER = ".ray-train"
 """Ray Train's own notes, while several workers train."""
 _OURS = frozenset(
-    {"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb", BEST}
+    {"checkpoints", "config.yaml", "curves.parquet", "curves.png", "tensorboard", "wandb", "mlflow.db", BEST}
 )
 SavedModelT = TypeVar("SavedModelT", bound=SavedModel)
 
