@@ -141,7 +141,7 @@ class _FoldedAttention(NamedTuple):
     mixing: Tensor  # (N, J, D)
 
 
-class _Work(NamedTuple):
+class _WorkSpace(NamedTuple):
     """Memory for the activations of N K queries."""
 
     narrow: Tensor  # (N K, D), or (N K, D + _ROOM), whose last columns are ones, for the bias, and zeros
@@ -182,7 +182,7 @@ class FoldedPredictor:
         targets_at_once = max(batch, _SHARED // count) if on_cpu and self._hidden_size >= _SMALL else batch
         size, candidates = max(1, min(rows // count, targets_at_once)), max(1, min(rows, count))
         size = -(-batch * steps // -(-batch * steps // size))  # of equal passes, as none shall be small
-        work = _Work(
+        work = _WorkSpace(
             noise.new_zeros(size * candidates, self._blocks[0].up[0].shape[0], dtype=self._dtype),
             noise.new_empty(size * candidates, self._width, dtype=self._dtype),
         )
@@ -214,7 +214,7 @@ class FoldedPredictor:
                 losses[clips, frames, first : first + candidates] = loss
         return losses
 
-    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], work: "_Work") -> Tensor:
+    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], work: "_WorkSpace") -> Tensor:
         """Tokens (N, K, D) for queries (N, K, D), which it writes over; ``work`` has N K rows or more."""
         targets, count, size = hidden.shape
         narrow, wide = work.narrow[: targets * count], work.wide[: targets * count]
