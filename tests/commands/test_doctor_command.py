@@ -19,7 +19,17 @@ import pytest
 import torch
 from command_runs import Outcome
 
-from deltacache.doctor.measured import CHAINS, Measurement, Operations, seconds_of, stages_of
+from deltacache.doctor.measured import (
+    CHAINS,
+    FORWARD,
+    KINETICS_VIDEOS,
+    TOKENIZER,
+    WORLD,
+    Measurement,
+    Operations,
+    seconds_of,
+    stages_of,
+)
 from deltacache.schemas.configs import tokenizer_preset, world_preset
 
 PLANTED = re.compile("planted", re.IGNORECASE)
@@ -129,6 +139,26 @@ def test_the_operations_that_are_shipped_are_those_that_are_counted() -> None:
     for chain in CHAINS:
         assert stages_of(chain, nothing, counted)
     assert Operations.shipped().counted == counted.counted
+
+
+def test_the_hours_in_the_readme_are_those_of_the_estimate() -> None:
+    """At 200 TFLOP/s, as it says there."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"for {KINETICS_VIDEOS:,} videos" in text
+    assert "divided by 200 TFLOP/s" in text
+    rates = dict.fromkeys((FORWARD, TOKENIZER, WORLD), 2e14)
+    assumed = Measurement(
+        "cuda", KINETICS_VIDEOS, {"float32": 1.0, "bfloat16": 2.0}, model_flop_per_s={"bfloat16": rates}
+    )
+    for chain in CHAINS:
+        stages = stages_of(chain, assumed, Operations.shipped())
+        parts = [
+            sum(each.hours("bfloat16") for each in stages if each.name.startswith(begin))
+            for begin in ("features", "tokenizer ", "tokenize", "world model", "")
+        ]
+        parts[2] -= parts[1]  # "tokenize" alone
+        cells = [f"{hours:.1f}" if hours < 10 else f"{hours:,.0f}" for hours in parts]
+        assert f"| `{chain}` | {' | '.join(cells)} |" in text
 
 
 def test_past_the_deadline_one_run_of_a_model_is_enough() -> None:
