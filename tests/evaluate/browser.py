@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -133,6 +134,20 @@ class Browser:
             shot = self.call("Page.captureScreenshot", session, format="png")
             target.write_bytes(base64.b64decode(shot["data"]))
         return target
+
+    def printed(self, page: Path, without: str) -> dict[str, Any]:
+        """A page on A4 without one of its elements: number of sheets, and widths that do not fit on them."""
+        with self._opened(page, 1280, 1000, dark=False) as session:
+            self._evaluate(session, f"document.querySelector({without!r})?.remove()")
+            paper = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True}
+            pdf = base64.b64decode(self.call("Page.printToPDF", session, **paper)["data"])
+            self.call("Emulation.setEmulatedMedia", session, media="print")
+            size = {"width": 702, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 within 12 mm
+            self.call("Emulation.setDeviceMetricsOverride", session, **size)
+            cut = """[...document.querySelectorAll("table, svg, img, p, details")]
+              .filter((each) => each.getBoundingClientRect().right > 703)
+              .map((each) => `${each.getBoundingClientRect().right} ${each.outerHTML.slice(0, 160)}`)"""
+            return {"sheets": len(re.findall(rb"/Type\s*/Page\b", pdf)), "cut": self._evaluate(session, cut)}
 
     @contextmanager
     def _opened(self, page: Path, width: int, height: int, dark: bool) -> Iterator[str]:

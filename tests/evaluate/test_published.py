@@ -83,7 +83,7 @@ def test_they_stand_apart_on_a_terminal(run: Path) -> None:
 @pytest.mark.slow
 def test_they_stand_apart_in_a_report(run: Path) -> None:
     page = write_report(run).read_text()
-    assert page.count('class="published') == 3 * 10
+    assert page.count('<tr class="published') == 3 * 10
     assert "were published by others" in page
     for panel in panels(pq.read_table(run / "metrics.parquet")):
         for line in panel.lines:

@@ -18,6 +18,8 @@ from deltacache.evaluate.clips.run import evaluate_clips
 from deltacache.evaluate.examples import load_examples
 from deltacache.evaluate.output import find_curves, keep_curves
 from deltacache.evaluate.report.page import ReportInput, clips_to_show, write_report
+from deltacache.evaluate.report.panels import panels
+from deltacache.evaluate.report.runs import open_runs
 from deltacache.evaluate.report.strips import change_picture, fit_projection, gap_of
 from deltacache.schemas.errors import DatasetError
 from deltacache.schemas.progress import SilentReporter
@@ -174,6 +176,20 @@ def test_examples_show_every_future_and_sample(out: Path) -> None:
         for cell, frame in zip(cells_of(image, 24), own, strict=True):
             errors = [np.abs(cell[..., :3].astype(int) - other).mean() for clip in expected for other in clip]
             assert np.abs(cell[..., :3].astype(int) - frame).mean() == min(errors)
+
+
+@pytest.mark.slow
+def test_further_futures_are_folded_and_rows_are_defined(out: Path) -> None:
+    text = write_report(out).read_text()
+    unfolded = re.sub(
+        r'<details class="futures">.*?</details>', "", text[text.index('id="examples"') :], flags=re.DOTALL
+    )
+    assert len(re.findall(r'alt="Features, noise: future', unfolded)) == 2 * 3
+    assert text.count("<summary>3 more futures</summary>") == 2 * 2
+    defined = re.findall(r"<dt>(.*?)</dt><dd>.", text)
+    (run,) = open_runs([out])
+    for line in panels({"": run.metrics}, {"": run.names})[0].lines:
+        assert any(line.label.startswith(name) for name in defined), line.label
 
 
 @pytest.mark.slow

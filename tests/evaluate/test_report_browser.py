@@ -127,19 +127,49 @@ def test_the_slider_moves_and_the_strips_come_back(browser: Browser, pages: dict
       const slider = example.querySelector("input"), strip = example.querySelector(".predicted img");
       const place = () => Math.round(strip.getBoundingClientRect().x);
       const states = [[example.classList.contains("one"), said(), place()]];
+      slider.dispatchEvent(new Event("input"));
+      const last = place();
       slider.value = 0;
       slider.dispatchEvent(new Event("input"));
-      states.push([example.classList.contains("before"), said(), place()]);
+      states.push([example.classList.contains("before"), said(), place() > last]);
       example.querySelector("[data-mode]").click();
       states.push([example.classList.contains("one"), strip.getBoundingClientRect().width > 300, 0]);
       return states;
     """
     first, moved, strips = browser.check(pages["clips"], act=act)["acted"]
-    assert first[:2] == [True, "+0.60 s, future"]
+    assert first[:2] == [False, "+0.60 s, future"]  # all moments are shown
     assert moved[0]
     assert moved[1].endswith(", seen")
-    assert moved[2] > first[2]
+    assert moved[2]
     assert strips[:2] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sheets"), [("clips", 4), ("benchmarks", 13), ("both", 18), ("whole", 4)])
+def test_a_printed_page_is_short_and_nothing_is_cut(
+    browser: Browser, pages: dict[str, Path], name: str, sheets: int
+) -> None:
+    found = browser.printed(pages[name], without="#examples")
+    assert found["cut"] == []
+    assert 0 < found["sheets"] <= sheets
+
+
+@pytest.mark.slow
+def test_published_numbers_have_a_column_of_their_own(browser: Browser, pages: dict[str, Path]) -> None:
+    act = """
+      const texts = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(cell.textContent.trim()));
+      return [...document.querySelectorAll("table:has(tr.published)")].map((table) =>
+        [...table.tBodies[0].rows].map((row) => [row.classList.contains("published"), texts(row)]));
+    """
+    for name, runs in (("benchmarks", 1), ("both", 2)):
+        tables = browser.check(pages[name], act=act)["acted"]
+        assert tables
+        for rows in tables:
+            assert len({len(cells) for _, cells in rows}) == 1
+            for published, (_, *cells) in rows:
+                groups = [cells[at : at + runs + 1] for at in range(0, len(cells), runs + 1)]
+                for *own, others in groups:
+                    assert not any(own) if published else others == ""
 
 
 @pytest.mark.slow
@@ -150,7 +180,8 @@ def test_without_scripts_all_moments_are_shown(
     start, end = text.index("<script>"), text.index("</script>")
     still = tmp_path / "still.html"
     still.write_text(text[:start] + text[end + len("</script>") :])
-    act = """return [...document.querySelectorAll(".strip")].map((strip) => strip.getBoundingClientRect().width > 300
+    act = """document.querySelectorAll("details").forEach((each) => { each.open = true; });
+      return [...document.querySelectorAll(".strip")].map((strip) => strip.getBoundingClientRect().width > 300
       && strip.querySelector("img").getBoundingClientRect().width <= strip.getBoundingClientRect().width);"""
     found = browser.check(still, act=act)
     assert found["acted"]
@@ -173,7 +204,8 @@ def test_several_runs_have_the_same_scale_and_both_names(browser: Browser, pages
 
 @pytest.mark.slow
 def test_wide_pictures_are_as_wide_as_their_frames_are(browser: Browser, pages: dict[str, Path]) -> None:
-    act = """return [...document.querySelectorAll(".example .window")].map((each) => each.getBoundingClientRect())
+    act = """document.querySelectorAll("[data-mode]").forEach((button) => button.click());
+      return [...document.querySelectorAll(".example .window")].map((each) => each.getBoundingClientRect())
       .map((box) => [box.width, box.width / box.height]);"""
     found = browser.check(pages["whole"], act=act)["acted"]
     assert len(found) == 2 * (1 + 4 + 4 + 5 + 5)

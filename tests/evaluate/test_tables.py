@@ -150,7 +150,7 @@ def test_verdicts_say_what_the_calibration_charts_show() -> None:
     assert rank_verdict([0.25] * 4) == (
         "Close to calibrated: 50 % of features lie outside all samples, 50 % would if calibrated."
     )
-    assert "lower than the truth on average" in rank_verdict([0.1, 0.15, 0.3, 0.45])
+    assert "lower than the true future on average" in rank_verdict([0.1, 0.15, 0.3, 0.45])
     assert spread_verdict({"1 step ahead": 0.5, "2 steps ahead": 1.0, "3 steps ahead": 1.5}) == (
         "Spread over error: 1 step ahead 0.50, too alike; 2 steps ahead 1.00, close to calibrated; "
         "3 steps ahead 1.50, too different (1 is calibrated)."

@@ -126,7 +126,7 @@ def rank_chart(title: str, shares: Sequence[float], colour: int) -> Chart:
         axes.bar(range(len(shares)), shares, width=0.85, color=series_colour(colour), alpha=0.85)
         axes.axhline(level, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("samples that are lower than the truth")
+        axes.set_xlabel("samples lower than the true future")
         axes.set_ylabel("share of features")
 
     outside = shares[0] + shares[-1]
@@ -155,7 +155,7 @@ def rank_verdict(shares: Sequence[float]) -> str:
     if outside < level / _OUTSIDE_FACTOR:
         return f"In single features the samples are too different: {text}."
     if abs(bias) > _LARGEST_BIAS:
-        return f"The samples are {'lower' if bias > 0 else 'higher'} than the truth on average: {text}."
+        return f"The samples are {'lower' if bias > 0 else 'higher'} than the true future on average: {text}."
     return f"Close to calibrated: {text}."
 
 

@@ -177,6 +177,7 @@ def _context(
             for dataset in datasets
         ],
         "words": METRIC_WORDS,
+        "rows_text": {name: text for panel in shown for name, text in panel.rows_text.items()},
         "intervals": " and ".join(dict.fromkeys(intervals_text(run.metrics) for run in runs)),
         "sources": {name: text for name, text in SOURCES.items() if name in published},
         "published_at": published_at(datasets),

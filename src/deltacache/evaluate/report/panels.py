@@ -41,6 +41,27 @@ METHOD_LABELS = {
     "dino_foresight": "DINO-Foresight",
     "dino_foresight_delta": "DINO-Foresight on delta tokens",
 }
+METHOD_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "copy_last": "the last seen frame, as a model that expects no change would predict it",
+        "present": "the true future itself: no prediction can be better",
+        "deltatok": "the true future through the tokenizer, no prediction: each frame is encoded against the frame "
+        "reconstructed before it and decoded from that; about what the tokenizer allows a world model to reach",
+        "deltatok_parallel": "the same, but delta tokens of pairs of true frames are decoded one after the other",
+        "deltatok_one_step": "the same, but each frame from the true frame before it: the error of one delta token",
+        "deltatok_swapped": "the same as one step with the delta token of another video: if it is as good, the "
+        "decoder ignores its token",
+        "deltaworld": "a world model that samples futures, each from other noise, trained on its best candidate",
+        "deltaworld_energy": "a world model that samples futures, each from other noise, trained on the energy score",
+        "deltaworld_flow": "a world model that samples futures by flow matching",
+        "deltaworld_discriminative": "a world model that predicts one future, from a learned query",
+        "dino_world": "a world model that predicts all patch features of one future, without delta tokens",
+        "dino_world_best_of_many": "a world model that samples futures as patch features, without delta tokens",
+        "dino_foresight": "a world model that predicts one future as features of several layers",
+        "dino_foresight_delta": "the same on delta tokens",
+        "cosmos_12b": "a world model that generates pixels",
+    }
+)
 METRIC_LABELS = {
     "smooth_l1": "Feature loss (smooth L1)",
     "mse": "Feature loss (squared error)",
@@ -320,6 +341,18 @@ class Panel:
             return 3
         largest = max(abs(cell.value) for cell in self.cells)
         return 3 if largest == 0 else min(8, max(3, 3 - math.floor(math.log10(largest))))
+
+    @property
+    def rows_text(self) -> dict[str, str]:
+        """What every row is, by the name before its summary."""
+        texts = {}
+        for line in self.lines:
+            model = line.model.partition(", ")[0] if line.published else line.model
+            label = METHOD_LABELS.get(line.method, line.method)
+            world = line.method not in NOT_PREDICTED and not line.published
+            words = METHOD_WORDS.get(line.method, "a world model")
+            texts.setdefault(model, f"{label}: {words}" if world and label not in model else words)
+        return texts
 
     @property
     def cells(self) -> list[Cell]:

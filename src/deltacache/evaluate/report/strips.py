@@ -250,7 +250,8 @@ class Detail:
 class Strip:
     """Pictures of one line of time inside one image of ``size`` (width, height).
 
-    ``kind`` is its style: true, rebuilt, predicted or mean; ``colour`` (``--s<n>``) that of its world model.
+    ``kind`` is its style: true, rebuilt, predicted or mean; ``colour`` (``--s<n>``) that of its world model. What is
+    ``folded`` is shown on demand.
     """
 
     kind: str
@@ -261,6 +262,7 @@ class Strip:
     size: tuple[int, int]
     pixelated: bool
     colour: int | None = None
+    folded: bool = False
 
     def _width(self, pictures: int) -> int:
         """Of one of the pictures, without the gap behind it."""
@@ -315,6 +317,7 @@ _KINDS = {
     "rgb": "Pictures decoded from features",
 }
 
+_UNFOLDED = 3  # futures of a world model that are shown at first
 _WIDE = 1.5  # columns to rows of patches, from which pictures get more room
 
 
@@ -425,6 +428,7 @@ class _ExampleStrips:
         mark: str = "",
         only_last: np.ndarray | None = None,
         colour: int | None = None,
+        folded: bool = False,
     ) -> Strip:
         """``seen`` (C, ...) and ``futures`` (H, ...) as one image; ``only_last`` at the last moment instead.
 
@@ -449,6 +453,7 @@ class _ExampleStrips:
             alt=self._alt(look, label, seen is not None, only_last is not None),
             pixelated=small,
             colour=colour,
+            folded=folded,
         )
 
     def _alt(self, look: str, label: str, has_seen: bool, only_last: bool) -> str:
@@ -517,7 +522,10 @@ class _ExampleStrips:
         return StripGroup(_KINDS[maps.kind], "", tuple(key), tuple(strips))
 
     def _order(self, world: ExampleWorld) -> list[int]:
-        """Samples to show: the closest first, then evenly over the true futures that they are nearest to."""
+        """Samples to show: the closest first, then evenly over the true futures that they are nearest to.
+
+        Those that are not folded are spread in this way too.
+        """
         kept = range(len(world.samples))
         best = [world.best] if world.best in kept else []
         rest = sorted(
@@ -526,7 +534,9 @@ class _ExampleStrips:
         )
         if not self._names():
             return best + rest[: self._detail.samples - len(best)]
-        return best + list(spread(rest, self._detail.samples - len(best)))
+        first = list(spread(rest, min(_UNFOLDED, self._detail.samples) - len(best)))
+        others = [at for at in rest if at not in first]
+        return best + first + list(spread(others, self._detail.samples - len(best) - len(first)))
 
     def _named(self, world: ExampleWorld) -> str:
         """Its name, or its method, and its fingerprint where two have the same."""
@@ -542,7 +552,7 @@ class _ExampleStrips:
         names, several = self._names(), len(world.reached) > 1
         each_one = all(len(world.reached) == 1 for world in self._example.worlds)
         model = self._named(world) if len(self._example.worlds) > 1 else ""
-        for at in self._order(world):
+        for position, at in enumerate(self._order(world)):
             label = f"future {at + 1}" if several else "its one future"
             if model:
                 label = model if each_one else f"{model}: {label}"
@@ -552,7 +562,10 @@ class _ExampleStrips:
             mark = "closest" if several and at == world.best else ""
             past = seen if self._detail.branching else None
             colour = self._looks.get(world.fingerprint, ("", None))[1]
-            yield self._strip("predicted", look, label, past, samples[at], mark=mark, colour=colour)
+            folded = position >= _UNFOLDED and not self._detail.branching
+            yield self._strip(
+                "predicted", look, label, past, samples[at], mark=mark, colour=colour, folded=folded
+            )
 
 
 def _fitted_label(label: np.ndarray, kind: str, size: tuple[int, int]) -> np.ndarray:

@@ -181,7 +181,7 @@ def _text(value: float | None) -> str:
 
 _LOSSES = ("miou", "rmse", "smooth_l1")
 _FUTURES = {"best": "best future", "mean": "average future"}
-_COPY, _BOUND = ("copy_last", "repeating the last frame"), ("present", "the true future itself")
+_COPY, _BOUND = ("copy_last", "copying the last frame"), ("present", "the true future itself")
 
 
 def findings(tables: Sequence[Panel]) -> list[str]:

@@ -32,7 +32,6 @@ for (const example of document.querySelectorAll(".example")) {
   slider.addEventListener("input", () => { stop(); one(true); show(Number(slider.value)); });
   mode.addEventListener("click", () => { stop(); one(!example.classList.contains("one")); });
   show(moments.length - 1);
-  one(true);
   controls.hidden = false;
   if ("plays" in example.dataset && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
     show(0);
