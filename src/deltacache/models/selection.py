@@ -141,13 +141,6 @@ class _FoldedAttention(NamedTuple):
     mixing: Tensor  # (N, J, D)
 
 
-class _WorkSpace(NamedTuple):
-    """Memory for the activations of N K queries."""
-
-    narrow: Tensor  # (N K, D), or (N K, D + _ROOM), whose last columns are ones, for the bias, and zeros
-    wide: Tensor  # (N K, W)
-
-
 class FoldedPredictor:
     """A predictor's weights, made ready for the selection of one step.
 
@@ -182,11 +175,11 @@ class FoldedPredictor:
         targets_at_once = max(batch, _SHARED // count) if on_cpu and self._hidden_size >= _SMALL else batch
         size, candidates = max(1, min(rows // count, targets_at_once)), max(1, min(rows, count))
         size = -(-batch * steps // -(-batch * steps // size))  # of equal passes, as none shall be small
-        work = _WorkSpace(
-            noise.new_zeros(size * candidates, self._blocks[0].up[0].shape[0], dtype=self._dtype),
-            noise.new_empty(size * candidates, self._width, dtype=self._dtype),
-        )
-        work.narrow[:, self._hidden_size : self._hidden_size + 1] = 1
+        wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
+        padded = None
+        if self._blocks[0].up[1] is None:
+            padded = noise.new_zeros(size * candidates, self._hidden_size + _ROOM, dtype=self._dtype)
+            padded[:, self._hidden_size] = 1
         losses = noise.new_empty(batch, steps, count)
         frame_of = torch.arange(steps, device=noise.device).repeat_interleave(batch)
         clip_of = torch.arange(batch, device=noise.device).repeat(steps)
@@ -208,17 +201,23 @@ class FoldedPredictor:
             target = targets[clips, frames, None]  # (N, 1, D)
             for first in range(0, count, candidates):
                 few = noise[clips, frames, first : first + candidates]
-                prediction = self._predict(few.to(self._residual), attentions, work).to(target.dtype)
+                prediction = self._predict(few.to(self._residual), attentions, wide, padded).to(target.dtype)
                 expected = target.expand_as(prediction)
                 loss = F.smooth_l1_loss(prediction, expected, reduction="none", beta=beta).mean(dim=-1)
                 losses[clips, frames, first : first + candidates] = loss
         return losses
 
-    def _predict(self, hidden: Tensor, attentions: Sequence[_FoldedAttention], work: "_WorkSpace") -> Tensor:
-        """Tokens (N, K, D) for queries (N, K, D), which it writes over; ``work`` has N K rows or more."""
+    def _predict(
+        self, hidden: Tensor, attentions: Sequence[_FoldedAttention], wide: Tensor, padded: Tensor | None
+    ) -> Tensor:
+        """Tokens (N, K, D) for queries (N, K, D), which it writes over.
+
+        ``wide`` (N K or more, W) is work space, and so is ``padded`` (N K or more, D + _ROOM), whose last columns are
+        ones and zeros, where biases are rows of weights.
+        """
         targets, count, size = hidden.shape
-        narrow, wide = work.narrow[: targets * count], work.wide[: targets * count]
-        rows = hidden.view(-1, size)
+        rows, wide = hidden.view(-1, size), wide[: targets * count]
+        narrow = rows.new_empty(rows.shape, dtype=self._dtype) if padded is None else padded[: len(rows)]
         for block, attention in zip(self._blocks, attentions, strict=True):
             heads = block.query_bias.shape[0]
             scores = torch.baddbmm(
@@ -240,7 +239,9 @@ class FoldedPredictor:
             if hidden.dtype == wide.dtype:
                 rows.addmm_(wide, block.down[0]).add_(block.down[1])
             else:
-                rows += torch.addmm(block.down[1], wide, block.down[0])
+                rows += torch.addmm(
+                    block.down[1], wide, block.down[0], out=narrow if padded is None else None
+                )
         return F.linear(self._normed(self._norm, hidden), *self._head)
 
     def _normed(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
