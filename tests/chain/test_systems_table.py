@@ -123,6 +123,7 @@ def test_headings_have_units_and_seconds(text: str) -> None:
     assert _heading(text) == [
         *("system", "loss, 1 step (0.20 s)", "loss, 3 steps (0.60 s)"),
         *("coverage, 1 step (0.20 s)", "coverage, 3 steps (0.60 s)"),
+        *("odds error, 1 step (0.20 s)", "odds error, 3 steps (0.60 s)"),
         *("futures (GFLOP)", "step (GFLOP)", "step (s)", "step (GiB)"),
     ]
     assert "backbone and tokenizer included" in text
@@ -145,7 +146,7 @@ def test_scores_are_those_of_the_evaluation_with_intervals_and_counts(
     counts = {row["quantity"]: row["n_sequences"] for row in quality}
     assert (
         f"Over {counts['smooth_l1']} sequences of clips (loss at 1, 3 steps) and {counts['mode_coverage']} scenes of "
-        "clips (coverage at 1, 3 steps)."
+        "clips (coverage at 1, 3 steps; odds error at 1, 3 steps)."
     ) in text
 
 

@@ -373,7 +373,7 @@ def test_the_page_of_an_evaluation(run: Path, made: Path, cityscapes: Path, tmp_
     for absent in ('id="calibration"', 'id="samples"', 'id="drift"', "“Best”", "Depth RMSE", PUBLISHED_MARK):
         assert absent not in page
     assert page.count('class="example wide"') == 2
-    assert "Relative depth, DINO-Foresight: 3 pictures of the future" in page
+    assert "Relative depth, baseline: 3 pictures of the future" in page
     assert "Segmentation, ground truth: one picture at the last moment" in page
     assert f"{load_tokenizer(made / 'tokenizer').fingerprint}, from {made / 'tokenizer'}" in page
     text = describe_output(run)
@@ -398,7 +398,7 @@ def test_published_rows_of_table_d_stand_beside_ones_own(
     evaluate_foresight(whole_settings(made, cityscapes, out, **changes), SilentReporter())
     path = write_report(out)
     page = path.read_text()
-    assert page.count('class="published') == 2 * 2  # both systems, IoU and depth
+    assert page.count('class="published">published') == 2 * 2  # columns of both moments, IoU and depth
     assert f"DINO-Foresight, 10,240 tokens, paper {PUBLISHED_MARK}" in page
     assert "over the whole validation sets, at 448 × 896 px" in page
     for value in ("71.8", "59.8", "88.6", "85.4", "72.1", "60.0", "88.5", "85.6"):
