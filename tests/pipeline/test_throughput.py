@@ -57,7 +57,7 @@ def test_what_a_dry_run_says_of_bfloat16(
         return forward(backbone, pixels)
 
     placement: Any = SimpleNamespace(device=device, encoders=1, decoders=1)
-    estimate = Estimate(decode_s=3600.0, forward_s=360_000.0, refused=0.0, placement=placement)
+    estimate = Estimate(3600.0, 360_000.0, refused=0.0, placement=placement, clips=1, encoded=1)
     monkeypatch.setattr(Backbone, "patch_tokens", slow)
     monkeypatch.setattr("deltacache.pipeline.jobs.preview.NARROW", 1)
     monkeypatch.setattr("deltacache.pipeline.jobs.preview.cpu_bfloat16_gain", lambda: gain)
