@@ -36,6 +36,7 @@ from deltacache.schemas.errors import DeltacacheError, VideoRefusedError
 from deltacache.schemas.prediction import PredictionSettings
 from deltacache.schemas.progress import SilentReporter
 from reporters import Lines
+from web_server import Web, web_server
 
 SIZE, HIDDEN, SPACING = 32, 64, 0.2
 
@@ -224,6 +225,35 @@ def test_a_video_gives_what_its_features_give(
 
 
 @pytest.mark.slow
+def test_a_url_and_a_folder_of_frames_give_what_the_file_gives(
+    video: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The url carries credentials, which are written nowhere."""
+    asked: dict[str, Any] = {
+        **{"tokenizer": models["tokenizer"], "world": models["world"], "at": 0.6, "steps": 3, "samples": 2},
+        "device": "cpu",
+    }
+    expected = deltacache.predict(video, tmp_path / "file", **asked).tensors()
+    with web_server(Web(files={"/drive.mp4": video.read_bytes()}, signature="planted-secret")) as web:
+        place = f"{web.url}/drive.mp4?Signature=planted-secret"
+        fetched = deltacache.predict(place, tmp_path / "url", **asked)
+    assert all(torch.equal(value, expected[name]) for name, value in fetched.tensors().items())
+    assert all(
+        b"planted-secret" not in path.read_bytes() for path in fetched.folder.rglob("*") if path.is_file()
+    )
+
+    frames = tmp_path / "drive"
+    frames.mkdir()
+    with av.open(str(video)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            Image.fromarray(frame.to_ndarray(format="rgb24")).save(frames / f"frame_{number / 10:.1f}.png")
+    of_frames = deltacache.predict(frames, tmp_path / "frames", **asked).tensors()
+    same = ("times_s", "context_patch_tokens", "context_delta_tokens", "true_patch_tokens")
+    assert all(
+        torch.equal(of_frames[name], expected[name]) for name in same
+    )  # noise goes by the name of the video
+
+
 def test_the_page_needs_nothing_but_itself(video: Path, models: dict[str, Path], tmp_path: Path) -> None:
     heads = {name: models[name] for name in ("cityscapes", "kitti")}
     predicted = deltacache.predict(
