@@ -1,6 +1,7 @@
 """Trackers through one interface, with the real libraries and no network."""
 
 import sqlite3
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from drawn import world_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deltacache.schemas.errors import DeltacacheError
 from reporters import Lines
 from trainers import train_world
 
@@ -77,3 +79,18 @@ def test_one_that_fails_does_not_end_the_training(
     assert said[0].startswith("train world: mlflow failed and gets no more rows of this run (")
     assert steps_of_events(out) == [2, 4, 6, 8]
     assert pq.read_table(out / "curves.parquet")["step"].to_pylist() == [2, 4, 6, 8]
+
+
+def test_credentials_of_a_tracking_server_are_not_said(
+    deltas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:planted-secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = world_config(trackers=["mlflow"])
+    with pytest.raises(
+        DeltacacheError, match=r"MLflow does not start at http://\S*127\.0\.0\.1:9 "
+    ) as caught:
+        train_world(deltas, tmp_path / "out", config, resume=False, device="cpu", reporter=Lines())
+    assert "planted-secret" not in "".join(traceback.format_exception(caught.value))
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert all(b"planted-secret" not in path.read_bytes() for path in written)

@@ -174,7 +174,7 @@ class FoldedPredictor:
         rows = (_WIDEST_ON_CPU if on_cpu else _WIDEST_ELSEWHERE) // max(self._width, self._hidden_size)
         targets_at_once = max(batch, _SHARED // count) if on_cpu and self._hidden_size >= _SMALL else batch
         size, candidates = max(1, min(rows // count, targets_at_once)), max(1, min(rows, count))
-        size = -(-batch * steps // -(-batch * steps // size))  # of equal passes, as none shall be small
+        size = -(-batch * steps // -(-batch * steps // size))  # passes of equal size, so that none is small
         wide = noise.new_empty(size * candidates, self._width, dtype=self._dtype)
         padded = None
         if self._blocks[0].up[1] is None:

@@ -24,6 +24,7 @@ from deltacache.pipeline.storage.files import replacing
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError, DeltacacheError
+from deltacache.schemas.secrets import without_secrets
 from deltacache.schemas.tables import HEAD_CURVES_SCHEMA, TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
 from deltacache.train.checkpoints import (
     TrainedModel,
@@ -255,8 +256,9 @@ class MlflowTracker:
                 self._client.log_batch(self._run, params=params)
         except MlflowException as error:
             raise DeltacacheError(
-                f"MLflow does not start at {uri} ({error}): check MLFLOW_TRACKING_URI, or leave --tracker mlflow out"
-            ) from error
+                f"MLflow does not start at {without_secrets(uri)} ({without_secrets(str(error))}): check "
+                "MLFLOW_TRACKING_URI, or leave --tracker mlflow out"
+            ) from None  # its own text may hold the credentials of the address
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
@@ -302,7 +304,7 @@ SCHEMAS: Mapping[Kind, pa.Schema] = {
 class RunLog:
     """The curves of one run; goes on from those of an earlier call up to ``first_step``.
 
-    A tracker that fails once it has started is left out from then on, which ``say`` is told: a training outlives it.
+    A tracker that fails after its start gets no more rows, and the training goes on; ``say`` gets the message.
 
     Args:
         config: what the trackers show of the run.
@@ -339,7 +341,8 @@ class RunLog:
             except Exception as error:  # noqa: BLE001 whatever a tracker raises, the training goes on
                 del self._trackers[name]
                 self._say(
-                    f"train {self._kind}: {name} failed and gets no more rows of this run ({error!r}); "
+                    f"train {self._kind}: {name} failed and gets no more rows of this run "
+                    f"({without_secrets(repr(error))}); "
                     f"{self._out / CURVES} has all of them"
                 )
 
@@ -351,9 +354,7 @@ class RunLog:
         """
         self._rows.append(row)
         if time.monotonic() - self._written_at > _LIVE_S:
-            with suppress(
-                OSError
-            ):  # for people to look at: a full disk ends the training at the next checkpoint
+            with suppress(OSError):  # a full disk ends the training at the next checkpoint, not here
                 write_curves(self._rows, self._out / CURVES, SCHEMAS[self._kind])
             self._written_at = time.monotonic()
         step = row["step"]
