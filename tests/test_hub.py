@@ -18,6 +18,7 @@ import yaml
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 import deltacache
+from deltacache import chain
 from deltacache.descriptions import describe_output
 from deltacache.models.backbone import load_backbone
 from deltacache.models.checkpoints import save_model
@@ -29,7 +30,7 @@ from deltacache.pipeline.datasets.verification import verify_dataset
 from deltacache.pipeline.jobs.pca_fit import fit_pca
 from deltacache.pipeline.storage.files import crc32c_of_npy
 from deltacache.publishing import packed
-from deltacache.schemas.configs import load_config
+from deltacache.schemas.configs import PRESETS, load_config
 from deltacache.schemas.datasets import DatasetCard, SamplingSettings
 from deltacache.schemas.errors import CheckpointError, DatasetError, DeltacacheError
 from deltacache.schemas.hub import dataset_place, model_path, origin_of, output_place, parsed
@@ -221,6 +222,33 @@ def test_names_in_yaml(hub: Hub, made: dict[str, Path], tmp_path: Path) -> None:
     card = deltacache.open_dataset(made["features"]).card
     same = [card.model_copy(update={"backbone": each}).fingerprint for each in (here, there)]
     assert same[0] == same[1]
+
+
+def test_a_chain_asks_the_hub_when_it_runs_and_not_when_its_file_is_read(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").write_bytes(b"a video")
+    commit = hub.put_folder("lab/videos", tmp_path / "videos", "datasets")
+    content = yaml.safe_load((PRESETS / "released" / "chain.yaml").read_text())
+    for name in ("train_videos", "test_videos"):
+        content[name]["source"] = "lab/videos"
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
+    with monkeypatch.context() as patch:
+        use_hub(replace(hub, url="http://127.0.0.1:9"), tmp_path / "empty", patch)
+        config = load_config(tmp_path / "chain.yaml", chain.ChainConfig)
+    assert config.train_videos.source == "lab/videos"
+    asked: list[str] = []
+
+    def seen(settings: ExtractionSettings, *_: Any) -> None:
+        asked.append(settings.source)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "extract_features", seen)
+    with pytest.raises(KeyboardInterrupt):
+        chain.run_chain(config, tmp_path / "out", SilentReporter())
+    assert (Path(asked[0]) / "a.mp4").read_bytes() == b"a video"
+    assert commit in asked[0]
 
 
 def test_a_path_that_exists_wins(hub: Hub, made: dict[str, Path], tmp_path: Path) -> None:

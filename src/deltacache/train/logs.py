@@ -24,7 +24,6 @@ from deltacache.pipeline.storage.files import replacing
 from deltacache.schemas.configs import TrainingConfig
 from deltacache.schemas.datasets import fingerprint_of
 from deltacache.schemas.errors import DatasetError, DeltacacheError
-from deltacache.schemas.secrets import without_secrets
 from deltacache.schemas.tables import HEAD_CURVES_SCHEMA, TOKENIZER_CURVES_SCHEMA, WORLD_CURVES_SCHEMA
 from deltacache.train.checkpoints import (
     TrainedModel,
@@ -256,8 +255,7 @@ class MlflowTracker:
                 self._client.log_batch(self._run, params=params)
         except MlflowException as error:
             raise DeltacacheError(
-                f"MLflow does not start at {without_secrets(uri)} ({without_secrets(str(error))}): check "
-                "MLFLOW_TRACKING_URI, or leave --tracker mlflow out"
+                f"MLflow does not start at {uri} ({error}): check MLFLOW_TRACKING_URI, or leave --tracker mlflow out"
             ) from None  # its own text may hold the credentials of the address
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -341,8 +339,7 @@ class RunLog:
             except Exception as error:  # noqa: BLE001 whatever a tracker raises, the training goes on
                 del self._trackers[name]
                 self._say(
-                    f"train {self._kind}: {name} failed and gets no more rows of this run "
-                    f"({without_secrets(repr(error))}); "
+                    f"train {self._kind}: {name} failed and gets no more rows of this run ({error!r}); "
                     f"{self._out / CURVES} has all of them"
                 )
 
